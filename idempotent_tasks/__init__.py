@@ -1,0 +1,58 @@
+"""Celery tasks that take effect once: a claim in DynamoDB before the body, the stored result on redelivery.
+
+The limit: a body that dies after its side effect and before its commit runs again.
+"""
+
+from idempotent_tasks import hooks as _hooks
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    CrashLoopError,
+    DuplicateError,
+    IdempotencyError,
+    InProgressError,
+    KeyEncodingError,
+    MissingKeyError,
+    PayloadMismatchError,
+    RecordCorruptError,
+    RecordExistsError,
+    RecordNotFoundError,
+    ResultEncodingError,
+    ResultUnavailableError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.records import Record, Status
+from idempotent_tasks.stores import Store
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.memory import MemoryStore
+from idempotent_tasks.task import IdempotentTask
+
+__all__ = [
+    "ConfigurationError",
+    "CrashLoopError",
+    "DuplicateError",
+    "DynamoDBStore",
+    "Idempotency",
+    "IdempotencyError",
+    "IdempotentTask",
+    "InProgressError",
+    "KeyEncodingError",
+    "MemoryStore",
+    "MissingKeyError",
+    "PayloadMismatchError",
+    "Record",
+    "RecordCorruptError",
+    "RecordExistsError",
+    "RecordNotFoundError",
+    "ResultEncodingError",
+    "ResultUnavailableError",
+    "Status",
+    "Store",
+    "StoreError",
+    "StoreMisconfiguredError",
+    "StoreUnavailableError",
+]
+
+del _hooks

@@ -1,0 +1,50 @@
+"""The entry point of ``python -m idempotent_tasks``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from idempotent_tasks.demo.plan import FEWEST_PAYMENTS, MOST_PAYMENTS
+
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@click.group()
+@click.version_option(package_name="idempotent-tasks")
+def main() -> None:
+    """Celery tasks with one result for each key."""
+
+
+@main.command()
+@click.option(
+    "--payments",
+    type=click.IntRange(FEWEST_PAYMENTS, MOST_PAYMENTS),
+    default=40,
+    show_default=True,
+    help="How many payments are wanted.",
+)
+@click.option("--seed", type=int, default=17, show_default=True, help="Draws the payments, duplicates and kills.")
+@click.option("--svg", type=_FILE, metavar="FILE", help="Write the timeline of deliveries and runs as a picture.")
+@click.option("--json", type=_FILE, metavar="FILE", help="Write the figures.")
+@click.option(
+    "--live/--no-live", default=None, help="Draw a live display, or print lines.  [default: live on a terminal]"
+)
+def demo(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: bool | None) -> None:
+    """Kill workers while they charge payments: first with a plain task, then with IdempotentTask.
+
+    Brings its own broker and store, and ends everything that it started.  Exits with 1 if IdempotentTask charged
+    a payment twice or lost one, and with 2 if the demo could not be played.
+    """
+    try:
+        from idempotent_tasks.demo.command import run  # noqa: PLC0415 - needs the optional extra
+    except ModuleNotFoundError as error:
+        remedy = "install the demo's parts with: pip install 'idempotent-tasks[demo]'"
+        raise click.ClickException(f"{error.name} is not installed; {remedy}") from error
+    if live is None:
+        live = sys.stdout.isatty()
+    sys.exit(0 if run(payments=payments, seed=seed, svg=svg, json=json, live=live) else 1)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m idempotent_tasks")

@@ -1,0 +1,101 @@
+"""The one source of time: epoch seconds, sleeping, and the offset to the store's own clock.
+
+Nothing else in the package reads a clock or sleeps, so a test moves time by passing another `Clock`.
+"""
+
+import time
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+
+__all__ = ["Clock", "ServerClock", "SystemClock"]
+
+#: An HTTP ``Date`` header names a whole second; the true time lies up to this many seconds after it.
+DATE_RESOLUTION_SECONDS = 1.0
+
+
+class Clock(Protocol):
+    """A source of time that can also wait."""
+
+    def now(self) -> float:
+        """Return the time in epoch seconds (UTC)."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Return after this many seconds."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> float:
+        """Return the machine's time in epoch seconds (UTC)."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread (or greenlet) for this many seconds."""
+        time.sleep(seconds)
+
+
+class ServerClock:
+    """A local clock corrected to the clock of the server whose answers it was shown.
+
+    Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
+    the intervals of successive answers are intersected.  The correction is the smallest one inside the bounds,
+    so a machine whose clock is right is never corrected at all.  An answer that contradicts the bounds means
+    that one of the clocks was set, and starts them anew.
+    """
+
+    def __init__(self, local: Clock) -> None:
+        self._local = local
+        self._bounds: tuple[float, float] | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether the server's time has been seen at all."""
+        return self._bounds is not None
+
+    @property
+    def offset_seconds(self) -> float:
+        """What is added to the local time, in seconds; 0.0 before the first answer."""
+        if self._bounds is None:
+            return 0.0
+        low, high = self._bounds
+        return min(max(0.0, low), high)
+
+    def now(self) -> float:
+        """Return the server's time in epoch seconds (UTC)."""
+        return self._local.now() + self.offset_seconds
+
+    def local_now(self) -> float:
+        """Return the uncorrected local time in epoch seconds (UTC)."""
+        return self._local.now()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait on the local clock for this many seconds."""
+        self._local.sleep(seconds)
+
+    def observe(self, date_header: str, sent_at: float) -> None:
+        """Take in one answer of the server.
+
+        Args:
+            date_header: the answer's HTTP ``Date`` (RFC 9110 section 5.6.7).
+            sent_at: what `local_now` returned before the request was sent.
+        """
+        server = _epoch_seconds(date_header)
+        if server is None:
+            return
+        low = server - self._local.now()
+        high = server + DATE_RESOLUTION_SECONDS - sent_at
+        if self._bounds is not None and max(low, self._bounds[0]) <= min(high, self._bounds[1]):
+            low, high = max(low, self._bounds[0]), min(high, self._bounds[1])
+        self._bounds = (low, high)
+
+
+def _epoch_seconds(date_header: str) -> float | None:
+    try:
+        parsed: datetime = parsedate_to_datetime(date_header)
+    except ValueError:
+        return None
+    return parsed.timestamp()

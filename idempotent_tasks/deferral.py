@@ -1,0 +1,69 @@
+"""Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
+
+import random
+from typing import Any, Final
+
+from idempotent_tasks.delivery import DEFERRALS_HEADER, Delivery
+
+__all__ = ["countdown_seconds", "publish_again"]
+
+#: Seconds: the first countdown, and the longest; each deferral doubles it.
+FIRST_COUNTDOWN: Final = 1.0
+LONGEST_COUNTDOWN: Final = 30.0
+#: Seconds that a countdown may reach past the expiry of the claim that it waits for.
+MARGIN: Final = 0.5
+
+
+def countdown_seconds(deferrals: int, claim_left: float | None, visibility_timeout: float | None) -> float:
+    """Return for how long to defer, in seconds.
+
+    Args:
+        deferrals: how often this message was deferred before.
+        claim_left: seconds until the claim in the way expires, or None where that is not known.
+        visibility_timeout: the broker's, in seconds, or None: a worker holds a message with a countdown
+            unacknowledged, and a broker with such a timeout would deliver it twice.
+    """
+    grown = min(FIRST_COUNTDOWN * 2 ** min(deferrals, 10), LONGEST_COUNTDOWN)
+    # Many duplicates of one key must not come back at one moment.
+    countdown = grown * random.uniform(0.75, 1.0)  # noqa: S311 - not a secret
+    if claim_left is not None:
+        countdown = min(countdown, max(claim_left, 0.0) + MARGIN)
+    if visibility_timeout is not None:
+        countdown = min(countdown, visibility_timeout / 2)
+    return countdown
+
+
+def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
+    """Publish the task's current message again, to run after ``countdown`` seconds.
+
+    Everything of the message stays: id, retries, arguments and how they are shown, chain, chord, callbacks, expiry,
+    time limits, priority, route.
+
+    Args:
+        task: the bound Celery task, whose ``request`` is the message.
+        delivery: the same message as this library read it.
+        countdown: seconds.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker does not take it.
+    """
+    request = task.request
+    signature = task.signature_from_request(
+        request,
+        countdown=countdown,
+        retries=request.retries,
+        argsrepr=request.get("argsrepr"),
+        kwargsrepr=request.get("kwargsrepr"),
+    )
+    headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
+    signature.set(headers=headers).apply_async(add_to_parent=False)
+
+
+def visibility_timeout(app: Any) -> float | None:
+    """Return the visibility timeout that the app sets for its broker, in seconds, or None.
+
+    The transports' defaults, 3,600 s (Redis) and 1,800 s (SQS), are far above the longest countdown.
+    """
+    options = app.conf.broker_transport_options or {}
+    timeout = options.get("visibility_timeout")
+    return float(timeout) if timeout else None

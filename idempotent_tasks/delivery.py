@@ -1,0 +1,59 @@
+"""One Celery request, read once, as a frozen value.
+
+Nothing else reads the request's bag of attributes; nothing here imports Celery.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["DEFERRALS_HEADER", "HARD_LIMIT_ENTRY", "KEY_HEADER", "PRIVATE_HEADERS", "Delivery", "read_delivery"]
+
+#: Message header with the caller's explicit key.
+KEY_HEADER: Final = "idempotency_key"
+#: Message header that counts how often this message was deferred.
+DEFERRALS_HEADER: Final = "idempotency_deferrals"
+#: Entry of the request dict, set by the worker's parent process: the enforced hard time limit in seconds, or None.
+HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
+#: What must not travel on when a message is sent again for another reason than deferral.
+PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """One delivery of one message to one worker."""
+
+    task: str
+    task_id: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    #: The key that the caller gave to this call, unchecked.
+    explicit_key: object = None
+    #: How often this message was deferred before.
+    deferrals: int = 0
+    #: After how many seconds the worker kills the body for certain, or None where nothing does.
+    hard_limit_seconds: float | None = None
+    #: The worker's node name.
+    worker: str = ""
+    #: Whether the task runs inside the caller's process, where no message can be sent again.
+    eager: bool = False
+
+
+def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Delivery:
+    """Read a Celery request (``celery.app.task.Context``).
+
+    Custom headers are attributes of a worker's request, but only in ``request.headers`` of an eager one.
+    """
+    headers = request.headers or {}
+    deferrals = headers.get(DEFERRALS_HEADER)
+    return Delivery(
+        task=task,
+        task_id=request.id,
+        args=args,
+        kwargs=kwargs,
+        explicit_key=headers.get(KEY_HEADER),
+        deferrals=deferrals if isinstance(deferrals, int) else 0,
+        hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
+        worker=request.hostname or "",
+        eager=bool(request.is_eager),
+    )

@@ -1,0 +1,146 @@
+"""Every error of the library, all under one root.
+
+The tree::
+
+    IdempotencyError
+    ├── ConfigurationError          an option, a URL or a setting is wrong
+    ├── MissingKeyError             the key (or validated) expression selected nothing
+    ├── KeyEncodingError            the selected value has no canonical form
+    ├── PayloadMismatchError        one key, two different payloads
+    ├── InProgressError             another delivery holds the key (on_busy="raise")
+    ├── CrashLoopError              the body killed its worker too many times
+    ├── ResultEncodingError         the body succeeded, its result cannot be stored
+    ├── ResultUnavailableError      a replay whose result was never stored
+    ├── DuplicateError              refused when published (at_publish="raise")
+    └── StoreError                  the store could not answer
+        ├── StoreUnavailableError   for now: network, throttling, a 5xx
+        ├── StoreMisconfiguredError until somebody acts: table, schema, permission, clock
+        ├── RecordCorruptError      an item that is not one of ours
+        ├── RecordNotFoundError     no item has this key
+        └── RecordExistsError       an item has this key already
+
+An error names the task and the key, never an argument or a result.  All its state is in ``args``, because
+pickle and Celery's JSON result backends both rebuild an exception as ``type(*args)``
+(``celery.backends.base.Backend.exception_to_python``).
+"""
+
+from inspect import cleandoc
+
+__all__ = [
+    "ConfigurationError",
+    "CrashLoopError",
+    "DuplicateError",
+    "IdempotencyError",
+    "InProgressError",
+    "KeyEncodingError",
+    "MissingKeyError",
+    "PayloadMismatchError",
+    "RecordCorruptError",
+    "RecordExistsError",
+    "RecordNotFoundError",
+    "ResultEncodingError",
+    "ResultUnavailableError",
+    "StoreError",
+    "StoreMisconfiguredError",
+    "StoreUnavailableError",
+]
+
+
+class IdempotencyError(Exception):
+    """Something went wrong in idempotent_tasks.
+
+    Attributes:
+        message: what happened and what to do about it; the class's first docstring line by default.
+        task: the Celery task's name, where there is one.
+        key: the record's key, where there is one.
+    """
+
+    def __init__(self, message: str = "", task: str | None = None, key: str | None = None, *more: object) -> None:
+        self.message = message or cleandoc(type(self).__doc__ or "").partition("\n")[0]
+        self.task = task
+        self.key = key
+        super().__init__(self.message, task, key, *more)
+
+    def __str__(self) -> str:
+        where = [f"{name} {value!r}" for name, value in (("task", self.task), ("key", self.key)) if value]
+        return f"{self.message} [{', '.join(where)}]" if where else self.message
+
+
+class ConfigurationError(IdempotencyError):
+    """An option, a store URL or a setting is wrong."""
+
+
+class MissingKeyError(IdempotencyError):
+    """The key expression selected nothing in the arguments."""
+
+
+class KeyEncodingError(IdempotencyError):
+    """The selected key has no canonical form."""
+
+
+class PayloadMismatchError(IdempotencyError):
+    """The key was used before with a different payload."""
+
+
+class InProgressError(IdempotencyError):
+    """Another delivery with this key is running.
+
+    Attributes:
+        until: when its claim expires at the latest, in epoch seconds by the store's clock.
+    """
+
+    def __init__(
+        self, message: str = "", task: str | None = None, key: str | None = None, until: float | None = None
+    ) -> None:
+        super().__init__(message, task, key, until)
+        self.until = until
+
+
+class CrashLoopError(IdempotencyError):
+    """The body ended its worker process too many times in a row."""
+
+
+class ResultEncodingError(IdempotencyError):
+    """The body succeeded, but its result cannot be stored for replay."""
+
+
+class ResultUnavailableError(IdempotencyError):
+    """The task already ran; its result was not stored and cannot be replayed."""
+
+
+class DuplicateError(IdempotencyError):
+    """A task with this key is already published, running or done.
+
+    Attributes:
+        task_id: the id of the task that has the key.
+    """
+
+    def __init__(
+        self, message: str = "", task: str | None = None, key: str | None = None, task_id: str | None = None
+    ) -> None:
+        super().__init__(message, task, key, task_id)
+        self.task_id = task_id
+
+
+class StoreError(IdempotencyError):
+    """The idempotency store could not answer."""
+
+
+class StoreUnavailableError(StoreError):
+    """The idempotency store cannot be reached for now."""
+
+
+class StoreMisconfiguredError(StoreError):
+    """The idempotency store refuses until its configuration is mended."""
+
+
+class RecordCorruptError(StoreError):
+    """The stored item is not an idempotency record."""
+
+
+class RecordNotFoundError(StoreError):
+    """No record has this key."""
+
+
+class RecordExistsError(StoreError):
+    """A record with this key exists already."""

@@ -1,0 +1,172 @@
+"""What happened to a delivery, as frozen events, and who is told: observers that can never change an outcome."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Final
+
+__all__ = [
+    "Claimed",
+    "Committed",
+    "CrashLooped",
+    "Deferred",
+    "Event",
+    "Lost",
+    "Mismatched",
+    "Observer",
+    "Observers",
+    "Released",
+    "Renewed",
+    "Replayed",
+    "Superseded",
+    "Unrecorded",
+    "log_event",
+]
+
+logger = logging.getLogger("idempotent_tasks")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened to one delivery of one key."""
+
+    #: The severity under which `log_event` logs it.
+    level: ClassVar[int] = logging.INFO
+
+    #: The Celery task's name and this delivery's task id.
+    task: str
+    task_id: str
+    #: The record's key; a digest of the arguments, never the arguments.
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed(Event):
+    """The key was claimed; the body starts."""
+
+    level = logging.DEBUG
+    fence: int
+    #: 1 for a first try; each crash since the last clean end adds 1.
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Committed(Event):
+    """The body's outcome was stored; it is the key's outcome."""
+
+    level = logging.DEBUG
+    fence: int
+    #: Whether a later delivery can have the result.
+    replayable: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Released(Event):
+    """The body did not finish; the key is free for the next delivery."""
+
+    #: The exception's type, for example ``Retry``.
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed(Event):
+    """The stored outcome was returned; the body did not run."""
+
+    #: The task id whose run gave the outcome, where the record names it.
+    holder_task_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deferred(Event):
+    """The message was published again for later; the body did not run."""
+
+    #: Seconds until the copy runs.
+    countdown_seconds: float
+    #: ``busy``, or the type of the store's error.
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Superseded(Event):
+    """The body ran, but another delivery claimed the key meanwhile; its outcome counts and this one was dropped."""
+
+    level = logging.WARNING
+    fence: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unrecorded(Event):
+    """The body finished, but the store took no outcome: another delivery may run the body again."""
+
+    level = logging.ERROR
+    #: The type of the store's error.
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mismatched(Event):
+    """The key was used with a different payload; the delivery failed."""
+
+    level = logging.WARNING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrashLooped(Event):
+    """The body crashed its worker too often; the delivery failed."""
+
+    level = logging.ERROR
+    #: How many runs in a row ended without commit or release.
+    crashes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Renewed(Event):
+    """The claim of a running body was prolonged."""
+
+    level = logging.DEBUG
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost(Event):
+    """The claim of a running body is gone: another delivery may run the body at the same time."""
+
+    level = logging.ERROR
+
+
+Observer = Callable[[Event], None]
+
+_EVENT_FIELDS: Final = ("task", "task_id", "key")
+
+
+def log_event(event: Event) -> None:
+    """Log an event on the logger ``idempotent_tasks``, its fields as ``idempotency_*`` in the record's ``extra``."""
+    if not logger.isEnabledFor(event.level):
+        return
+    name = type(event).__name__
+    details = {field.name: getattr(event, field.name) for field in fields(event) if field.name not in _EVENT_FIELDS}
+    extra = {f"idempotency_{field.name}": getattr(event, field.name) for field in fields(event)}
+    logger.log(
+        event.level,
+        "%s %s[%s] key %s%s",
+        name.lower(),
+        event.task,
+        event.task_id,
+        event.key,
+        "".join(f" {name}={value}" for name, value in details.items()),
+        extra={"idempotency_event": name, **extra},
+    )
+
+
+class Observers:
+    """Tells each observer of each event; a failing one is logged and changes nothing."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                logger.exception("idempotency observer %r failed on %s", observer, type(event).__name__)

@@ -1,0 +1,288 @@
+"""The heart: claim the key, run the body, commit its outcome; or replay, or say who holds the key.
+
+No Celery and no DynamoDB here.  What a verdict means for the message is `idempotent_tasks.task`'s business.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from idempotent_tasks import events
+from idempotent_tasks.codec import NONE, decode_result, encode_result, unreplayable
+from idempotent_tasks.errors import (
+    CrashLoopError,
+    PayloadMismatchError,
+    RecordExistsError,
+    ResultEncodingError,
+    StoreError,
+)
+from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.records import (
+    Busy,
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Committed,
+    Finished,
+    Granted,
+    Mismatch,
+    Outcome,
+    Record,
+    Status,
+    Superseded,
+    Vanished,
+)
+from idempotent_tasks.retries import persistently
+from idempotent_tasks.stores import Store
+
+__all__ = ["ActiveRun", "Guard", "Interrupted", "Replayed", "Returned", "Unclaimed", "Verdict"]
+
+T = TypeVar("T")
+
+#: Seconds for which a claim, and a release, is tried again while the store is unavailable.
+STORE_PATIENCE: Final = 5.0
+#: Seconds between two looks at a busy key under ``on_busy="wait"``.
+WAIT_PAUSE: Final = 0.5
+
+
+class ActiveRun:
+    """A body that runs under a claim; ``self.idempotency`` inside it."""
+
+    def __init__(self, claim: Claim, release: Callable[[Claim, str], None]) -> None:
+        self.claim = claim
+        self.handed_over = False
+        #: Whether the claim is known to be gone: another delivery may be running the body too.
+        self.lost = False
+        self._release = release
+
+    @property
+    def key(self) -> str:
+        """The record's key: pass it downstream, so that a repeated effect is recognised there."""
+        return self.claim.key
+
+    @property
+    def fence(self) -> int:
+        """The claim's fence: a later run of the key has a larger one."""
+        return self.claim.fence
+
+    @property
+    def attempt(self) -> int:
+        """1 for a first try; each run that crashed since the last clean end adds 1."""
+        return self.claim.attempt
+
+    def hand_over(self, reason: str) -> None:
+        """Free the key now, because a message that will claim it is about to be published."""
+        if not self.handed_over:
+            self.handed_over = True
+            self._release(self.claim, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The body ran and returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The key had its outcome already."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """The store could not answer the claim; the body did not run."""
+
+    error: StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The time for this delivery ran out before its body started."""
+
+    error: BaseException
+
+
+Verdict = Returned | Replayed | Busy | Unclaimed | Interrupted
+
+Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Runs bodies under claims, for one policy and one store."""
+
+    store: Store
+    policy: Idempotency
+    observe: Callable[[events.Event], None]
+    #: Keeps a claim alive while its body runs.
+    keeping: Keeping
+    #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
+    interrupts: tuple[type[BaseException], ...] = ()
+
+    def run(self, request: ClaimRequest, body: Callable[[ActiveRun], Any]) -> Verdict:
+        """Run the body if its key can be claimed, and return what became of the delivery.
+
+        Args:
+            request: the claim to ask for.
+            body: the task's body; everything that it raises is passed on after the key was released.
+
+        Raises:
+            PayloadMismatchError: the key was used with another payload.
+            CrashLoopError: the body crashed ``max_crashes`` times in a row.
+            ResultEncodingError: the body succeeded, its result cannot be stored.
+            ResultUnavailableError: the key has an outcome without a readable result.
+        """
+        try:
+            answer = self._claim(request)
+        except StoreError as error:
+            return Unclaimed(error)
+        except self.interrupts as error:
+            self._release(_unseen(request), type(error).__name__)
+            return Interrupted(error)
+        match answer:
+            case Granted(claim):
+                return self._run_claimed(claim, body)
+            case Finished(record):
+                return self._replay(request, record)
+            case Mismatch():
+                self._tell(events.Mismatched, request)
+                raise PayloadMismatchError(task=request.task, key=request.key)
+            case Busy():
+                return answer
+
+    def _claim(self, request: ClaimRequest) -> ClaimAnswer:
+        clock = self.store.clock
+        patience = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
+        give_up_at = clock.now() + patience
+        while True:
+            answer = persistently(lambda: self.store.claim(request), clock=clock, until=clock.now() + STORE_PATIENCE)
+            left = give_up_at - clock.now()
+            if not isinstance(answer, Busy) or left <= 0:
+                return answer
+            clock.sleep(min(WAIT_PAUSE, left))
+
+    def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
+        self._refuse_crash_loop(claim)
+        run = ActiveRun(claim, self._release)
+        self._tell(events.Claimed, claim.request, fence=claim.fence, attempt=claim.attempt)
+        values: list[Any] = []
+        try:
+            with self.keeping(run):
+                values.append(body(run))
+        except BaseException as error:
+            # An interrupt after the body's return comes too late to mean anything.
+            if not values or not isinstance(error, self.interrupts):
+                run.hand_over(type(error).__name__)
+                raise
+        if run.handed_over:
+            return Returned(values[0])
+        return self._despite_interrupts(lambda: self._finish(run.claim, values[0]))
+
+    def _refuse_crash_loop(self, claim: Claim) -> None:
+        crashes = claim.attempt - 1
+        if crashes < self.policy.max_crashes:
+            return
+        self._tell(events.CrashLooped, claim.request, crashes=crashes)
+        self._release(claim, CrashLoopError.__name__)
+        msg = (
+            f"the body ended its process {crashes} times in a row without finishing and is not tried again; "
+            "find out what kills the worker (memory? a hard time limit?), then publish the task anew"
+        )
+        raise CrashLoopError(msg, claim.request.task, claim.key)
+
+    def _finish(self, claim: Claim, value: Any) -> Verdict:
+        try:
+            outcome = encode_result(value, self.store.max_data_bytes)
+        except ResultEncodingError as error:
+            verdict = self._commit(claim, unreplayable(error.message), value)
+            if isinstance(verdict, Returned):
+                raise ResultEncodingError(error.message, claim.request.task, claim.key) from None
+            return verdict
+        return self._commit(claim, outcome, value)
+
+    def _commit(self, claim: Claim, outcome: Outcome, value: Any) -> Verdict:
+        try:
+            answer = persistently(
+                lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=claim.expires_at
+            )
+        except StoreError as error:
+            self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
+            return Returned(value)
+        if isinstance(answer, Superseded):
+            self._tell(events.Superseded, claim.request, fence=claim.fence)
+            return self._yield_to(claim, answer.record)
+        self._tell(events.Committed, claim.request, fence=claim.fence, replayable=outcome.codec != NONE)
+        return Returned(value)
+
+    def _store_outcome(self, claim: Claim, outcome: Outcome) -> CommitAnswer:
+        retention = claim.request.retention_seconds
+        answer = self.store.commit(claim, outcome, retention)
+        if not isinstance(answer, Vanished):
+            return answer
+        try:
+            self.store.restore(_whole_record(claim, outcome, self.store.clock.now()))
+        except RecordExistsError:
+            return self.store.commit(claim, outcome, retention)
+        return Committed()
+
+    def _yield_to(self, claim: Claim, record: Record) -> Verdict:
+        if record.status is Status.INPROGRESS:
+            return Busy(record.held_until, record)
+        return self._replay(claim.request, record)
+
+    def _replay(self, request: ClaimRequest, record: Record) -> Replayed:
+        value = decode_result(record)
+        self._tell(events.Replayed, request, holder_task_id=record.task_id)
+        return Replayed(value)
+
+    def _release(self, claim: Claim, reason: str) -> None:
+        """Free the key as well as the store allows; where it does not, the claim expires by itself."""
+        self._despite_interrupts(lambda: self._release_once(claim, reason))
+
+    def _despite_interrupts(self, step: Callable[[], T]) -> T:
+        """Take a step that is safe to repeat, and take it again if an interrupt, which comes once, cuts it short."""
+        try:
+            return step()
+        except self.interrupts:
+            return step()
+
+    def _release_once(self, claim: Claim, reason: str) -> None:
+        clock = self.store.clock
+        try:
+            persistently(lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE)
+        except StoreError as error:
+            reason = f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"
+        self._tell(events.Released, claim.request, reason=reason)
+
+    def _tell(self, kind: Callable[..., events.Event], request: ClaimRequest, **details: Any) -> None:
+        self.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))
+
+
+def _unseen(request: ClaimRequest) -> Claim:
+    """Return the claim that a request may have been granted without our seeing the answer."""
+    return Claim(request=request, fence=0, attempt=0, in_progress_expiration=0)
+
+
+def _whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:
+    request = claim.request
+    return Record(
+        key=claim.key,
+        status=outcome.status,
+        expiration=int(now + request.retention_seconds) + 1,
+        in_progress_expiration=claim.in_progress_expiration,
+        data=outcome.data,
+        validation=request.validation,
+        owner=claim.owner,
+        fence=claim.fence,
+        task=request.task,
+        task_id=request.task_id,
+        worker=request.worker,
+        completed_at=int(now * 1000),
+        codec=outcome.codec,
+        error=outcome.error,
+    )

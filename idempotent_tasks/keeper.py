@@ -1,0 +1,149 @@
+"""How long a claim lives, and the keeper that renews the claims of this process while their bodies run.
+
+The keeper lives in the process that runs the body: it dies with it, and knows of a loss at once.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from idempotent_tasks import events
+from idempotent_tasks.errors import StoreError
+from idempotent_tasks.guard import ActiveRun
+from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.records import Lost
+from idempotent_tasks.stores import Store
+
+__all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
+
+#: How long a claim lives between renewals where nothing limits the body's time and no ``lease`` was asked for.
+DEFAULT_LEASE_SECONDS: Final = 60.0
+#: A claim is renewed when this part of its lease has passed, so that two renewals may fail.
+RENEW_AFTER: Final = 1 / 3
+#: After a failed renewal, the part of the lease until the next try.
+RETRY_AFTER: Final = 1 / 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """How long one claim lives."""
+
+    #: Seconds from the claim, or from a renewal, to its expiry.
+    lease_seconds: float
+    #: Whether it is renewed while the body runs.
+    renewed: bool
+    #: Seconds from the claim after which it is not prolonged any more, because the body is dead by then.
+    longest_seconds: float | None
+
+
+def term_of(policy: Idempotency, hard_limit_seconds: float | None) -> Term:
+    """Return the term of a claim under a policy and an enforced hard time limit, in seconds.
+
+    With an enforced limit the claim simply outlives it by the policy's grace.  A ``lease``, or a body whose time
+    nothing limits, needs renewal.
+    """
+    longest = None if hard_limit_seconds is None else hard_limit_seconds + seconds(policy.grace)
+    if policy.lease is None and longest is not None:
+        return Term(lease_seconds=longest, renewed=False, longest_seconds=longest)
+    lease = DEFAULT_LEASE_SECONDS if policy.lease is None else seconds(policy.lease)
+    if longest is not None and longest <= lease:
+        return Term(lease_seconds=longest, renewed=False, longest_seconds=longest)
+    return Term(lease_seconds=lease, renewed=True, longest_seconds=longest)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Kept:
+    run: ActiveRun
+    store: Store
+    term: Term
+    observe: Callable[[events.Event], None]
+    #: Epoch seconds by the store's clock.
+    due: float
+    #: Epoch seconds after which the claim is not prolonged, or None.
+    last: float | None
+    done: bool = False
+    renewing: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Keeper:
+    """Renews claims from one thread (or greenlet) a process, started when the first claim needs it."""
+
+    def __init__(self) -> None:
+        self._reset(0)
+
+    @contextmanager
+    def keep(
+        self, run: ActiveRun, store: Store, term: Term, observe: Callable[[events.Event], None]
+    ) -> Iterator[None]:
+        """Renew the run's claim until the block ends; then no renewal is under way any more."""
+        now = store.clock.now()
+        kept = _Kept(
+            run=run,
+            store=store,
+            term=term,
+            observe=observe,
+            due=now + term.lease_seconds * RENEW_AFTER,
+            last=None if term.longest_seconds is None else now + term.longest_seconds,
+        )
+        self._add(kept)
+        try:
+            yield
+        finally:
+            kept.done = True
+            # A renewal that lands after the release would hold the key again.
+            with kept.renewing:
+                self._kept.discard(kept)
+
+    def renew_due(self) -> float | None:
+        """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
+        pauses: list[float] = []
+        for kept in list(self._kept):
+            if kept.due <= kept.store.clock.now():
+                with kept.renewing:
+                    self._renew(kept)
+            if not kept.done:
+                pauses.append(max(kept.due - kept.store.clock.now(), 0.0))
+        return min(pauses, default=None)
+
+    def _renew(self, kept: _Kept) -> None:
+        if kept.done:
+            return
+        clock, term, claim = kept.store.clock, kept.term, kept.run.claim
+        lease = term.lease_seconds if kept.last is None else min(term.lease_seconds, kept.last - clock.now())
+        if lease <= 0:
+            kept.done = True
+            return
+        try:
+            answer = kept.store.renew(claim, lease, claim.request.retention_seconds)
+        except StoreError:
+            kept.due = clock.now() + term.lease_seconds * RETRY_AFTER
+            return
+        named = {"task": claim.request.task, "task_id": claim.request.task_id, "key": claim.key}
+        if isinstance(answer, Lost):
+            kept.done = kept.run.lost = True
+            kept.observe(events.Lost(**named))
+        else:
+            kept.run.claim = answer.claim
+            kept.due = clock.now() + term.lease_seconds * RENEW_AFTER
+            kept.observe(events.Renewed(**named))
+
+    def _add(self, kept: _Kept) -> None:
+        if self._pid != os.getpid():
+            self._reset(os.getpid())
+            threading.Thread(target=self._work, name="idempotency-keeper", daemon=True).start()
+        self._kept.add(kept)
+        self._changed.set()
+
+    def _reset(self, pid: int) -> None:
+        """Forget what a parent process had: its thread does not exist in a forked child."""
+        self._pid = pid
+        self._kept: set[_Kept] = set()
+        self._changed = threading.Event()
+
+    def _work(self) -> None:
+        while True:
+            self._changed.clear()
+            self._changed.wait(self.renew_due())

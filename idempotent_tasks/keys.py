@@ -1,0 +1,179 @@
+"""From a delivery to the record's key and the payload's digest: canonical, typed, pure."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+from jmespath.visitor import TreeInterpreter
+
+from idempotent_tasks.canonical import UncanonicalError, canonical, fields_of
+from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
+
+__all__ = ["KeySource", "Selector", "check_explicit_key", "check_prefix", "payload_digest", "record_key"]
+
+#: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
+KeySource = str | Callable[..., Any] | None
+
+#: Longer keys are payloads by mistake; Stripe's limit for the same reason (https://docs.stripe.com/api/idempotent_requests).
+MAX_EXPLICIT_KEY_CHARACTERS: Final = 255
+#: With the digest it stays below DynamoDB's 1,024 bytes of a sort key.
+MAX_PREFIX_BYTES: Final = 512
+#: Part of what is digested, so that another canonical form would never be taken for this one.
+FORM_VERSION: Final = b"1:"
+
+
+class _Interpreter(TreeInterpreter):
+    """JMESPath that also looks into dataclasses and pydantic models, without copying them into dictionaries."""
+
+    def visit_field(self, node: dict[str, Any], value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return value.get(node["value"])
+        fields = fields_of(value)
+        return None if fields is None else fields.get(node["value"])
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A key source made ready: an expression compiled once, or a callable."""
+
+    #: The option's name and the source, for messages.
+    option: str
+    text: str
+    _parsed: Any = None
+    _call: Callable[..., Any] | None = None
+
+    @classmethod
+    def of(cls, option: str, source: str | Callable[..., Any]) -> "Selector":
+        """Compile a key source.
+
+        Raises:
+            ConfigurationError: the expression does not parse, or the source is neither text nor callable.
+        """
+        if callable(source):
+            return cls(option, getattr(source, "__qualname__", repr(source)), _call=source)
+        if not isinstance(source, str):
+            raise ConfigurationError(f"{option}={source!r} is neither a JMESPath expression nor a callable")
+        try:
+            parsed = jmespath.compile(source).parsed
+        except JMESPathError as error:
+            raise ConfigurationError(f"{option}={source!r} is not a JMESPath expression: {error}") from error
+        return cls(option, source, _parsed=parsed)
+
+    def select(self, delivery: Delivery, signature: inspect.Signature) -> Any:
+        """Return what the source selects from a delivery's arguments.
+
+        Raises:
+            MissingKeyError: it selects nothing.
+            KeyEncodingError: it cannot be applied to these arguments.
+            TypeError: the arguments do not fit the task's signature, as calling the body would say.
+        """
+        if self._call is not None:
+            value = self._call(*delivery.args, **delivery.kwargs)
+        else:
+            value = self._search(delivery, _bound(signature, delivery))
+        if _is_missing(value):
+            msg = (
+                f"{self.option}={self.text!r} selects nothing in the arguments {sorted(signature.parameters)}; "
+                'mend the expression or the call, or set missing_key="run" to run such calls unguarded'
+            )
+            raise MissingKeyError(msg, delivery.task)
+        return value
+
+    def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
+        try:
+            return _Interpreter().visit(self._parsed, arguments)
+        except JMESPathError as error:
+            msg = f"{self.option}={self.text!r} cannot be applied to the arguments ({type(error).__name__})"
+            # JMESPath's own message quotes the arguments.
+            raise KeyEncodingError(msg, delivery.task) from None
+
+
+def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signature: inspect.Signature) -> str:
+    """Return the record's key, ``{prefix}#{task id or digest}``.
+
+    A key given with the call comes first, then the selector, then the task id.  Equal values give equal keys
+    whichever way they come.
+
+    Raises:
+        MissingKeyError: the explicit key is empty, or the selector selects nothing.
+        KeyEncodingError: the explicit key is not a plain short text, or the selected value has no canonical form.
+        TypeError: the arguments do not fit the task's signature.
+    """
+    if delivery.explicit_key is not None:
+        value: Any = check_explicit_key(delivery.explicit_key, delivery.task)
+    elif selector is not None:
+        value = selector.select(delivery, signature)
+    elif delivery.task_id.isprintable() and len(delivery.task_id) <= MAX_EXPLICIT_KEY_CHARACTERS:
+        return f"{prefix}#{delivery.task_id}"
+    else:
+        value = delivery.task_id
+    return f"{prefix}#{_digest(value, selector, delivery)}"
+
+
+def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:
+    """Return the digest of the validated part of the payload; raises as `record_key` does."""
+    return _digest(selector.select(delivery, signature), selector, delivery)
+
+
+def check_explicit_key(key: object, task: str) -> str:
+    """Return a key given with a call, if it is 1 to 255 printable characters of text.
+
+    Raises:
+        MissingKeyError: it is empty.
+        KeyEncodingError: it is something else.
+    """
+    remedy = "pass the identifier of what must happen once, such as an order number"
+    if not isinstance(key, str):
+        raise KeyEncodingError(f"idempotency_key is a {type(key).__name__}, not text; {remedy}", task)
+    if not key.strip():
+        raise MissingKeyError(f"idempotency_key is empty; {remedy}", task)
+    if len(key) > MAX_EXPLICIT_KEY_CHARACTERS:
+        limit = f"at most {MAX_EXPLICIT_KEY_CHARACTERS}"
+        raise KeyEncodingError(f"idempotency_key has {len(key)} characters, {limit} are allowed; {remedy}", task)
+    if not key.isprintable():
+        raise KeyEncodingError(f"idempotency_key has control or other unprintable characters; {remedy}", task)
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a key prefix, if it is printable text of at most 512 bytes.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(prefix, str) or not prefix.strip() or not prefix.isprintable():
+        raise ConfigurationError(f"prefix={prefix!r} is not printable text")
+    if len(prefix.encode()) > MAX_PREFIX_BYTES:
+        raise ConfigurationError(f"prefix={prefix[:40]!r}… is longer than {MAX_PREFIX_BYTES} bytes; set a shorter one")
+    return prefix
+
+
+def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:
+    bound = signature.bind(*delivery.args, **delivery.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping):
+        return all(_is_missing(each) for each in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(_is_missing(each) for each in value)
+    return value is None
+
+
+def _digest(value: Any, selector: Selector | None, delivery: Delivery) -> str:
+    try:
+        form = canonical(value)
+    except UncanonicalError as error:
+        source = f"{selector.option}={selector.text!r}" if selector else "idempotency_key"
+        msg = f"{source} selects {error}; select something that has one written form"
+        raise KeyEncodingError(msg, delivery.task) from None
+    return sha256(FORM_VERSION + form.encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""`Idempotency`: what one task asks of the library, checked when the task is declared."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, Final, Literal, Self, get_args
+
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.keys import KeySource, Selector, check_prefix
+
+__all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnStoreError", "seconds"]
+
+#: Seconds, or a ``timedelta``.
+Duration = int | float | timedelta
+OnBusy = Literal["defer", "wait", "raise", "skip"]
+OnStoreError = Literal["defer", "raise", "run"]
+MissingKey = Literal["raise", "run"]
+
+_CHOICES: Final[dict[str, Any]] = {"on_busy": OnBusy, "on_store_error": OnStoreError, "missing_key": MissingKey}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idempotency:
+    """How one task's deliveries are recognised, and what happens to duplicates.
+
+    A field that is not given comes from the app's setting ``idempotency_<field>``, else from the default here.
+
+    Args:
+        key: what makes two deliveries the same: a JMESPath expression over the arguments by name, a callable that
+            takes the arguments and returns the key, or None for the task id.
+        validate: a JMESPath expression or a callable for the part of the arguments that must not change between
+            deliveries of one key; a delivery that differs fails with `PayloadMismatchError`.
+        prefix: what keys of different tasks are kept apart by; the task's name by default.
+        expires: how long an outcome is kept and replayed, in seconds.
+        on_busy: what a delivery does whose key is running: ``defer`` publishes it again for later, ``wait`` waits
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it.
+        wait_timeout: how long ``wait`` waits, in seconds.
+        on_store_error: what a delivery does that cannot claim: ``defer``, ``raise`` the `StoreError`, or ``run``
+            the body unguarded.
+        missing_key: what a delivery does whose key selects nothing: ``raise`` `MissingKeyError`, or ``run``
+            the body unguarded.
+        lease: let a claim live this many seconds and renew it while the body runs, instead of holding it for the
+            whole time limit: a machine that vanishes is then recovered from after one lease.
+        grace: how long a claim outlives the task's hard time limit, in seconds.
+        max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
+
+    Raises:
+        ConfigurationError: an unknown field, or a value that a field does not take.
+    """
+
+    key: KeySource = None
+    validate: KeySource = None
+    prefix: str | None = None
+    expires: Duration = 3600
+    on_busy: OnBusy = "defer"
+    wait_timeout: Duration = 10
+    on_store_error: OnStoreError = "defer"
+    missing_key: MissingKey = "raise"
+    lease: Duration | None = None
+    grace: Duration = 5
+    max_crashes: int = 5
+
+    def __new__(cls, **given: Any) -> Self:
+        """Remember which fields were given, so that settings fill the others only."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"fields are {', '.join(known)}"
+                raise ConfigurationError(f"Idempotency has no field {name!r}; {hint}")
+        self = super().__new__(cls)
+        object.__setattr__(self, "_given", frozenset(given))
+        return self
+
+    def __post_init__(self) -> None:
+        """Check every value; selectors are compiled here, once."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
+        for name in ("expires", "wait_timeout", "grace"):
+            _check_seconds(name, getattr(self, name), positive=name == "expires")
+        if self.lease is not None:
+            _check_seconds("lease", self.lease, positive=True)
+        if not isinstance(self.max_crashes, int) or isinstance(self.max_crashes, bool) or self.max_crashes < 1:
+            raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
+        if self.prefix is not None:
+            check_prefix(self.prefix)
+        _ = (self.key_selector, self.validate_selector)
+
+    @cached_property
+    def key_selector(self) -> Selector | None:
+        """`key`, compiled."""
+        return None if self.key is None else Selector.of("key", self.key)
+
+    @cached_property
+    def validate_selector(self) -> Selector | None:
+        """`validate`, compiled."""
+        return None if self.validate is None else Selector.of("validate", self.validate)
+
+    @classmethod
+    def of(cls, value: "Idempotency | Mapping[str, Any] | None") -> "Idempotency":
+        """Return a policy from what a task declares: itself, its fields in a mapping, or nothing.
+
+        Raises:
+            ConfigurationError: it is something else, or names a field that does not exist.
+        """
+        if isinstance(value, Idempotency):
+            return value
+        if value is None:
+            return cls()
+        if isinstance(value, Mapping):
+            return cls(**value)
+        raise ConfigurationError(f"idempotency={value!r} is neither an Idempotency nor a mapping of its fields")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given explicitly."""
+        names: frozenset[str] = self.__dict__["_given"]
+        return {name: getattr(self, name) for name in names}
+
+    def over(self, defaults: Mapping[str, Any]) -> "Idempotency":
+        """Return this policy with the fields that it leaves open taken from ``defaults``."""
+        return Idempotency(**{**defaults, **self.given})
+
+
+def seconds(duration: Duration) -> float:
+    """Return a duration in seconds."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def _check_seconds(name: str, value: object, *, positive: bool) -> None:
+    valid = isinstance(value, int | float | timedelta) and not isinstance(value, bool)
+    if valid:
+        length = seconds(value)  # type: ignore[arg-type]
+        valid = math.isfinite(length) and (length > 0 if positive else length >= 0)
+    if not valid:
+        kind = "positive" if positive else "not negative"
+        raise ConfigurationError(f"{name}={value!r} is not a duration: seconds or a timedelta, {kind}")

@@ -1,0 +1,269 @@
+"""The record of one key, and the answers that a store gives about it.
+
+Pure values: nothing here knows Celery, DynamoDB or a clock.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil
+
+__all__ = [
+    "Busy",
+    "Claim",
+    "ClaimAnswer",
+    "ClaimRequest",
+    "CommitAnswer",
+    "Committed",
+    "Finished",
+    "Granted",
+    "Lost",
+    "Mismatch",
+    "Outcome",
+    "Record",
+    "Released",
+    "Renewed",
+    "Status",
+    "Superseded",
+    "Vanished",
+    "answer_refusal",
+    "claimable",
+    "expiration_seconds",
+]
+
+
+class Status(StrEnum):
+    """What a record says about its key."""
+
+    #: A delivery claimed the key and has not finished; or it released the key and nobody claimed it since.
+    INPROGRESS = "INPROGRESS"
+    #: The body returned; the outcome is the result.
+    COMPLETED = "COMPLETED"
+    #: The body raised an error that is the key's final outcome.
+    FAILED = "FAILED"
+    #: The record's retention has passed.  Computed when read, never stored.
+    EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClaimRequest:
+    """One delivery's wish to run the body of a key."""
+
+    #: The record's key, ``{prefix}#{digest or id}``.
+    key: str
+    #: Random token of this delivery; whoever holds it may renew, commit and release.
+    owner: str
+    #: How long the claim shall live without renewal, in seconds.
+    lease_seconds: float
+    #: How long the record shall be kept, in seconds; the store keeps it longer than the claim.
+    retention_seconds: float
+    #: Digest of the validated part of the payload.
+    validation: str | None = None
+    #: The Celery task's name, its id, and the worker's node name: for people.
+    task: str = ""
+    task_id: str = ""
+    worker: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A granted wish: the right to run the body until it expires."""
+
+    request: ClaimRequest
+    #: Grows with every claim of the key; later claims have larger fences.
+    fence: int
+    #: Claims in a row that ended without commit or release, this one included.
+    attempt: int
+    #: When the claim expires, in epoch milliseconds by the store's clock.
+    in_progress_expiration: int
+
+    @property
+    def key(self) -> str:
+        """The record's key."""
+        return self.request.key
+
+    @property
+    def owner(self) -> str:
+        """The token that proves the claim."""
+        return self.request.owner
+
+    @property
+    def expires_at(self) -> float:
+        """When the claim expires, in epoch seconds by the store's clock."""
+        return self.in_progress_expiration / 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a body left behind, ready to be stored."""
+
+    #: `Status.COMPLETED` or `Status.FAILED`.
+    status: Status
+    #: The name of the codec that wrote `data`.
+    codec: str
+    #: The encoded result; None where the result could not be stored.
+    data: str | bytes | None
+    #: Why there is no data, or the type of the stored failure.
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One item of the store, in the units of Powertools for AWS Lambda (Python)."""
+
+    key: str
+    status: Status
+    #: Epoch seconds; after it the record counts as absent.
+    expiration: int
+    #: Epoch milliseconds; 0 after a release; None where a foreign writer set none.
+    in_progress_expiration: int | None = None
+    data: str | bytes | None = None
+    validation: str | None = None
+    owner: str | None = None
+    fence: int = 0
+    attempt: int = 0
+    task: str | None = None
+    task_id: str | None = None
+    worker: str | None = None
+    #: Epoch milliseconds.
+    claimed_at: int | None = None
+    #: Epoch milliseconds.
+    completed_at: int | None = None
+    #: None where a foreign writer named none: its data is JSON.
+    codec: str | None = None
+    error: str | None = None
+
+    def status_at(self, now: float) -> Status:
+        """Return the status at a time in epoch seconds, `Status.EXPIRED` included."""
+        return Status.EXPIRED if self.expiration < int(now) else self.status
+
+    @property
+    def held_until(self) -> float:
+        """When the key can be claimed at the latest while in progress, in epoch seconds."""
+        if self.in_progress_expiration is None:
+            return float(self.expiration)
+        return min(self.in_progress_expiration / 1000, float(self.expiration))
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The body may run."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The key has an outcome already."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another delivery holds the key."""
+
+    #: When its claim expires, in epoch seconds by the store's clock.
+    until: float
+    #: The holder's record.
+    holder: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The key was used with a different payload."""
+
+    #: Digest of the payload in the record, and of the one that was offered.
+    stored: str
+    offered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The outcome is the key's outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Another owner claimed the key since; this outcome was not stored."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """The record was deleted while the claim was held; nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The key is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The claim lives on."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The claim is not held any more: another owner has it, or it has an outcome, or its record is gone."""
+
+
+ClaimAnswer = Granted | Finished | Busy | Mismatch
+CommitAnswer = Committed | Superseded | Vanished
+
+
+def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
+    """Return whether a claim must be granted: the rule that every store's conditional write expresses.
+
+    Args:
+        record: what the store holds under the key, or None.
+        request: the claim that is asked for.
+        now: epoch seconds by the store's clock.
+    """
+    if record is None or record.expiration < int(now):
+        return True
+    if record.status is not Status.INPROGRESS or record.in_progress_expiration is None:
+        return False
+    if _payloads_differ(record, request):
+        return False
+    return record.in_progress_expiration < int(now * 1000)
+
+
+def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
+    """Say why a claim was refused, from the record that the refusal returned.
+
+    A record with the request's own owner token is an earlier try of this very request whose answer was lost
+    on the way (https://github.com/aws/aws-sdk-java/issues/2667): that is a grant.
+    """
+    if record.owner == request.owner and record.status is Status.INPROGRESS:
+        return Granted(
+            Claim(
+                request=request,
+                fence=record.fence,
+                attempt=record.attempt,
+                in_progress_expiration=record.in_progress_expiration or 0,
+            )
+        )
+    if record.validation and request.validation and _payloads_differ(record, request):
+        return Mismatch(record.validation, request.validation)
+    if record.status is Status.INPROGRESS:
+        return Busy(record.held_until, record)
+    return Finished(record)
+
+
+def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:
+    """Return a record's ``expiration`` (epoch seconds): after its retention, and always after its claim.
+
+    Args:
+        retention_seconds: how long the record shall be kept from now.
+        in_progress_expiration: when its claim expires, in epoch milliseconds.
+        now: epoch seconds.
+    """
+    return max(ceil(now + retention_seconds), in_progress_expiration // 1000 + 2)
+
+
+def _payloads_differ(record: Record, request: ClaimRequest) -> bool:
+    return None not in (record.validation, request.validation) and record.validation != request.validation

@@ -1,0 +1,42 @@
+"""Repeating a store's call until it answers or a moment passes: the one authority for retries."""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.errors import StoreUnavailableError
+
+__all__ = ["persistently"]
+
+T = TypeVar("T")
+
+#: Seconds: the first pause is random below FIRST, later ones double up to LONGEST.
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 2.0
+
+
+def persistently(call: Callable[[], T], *, clock: Clock, until: float) -> T:
+    """Call until there is an answer, at least once, with growing random pauses.
+
+    Args:
+        call: one try; safe to repeat.
+        clock: by which ``until`` is measured, and on which the pauses are spent.
+        until: epoch seconds after which no further try starts.
+
+    Raises:
+        StoreUnavailableError: the last try's error.
+    """
+
+    def too_late(state: RetryCallState) -> bool:
+        return clock.now() + state.upcoming_sleep > until
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(StoreUnavailableError),
+        wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE),
+        stop=too_late,
+        sleep=clock.sleep,
+        reraise=True,
+    )
+    return retrying(call)

@@ -1,0 +1,106 @@
+"""An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from kombu.utils.imports import symbol_by_name
+
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.events import Observer, Observers, log_event
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.stores import Store
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.memory import MemoryStore
+
+__all__ = ["Settings", "settings_of"]
+
+_PREFIX: Final = "idempotency_"
+_FIELDS: Final = tuple(field.name for field in fields(Idempotency))
+_KNOWN: Final = ("store", "observers", *_FIELDS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
+    """What an app's ``idempotency_*`` settings say."""
+
+    store: Store
+    #: Tells every observer of an event.
+    observe: Observers
+    #: ``idempotency_<field>``, by the field of `Idempotency`.
+    defaults: Mapping[str, Any]
+
+
+_loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
+_loading = threading.Lock()
+
+
+def settings_of(app: Any) -> Settings:
+    """Return the settings of a Celery app; they are read once, and again when the app is given another store.
+
+    Raises:
+        ConfigurationError: a setting is missing, unknown or wrong.
+    """
+    spelled = app.conf.get("idempotency_store")
+    with _loading:
+        known = _loaded.get(app)
+        if known is not None and known[0] is spelled:
+            return known[1]
+        settings = _load(app, spelled)
+        _loaded[app] = (spelled, settings)
+        return settings
+
+
+def _load(app: Any, spelled_store: Any) -> Settings:
+    _refuse_unknown(app)
+    given = {name: app.conf.get(_PREFIX + name) for name in _FIELDS}
+    defaults = {name: value for name, value in given.items() if value is not None}
+    Idempotency.of(defaults)
+    observers = app.conf.get("idempotency_observers")
+    return Settings(
+        store=_store(spelled_store, app.main or ""),
+        observe=Observers([log_event] if observers is None else _observers(observers)),
+        defaults=defaults,
+    )
+
+
+def _refuse_unknown(app: Any) -> None:
+    namespace = (getattr(app.conf, "prefix", "") or "").lower()
+    for key in app.conf:
+        name = str(key).lower().removeprefix(namespace)
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _KNOWN:
+            close = get_close_matches(name, [_PREFIX + each for each in _KNOWN], n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {[_PREFIX + each for each in _KNOWN]}"
+            raise ConfigurationError(f"there is no setting {key!r}; {hint}")
+
+
+def _store(spelled: Any, app_name: str) -> Store:
+    if isinstance(spelled, DynamoDBStore):
+        return spelled.for_app(app_name)
+    if isinstance(spelled, Store):
+        return spelled
+    if isinstance(spelled, str):
+        if spelled.startswith("dynamodb://"):
+            return DynamoDBStore.from_url(spelled).for_app(app_name)
+        if spelled == "memory://":
+            return MemoryStore()
+    remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
+    if spelled is None:
+        raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
+    scheme = spelled.partition("://")[0] if isinstance(spelled, str) else type(spelled).__name__
+    raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
+
+
+def _observers(spelled: Any) -> list[Observer]:
+    listed = spelled if isinstance(spelled, Sequence) and not isinstance(spelled, str) else [spelled]
+    try:
+        observers = [symbol_by_name(each) for each in listed]
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}") from error
+    for observer in observers:
+        if not callable(observer):
+            raise ConfigurationError(f"idempotency_observers holds {observer!r}, which is not callable")
+    return observers

@@ -1,0 +1,91 @@
+"""The protocol that a store speaks: what is atomic, what each call returns and raises.
+
+A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.records import (
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Lost,
+    Outcome,
+    Record,
+    Released,
+    Renewed,
+)
+
+__all__ = ["Store"]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where records live.  Each call is one atomic step on one key.
+
+    Every call but `get` is safe to repeat after a lost answer: the repetition finds the owner token of its first
+    try and returns the same answer.  Every call raises `StoreUnavailableError` where repeating may help,
+    `StoreMisconfiguredError` where it cannot, and `RecordCorruptError` where the item under the key is not
+    a record; after an error the caller does not know whether the step was taken.
+    """
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that every caller of this store shares; claims expire by it."""
+        ...
+
+    @property
+    def max_data_bytes(self) -> int:
+        """The largest ``Outcome.data``, in bytes, that a commit takes."""
+        ...
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """Claim the key if `idempotent_tasks.records.claimable`, else say why not.
+
+        Atomically checks the rule, and takes the key: of any number of concurrent callers one is granted.
+        A grant gives the next fence and attempt, and wipes what an expired outcome left.
+
+        Returns:
+            `Granted`, `Finished`, `Busy` or `Mismatch`.
+        """
+        ...
+
+    def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
+        """Store the outcome if the claim's owner still holds the key, even past the claim's expiry.
+
+        Does not prevent the effects of two bodies that both ran; it decides whose outcome is the key's.
+
+        Returns:
+            `Committed`, also where an earlier try of this call did it; `Superseded` with the other's record;
+            `Vanished` where there is no record any more.
+        """
+        ...
+
+    def restore(self, record: Record) -> None:
+        """Write a whole record where none has its key.
+
+        Raises:
+            RecordExistsError: the key has a record with another owner.
+        """
+        ...
+
+    def release(self, claim: Claim, reason: str) -> Released | Lost:
+        """Free the key for the next claim, keeping its fence, and count its attempts from 0 again.
+
+        Only a claim in progress is released: an outcome stays.
+        """
+        ...
+
+    def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
+        """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it."""
+        ...
+
+    def get(self, key: str) -> Record:
+        """Return the record, expired or not, as the last write left it.
+
+        Raises:
+            RecordNotFoundError: no record has this key.
+        """
+        ...

@@ -1,0 +1,271 @@
+"""Records in a DynamoDB table, in the format of Powertools for AWS Lambda (Python)."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, Self
+
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError, StoreUnavailableError
+from idempotent_tasks.records import (
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Committed,
+    Granted,
+    Lost,
+    Outcome,
+    Record,
+    Released,
+    Renewed,
+    Superseded,
+    Vanished,
+    answer_refusal,
+    claimable,
+    expiration_seconds,
+)
+from idempotent_tasks.stores.dynamodb_client import Connection, Credentials, Refused, Written
+from idempotent_tasks.stores.dynamodb_layout import Item, Layout, Update
+from idempotent_tasks.stores.dynamodb_table import create_table, verify_table
+from idempotent_tasks.stores.dynamodb_url import arguments_from_url
+from idempotent_tasks.stores.dynamodb_writes import claim_update, commit_update, release_update, renew_update
+
+__all__ = ["DynamoDBStore"]
+
+#: DynamoDB's limit is 400 KB an item, names included; the rest of a record stays below 20 KB.
+MAX_DATA_BYTES: Final = 380 * 1024
+#: A claim that finds its record gone or claimable right after a refusal asks again, this often.
+CLAIM_ROUNDS: Final = 5
+
+
+class DynamoDBStore:
+    """A `Store` over one DynamoDB table.
+
+    Nothing is opened before the first request, and every process makes a client of its own.  The first request of a
+    process is preceded by one eventually consistent ``GetItem`` that shows DynamoDB's clock.
+
+    Args:
+        table: the table's name or ARN.
+        key_attr: the partition key's attribute.
+        sort_key_attr: the sort key's attribute, for a table with a composite key: it then holds the record's key, and
+            the partition key holds ``static_pk_value``.
+        static_pk_value: ``idempotency#<app name>`` by default.
+        status_attr, expiry_attr, in_progress_expiry_attr, data_attr, validation_key_attr: the attributes that
+            Powertools for AWS Lambda shares, under its own names by default.
+        attributes: other names for the attributes ``owner``, ``fence``, ``attempt``, ``task``, ``task_id``,
+            ``worker``, ``claimed_at``, ``completed_at``, ``codec``, ``error``.
+        region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
+            because retrying is the guard's business.
+        client: a ready-made client instead of the former; not for a client that is used before a fork.
+        credentials: static credentials, for stand-ins.
+        clock: the local source of time.
+
+    Raises:
+        ConfigurationError: two attributes share a name, or ``client`` comes with what it contains already.
+    """
+
+    max_data_bytes: int = MAX_DATA_BYTES
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        key_attr: str = "id",
+        sort_key_attr: str | None = None,
+        static_pk_value: str | None = None,
+        status_attr: str = "status",
+        expiry_attr: str = "expiration",
+        in_progress_expiry_attr: str = "in_progress_expiration",
+        data_attr: str = "data",
+        validation_key_attr: str = "validation",
+        attributes: Mapping[str, str] | None = None,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        config: Any = None,
+        session: Any = None,
+        client: Any = None,
+        credentials: Credentials | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.table = table
+        self.layout = Layout(
+            key_attr=key_attr,
+            sort_key_attr=sort_key_attr,
+            static_pk_value=static_pk_value or "idempotency#",
+            status_attr=status_attr,
+            expiry_attr=expiry_attr,
+            in_progress_expiry_attr=in_progress_expiry_attr,
+            data_attr=data_attr,
+            validation_key_attr=validation_key_attr,
+            bookkeeping=attributes or {},
+        )
+        self._partition_named = static_pk_value is not None
+        self._connection = Connection(
+            region=region,
+            endpoint_url=endpoint_url,
+            config=config,
+            session=session,
+            client=client,
+            credentials=credentials,
+            clock=clock,
+        )
+
+    @classmethod
+    def from_url(cls, url: str, *, clock: Clock | None = None) -> Self:
+        """Make a store from a URL.
+
+        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``, with any argument of
+        the constructor that is text as a query parameter, and ``OTHER_attr`` to rename a bookkeeping attribute.
+
+        Raises:
+            ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+        """
+        return cls(**arguments_from_url(url), clock=clock)
+
+    def __repr__(self) -> str:
+        return f"DynamoDBStore({self.table!r} at {self._connection!r})"
+
+    @property
+    def clock(self) -> Clock:
+        """DynamoDB's own clock, as far as its answers have shown it."""
+        return self._connection.clock
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether `verify` may run before a worker forks: not with a ready-made client."""
+        return not self._connection.ready_made
+
+    def for_app(self, app_name: str) -> Self:
+        """Return this store, or where no ``static_pk_value`` was given one whose partition is named after the app."""
+        if self._partition_named:
+            return self
+        store = copy.copy(self)
+        store.layout = replace(self.layout, static_pk_value=f"idempotency#{app_name}")
+        return store
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """See `idempotent_tasks.stores.Store.claim`."""
+        for _ in range(CLAIM_ROUNDS):
+            now = self._now(request.key)
+            until = int((now + request.lease_seconds) * 1000)
+            written = self._update(request.key, claim_update(request, now, until), ReturnValues="UPDATED_NEW")
+            if isinstance(written, Written):
+                return Granted(self._claim_from(request, until, written.answer["Attributes"]))
+            old = self._refusing_record(request.key, written)
+            if old is not None and not claimable(old, request, now):
+                return answer_refusal(old, request)
+        msg = f"the record changed under {CLAIM_ROUNDS} claims in a row"
+        raise StoreUnavailableError(msg, task=request.task, key=request.key)
+
+    def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
+        """See `idempotent_tasks.stores.Store.commit`."""
+        update = commit_update(claim, outcome, self._now(claim.key), retention_seconds)
+        written = self._update(claim.key, update)
+        if isinstance(written, Written):
+            return Committed()
+        old = self._refusing_record(claim.key, written)
+        if old is None:
+            return Vanished()
+        return Committed() if old.owner == claim.owner else Superseded(old)
+
+    def restore(self, record: Record) -> None:
+        """See `idempotent_tasks.stores.Store.restore`."""
+        condition = "attribute_not_exists(#key)"
+        written = self._connection.request(
+            "put_item",
+            TableName=self.table,
+            Item=self.layout.item(record),
+            ConditionExpression=condition,
+            ExpressionAttributeNames=self.layout.names(condition),
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+        if isinstance(written, Refused):
+            old = self._refusing_record(record.key, written)
+            if old is None or old.owner != record.owner:
+                raise RecordExistsError(task=record.task, key=record.key)
+
+    def release(self, claim: Claim, reason: str) -> Released | Lost:
+        """See `idempotent_tasks.stores.Store.release`."""
+        update = release_update(claim, reason)
+        return Released() if isinstance(self._update(claim.key, update), Written) else Lost()
+
+    def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
+        """See `idempotent_tasks.stores.Store.renew`."""
+        now = self._now(claim.key)
+        until = int((now + lease_seconds) * 1000)
+        update = renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
+        if isinstance(self._update(claim.key, update), Written):
+            return Renewed(replace(claim, in_progress_expiration=until))
+        return Lost()
+
+    def get(self, key: str) -> Record:
+        """See `idempotent_tasks.stores.Store.get`."""
+        record = self._read(key)
+        if record is None:
+            raise RecordNotFoundError(key=key)
+        return record
+
+    def forget(self, key: str) -> None:
+        """Delete the record of a key, whoever holds it; do nothing where there is none."""
+        self._connection.request("delete_item", TableName=self.table, Key=self.layout.key(key))
+
+    def create_table(self) -> None:
+        """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
+
+        Waits until the table is active.
+
+        Raises:
+            StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
+            StoreUnavailableError: the table does not become active within a minute.
+        """
+        create_table(self._connection, self.table, self.layout)
+
+    def verify(self) -> None:
+        """Check that the table exists with this store's key schema and TTL attribute.
+
+        Raises:
+            StoreMisconfiguredError: what is wrong, with its remedy.
+            StoreUnavailableError: DynamoDB cannot be reached.
+        """
+        verify_table(self._connection, self.table, self.layout)
+
+    def _now(self, key: str) -> float:
+        if not self._connection.clock.observed:
+            self._connection.request(
+                "get_item",
+                TableName=self.table,
+                Key=self.layout.key(key),
+                ProjectionExpression="#key",
+                ExpressionAttributeNames=self.layout.names("#key"),
+            )
+        return self._connection.clock.now()
+
+    def _update(self, key: str, update: Update, **more: str) -> Written | Refused:
+        return self._connection.request(
+            "update_item",
+            TableName=self.table,
+            Key=self.layout.key(key),
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **self.layout.update(update),
+            **more,
+        )
+
+    def _refusing_record(self, key: str, refused: Refused) -> Record | None:
+        if refused.item:
+            return self.layout.record(key, refused.item)
+        return self._read(key)
+
+    def _read(self, key: str) -> Record | None:
+        read = self._connection.request("get_item", TableName=self.table, Key=self.layout.key(key), ConsistentRead=True)
+        item: Item | None = read.answer.get("Item") if isinstance(read, Written) else None
+        return self.layout.record(key, item) if item else None
+
+    def _claim_from(self, request: ClaimRequest, until: int, attributes: Item) -> Claim:
+        roles = self.layout.roles
+        return Claim(
+            request=request,
+            fence=int(attributes[roles["fence"]]["N"]),
+            attempt=int(attributes[roles["attempt"]]["N"]),
+            in_progress_expiration=until,
+        )

@@ -1,0 +1,218 @@
+"""The shape of an item: attribute names, the conditional expressions over them, item to `Record` and back.
+
+No boto3 and no clock here: values in, request parameters out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
+from idempotent_tasks.records import Record, Status
+
+__all__ = ["BOOKKEEPING", "Item", "Layout", "Update"]
+
+#: A DynamoDB item or key on the wire: attribute name to ``{type: value}``.
+Item = dict[str, dict[str, Any]]
+
+#: Attributes beyond those of Powertools, under their default names.
+BOOKKEEPING: Final = (
+    "owner",
+    "fence",
+    "attempt",
+    "task",
+    "task_id",
+    "worker",
+    "claimed_at",
+    "completed_at",
+    "codec",
+    "error",
+)
+
+_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "codec", "error")
+_NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """One conditional ``UpdateItem``, in terms of roles instead of attribute names."""
+
+    #: Role to its new value.
+    values: Mapping[str, str | int | bytes]
+    #: Roles that disappear.
+    remove: tuple[str, ...] = ()
+    #: Further ``SET`` actions, written with ``#role`` and ``:name``.
+    actions: tuple[str, ...] = ()
+    #: The condition, written with ``#role`` and ``:name``.
+    condition: str
+    #: What ``:name`` stands for in `actions` and `condition`.
+    operands: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which attribute plays which role, in one table.
+
+    Raises:
+        ConfigurationError: two roles share one attribute, or an unknown role is renamed.
+    """
+
+    key_attr: str
+    sort_key_attr: str | None
+    static_pk_value: str
+    status_attr: str
+    expiry_attr: str
+    in_progress_expiry_attr: str
+    data_attr: str
+    validation_key_attr: str
+    bookkeeping: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.bookkeeping) - set(BOOKKEEPING))
+        if unknown:
+            msg = f"attributes= renames {unknown}, but only {list(BOOKKEEPING)} can be renamed there"
+            raise ConfigurationError(msg)
+        names = [*self.roles.values(), *([self.sort_key_attr] if self.sort_key_attr is not None else [])]
+        shared = sorted({name for name in names if names.count(name) > 1})
+        if shared:
+            msg = f"each attribute of a record needs a name of its own, but {shared} is used more than once"
+            if self.key_attr == self.sort_key_attr:
+                msg = f"key_attr and sort_key_attr must differ, both are {self.key_attr!r}"
+            raise ConfigurationError(msg)
+        if not all(names):
+            raise ConfigurationError("an attribute name of the record layout is empty")
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Each role and its attribute, the partition key as ``key``."""
+        return {
+            "key": self.key_attr,
+            "status": self.status_attr,
+            "expiration": self.expiry_attr,
+            "in_progress_expiration": self.in_progress_expiry_attr,
+            "data": self.data_attr,
+            "validation": self.validation_key_attr,
+            **{role: self.bookkeeping.get(role, role) for role in BOOKKEEPING},
+        }
+
+    def key(self, key: str) -> Item:
+        """Return the primary key of a record."""
+        if self.sort_key_attr is None:
+            return {self.key_attr: {"S": key}}
+        return {self.key_attr: {"S": self.static_pk_value}, self.sort_key_attr: {"S": key}}
+
+    def names(self, expression: str) -> dict[str, str]:
+        """Return ``ExpressionAttributeNames`` for the roles that an expression mentions as ``#role``."""
+        mentioned = set(re.findall(r"#(\w+)", expression))
+        return {f"#{role}": name for role, name in self.roles.items() if role in mentioned}
+
+    def update(self, update: Update) -> dict[str, Any]:
+        """Return the ``UpdateExpression`` and its companions as request parameters."""
+        sets = [f"#{role} = :{role}" for role in update.values]
+        expression = "SET " + ", ".join([*sets, *update.actions])
+        if update.remove:
+            expression += " REMOVE " + ", ".join(f"#{role}" for role in update.remove)
+        return {
+            "UpdateExpression": expression,
+            "ConditionExpression": update.condition,
+            "ExpressionAttributeNames": self.names(f"{expression} {update.condition}"),
+            "ExpressionAttributeValues": {
+                f":{name}": _typed(value) for name, value in {**update.values, **update.operands}.items()
+            },
+        }
+
+    def item(self, record: Record) -> Item:
+        """Return a record as a whole item."""
+        values = {
+            role: getattr(record, role)
+            for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS)
+            if getattr(record, role) is not None
+        }
+        roles = self.roles
+        return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
+
+    def record(self, key: str, item: Item) -> Record:
+        """Read an item.
+
+        Raises:
+            RecordCorruptError: an attribute is missing or has another type than this library, and Powertools
+                for AWS Lambda (Python), write.
+        """
+        reader = _Reader(key, item, self.roles)
+        return Record(
+            key=key,
+            status=reader.status(),
+            expiration=reader.required_number("expiration"),
+            data=reader.data(),
+            in_progress_expiration=reader.number("in_progress_expiration"),
+            fence=reader.number("fence") or 0,
+            attempt=reader.number("attempt") or 0,
+            claimed_at=reader.number("claimed_at"),
+            completed_at=reader.number("completed_at"),
+            **{role: reader.text(role) for role in _TEXTS},
+        )
+
+
+class _Reader:
+    """Reads one item role by role and says what is wrong with it."""
+
+    def __init__(self, key: str, item: Item, roles: Mapping[str, str]) -> None:
+        self._key = key
+        self._item = item
+        self._roles = roles
+
+    def status(self) -> Status:
+        text = self.text("status")
+        if text not in (Status.INPROGRESS, Status.COMPLETED, Status.FAILED):
+            raise self._corrupt("status", f"is {text!r}, not one of INPROGRESS, COMPLETED, FAILED")
+        return Status(text)
+
+    def data(self) -> str | bytes | None:
+        wire = self._item.get(self._roles["data"])
+        if wire is None:
+            return None
+        [(kind, value)] = wire.items()
+        if kind == "S":
+            return str(value)
+        if kind == "B":
+            return bytes(value)
+        raise self._corrupt("data", f"has DynamoDB type {kind}, not S or B")
+
+    def text(self, role: str) -> str | None:
+        wire = self._item.get(self._roles[role])
+        if wire is None:
+            return None
+        if "S" not in wire:
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not S")
+        return str(wire["S"])
+
+    def number(self, role: str) -> int | None:
+        wire = self._item.get(self._roles[role])
+        if wire is None:
+            return None
+        try:
+            return int(wire["N"])
+        except (KeyError, ValueError):
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not N with an integer") from None
+
+    def required_number(self, role: str) -> int:
+        value = self.number(role)
+        if value is None:
+            raise self._corrupt(role, "is missing")
+        return value
+
+    def _corrupt(self, role: str, what: str) -> RecordCorruptError:
+        return RecordCorruptError(
+            f"attribute {self._roles[role]!r} {what}; somebody else wrote this item: "
+            "delete it, or give the other writer a table or attribute names of its own",
+            key=self._key,
+        )
+
+
+def _typed(value: str | int | bytes) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"S": str(value)}
+    if isinstance(value, int):
+        return {"N": str(value)}
+    return {"B": value}

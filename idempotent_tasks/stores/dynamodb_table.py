@@ -1,0 +1,104 @@
+"""Creating and checking the table itself: key schema, on-demand billing, TTL."""
+
+from typing import Any, Final
+
+from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.dynamodb_client import Connection, Written
+from idempotent_tasks.stores.dynamodb_layout import Layout
+
+__all__ = ["create_table", "verify_table"]
+
+ACTIVE_WITHIN_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.5
+
+
+def create_table(connection: Connection, table: str, layout: Layout) -> None:
+    """Create the table unless it is there, wait until it is active, and turn its TTL on."""
+    description = _describe(connection, table)
+    if description is None:
+        connection.request(
+            "create_table",
+            refusal="ResourceInUseException",
+            TableName=table,
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=_key_schema(layout),
+            AttributeDefinitions=[
+                {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(layout)
+            ],
+        )
+        description = _await_active(connection, table)
+    _check_schema(description, table, layout)
+    if _ttl_attribute(connection, table) is None:
+        connection.request(
+            "update_time_to_live",
+            TableName=table,
+            TimeToLiveSpecification={"Enabled": True, "AttributeName": layout.expiry_attr},
+        )
+    _check_ttl(connection, table, layout)
+
+
+def verify_table(connection: Connection, table: str, layout: Layout) -> None:
+    """Raise `StoreMisconfiguredError` unless the table is as `create_table` would leave it."""
+    description = _describe(connection, table)
+    if description is None:
+        msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
+        raise StoreMisconfiguredError(msg)
+    _check_schema(description, table, layout)
+    _check_ttl(connection, table, layout)
+
+
+def _describe(connection: Connection, table: str) -> dict[str, Any] | None:
+    described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
+    return dict(described.answer["Table"]) if isinstance(described, Written) else None
+
+
+def _await_active(connection: Connection, table: str) -> dict[str, Any]:
+    waited = 0.0
+    while waited <= ACTIVE_WITHIN_SECONDS:
+        description = _describe(connection, table)
+        if description is not None and description["TableStatus"] == "ACTIVE":
+            return description
+        connection.clock.sleep(POLL_SECONDS)
+        waited += POLL_SECONDS
+    msg = f"table {table!r} is not active after {ACTIVE_WITHIN_SECONDS:g} s; call create_table() again"
+    raise StoreUnavailableError(msg)
+
+
+def _key_schema(layout: Layout) -> list[dict[str, str]]:
+    schema = [{"AttributeName": layout.key_attr, "KeyType": "HASH"}]
+    if layout.sort_key_attr is not None:
+        schema.append({"AttributeName": layout.sort_key_attr, "KeyType": "RANGE"})
+    return schema
+
+
+def _check_schema(description: dict[str, Any], table: str, layout: Layout) -> None:
+    found = sorted((key["KeyType"], key["AttributeName"]) for key in description["KeySchema"])
+    wanted = sorted((key["KeyType"], key["AttributeName"]) for key in _key_schema(layout))
+    types = {each["AttributeName"]: each["AttributeType"] for each in description["AttributeDefinitions"]}
+    if found != wanted or any(types.get(name) != "S" for _, name in wanted):
+        msg = (
+            f"table {table!r} has the key {[(*key, types.get(key[1])) for key in found]}, this store needs "
+            f"{[(*key, 'S') for key in wanted]}; set key_attr and sort_key_attr, or use another table"
+        )
+        raise StoreMisconfiguredError(msg)
+
+
+def _ttl_attribute(connection: Connection, table: str) -> str | None:
+    described = connection.request("describe_time_to_live", TableName=table)
+    if not isinstance(described, Written):
+        return None
+    ttl = described.answer["TimeToLiveDescription"]
+    enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
+    return str(ttl["AttributeName"]) if enabled else None
+
+
+def _check_ttl(connection: Connection, table: str, layout: Layout) -> None:
+    attribute = _ttl_attribute(connection, table)
+    if attribute == layout.expiry_attr:
+        return
+    found = "no TTL" if attribute is None else f"its TTL on {attribute!r}"
+    msg = (
+        f"table {table!r} has {found}: expired records would stay for ever; turn TTL on for the attribute "
+        f"{layout.expiry_attr!r}, as DynamoDBStore(...).create_table() does"
+    )
+    raise StoreMisconfiguredError(msg)

@@ -1,0 +1,149 @@
+"""Records in this process's memory: for tests, eager mode and single-process workers."""
+
+import threading
+from dataclasses import replace
+
+from idempotent_tasks.clock import Clock, SystemClock
+from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
+from idempotent_tasks.records import (
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Committed,
+    Granted,
+    Lost,
+    Outcome,
+    Record,
+    Released,
+    Renewed,
+    Status,
+    Superseded,
+    Vanished,
+    answer_refusal,
+    claimable,
+    expiration_seconds,
+)
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """A `Store` that keeps its records in a dictionary.
+
+    It is shared by the threads of one process and by nothing else: the children of a prefork worker would
+    each have records of their own, so such a worker refuses to start with it.
+
+    Args:
+        clock: the source of time; the machine's clock by default.
+        max_data_bytes: the largest encoded result that a commit takes, in bytes.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, max_data_bytes: int = 380_000) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.max_data_bytes = max_data_bytes
+        self._records: dict[str, Record] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """See `idempotent_tasks.stores.Store.claim`."""
+        with self._lock:
+            now = self.clock.now()
+            old = self._records.get(request.key)
+            if old is not None and not claimable(old, request, now):
+                return answer_refusal(old, request)
+            return self._grant(old, request, now)
+
+    def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
+        """See `idempotent_tasks.stores.Store.commit`."""
+        with self._lock:
+            old = self._records.get(claim.key)
+            if old is None:
+                return Vanished()
+            if old.owner != claim.owner:
+                return Superseded(old)
+            if old.status is not Status.INPROGRESS:
+                return Committed()
+            now = self.clock.now()
+            self._records[claim.key] = replace(
+                old,
+                status=outcome.status,
+                data=outcome.data,
+                codec=outcome.codec,
+                error=outcome.error,
+                attempt=0,
+                completed_at=int(now * 1000),
+                expiration=expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now),
+            )
+            return Committed()
+
+    def restore(self, record: Record) -> None:
+        """See `idempotent_tasks.stores.Store.restore`."""
+        with self._lock:
+            old = self._records.setdefault(record.key, record)
+            if old.owner != record.owner:
+                raise RecordExistsError(task=record.task, key=record.key)
+
+    def release(self, claim: Claim, reason: str) -> Released | Lost:
+        """See `idempotent_tasks.stores.Store.release`."""
+        with self._lock:
+            held = self._held(claim)
+            if held is None:
+                return Lost()
+            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=0, error=reason)
+            return Released()
+
+    def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
+        """See `idempotent_tasks.stores.Store.renew`."""
+        with self._lock:
+            held = self._held(claim)
+            if held is None:
+                return Lost()
+            now = self.clock.now()
+            until = int((now + lease_seconds) * 1000)
+            expiration = expiration_seconds(retention_seconds, until, now)
+            self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
+            return Renewed(replace(claim, in_progress_expiration=until))
+
+    def get(self, key: str) -> Record:
+        """See `idempotent_tasks.stores.Store.get`."""
+        with self._lock:
+            try:
+                return self._records[key]
+            except KeyError:
+                raise RecordNotFoundError(key=key) from None
+
+    def forget(self, key: str) -> None:
+        """Delete the record of a key, whoever holds it; do nothing where there is none."""
+        with self._lock:
+            self._records.pop(key, None)
+
+    def records(self) -> list[Record]:
+        """Return a snapshot of every record, in the order of their first claims."""
+        with self._lock:
+            return list(self._records.values())
+
+    def _grant(self, old: Record | None, request: ClaimRequest, now: float) -> Granted:
+        until = int((now + request.lease_seconds) * 1000)
+        record = Record(
+            key=request.key,
+            status=Status.INPROGRESS,
+            expiration=expiration_seconds(request.retention_seconds, until, now),
+            in_progress_expiration=until,
+            validation=request.validation,
+            owner=request.owner,
+            fence=old.fence + 1 if old else int(now * 1000),
+            attempt=old.attempt + 1 if old else 1,
+            task=request.task,
+            task_id=request.task_id,
+            worker=request.worker,
+            claimed_at=int(now * 1000),
+        )
+        self._records[request.key] = record
+        return Granted(Claim(request=request, fence=record.fence, attempt=record.attempt, in_progress_expiration=until))
+
+    def _held(self, claim: Claim) -> Record | None:
+        record = self._records.get(claim.key)
+        if record is None or record.owner != claim.owner or record.status is not Status.INPROGRESS:
+            return None
+        return record
