@@ -53,6 +53,8 @@ def decode_result(record: Record) -> Any:
     Raises:
         ResultUnavailableError: none was stored, or it cannot be read.
     """
+    if record.status is Status.FAILED:
+        raise _unavailable(record, f"it failed for good ({record.error})")
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
     if record.codec not in (JSON, None):

@@ -3,13 +3,17 @@
 import random
 from typing import Any, Final
 
-from idempotent_tasks.delivery import DEFERRALS_HEADER, Delivery
+from kombu.serialization import registry
 
-__all__ = ["countdown_seconds", "publish_again"]
+from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, DEFERRALS_HEADER, Delivery
+
+__all__ = ["countdown_seconds", "publish_again", "visibility_timeout"]
 
 #: Seconds: the first countdown, and the longest; each deferral doubles it.
 FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
+#: RabbitMQ's native delayed delivery counts whole seconds and takes no 0 (``kombu.transport.native_delayed_delivery``).
+SHORTEST_COUNTDOWN: Final = 1.0
 #: Seconds that a countdown may reach past the expiry of the claim that it waits for.
 MARGIN: Final = 0.5
 
@@ -23,14 +27,14 @@ def countdown_seconds(deferrals: int, claim_left: float | None, visibility_timeo
         visibility_timeout: the broker's, in seconds, or None: a worker holds a message with a countdown
             unacknowledged, and a broker with such a timeout would deliver it twice.
     """
-    grown = min(FIRST_COUNTDOWN * 2 ** min(deferrals, 10), LONGEST_COUNTDOWN)
+    grown = min(FIRST_COUNTDOWN * 2.0 ** min(deferrals, 10), LONGEST_COUNTDOWN)
     # Many duplicates of one key must not come back at one moment.
-    countdown = grown * random.uniform(0.75, 1.0)  # noqa: S311 - not a secret
+    countdown: float = grown * random.uniform(1.0, 1.25)  # noqa: S311 - not a secret
     if claim_left is not None:
-        countdown = min(countdown, max(claim_left, 0.0) + MARGIN)
+        countdown = min(countdown, claim_left + MARGIN)
     if visibility_timeout is not None:
         countdown = min(countdown, visibility_timeout / 2)
-    return countdown
+    return max(countdown, SHORTEST_COUNTDOWN)
 
 
 def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
@@ -48,12 +52,12 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
         kombu.exceptions.OperationalError: the broker does not take it.
     """
     request = task.request
+    shown = {name: request.get(name) for name in ("argsrepr", "kwargsrepr")}
+    # Celery before 5.7 takes the task's own ignore_result, and any Celery the task's own serializer.
+    kept = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
+    serializer = registry.type_to_name.get(request.get(CONTENT_TYPE_ENTRY))
     signature = task.signature_from_request(
-        request,
-        countdown=countdown,
-        retries=request.retries,
-        argsrepr=request.get("argsrepr"),
-        kwargsrepr=request.get("kwargsrepr"),
+        request, countdown=countdown, retries=request.retries, serializer=serializer, **shown, **kept
     )
     headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
     signature.set(headers=headers).apply_async(add_to_parent=False)

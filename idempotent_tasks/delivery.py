@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["DEFERRALS_HEADER", "HARD_LIMIT_ENTRY", "KEY_HEADER", "PRIVATE_HEADERS", "Delivery", "read_delivery"]
+__all__ = [
+    "CONTENT_TYPE_ENTRY",
+    "DEFERRALS_HEADER",
+    "HARD_LIMIT_ENTRY",
+    "KEY_HEADER",
+    "PRIVATE_HEADERS",
+    "Delivery",
+    "read_delivery",
+]
 
 #: Message header with the caller's explicit key.
 KEY_HEADER: Final = "idempotency_key"
@@ -15,8 +23,10 @@ KEY_HEADER: Final = "idempotency_key"
 DEFERRALS_HEADER: Final = "idempotency_deferrals"
 #: Entry of the request dict, set by the worker's parent process: the enforced hard time limit in seconds, or None.
 HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
+#: Entry of the request dict, set by the worker's parent process: the content type of the message's body.
+CONTENT_TYPE_ENTRY: Final = "idempotency_content_type"
 #: What must not travel on when a message is sent again for another reason than deferral.
-PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY})
+PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,9 +75,7 @@ class Keeper:
         self._reset(0)
 
     @contextmanager
-    def keep(
-        self, run: ActiveRun, store: Store, term: Term, observe: Callable[[events.Event], None]
-    ) -> Iterator[None]:
+    def keep(self, run: ActiveRun, store: Store, term: Term, observe: Callable[[events.Event], None]) -> Iterator[None]:
         """Renew the run's claim until the block ends; then no renewal is under way any more."""
         now = store.clock.now()
         kept = _Kept(

@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 
 from celery.worker.request import Request
 
-from idempotent_tasks.delivery import HARD_LIMIT_ENTRY
+from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY
 
 __all__ = ["GuardedRequest", "remember_worker"]
 
@@ -18,7 +18,7 @@ def remember_worker(worker: Any) -> None:
 
 
 class GuardedRequest(Request):
-    """A worker's request that tells the body how long it can live at most.
+    """A worker's request that tells the body how long it can live at most, and how the message was written.
 
     Extra entries of the request dict become attributes of ``self.request`` in the pool's process, whatever the start
     method (``celery.worker.request.Request.execute_using_pool``).
@@ -27,6 +27,7 @@ class GuardedRequest(Request):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
+        self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type
 
     def _enforced_hard_limit(self) -> float | None:
         """Return after how many seconds the pool kills the body, None where it does not.

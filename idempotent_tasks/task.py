@@ -1,45 +1,25 @@
-"""`IdempotentTask`: a guard's verdict becomes a return value, a deferral, `Ignore` or an error of a Celery task."""
+"""`IdempotentTask`: the Celery task class whose body runs under a claim."""
 
 import inspect
-import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Final
-from uuid import uuid4
 
 from celery import Task
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from idempotent_tasks import deferral, events
-from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, Delivery, read_delivery
-from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
-from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed, Verdict
-from idempotent_tasks.keeper import Keeper, term_of
-from idempotent_tasks.keys import check_explicit_key, check_prefix, payload_digest, record_key
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.records import Busy, ClaimRequest
+from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, read_delivery
+from idempotent_tasks.guard import ActiveRun
+from idempotent_tasks.keys import check_explicit_key
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.reception import Reception, UnguardedRun
 from idempotent_tasks.settings import Settings, settings_of
 
-__all__ = ["IdempotentTask", "UnguardedRun"]
-
-logger = logging.getLogger("idempotent_tasks")
+__all__ = ["IdempotentTask"]
 
 #: Where a request holds the run of its body.
 _RUN: Final = "idempotency_run"
-_keeper: Final = Keeper()
-
-
-@dataclass(frozen=True, slots=True)
-class UnguardedRun:
-    """``self.idempotency`` in a body that runs without a claim: called directly, or let through by a policy."""
-
-    key: str | None = None
-    fence: int = 0
-    attempt: int = 0
-    lost: bool = False
 
 
 class IdempotentTask(Task):
@@ -56,6 +36,7 @@ class IdempotentTask(Task):
 
     #: What the task declared.
     idempotency_policy: ClassVar[Idempotency] = Idempotency()
+    _resolved: tuple[Settings, Idempotency] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take ``idempotency=`` as the policy, so that the name stays free for the run of a body."""
@@ -85,18 +66,14 @@ class IdempotentTask(Task):
         request = self.request_stack.top
         if request is None or request.called_directly or _RUN in vars(request):
             return super().__call__(*args, **kwargs)
-        delivery = read_delivery(self.name, request, args, kwargs)
         settings = settings_of(self.app)
-        policy = self.idempotency_policy.over(settings.defaults)
-        try:
-            claim_request = self._claim_request(delivery, policy)
-        except MissingKeyError as error:
-            if policy.missing_key == "raise":
-                raise
-            logger.warning("%s[%s] runs unguarded: %s", self.name, delivery.task_id, error)
-            return self._run_unguarded(args, kwargs, None)
-        verdict = self._guard(settings, policy, delivery).run(claim_request, lambda run: self._body(run, args, kwargs))
-        return self._act_on(verdict, delivery, policy, settings, claim_request)
+        return Reception(
+            task=self,
+            delivery=read_delivery(self.name, request, args, kwargs),
+            policy=self._policy_under(settings),
+            settings=settings,
+            body=lambda run: self._run_body(run, args, kwargs),
+        ).handle()
 
     def apply_async(
         self,
@@ -160,7 +137,8 @@ class IdempotentTask(Task):
         return signature.set(headers={name: each for name, each in headers.items() if name not in PRIVATE_HEADERS})
 
     @cached_property
-    def _run_signature(self) -> inspect.Signature:
+    def run_signature(self) -> inspect.Signature:
+        """The signature of the body, without ``self``."""
         return inspect.signature(self.run)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
@@ -168,98 +146,15 @@ class IdempotentTask(Task):
             key = check_explicit_key(idempotency_key, self.name)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
-    def _claim_request(self, delivery: Delivery, policy: Idempotency) -> ClaimRequest:
-        signature = self._run_signature
-        prefix = check_prefix(self.name) if policy.prefix is None else policy.prefix
-        validate = policy.validate_selector
-        return ClaimRequest(
-            key=record_key(delivery, prefix, policy.key_selector, signature),
-            owner=uuid4().hex,
-            lease_seconds=term_of(policy, delivery.hard_limit_seconds).lease_seconds,
-            retention_seconds=seconds(policy.expires),
-            validation=None if validate is None else payload_digest(delivery, validate, signature),
-            task=self.name,
-            task_id=delivery.task_id,
-            worker=delivery.worker,
-        )
-
-    def _guard(self, settings: Settings, policy: Idempotency, delivery: Delivery) -> Guard:
-        term = term_of(policy, delivery.hard_limit_seconds)
-
-        def keeping(run: ActiveRun) -> Any:
-            return _keeper.keep(run, settings.store, term, settings.observe) if term.renewed else nullcontext()
-
-        return Guard(
-            store=settings.store,
-            policy=policy,
-            observe=settings.observe,
-            keeping=keeping,
-            interrupts=(SoftTimeLimitExceeded,),
-        )
-
-    def _body(self, run: ActiveRun | UnguardedRun, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        vars(self.request)[_RUN] = run
+    def _run_body(self, run: ActiveRun | UnguardedRun, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        request = self.request
+        setattr(request, _RUN, run)
         try:
             return self.run(*args, **kwargs)
         finally:
-            del vars(self.request)[_RUN]
+            delattr(request, _RUN)
 
-    def _run_unguarded(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], key: str | None) -> Any:
-        return self._body(UnguardedRun(key), args, kwargs)
-
-    def _act_on(
-        self, verdict: Verdict, delivery: Delivery, policy: Idempotency, settings: Settings, request: ClaimRequest
-    ) -> Any:
-        match verdict:
-            case Returned(value) | Replayed(value):
-                return value
-            case Busy(until):
-                return self._on_busy(until, delivery, policy, settings, request)
-            case Unclaimed(error):
-                return self._on_store_error(error, delivery, policy, settings, request)
-            case Interrupted(error):
-                if delivery.eager:
-                    raise error
-                return self._defer(delivery, settings, request, None, type(error).__name__)
-
-    def _on_busy(
-        self, until: float, delivery: Delivery, policy: Idempotency, settings: Settings, request: ClaimRequest
-    ) -> Any:
-        if policy.on_busy == "skip":
-            raise Ignore
-        if policy.on_busy == "raise" or delivery.eager:
-            msg = "another delivery with this key is running; its result will be stored under the key"
-            raise InProgressError(msg, self.name, request.key, until)
-        return self._defer(delivery, settings, request, until - settings.store.clock.now(), "busy")
-
-    def _on_store_error(
-        self, error: StoreError, delivery: Delivery, policy: Idempotency, settings: Settings, request: ClaimRequest
-    ) -> Any:
-        if policy.on_store_error == "run":
-            logger.error("%s[%s] runs unguarded: %s", self.name, delivery.task_id, error)
-            return self._run_unguarded(delivery.args, delivery.kwargs, request.key)
-        if policy.on_store_error == "raise" or delivery.eager:
-            raise error
-        logger.error("%s[%s] is deferred: %s", self.name, delivery.task_id, error)
-        return self._defer(delivery, settings, request, None, type(error).__name__)
-
-    def _defer(
-        self, delivery: Delivery, settings: Settings, request: ClaimRequest, claim_left: float | None, reason: str
-    ) -> Any:
-        timeout = deferral.visibility_timeout(self.app)
-        countdown = deferral.countdown_seconds(delivery.deferrals, claim_left, timeout)
-        try:
-            deferral.publish_again(self, delivery, countdown)
-        except Exception as error:
-            logger.exception("%s[%s] cannot be deferred and goes back to its queue", self.name, delivery.task_id)
-            raise Reject(error, requeue=True) from error
-        settings.observe(
-            events.Deferred(
-                task=self.name,
-                task_id=delivery.task_id,
-                key=request.key,
-                countdown_seconds=round(countdown, 3),
-                reason=reason,
-            )
-        )
-        raise Ignore
+    def _policy_under(self, settings: Settings) -> Idempotency:
+        if self._resolved is None or self._resolved[0] is not settings:
+            self._resolved = (settings, self.idempotency_policy.over(settings.defaults))
+        return self._resolved[1]

@@ -5,12 +5,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
 from idempotent_tasks.clock import Clock, ServerClock, SystemClock
@@ -117,6 +119,14 @@ class Connection:
         self._owner_pid: int | None = None
         self._making = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process, so that an app with a store can be sent to a spawned one."""
+        mine = {"_making": None, "_owner_pid": None}
+        return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _making=threading.Lock())
+
     def __repr__(self) -> str:
         return f"{self._endpoint_url or self._region or 'the default region'}"
 
@@ -200,7 +210,7 @@ def _translated(operation: str, table: str, where: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, action, at) from error
-    except (ConnectionError, HTTPClientError, ResponseParserError) as error:
+    except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
         msg = f"{action} on {at} got no answer ({type(error).__name__})"
         raise StoreUnavailableError(msg) from error
     except (BotoCoreError, ValueError) as error:
@@ -212,7 +222,7 @@ def _from_answer(error: ClientError, action: str, at: str) -> StoreError:
     code = error.response["Error"]["Code"].rpartition("#")[2]
     text = error.response["Error"].get("Message", "")
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    if code in _TRANSIENT or status >= 500:
+    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return StoreUnavailableError(f"{action} on {at} failed for now: {code}")
     if code == "ValidationException" and "incorrect data type" in text:
         msg = f"{action} on {at}: the item under the key has attributes of other types; delete it"

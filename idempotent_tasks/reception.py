@@ -1,0 +1,141 @@
+"""One delivery at one task: the guard's verdict becomes a result, a deferral, `Ignore` or an error."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from uuid import uuid4
+
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+
+from idempotent_tasks import deferral, events
+from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
+from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.keeper import Keeper, Term, term_of
+from idempotent_tasks.keys import check_prefix, payload_digest, record_key
+from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.records import Busy, ClaimRequest
+from idempotent_tasks.settings import Settings
+
+__all__ = ["Reception", "UnguardedRun"]
+
+logger = logging.getLogger("idempotent_tasks")
+
+_keeper = Keeper()
+
+
+@dataclass(frozen=True, slots=True)
+class UnguardedRun:
+    """``self.idempotency`` in a body that runs without a claim: called directly, or let through by a policy."""
+
+    key: str | None = None
+    fence: int = 0
+    attempt: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reception:
+    """Everything that decides what becomes of one delivery."""
+
+    #: The bound Celery task; its current request is the delivery.
+    task: Any
+    delivery: Delivery
+    policy: Idempotency
+    settings: Settings
+    #: Runs the task's body.
+    body: Callable[[ActiveRun | UnguardedRun], Any]
+
+    def handle(self) -> Any:
+        """Run, replay or defer the delivery, and return the task's result.
+
+        Raises:
+            celery.exceptions.Ignore: the message was published again, or dropped by ``on_busy="skip"``.
+            celery.exceptions.Reject: it could not be published again, and goes back to its queue.
+            IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
+        """
+        try:
+            request = self._request
+        except MissingKeyError as error:
+            if self.policy.missing_key == "raise":
+                raise
+            return self._run_unguarded(None, error)
+        match self._guard().run(request, self.body):
+            case Returned(value) | Replayed(value):
+                return value
+            case Busy(until):
+                raise self._busy(until)
+            case Unclaimed(store_error):
+                return self._on_store_error(store_error)
+            case Interrupted(interrupt):
+                raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
+
+    @cached_property
+    def _term(self) -> Term:
+        return term_of(self.policy, self.delivery.hard_limit_seconds)
+
+    @cached_property
+    def _request(self) -> ClaimRequest:
+        delivery, policy, signature = self.delivery, self.policy, self.task.run_signature
+        prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
+        validate = policy.validate_selector
+        return ClaimRequest(
+            key=record_key(delivery, prefix, policy.key_selector, signature),
+            owner=uuid4().hex,
+            lease_seconds=self._term.lease_seconds,
+            retention_seconds=seconds(policy.expires),
+            validation=None if validate is None else payload_digest(delivery, validate, signature),
+            task=delivery.task,
+            task_id=delivery.task_id,
+            worker=delivery.worker,
+        )
+
+    def _guard(self) -> Guard:
+        return Guard(
+            store=self.settings.store,
+            policy=self.policy,
+            observe=self.settings.observe,
+            keeping=self._keeping,
+            interrupts=(SoftTimeLimitExceeded,),
+        )
+
+    def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
+        if not self._term.renewed:
+            return nullcontext()
+        return _keeper.keep(run, self.settings.store, self._term, self.settings.observe)
+
+    def _run_unguarded(self, key: str | None, why: Exception) -> Any:
+        logger.warning("%s[%s] runs unguarded: %s", self.delivery.task, self.delivery.task_id, why)
+        return self.body(UnguardedRun(key))
+
+    def _busy(self, until: float) -> Exception:
+        if self.policy.on_busy == "skip":
+            return Ignore()
+        if self.policy.on_busy == "raise" or self.delivery.eager:
+            msg = "another delivery with this key is running; its result will be stored under the key"
+            return InProgressError(msg, self.delivery.task, self._request.key, until)
+        return self._deferred(until - self.settings.store.clock.now(), "busy")
+
+    def _on_store_error(self, error: StoreError) -> Any:
+        if self.policy.on_store_error == "run":
+            return self._run_unguarded(self._request.key, error)
+        if self.policy.on_store_error == "raise" or self.delivery.eager:
+            raise error
+        logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
+        raise self._deferred(None, type(error).__name__)
+
+    def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
+        """Publish the message again, and return what tells Celery to be done with this copy of it."""
+        timeout = deferral.visibility_timeout(self.task.app)
+        countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
+        named = {"task": self.delivery.task, "task_id": self.delivery.task_id, "key": self._request.key}
+        try:
+            deferral.publish_again(self.task, self.delivery, countdown)
+        except Exception as error:
+            logger.exception("%s[%s] cannot be deferred and goes back to its queue", named["task"], named["task_id"])
+            return Reject(error, requeue=True)
+        self.settings.observe(events.Deferred(**named, countdown_seconds=round(countdown, 3), reason=reason))
+        return Ignore()
