@@ -5,9 +5,17 @@ from pathlib import Path
 
 import click
 
+from idempotent_tasks.demo.errors import MissingExtraError
 from idempotent_tasks.demo.plan import FEWEST_PAYMENTS, MOST_PAYMENTS
 
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+def _in_a_folder(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
+    """Refuse now what could only fail when the demo is over."""
+    if file and not file.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(file.parent)!r}; create it first")
+    return file
 
 
 @click.group()
@@ -25,8 +33,10 @@ def main() -> None:
     help="How many payments are wanted.",
 )
 @click.option("--seed", type=int, default=285, show_default=True, help="Draws the payments, duplicates and kills.")
-@click.option("--svg", type=_FILE, metavar="FILE", help="Write the timeline of deliveries and runs as a picture.")
-@click.option("--json", type=_FILE, metavar="FILE", help="Write the figures.")
+@click.option(
+    "--svg", type=_FILE, callback=_in_a_folder, help="Write the timeline of deliveries and runs as a picture."
+)
+@click.option("--json", type=_FILE, callback=_in_a_folder, help="Write the figures.")
 @click.option(
     "--live/--no-live", default=None, help="Draw a live display, or print lines.  [default: live on a terminal]"
 )
@@ -40,7 +50,7 @@ def demo(*, payments: int, seed: int, svg: Path | None, json: Path | None, live:
         from idempotent_tasks.demo.command import run  # noqa: PLC0415 - needs the optional extra
     except ModuleNotFoundError as error:
         remedy = "install the demo's parts with: pip install 'idempotent-tasks[demo]'"
-        raise click.ClickException(f"{error.name} is not installed; {remedy}") from error
+        raise MissingExtraError(f"{error.name} is not installed; {remedy}") from error
     if live is None:
         live = sys.stdout.isatty()
     sys.exit(0 if run(payments=payments, seed=seed, svg=svg, json=json, live=live) else 1)

@@ -52,11 +52,6 @@ class ServerClock:
         self._bounds: tuple[float, float] | None = None
 
     @property
-    def observed(self) -> bool:
-        """Whether the server's time has been seen at all."""
-        return self._bounds is not None
-
-    @property
     def offset_seconds(self) -> float:
         """What is added to the local time, in seconds; 0.0 before the first answer."""
         if self._bounds is None:

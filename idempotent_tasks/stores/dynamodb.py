@@ -231,15 +231,13 @@ class DynamoDBStore:
         verify_table(self._connection, self.table, self.layout)
 
     def _now(self, key: str) -> float:
-        if not self._connection.clock.observed:
-            self._connection.request(
-                "get_item",
-                TableName=self.table,
-                Key=self.layout.key(key),
-                ProjectionExpression="#key",
-                ExpressionAttributeNames=self.layout.names("#key"),
-            )
-        return self._connection.clock.now()
+        connection = self._connection
+        if not connection.clock_asked:
+            names = self.layout.names("#key")
+            where = {"TableName": self.table, "Key": self.layout.key(key)}
+            connection.request("get_item", **where, ProjectionExpression="#key", ExpressionAttributeNames=names)
+            connection.clock_asked = True
+        return connection.clock.now()
 
     def _update(self, key: str, update: Update, **more: str) -> Written | Refused:
         return self._connection.request(

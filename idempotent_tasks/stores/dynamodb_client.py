@@ -109,6 +109,8 @@ class Connection:
             msg = "client= is complete in itself: drop region=, endpoint_url=, config=, session= and the credentials"
             raise ConfigurationError(msg)
         self.clock = ServerClock(clock or SystemClock())
+        #: Whether an answer was had that may have shown the server's time, before the first that depends on it.
+        self.clock_asked = False
         self.ready_made = client is not None
         self._region = region
         self._endpoint_url = endpoint_url
