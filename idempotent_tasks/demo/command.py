@@ -1,0 +1,104 @@
+"""Plays the demo: both phases from one seed, the verdict, and the files that were asked for."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from rich.console import Console
+
+from idempotent_tasks.demo import servers, tasks
+from idempotent_tasks.demo.environment import own_environment
+from idempotent_tasks.demo.ledger import Ledger
+from idempotent_tasks.demo.plan import VISIBILITY_TIMEOUT_SECONDS, Payment, draw
+from idempotent_tasks.demo.scenario import Phase, play
+from idempotent_tasks.demo.screen import Screen
+from idempotent_tasks.demo.timeline import Panel, picture
+
+__all__ = ["run"]
+
+_PLAIN = "plain Celery task"
+_IDEMPOTENT = "IdempotentTask"
+_TABLE = "demo-payments"
+
+
+def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: bool) -> bool:
+    """Play the demo.
+
+    Args:
+        payments: how many payments are wanted.
+        seed: draws the workload and the kills.
+        svg: where to write the timeline, or None.
+        json: where to write the figures, or None.
+        live: whether to draw a live display instead of printing lines.
+
+    Returns:
+        Whether `IdempotentTask` charged every payment once.
+
+    Raises:
+        DemoError: a part of it did not start, or a phase did not come to its end.
+    """
+    screen = Screen(Console(), live=live)
+    screen.say(f"{payments} payments, seed {seed}: both tasks get the same payments, duplicates and kills.\n")
+    ledgers = _play_both(draw(payments, seed), screen)
+    kept = ledgers[_IDEMPOTENT].figures().promise_kept
+    screen.end(kept=kept)
+    if svg:
+        svg.write_text(picture([Panel(title, ledger) for title, ledger in ledgers.items()]), encoding="utf-8")
+    if json:
+        json.write_text(_report(seed, ledgers, kept=kept), encoding="utf-8")
+    return kept
+
+
+def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
+    with ExitStack() as stack:
+        stack.enter_context(_unwinding_on_signals())
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-demo-")))
+        stack.enter_context(own_environment(folder))
+        broker_url = stack.enter_context(servers.broker(folder / "broker"))
+        store_url = stack.enter_context(servers.store(folder, _TABLE))
+        plain = Phase(task=tasks.PLAIN, name="plain", broker_url=f"{broker_url}/0", store_url=store_url, folder=folder)
+        idempotent = Phase(
+            task=tasks.IDEMPOTENT, name="idempotent", broker_url=f"{broker_url}/1", store_url=store_url, folder=folder
+        )
+        return {
+            _PLAIN: _play(_PLAIN, "acks_late=True, reject_on_worker_lost=True", plain, workload, screen),
+            _IDEMPOTENT: _play(_IDEMPOTENT, 'idempotency=Idempotency(key="payment")', idempotent, workload, screen),
+        }
+
+
+def _play(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
+    explanation = f"{options}; real workers, visibility timeout {VISIBILITY_TIMEOUT_SECONDS} s"
+    with screen.act(title, explanation) as watch:
+        return play(phase, workload, watch)
+
+
+@contextmanager
+def _unwinding_on_signals() -> Iterator[None]:
+    """Turn the signals that ask a program to end into `SystemExit`, so that everything started is ended first."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in asking}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(seed: int, ledgers: dict[str, Ledger], *, kept: bool) -> str:
+    figures = {
+        "seed": seed,
+        "promise_kept": kept,
+        "plain": asdict(ledgers[_PLAIN].figures()),
+        "idempotent": asdict(ledgers[_IDEMPOTENT].figures()),
+    }
+    return dumps(figures, indent=2) + "\n"

@@ -1,0 +1,47 @@
+"""The demo's journal: what is read is what was written, whole lines only, each once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from idempotent_tasks.demo.journal import Entry, Journal, Reader, What
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """A journal that nobody has written to."""
+    return Journal(tmp_path / "journal.jsonl")
+
+
+def test_entries_come_back_as_they_were_written(journal: Journal) -> None:
+    """Every field survives, and each entry is news once."""
+    first = Entry(at=1.5, what=What.CHARGED, payment="pay-01", pid=3, worker=2, cents=4200)
+    second = Entry(at=2.5, what=What.WORKER_KILLED, payment="pay-01", pid=2)
+    reader = Reader(journal.path)
+    assert reader.news() == []
+    journal.append(first)
+    assert reader.news() == [first]
+    journal.append(second)
+    assert reader.news() == [second]
+    assert reader.news() == []
+
+
+def test_half_a_line_is_not_news_yet(journal: Journal) -> None:
+    """A line that is still being written is returned when it is complete."""
+    entry = Entry(at=1.0, what=What.READY, pid=7)
+    journal.append(entry)
+    line = journal.path.read_bytes()
+    journal.path.write_bytes(line[:10])
+    reader = Reader(journal.path)
+    assert reader.news() == []
+    journal.path.write_bytes(line)
+    assert reader.news() == [entry]
+
+
+def test_concurrent_writers_do_not_tear_lines(journal: Journal) -> None:
+    """Everything that eight writers append is there."""
+    entries = [Entry(at=float(number), what=What.STARTED, payment=f"pay-{number}") for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(journal.append, entries))
+    assert sorted(Reader(journal.path).news(), key=lambda entry: entry.at) == entries
