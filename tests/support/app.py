@@ -1,0 +1,85 @@
+"""The Celery app that a test and its workers share, described by a value that travels in the environment."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.utils.imports import symbol_by_name
+
+from tests.support.bodies import bodies
+from tests.support.journal import Journal
+
+__all__ = ["VARIABLE", "AppConfig", "build_app"]
+
+#: The environment variable that carries an `AppConfig` to a worker, as JSON.
+VARIABLE = "IDEMPOTENT_TASKS_TEST_APP"
+
+Options = dict[str, Any]
+
+PLAIN = "celery:Task"
+#: What a plain task must ask for to be redelivered at all; `IdempotentTask` has both by itself.
+SAFE: Options = {"acks_late": True, "reject_on_worker_lost": True}
+#: Options that have no JSON form.
+PYTHON_OPTIONS: dict[str, Options] = {"fail": {"autoretry_for": (ConnectionError,), "retry_kwargs": {"countdown": 0}}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """All that a worker process must know."""
+
+    broker_url: str
+    transport_options: Options
+    result_backend: str
+    #: What the keys of the results begin with.
+    result_prefix: str
+    queue: str
+    #: Where the journal is.
+    directory: str
+    #: The tasks' base class, as ``module:Class``.
+    base: str = PLAIN
+    #: More of ``app.conf``.
+    settings: Options = field(default_factory=dict)
+    #: Options of single tasks, by task name.
+    tasks: dict[str, Options] = field(default_factory=dict)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of this test."""
+        return Journal(Path(self.directory))
+
+    def to_json(self) -> str:
+        """Return the text for the environment."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "AppConfig":
+        """Read the text of `to_json`."""
+        return cls(**json.loads(text))
+
+
+def build_app(config: AppConfig) -> Celery:
+    """Return the app with every body registered as a task; nothing global is touched."""
+    app = Celery("tests", set_as_current=False)
+    app.conf.update(
+        broker_url=config.broker_url,
+        broker_transport_options=config.transport_options,
+        broker_connection_retry_on_startup=True,
+        result_backend=config.result_backend,
+        result_backend_transport_options={"global_keyprefix": config.result_prefix},
+        result_expires=600,
+        task_queues=[Queue(config.queue, Exchange(config.queue, auto_delete=True), routing_key=config.queue)],
+        task_default_queue=config.queue,
+        task_default_exchange=config.queue,
+        task_default_routing_key=config.queue,
+        worker_enable_remote_control=False,
+        worker_prefetch_multiplier=1,
+        **config.settings,
+    )
+    base = symbol_by_name(config.base)
+    for name, body in bodies(config.journal).items():
+        options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})
+        app.task(body, name=name, bind=True, base=base, shared=False, **options)
+    return app

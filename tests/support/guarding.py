@@ -1,0 +1,106 @@
+"""A guard without Celery: requests, policies and interrupts made short for the unit tests."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from idempotent_tasks.events import Event
+from idempotent_tasks.guard import ActiveRun, Guard, Keeping, Verdict
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.records import Claim, ClaimRequest, Granted, Outcome, Status
+from idempotent_tasks.stores import Store
+from tests.support.stores import Step
+
+__all__ = ["KEY", "Bench", "Broken", "Interrupt", "done", "grant", "no_keeping", "wish"]
+
+KEY = "shop.charge#17"
+LEASE_SECONDS = 30.0
+RETENTION_SECONDS = 3600.0
+
+E = TypeVar("E", bound=Event)
+
+
+class Interrupt(Exception):  # noqa: N818 - named as Celery names its own
+    """Raised from outside at any moment, as a soft time limit is."""
+
+
+def wish(owner: str = "one", **given: Any) -> ClaimRequest:
+    """Return a delivery's wish to claim `KEY`; its task id is ``id-{owner}``."""
+    return ClaimRequest(
+        **{
+            "key": KEY,
+            "owner": owner,
+            "lease_seconds": LEASE_SECONDS,
+            "retention_seconds": RETENTION_SECONDS,
+            "task": "shop.charge",
+            "task_id": f"id-{owner}",
+            "worker": "worker@host",
+            **given,
+        }
+    )
+
+
+def grant(store: Store, owner: str = "one", **given: Any) -> Claim:
+    """Claim `KEY` and return the claim, which must be granted."""
+    answer = store.claim(wish(owner, **given))
+    assert isinstance(answer, Granted), answer
+    return answer.claim
+
+
+def done(data: str = '"done"') -> Outcome:
+    """Return a completed outcome with this JSON text."""
+    return Outcome(status=Status.COMPLETED, codec="json", data=data)
+
+
+def no_keeping(_: ActiveRun) -> AbstractContextManager[None]:
+    """Let the claim live its lease."""
+    return nullcontext()
+
+
+@dataclass
+class Bench:
+    """One store, the events that deliveries of `KEY` caused, and the bodies that ran."""
+
+    store: Store
+    seen: list[Event] = field(default_factory=list)
+    #: The owners whose bodies ran, in order.
+    ran: list[str] = field(default_factory=list)
+
+    def guard(self, keeping: Keeping = no_keeping, **policy: Any) -> Guard:
+        """Return a guard over the store that `Interrupt` can interrupt."""
+        return Guard(
+            store=self.store,
+            policy=Idempotency(**policy),
+            observe=self.seen.append,
+            keeping=keeping,
+            interrupts=(Interrupt,),
+        )
+
+    def deliver(self, owner: str = "one", value: Any = "done", *, guard: Guard | None = None, **given: Any) -> Verdict:
+        """Deliver once; the body notes its owner, then returns the value, or raises it where it is an exception."""
+
+        def body(run: ActiveRun) -> Any:
+            self.ran.append(run.claim.owner)
+            if isinstance(value, BaseException):
+                raise value
+            return value(run) if callable(value) else value
+
+        return (guard or self.guard()).run(wish(owner, **given), body)
+
+    def events(self) -> list[str]:
+        """Return the names of the events, in order."""
+        return [type(event).__name__ for event in self.seen]
+
+    def the(self, kind: type[E]) -> E:
+        """Return the only event of a kind."""
+        (event,) = [event for event in self.seen if isinstance(event, kind)]
+        return event
+
+
+class Broken(Protocol):
+    """Makes a bench whose store takes the given steps; see `tests.support.stores.FaultyStore`."""
+
+    def __call__(self, **plan: Iterable[Step]) -> Bench:
+        """Return the bench."""
+        ...

@@ -1,0 +1,89 @@
+"""One guarded task on one worker of the in-memory transport, with everything that a test asks about it."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+
+from idempotent_tasks import IdempotentTask
+from idempotent_tasks.events import Deferred, Event
+from idempotent_tasks.records import Claim, Granted, Record
+from idempotent_tasks.testing import MemoryStore
+from tests.support.guarding import wish
+from tests.support.inline import InlineWorker
+
+__all__ = ["Shop", "raising"]
+
+Body = Callable[..., Any]
+
+
+def raising(error: BaseException) -> Body:
+    """Return a body that raises."""
+
+    def body(task: Any) -> None:
+        raise error
+
+    return body
+
+
+class Shop:
+    """One guarded task on one worker; all its messages have one task id, which is the key."""
+
+    def __init__(self, app: Celery, worker: InlineWorker, seen: list[Event], store: MemoryStore) -> None:
+        self.app = app
+        self.worker = worker
+        self.seen = seen
+        self.store = store
+        self.runs = 0
+        self.task: Any = None
+        #: Unique, because the result backend's memory is the whole process's.
+        self.id = uuid4().hex
+
+    def sells(self, body: Body, **options: Any) -> None:
+        """Make the task; its body is bound, and counted."""
+
+        def charge(task: Any) -> Any:
+            self.runs += 1
+            return body(task)
+
+        self.task = self.app.task(charge, base=IdempotentTask, name="shop.charge", bind=True, shared=False, **options)
+
+    def publish(self, **options: Any) -> None:
+        """Publish the task's message."""
+        self.task.apply_async(**{"task_id": self.id, **options})
+
+    def deliver(self, **options: Any) -> None:
+        """Publish, and run that one message."""
+        self.publish(**options)
+        self.worker.run_next()
+
+    def claim_elsewhere(self) -> Claim:
+        """Let another worker hold the key."""
+        answer = self.store.claim(wish("elsewhere", key=self.key))
+        assert isinstance(answer, Granted)
+        return answer.claim
+
+    @property
+    def key(self) -> str:
+        """The record's key."""
+        return f"shop.charge#{self.id}"
+
+    @property
+    def record(self) -> Record:
+        """The key's record."""
+        return self.store.get(self.key)
+
+    @property
+    def state(self) -> str:
+        """The state in the result backend."""
+        return self.worker.state(self.id)
+
+    @property
+    def result(self) -> Any:
+        """The result, or error, in the result backend."""
+        return self.worker.result(self.id)
+
+    def deferrals(self) -> list[str]:
+        """Return why messages were deferred."""
+        return [event.reason for event in self.seen if isinstance(event, Deferred)]

@@ -1,0 +1,127 @@
+"""A store that fails as planned in front of one that works: the crash windows of the protocol, one step at a time."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.records import (
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Lost,
+    Outcome,
+    Record,
+    Released,
+    Renewed,
+)
+from idempotent_tasks.stores import Store
+
+__all__ = ["FaultyStore", "Step", "answers", "down", "lost_answer", "meanwhile", "passes"]
+
+#: What happens to one call: it is handed the inner call, and may make it.
+Step = Callable[[Callable[[], Any]], Any]
+
+
+def passes(call: Callable[[], Any]) -> Any:
+    """Let the call through."""
+    return call()
+
+
+def down(error: BaseException | None = None) -> Step:
+    """Raise instead of calling: the step was never taken."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        raise error or StoreUnavailableError("made to fail")
+
+    return step
+
+
+def lost_answer(error: BaseException | None = None) -> Step:
+    """Raise after the call took effect: its answer was lost on the way."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        call()
+        raise error or StoreUnavailableError("made to lose the answer")
+
+    return step
+
+
+def meanwhile(action: Callable[[], Any]) -> Step:
+    """Let somebody else act just before the call."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        action()
+        return call()
+
+    return step
+
+
+def answers(answer: Any) -> Step:
+    """Answer without calling."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        return answer
+
+    return step
+
+
+class FaultyStore:
+    """A `Store` in front of another.
+
+    Args:
+        inner: the store that works.
+        plan: for each method its steps, one a call; calls after the last step go through.
+    """
+
+    def __init__(self, inner: Store, **plan: Iterable[Step]) -> None:
+        self.inner = inner
+        #: The methods that were called, in order.
+        self.calls: list[str] = []
+        self._plan = {name: iter(steps) for name, steps in plan.items()}
+
+    @property
+    def clock(self) -> Clock:
+        """The inner store's clock."""
+        return self.inner.clock
+
+    @property
+    def max_data_bytes(self) -> int:
+        """The inner store's limit, in bytes."""
+        return self.inner.max_data_bytes
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """Claim as planned."""
+        answer: ClaimAnswer = self._take_step("claim", lambda: self.inner.claim(request))
+        return answer
+
+    def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
+        """Commit as planned."""
+        answer: CommitAnswer = self._take_step("commit", lambda: self.inner.commit(claim, outcome, retention_seconds))
+        return answer
+
+    def restore(self, record: Record) -> None:
+        """Restore as planned."""
+        self._take_step("restore", lambda: self.inner.restore(record))
+
+    def release(self, claim: Claim, reason: str) -> Released | Lost:
+        """Release as planned."""
+        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason))
+        return answer
+
+    def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
+        """Renew as planned."""
+        answer: Renewed | Lost = self._take_step(
+            "renew", lambda: self.inner.renew(claim, lease_seconds, retention_seconds)
+        )
+        return answer
+
+    def get(self, key: str) -> Record:
+        """Get as planned."""
+        record: Record = self._take_step("get", lambda: self.inner.get(key))
+        return record
+
+    def _take_step(self, method: str, call: Callable[[], Any]) -> Any:
+        self.calls.append(method)
+        return next(self._plan.get(method, iter(())), passes)(call)

@@ -1,0 +1,212 @@
+"""A reverse proxy in front of DynamoDB: counts the requests on the wire, and breaks those that a test selects."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["Answer", "Wire", "answer", "hold", "internal_error", "lose_answer", "refuse", "shift_date", "throttle"]
+
+UPSTREAM_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it came over the wire."""
+
+    #: The DynamoDB operation, such as ``UpdateItem``.
+    operation: str
+    #: Which request of this operation it is, from 1.
+    ordinal: int
+    body: Mapping[str, Any]
+    #: The TCP port of the client, which names its connection.
+    client_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, from the server or made up by a fault."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+#: Passes the request to the server and returns its answer.
+Forward = Callable[[], Answer]
+#: Decides about one request; None closes the connection without an answer.
+Fault = Callable[[Forward], Answer | None]
+#: Selects requests by operation and ordinal.
+Selector = Callable[[str, int], bool]
+
+
+def refuse(_forward: Forward) -> None:
+    """Close the connection; the server never sees the request."""
+
+
+def lose_answer(forward: Forward) -> None:
+    """Let the server apply the request, then close the connection without its answer."""
+    forward()
+
+
+def answer(status: int, error: str, message: str = "made up by the wire") -> Fault:
+    """Answer with an error of DynamoDB's in the server's place."""
+    body = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{error}", "message": message}).encode()
+    made_up = Answer(status, body, (("Content-Type", "application/x-amz-json-1.0"),))
+    return lambda _forward: made_up
+
+
+internal_error = answer(500, "InternalServerError")
+throttle = answer(400, "ProvisionedThroughputExceededException")
+
+
+def hold(until: threading.Event, timeout_seconds: float = 30.0) -> Fault:
+    """Keep the request back until an event is set, then pass it on; give up like `refuse` after the time."""
+    return lambda forward: forward() if until.wait(timeout_seconds) else None
+
+
+def shift_date(offset_seconds: float) -> Fault:
+    """Pass the request on, and move the ``Date`` of the answer: the server's clock is off by this much."""
+    offset = timedelta(seconds=offset_seconds)
+
+    def shifted(forward: Forward) -> Answer:
+        reply = forward()
+        dates = [parsedate_to_datetime(value) for name, value in reply.headers if name.lower() == "date"]
+        moved = (dates[0] if dates else datetime.now(UTC)) + offset
+        others = tuple(pair for pair in reply.headers if pair[0].lower() != "date")
+        return Answer(reply.status, reply.body, (*others, ("Date", format_datetime(moved, usegmt=True))))
+
+    return shifted
+
+
+@dataclass
+class Wire:
+    """What a test sees and decides of the traffic."""
+
+    upstream: str
+    endpoint: str = ""
+    requests: list[Request] = field(default_factory=list)
+    _ordinals: dict[str, int] = field(default_factory=dict)
+    _faults: list[tuple[Selector, Fault]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def operations(self) -> list[str]:
+        """Return the operations seen since the last `clear`, in the order of their arrival."""
+        with self._lock:
+            return [request.operation for request in self.requests]
+
+    def clear(self) -> None:
+        """Forget the requests, begin their ordinals at 1 again, and mend every fault."""
+        with self._lock:
+            self.requests.clear()
+            self._ordinals.clear()
+            self._faults.clear()
+
+    def break_when(self, selector: Selector, fault: Fault) -> None:
+        """Apply a fault to each request that the selector picks; the first match decides."""
+        with self._lock:
+            self._faults.append((selector, fault))
+
+    def break_nth(self, operation: str, ordinal: int, fault: Fault) -> None:
+        """Apply a fault to one request: the ordinal counts from 1 since the last `clear`."""
+        self.break_when(lambda name, nth: (name, nth) == (operation, ordinal), fault)
+
+    def break_all(self, fault: Fault) -> None:
+        """Apply a fault to every request from now on."""
+        self.break_when(lambda _operation, _ordinal: True, fault)
+
+    def mend(self) -> None:
+        """Take every fault away; the requests seen stay."""
+        with self._lock:
+            self._faults.clear()
+
+    def admit(self, operation: str, body: bytes, client_port: int) -> Fault:
+        """Write one request down and return what decides about it."""
+        with self._lock:
+            ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
+            self.requests.append(Request(operation, ordinal, json.loads(body or b"{}"), client_port))
+            chosen = (fault for selector, fault in self._faults if selector(operation, ordinal))
+            return next(chosen, _pass_on)
+
+
+@contextmanager
+def wire_to(upstream: str) -> Iterator[Wire]:
+    """Run a proxy in front of an endpoint URL for the length of a block."""
+    wire = Wire(upstream)
+    server = _Server(wire)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield wire
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # A held request must not keep the test from ending.
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.wire = wire
+        wire.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that was killed, or gave up, while its answer was on the way is what these tests do.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, _Server)
+        wire = self.server.wire
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+        decide = wire.admit(operation, body, self.client_address[1])
+        reply = decide(lambda: self._forward(wire.upstream, body))
+        if reply is None:
+            self.close_connection = True
+        else:
+            self._send(reply)
+
+    def _forward(self, upstream: str, body: bytes) -> Answer:
+        # A connection for each request: a kept one that the server closes would need a second try, and a count of two.
+        connection = HTTPConnection(urlsplit(upstream).netloc, timeout=UPSTREAM_SECONDS)
+        try:
+            connection.request("POST", self.path, body, dict(self.headers.items()))
+            reply = connection.getresponse()
+            return Answer(reply.status, reply.read(), tuple(reply.getheaders()))
+        finally:
+            connection.close()
+
+    def _send(self, reply: Answer) -> None:
+        self.send_response_only(reply.status)
+        for name, value in reply.headers:
+            if name.lower() not in {"connection", "content-length", "transfer-encoding"}:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def _pass_on(forward: Forward) -> Answer:
+    return forward()

@@ -1,0 +1,73 @@
+"""Real ``celery worker`` processes, each a process group that a test can kill as a whole or in part."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from tests.support.app import VARIABLE, AppConfig
+from tests.support.processes import ChildProcess, running_in_group
+from tests.support.waiting import wait_for
+
+__all__ = ["Worker"]
+
+PROJECT_ROOT = Path(__file__).parents[2]
+START_SECONDS = 30.0
+
+
+class Worker:
+    """One worker with a pool of child processes; starting it returns when it consumes."""
+
+    def __init__(self, config: AppConfig, concurrency: int = 2, *options: str) -> None:
+        self.name = f"w{uuid4().hex[:6]}@localhost"
+        command = [sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker", "--pool", "prefork"]
+        command += ["--concurrency", str(concurrency), "--hostname", self.name, "--queues", config.queue]
+        command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
+        log = Path(config.directory) / f"{self.name}.log"
+        self.process = ChildProcess(command, log, os.environ | {VARIABLE: config.to_json()}, PROJECT_ROOT)
+        self._journal = config.journal
+
+    def wait_until_ready(self) -> None:
+        """Return when the worker consumes.
+
+        Raises:
+            TimeoutError: with the end of its log.
+        """
+        wait_for(
+            lambda: self.process.returncode is not None or self._journal.entries("worker-ready", worker=self.name),
+            START_SECONDS,
+            lambda: f"worker {self.name} is not ready:\n{self.process.tail()}",
+        )
+        assert self.process.returncode is None, f"worker {self.name} exited:\n{self.process.tail()}"
+
+    def kill(self) -> None:
+        """SIGKILL the parent and every child of its pool at once."""
+        self.process.kill()
+
+    def kill_child(self, pid: int) -> None:
+        """SIGKILL one child of the pool; a body writes its own id into the journal."""
+        self._signal_child(pid, signal.SIGKILL)
+
+    @contextmanager
+    def frozen_child(self, pid: int) -> Iterator[None]:
+        """Let one child of the pool stand still, all its threads included, for the length of a block."""
+        self._signal_child(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_child(pid, signal.SIGCONT)
+
+    def children(self) -> list[int]:
+        """Return the ids of the pool's processes."""
+        return [pid for pid in running_in_group(self.process.pid) if pid != self.process.pid]
+
+    def log(self) -> str:
+        """Return everything the worker logged."""
+        return self.process.log.read_text(errors="replace")
+
+    def _signal_child(self, pid: int, number: signal.Signals) -> None:
+        assert pid in self.children(), f"{pid} is no child of {self.name}: {self.children()}"
+        os.kill(pid, number)
