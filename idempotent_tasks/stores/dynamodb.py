@@ -233,9 +233,13 @@ class DynamoDBStore:
     def _now(self, key: str) -> float:
         connection = self._connection
         if not connection.clock_asked:
-            names = self.layout.names("#key")
-            where = {"TableName": self.table, "Key": self.layout.key(key)}
-            connection.request("get_item", **where, ProjectionExpression="#key", ExpressionAttributeNames=names)
+            connection.request(
+                "get_item",
+                TableName=self.table,
+                Key=self.layout.key(key),
+                ProjectionExpression="#key",
+                ExpressionAttributeNames=self.layout.names("#key"),
+            )
             connection.clock_asked = True
         return connection.clock.now()
 

@@ -1,0 +1,81 @@
+"""The public API as typed users write it: read by mypy in strict mode, never run."""
+
+from datetime import timedelta
+from typing import Any, assert_type
+
+from celery import Celery
+
+from idempotent_tasks import (
+    DynamoDBStore,
+    Idempotency,
+    IdempotencyError,
+    IdempotentTask,
+    InProgressError,
+    MemoryStore,
+    Record,
+    Status,
+    Store,
+)
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.events import Deferred, Event, Replayed
+from idempotent_tasks.testing import FakeClock
+
+app = Celery("shop", task_cls="idempotent_tasks:IdempotentTask")
+app.conf.idempotency_store = "dynamodb://eu-west-1/shop"
+
+Idempotency()
+Idempotency(key="order.id", validate="order.amount", expires=timedelta(days=1))
+Idempotency(key=lambda order_id, **_: f"order-{order_id}", on_busy="wait", wait_timeout=2.5)
+Idempotency(lease=10, grace=0, max_crashes=3, missing_key="run", on_store_error="raise", prefix="shop")
+
+Idempotency("order.id")  # type: ignore[call-arg]
+Idempotency(on_busy="drop")  # type: ignore[arg-type]
+Idempotency(expires="1h")  # type: ignore[arg-type]
+Idempotency(exipres=60)  # type: ignore[call-arg]
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency=Idempotency(key="order_id"))
+def charge(self: IdempotentTask, order_id: str) -> str:
+    """Use what a bound body sees."""
+    assert_type(self.idempotency.key, str | None)
+    assert_type(self.idempotency.fence, int)
+    assert_type(self.idempotency.attempt, int)
+    return order_id
+
+
+charge.apply_async(("ord-17",), idempotency_key="ord-17")
+
+stores: list[Store] = [
+    MemoryStore(),
+    MemoryStore(clock=FakeClock()),
+    DynamoDBStore("shop"),
+    DynamoDBStore("shop", key_attr="pk", sort_key_attr="sk", static_pk_value="shop", region="eu-west-1"),
+    DynamoDBStore.from_url("dynamodb://localhost:8000/shop"),
+]
+clock: Clock = FakeClock(now=1.0)
+
+
+def outcome(store: Store, key: str) -> Any:
+    """Read a record."""
+    record = store.get(key)
+    assert_type(record, Record)
+    assert_type(record.status, Status)
+    return record.data
+
+
+def watch(event: Event) -> None:
+    """Observe."""
+    if isinstance(event, Deferred):
+        assert_type(event.countdown_seconds, float)
+    elif isinstance(event, Replayed):
+        assert_type(event.key, str)
+
+
+app.conf.idempotency_observers = [watch, "shop.metrics:count"]
+
+
+def explain(error: IdempotencyError) -> str | None:
+    """Read an error's attributes."""
+    if isinstance(error, InProgressError):
+        assert_type(error.until, float | None)
+    return error.key
