@@ -118,6 +118,7 @@ class Reception:
 
     def _busy(self, until: float) -> Exception:
         if self.policy.on_busy == "skip":
+            self._tell(events.Skipped)
             return Ignore()
         if self.policy.on_busy == "raise" or self.delivery.eager:
             msg = "another delivery with this key is running; its result will be stored under the key"
@@ -136,11 +137,16 @@ class Reception:
         """Publish the message again, and return what tells Celery to be done with this copy of it."""
         timeout = deferral.visibility_timeout(self.task.app)
         countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
-        named = {"task": self.delivery.task, "task_id": self.delivery.task_id, "key": self.claim_request.key}
         try:
             deferral.publish_again(self.task, self.delivery, countdown)
         except Exception as error:
-            logger.exception("%s[%s] cannot be deferred and goes back to its queue", named["task"], named["task_id"])
+            logger.exception(
+                "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
+            )
             return Reject(error, requeue=True)
-        self.settings.observe(events.Deferred(**named, countdown_seconds=round(countdown, 3), reason=reason))
+        self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason)
         return Ignore()
+
+    def _tell(self, kind: Callable[..., events.Event], **details: Any) -> None:
+        request = self.claim_request
+        self.settings.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))
