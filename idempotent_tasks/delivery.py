@@ -12,6 +12,7 @@ __all__ = [
     "DEFERRALS_HEADER",
     "HARD_LIMIT_ENTRY",
     "KEY_HEADER",
+    "OWNER_ENTRY",
     "PRIVATE_HEADERS",
     "Delivery",
     "read_delivery",
@@ -25,8 +26,10 @@ DEFERRALS_HEADER: Final = "idempotency_deferrals"
 HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
 #: Entry of the request dict, set by the worker's parent process: the content type of the message's body.
 CONTENT_TYPE_ENTRY: Final = "idempotency_content_type"
+#: Entry of the request dict, set by the worker's parent process: the owner token of the claim that will be asked for.
+OWNER_ENTRY: Final = "idempotency_owner"
 #: What must not travel on when a message is sent again for another reason than deferral.
-PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY})
+PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,8 @@ class Delivery:
     deferrals: int = 0
     #: After how many seconds the worker kills the body for certain, or None where nothing does.
     hard_limit_seconds: float | None = None
+    #: The owner token that the worker's parent process knows too; None outside a worker.
+    owner: str | None = None
     #: The worker's node name.
     worker: str = ""
     #: Whether the task runs inside the caller's process, where no message can be sent again.
@@ -64,6 +69,7 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         explicit_key=headers.get(KEY_HEADER),
         deferrals=deferrals if isinstance(deferrals, int) else 0,
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
+        owner=request.get(OWNER_ENTRY),
         worker=request.hostname or "",
         eager=bool(request.is_eager),
     )

@@ -18,6 +18,7 @@ __all__ = [
     "Released",
     "Renewed",
     "Replayed",
+    "Skipped",
     "Superseded",
     "Unrecorded",
     "log_event",
@@ -84,6 +85,11 @@ class Deferred(Event):
     countdown_seconds: float
     #: ``busy``, or the type of the store's error.
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped(Event):
+    """The key was running and ``on_busy="skip"`` dropped the delivery."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,16 +4,16 @@ import logging
 from typing import Any
 
 from celery.concurrency import get_implementation
-from celery.signals import worker_init
+from celery.signals import worker_init, worker_shutdown
 
 from idempotent_tasks.errors import ConfigurationError, StoreError
-from idempotent_tasks.request import remember_worker
+from idempotent_tasks.request import release_running, remember_worker
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["check_worker"]
+__all__ = ["check_worker", "release_what_runs"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -41,6 +41,12 @@ def check_worker(sender: Any, **_: Any) -> None:
         raise SystemExit(f"idempotent_tasks: {error}") from error
     if isinstance(store, DynamoDBStore) and store.verifiable:
         _verify(store)
+
+
+@worker_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.release_what_runs")
+def release_what_runs(**_: Any) -> None:
+    """Release the claims of bodies that a shutdown cut short (``celery.signals.worker_shutdown``)."""
+    release_running()
 
 
 def _check_pool(store: Any, pool_cls: Any) -> None:

@@ -37,6 +37,9 @@ class UnguardedRun:
     lost: bool = False
 
 
+Body = Callable[[ActiveRun | UnguardedRun], Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reception:
     """Everything that decides what becomes of one delivery."""
@@ -46,11 +49,12 @@ class Reception:
     delivery: Delivery
     policy: Idempotency
     settings: Settings
-    #: Runs the task's body.
-    body: Callable[[ActiveRun | UnguardedRun], Any]
 
-    def handle(self) -> Any:
+    def handle(self, body: Body) -> Any:
         """Run, replay or defer the delivery, and return the task's result.
+
+        Args:
+            body: runs the task's body.
 
         Raises:
             celery.exceptions.Ignore: the message was published again, or dropped by ``on_busy="skip"``.
@@ -58,18 +62,18 @@ class Reception:
             IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
         """
         try:
-            request = self._request
+            request = self.claim_request
         except MissingKeyError as error:
             if self.policy.missing_key == "raise":
                 raise
-            return self._run_unguarded(None, error)
-        match self._guard().run(request, self.body):
+            return self._run_unguarded(body, None, error)
+        match self._guard().run(request, body):
             case Returned(value) | Replayed(value):
                 return value
             case Busy(until):
                 raise self._busy(until)
             case Unclaimed(store_error):
-                return self._on_store_error(store_error)
+                return self._on_store_error(body, store_error)
             case Interrupted(interrupt):
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
@@ -78,13 +82,14 @@ class Reception:
         return term_of(self.policy, self.delivery.hard_limit_seconds)
 
     @cached_property
-    def _request(self) -> ClaimRequest:
+    def claim_request(self) -> ClaimRequest:
+        """The claim that this delivery asks for; raises as `record_key` does."""
         delivery, policy, signature = self.delivery, self.policy, self.task.run_signature
         prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
         validate = policy.validate_selector
         return ClaimRequest(
             key=record_key(delivery, prefix, policy.key_selector, signature),
-            owner=uuid4().hex,
+            owner=delivery.owner or uuid4().hex,
             lease_seconds=self._term.lease_seconds,
             retention_seconds=seconds(policy.expires),
             validation=None if validate is None else payload_digest(delivery, validate, signature),
@@ -107,21 +112,22 @@ class Reception:
             return nullcontext()
         return _keeper.keep(run, self.settings.store, self._term, self.settings.observe)
 
-    def _run_unguarded(self, key: str | None, why: Exception) -> Any:
+    def _run_unguarded(self, body: Body, key: str | None, why: Exception) -> Any:
         logger.warning("%s[%s] runs unguarded: %s", self.delivery.task, self.delivery.task_id, why)
-        return self.body(UnguardedRun(key))
+        return body(UnguardedRun(key))
 
     def _busy(self, until: float) -> Exception:
         if self.policy.on_busy == "skip":
+            self._tell(events.Skipped)
             return Ignore()
         if self.policy.on_busy == "raise" or self.delivery.eager:
             msg = "another delivery with this key is running; its result will be stored under the key"
-            return InProgressError(msg, self.delivery.task, self._request.key, until)
+            return InProgressError(msg, self.delivery.task, self.claim_request.key, until)
         return self._deferred(until - self.settings.store.clock.now(), "busy")
 
-    def _on_store_error(self, error: StoreError) -> Any:
+    def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
-            return self._run_unguarded(self._request.key, error)
+            return self._run_unguarded(body, self.claim_request.key, error)
         if self.policy.on_store_error == "raise" or self.delivery.eager:
             raise error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
@@ -131,11 +137,16 @@ class Reception:
         """Publish the message again, and return what tells Celery to be done with this copy of it."""
         timeout = deferral.visibility_timeout(self.task.app)
         countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
-        named = {"task": self.delivery.task, "task_id": self.delivery.task_id, "key": self._request.key}
         try:
             deferral.publish_again(self.task, self.delivery, countdown)
         except Exception as error:
-            logger.exception("%s[%s] cannot be deferred and goes back to its queue", named["task"], named["task_id"])
+            logger.exception(
+                "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
+            )
             return Reject(error, requeue=True)
-        self.settings.observe(events.Deferred(**named, countdown_seconds=round(countdown, 3), reason=reason))
+        self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason)
         return Ignore()
+
+    def _tell(self, kind: Callable[..., events.Event], **details: Any) -> None:
+        request = self.claim_request
+        self.settings.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))

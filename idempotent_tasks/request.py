@@ -1,15 +1,31 @@
-"""The parent's side of a delivery: what only a worker's main process knows reaches the body with the request."""
+"""The parent's side of a delivery: what only a worker's main process knows, and what a dead child cannot do."""
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker import state
 from celery.worker.request import Request
+from kombu.asynchronous import get_event_loop
 
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY
+from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY
+from idempotent_tasks.departed import Departed
 
-__all__ = ["GuardedRequest", "remember_worker"]
+__all__ = ["GuardedRequest", "release_running", "remember_worker"]
+
+logger = logging.getLogger("idempotent_tasks")
+
+#: What the parent reports of a child that is dead or dying.  billiard 4.3 passes on the exception of a child that
+#: leaves by ``SystemExit`` itself, before it is gone.
+_DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, KeyboardInterrupt)
 
 _workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_departed: Final = Departed()
 
 
 def remember_worker(worker: Any) -> None:
@@ -17,17 +33,76 @@ def remember_worker(worker: Any) -> None:
     _workers[worker.app] = worker
 
 
-class GuardedRequest(Request):
-    """A worker's request that tells the body how long it can live at most, and how the message was written.
+def release_running() -> None:
+    """Release what the children of a worker that shuts down still hold, each when it is gone.
 
-    Extra entries of the request dict become attributes of ``self.request`` in the pool's process, whatever the start
-    method (``celery.worker.request.Request.execute_using_pool``).
+    The interpreter waits for these releases before it exits.
     """
+    for request in list(state.active_requests):
+        if isinstance(request, GuardedRequest) and not request.acknowledged:
+            request.release_claim("WorkerShutdown", crashed=False)
+
+
+class GuardedRequest(Request):
+    """A worker's request that frees the claim of a child that died, so that the next delivery runs at once.
+
+    It tells the child its owner token, how long it can live at most and how the message was written: extra entries of
+    the request dict become attributes of ``self.request`` in the pool's process, whatever the start method
+    (``celery.worker.request.Request.execute_using_pool``).
+    """
+
+    _releasing: Future[None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._request_dict[OWNER_ENTRY] = uuid4().hex
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the delivery go back to its queue only when the claim of its dead child is released."""
+        error = exc_info.exception
+        error = error.exc if isinstance(error, ExceptionWithTraceback) else error
+        handle = super().on_failure
+        if not isinstance(error, _DEADLY):
+            handle(exc_info, *args, **kwargs)
+        elif isinstance(error, Terminated) or state.should_terminate:
+            # Nothing goes back to a queue here, and in a shutdown no event loop would come back to it.
+            self.release_claim(type(error).__name__, crashed=False)
+            handle(exc_info, *args, **kwargs)
+        else:
+            self._after_release(type(error).__name__, lambda: handle(exc_info, *args, **kwargs))
+
+    def on_timeout(self, soft: bool, timeout: float | None) -> None:  # noqa: FBT001 - Celery's signature
+        """Likewise: at a hard time limit billiard calls this before it kills the child."""
+        handle = super().on_timeout
+        if soft:
+            handle(soft, timeout)
+        else:
+            self._after_release(TimeLimitExceeded.__name__, lambda: handle(soft, timeout))
+
+    def release_claim(self, reason: str, *, crashed: bool) -> Future[None] | None:
+        """Release the claim when the child is gone; return None where no child was given the delivery."""
+        if self._releasing is None and self.worker_pid is not None and _is_prefork(self._pool_cls):
+            reception = self.task.reception(self._context, self._args, self._kwargs)
+            self._releasing = _departed.release(reception, self.worker_pid, reason, crashed=crashed)
+        return self._releasing
+
+    def _after_release(self, reason: str, handle: Callable[[], None]) -> None:
+        releasing = self.release_claim(reason, crashed=True)
+        if releasing is None:
+            handle()
+            return
+        loop = get_event_loop()
+        releasing.add_done_callback(lambda _: loop.call_soon(_guarded, handle))
+
+    @property
+    def _worker(self) -> Any:
+        return _workers.get(self._app)
+
+    @property
+    def _pool_cls(self) -> Any:
+        return getattr(self._worker, "pool_cls", None)
 
     def _enforced_hard_limit(self) -> float | None:
         """Return after how many seconds the pool kills the body, None where it does not.
@@ -35,12 +110,19 @@ class GuardedRequest(Request):
         Only the prefork pool does (https://docs.celeryq.dev/en/stable/userguide/workers.html#time-limits): the call's
         limit, else the task's, which stands for the app's, else the worker's ``--time-limit``.
         """
-        worker = _workers.get(self._app)
-        if worker is None or not _enforces_limits(worker.pool_cls):
+        if not _is_prefork(self._pool_cls):
             return None
-        limit = self.time_limits[0] or self._task.time_limit or worker.time_limit
+        limit = self.time_limits[0] or self._task.time_limit or self._worker.time_limit
         return float(limit) if limit else None
 
 
-def _enforces_limits(pool_cls: Any) -> bool:
+def _is_prefork(pool_cls: Any) -> bool:
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
+
+
+def _guarded(handle: Callable[[], None]) -> None:
+    try:
+        handle()
+    except Exception:
+        # As billiard does with its callbacks: the consumer's loop must not end with one request.
+        logger.exception("the failure of a delivery could not be handled; its message stays unacknowledged")

@@ -66,14 +66,25 @@ class IdempotentTask(Task):
         request = self.request_stack.top
         if request is None or request.called_directly or _RUN in vars(request):
             return super().__call__(*args, **kwargs)
+        return self.reception(request, args, kwargs).handle(lambda run: self._run_body(run, args, kwargs))
+
+    def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:
+        """Return what decides about a delivery.
+
+        Args:
+            request: the delivery's ``celery.app.task.Context``.
+            args, kwargs: the body's arguments.
+
+        Raises:
+            ConfigurationError: a setting of the app is wrong.
+        """
         settings = settings_of(self.app)
         return Reception(
             task=self,
-            delivery=read_delivery(self.name, request, args, kwargs),
+            delivery=read_delivery(self.name, request, tuple(args), kwargs),
             policy=self._policy_under(settings),
             settings=settings,
-            body=lambda run: self._run_body(run, args, kwargs),
-        ).handle()
+        )
 
     def apply_async(
         self,

@@ -71,10 +71,11 @@ class Store(Protocol):
         """
         ...
 
-    def release(self, claim: Claim, reason: str) -> Released | Lost:
-        """Free the key for the next claim, keeping its fence, and count its attempts from 0 again.
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+        """Free the key for the next claim, keeping its fence.
 
-        Only a claim in progress is released: an outcome stays.
+        Attempts are counted from 0 again, unless the claim's process ``crashed``.  Only a claim in progress is
+        released: an outcome stays.
         """
         ...
 

@@ -185,9 +185,9 @@ class DynamoDBStore:
             if old is None or old.owner != record.owner:
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        update = release_update(claim, reason)
+        update = release_update(claim, reason, crashed=crashed)
         return Released() if isinstance(self._update(claim.key, update), Written) else Lost()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

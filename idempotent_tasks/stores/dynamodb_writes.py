@@ -70,10 +70,11 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
     )
 
 
-def release_update(claim: Claim, reason: str) -> Update:
-    """Return the write that frees a key and counts its attempts from 0 again, if the claim is held."""
+def release_update(claim: Claim, reason: str, *, crashed: bool) -> Update:
+    """Return the write that frees a key, and counts its attempts from 0 unless it crashed, if the claim is held."""
+    clean: dict[str, str | int | bytes] = {} if crashed else {"attempt": 0}
     return Update(
-        values={"in_progress_expiration": 0, "attempt": 0, "error": reason},
+        values={"in_progress_expiration": 0, "error": reason, **clean},
         condition=_HELD,
         operands=_held_operands(claim),
     )

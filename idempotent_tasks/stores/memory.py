@@ -84,13 +84,14 @@ class MemoryStore:
             if old.owner != record.owner:
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         with self._lock:
             held = self._held(claim)
             if held is None:
                 return Lost()
-            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=0, error=reason)
+            attempt = held.attempt if crashed else 0
+            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=attempt, error=reason)
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

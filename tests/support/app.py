@@ -76,8 +76,8 @@ def build_app(config: AppConfig) -> Celery:
         task_default_routing_key=config.queue,
         worker_enable_remote_control=False,
         worker_prefetch_multiplier=1,
-        **config.settings,
     )
+    app.conf.update(config.settings)
     base = symbol_by_name(config.base)
     for name, body in bodies(config.journal).items():
         options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})

@@ -62,18 +62,26 @@ class ChildProcess:
         self._popen.wait(STOP_SECONDS)
         wait_for(lambda: not running_in_group(self.pid), STOP_SECONDS, f"group {self.pid} survives SIGKILL")
 
+    def end_by(self, number: signal.Signals, timeout_seconds: float = STOP_SECONDS) -> None:
+        """Send the leader a signal and return when it has exited.
+
+        Raises:
+            TimeoutError: it did not exit in time.
+        """
+        self._popen.send_signal(number)
+        wait_for(
+            lambda: self.returncode is not None,
+            timeout_seconds,
+            lambda: f"process {self.pid} ignores {number.name}; its output ends with\n{self.tail()}",
+        )
+
     def terminate(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """SIGTERM the leader and return when it has exited by itself.
 
         Raises:
             TimeoutError: it did not exit in time.
         """
-        self._popen.terminate()
-        wait_for(
-            lambda: self.returncode is not None,
-            timeout_seconds,
-            lambda: f"process {self.pid} ignores SIGTERM; its output ends with\n{self.tail()}",
-        )
+        self.end_by(signal.SIGTERM, timeout_seconds)
 
 
 @contextmanager
