@@ -33,9 +33,14 @@ def canonical(value: Any) -> str:
         UncanonicalError: the value, or a part of it, has no canonical form.
     """
     try:
-        return json.dumps(_form(value, "it"), sort_keys=True, separators=(",", ":"))
+        return _text(_form(value, "it"))
     except RecursionError:
         raise UncanonicalError("a value that is nested too deeply or contains itself") from None
+    except UncanonicalError:
+        raise
+    except ValueError:
+        # sys.set_int_max_str_digits() limits what Python writes.
+        raise UncanonicalError("a whole number with too many digits") from None
 
 
 def fields_of(value: Any) -> Mapping[str, Any] | None:
@@ -68,10 +73,15 @@ def _form(value: Any, path: str) -> Any:
 
 
 def _mapping(value: Mapping[Any, Any], path: str) -> Any:
-    if _TAG not in value and all(type(name) is str for name in value):
-        return {name: _form(each, f"{path}.{name}") for name, each in value.items()}
-    pairs = [[_form(name, f"a key of {path}"), _form(each, f"{path}[…]")] for name, each in value.items()]
+    pairs = [[_form(name, f"a key of {path}"), _form(each, _member(path, name))] for name, each in value.items()]
+    names = {name for name, _ in pairs if type(name) is str}
+    if len(names) == len(pairs) and _TAG not in names:
+        return dict(pairs)
     return _tagged("mapping", sorted(pairs, key=_text))
+
+
+def _member(path: str, name: Any) -> str:
+    return f"{path}.{name}" if type(name) is str else f"{path}[…]"
 
 
 def _tagged(kind: str, payload: Any) -> dict[str, Any]:
@@ -85,7 +95,8 @@ def _text(form: Any) -> str:
 def _float(value: float, path: str) -> float:
     if not math.isfinite(value):
         raise UncanonicalError(f"a float that is not finite at {path}")
-    return float(value)
+    # Adding 0.0 turns -0.0, which equals it, into 0.0.
+    return float(value) + 0.0
 
 
 def _decimal(value: Decimal, path: str) -> Any:
@@ -100,10 +111,27 @@ def _decimal(value: Decimal, path: str) -> Any:
     return _tagged("decimal", f"{'-' if sign else ''}{stripped}e{int(exponent) + len(text) - len(stripped)}")
 
 
-def _datetime(value: datetime, _path: str) -> Any:
-    if value.tzinfo is None:
+def _datetime(value: datetime, path: str) -> Any:
+    if value.utcoffset() is None:
         return _tagged("datetime", value.isoformat())
-    return _tagged("instant", value.astimezone(UTC).isoformat())
+    try:
+        return _tagged("instant", value.astimezone(UTC).isoformat())
+    except OverflowError:
+        raise UncanonicalError(f"an instant outside the years 1 to 9999 at {path}") from None
+
+
+def _time(value: time, _path: str) -> Any:
+    offset = value.utcoffset()
+    if offset is None:
+        return _tagged("time", value.isoformat())
+    since_midnight = timedelta(
+        hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond
+    )
+    return _tagged("time", _duration(since_midnight - offset))
+
+
+def _duration(value: timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
 
 
 def _set(value: Any, path: str) -> Any:
@@ -122,8 +150,8 @@ _WRITERS: Final[tuple[tuple[type | tuple[type, ...], Callable[[Any, str], Any]],
     (Decimal, _decimal),
     (datetime, _datetime),
     (date, _plain("date", date.isoformat)),
-    (time, _plain("time", time.isoformat)),
-    (timedelta, _plain("timedelta", lambda value: [value.days, value.seconds, value.microseconds])),
+    (time, _time),
+    (timedelta, _plain("timedelta", _duration)),
     (UUID, _plain("uuid", str)),
     ((bytes, bytearray, memoryview), _plain("bytes", lambda value: base64.b64encode(value).decode())),
     (PurePath, _plain("path", str)),

@@ -27,11 +27,17 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The machine's own clock as it stood when this object was made, and the time that has passed since.
+
+    A clock that is set while a worker runs therefore moves no expiry.
+    """
+
+    def __init__(self) -> None:
+        self._epoch_offset = time.time() - time.monotonic()
 
     def now(self) -> float:
-        """Return the machine's time in epoch seconds (UTC)."""
-        return time.time()
+        """Return the time in epoch seconds (UTC)."""
+        return self._epoch_offset + time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread (or greenlet) for this many seconds."""

@@ -63,7 +63,7 @@ def decode_result(record: Record) -> Any:
         return None
     try:
         return json.loads(record.data)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError):
         raise _unavailable(record, "its stored result is not readable JSON") from None
 
 

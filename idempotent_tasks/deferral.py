@@ -52,12 +52,12 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
         kombu.exceptions.OperationalError: the broker does not take it.
     """
     request = task.request
-    shown = {name: request.get(name) for name in ("argsrepr", "kwargsrepr")}
+    same = {name: request.get(name) for name in ("argsrepr", "kwargsrepr", "compression")}
     # Celery before 5.7 takes the task's own ignore_result, and any Celery the task's own serializer.
     kept = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
     serializer = registry.type_to_name.get(request.get(CONTENT_TYPE_ENTRY))
     signature = task.signature_from_request(
-        request, countdown=countdown, retries=request.retries, serializer=serializer, **shown, **kept
+        request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept
     )
     headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
     signature.set(headers=headers).apply_async(add_to_parent=False)

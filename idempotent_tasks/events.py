@@ -164,15 +164,23 @@ def log_event(event: Event) -> None:
 
 
 class Observers:
-    """Tells each observer of each event; a failing one is logged and changes nothing."""
+    """Tells each observer of each event; a failing one is logged and changes nothing.
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    Args:
+        observers: in the order in which they are told.
+        interrupts: exceptions that something outside raises into this thread; they are no observer's failure.
+    """
+
+    def __init__(self, observers: Sequence[Observer], interrupts: tuple[type[BaseException], ...] = ()) -> None:
         self._observers = tuple(observers)
+        self._interrupts = interrupts
 
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
         for observer in self._observers:
             try:
                 observer(event)
+            except self._interrupts:
+                raise
             except Exception:
                 logger.exception("idempotency observer %r failed on %s", observer, type(event).__name__)

@@ -16,6 +16,7 @@ from idempotent_tasks.errors import (
     RecordExistsError,
     ResultEncodingError,
     StoreError,
+    StoreUnavailableError,
 )
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import (
@@ -27,12 +28,14 @@ from idempotent_tasks.records import (
     Committed,
     Finished,
     Granted,
+    Lost,
     Mismatch,
     Outcome,
     Record,
     Status,
     Superseded,
     Vanished,
+    expiration_seconds,
 )
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import Store
@@ -139,6 +142,9 @@ class Guard:
         """
         try:
             answer = self._claim(request)
+            if isinstance(answer, Granted):
+                self._refuse_crash_loop(answer.claim)
+                self._tell(events.Claimed, request, fence=answer.claim.fence, attempt=answer.claim.attempt)
         except StoreError as error:
             return Unclaimed(error)
         except self.interrupts as error:
@@ -167,9 +173,7 @@ class Guard:
             clock.sleep(min(WAIT_PAUSE, left))
 
     def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
-        self._refuse_crash_loop(claim)
         run = ActiveRun(claim, self._release)
-        self._tell(events.Claimed, claim.request, fence=claim.fence, attempt=claim.attempt)
         values: list[Any] = []
         try:
             with self.keeping(run):
@@ -226,8 +230,9 @@ class Guard:
             return answer
         try:
             self.store.restore(_whole_record(claim, outcome, self.store.clock.now()))
-        except RecordExistsError:
-            return self.store.commit(claim, outcome, retention)
+        except RecordExistsError as error:
+            # Somebody claims and deletes it under our hands: look again.
+            raise StoreUnavailableError(task=claim.request.task, key=claim.key) from error
         return Committed()
 
     def _yield_to(self, claim: Claim, record: Record) -> Verdict:
@@ -254,10 +259,14 @@ class Guard:
     def _release_once(self, claim: Claim, reason: str) -> None:
         clock = self.store.clock
         try:
-            persistently(lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE)
+            answer: object = persistently(
+                lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE
+            )
         except StoreError as error:
+            answer = error
             reason = f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"
-        self._tell(events.Released, claim.request, reason=reason)
+        if not isinstance(answer, Lost):
+            self._tell(events.Released, claim.request, reason=reason)
 
     def _tell(self, kind: Callable[..., events.Event], request: ClaimRequest, **details: Any) -> None:
         self.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))
@@ -273,7 +282,7 @@ def _whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:
     return Record(
         key=claim.key,
         status=outcome.status,
-        expiration=int(now + request.retention_seconds) + 1,
+        expiration=expiration_seconds(request.retention_seconds, claim.in_progress_expiration, now),
         in_progress_expiration=claim.in_progress_expiration,
         data=outcome.data,
         validation=request.validation,

@@ -3,6 +3,7 @@
 The keeper lives in the process that runs the body: it dies with it, and knows of a loss at once.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from idempotent_tasks.records import Lost
 from idempotent_tasks.stores import Store
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 #: How long a claim lives between renewals where nothing limits the body's time and no ``lease`` was asked for.
 DEFAULT_LEASE_SECONDS: Final = 60.0
@@ -116,7 +119,10 @@ class Keeper:
             return
         try:
             answer = kept.store.renew(claim, lease, claim.request.retention_seconds)
-        except StoreError:
+        except Exception as error:
+            if not isinstance(error, StoreError):
+                # This thread keeps the claims of the whole process: one store's bug must not end it.
+                logger.exception("the claim of %s cannot be renewed", claim.key)
             kept.due = clock.now() + term.lease_seconds * RETRY_AFTER
             return
         named = {"task": claim.request.task, "task_id": claim.request.task_id, "key": claim.key}

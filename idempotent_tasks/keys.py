@@ -30,6 +30,10 @@ FORM_VERSION: Final = b"1:"
 class _Interpreter(TreeInterpreter):
     """JMESPath that also looks into dataclasses and pydantic models, without copying them into dictionaries."""
 
+    def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take a tuple for the list that it would be after a message's journey."""
+        return super().visit(node, *(list(each) if isinstance(each, tuple) else each for each in args), **kwargs)
+
     def visit_field(self, node: dict[str, Any], value: Any) -> Any:
         if isinstance(value, Mapping):
             return value.get(node["value"])
@@ -87,7 +91,7 @@ class Selector:
     def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
         try:
             return _Interpreter().visit(self._parsed, arguments)
-        except JMESPathError as error:
+        except (JMESPathError, ValueError) as error:
             msg = f"{self.option}={self.text!r} cannot be applied to the arguments ({type(error).__name__})"
             # JMESPath's own message quotes the arguments.
             raise KeyEncodingError(msg, delivery.task) from None

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cached_property
+from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
 from idempotent_tasks.errors import ConfigurationError
@@ -132,10 +134,10 @@ def seconds(duration: Duration) -> float:
 
 
 def _check_seconds(name: str, value: object, *, positive: bool) -> None:
-    valid = isinstance(value, int | float | timedelta) and not isinstance(value, bool)
-    if valid:
-        length = seconds(value)  # type: ignore[arg-type]
-        valid = math.isfinite(length) and (length > 0 if positive else length >= 0)
-    if not valid:
+    length = math.nan
+    if isinstance(value, int | float | timedelta) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            length = seconds(value)
+    if not math.isfinite(length) or length < 0 or (positive and length == 0):
         kind = "positive" if positive else "not negative"
-        raise ConfigurationError(f"{name}={value!r} is not a duration: seconds or a timedelta, {kind}")
+        raise ConfigurationError(f"{name}={short(value)} is not a duration: seconds or a timedelta, {kind}")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.errors import ConfigurationError
@@ -62,7 +63,7 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     observers = app.conf.get("idempotency_observers")
     return Settings(
         store=_store(spelled_store, app.main or ""),
-        observe=Observers([log_event] if observers is None else _observers(observers)),
+        observe=Observers([log_event] if observers is None else _observers(observers), (SoftTimeLimitExceeded,)),
         defaults=defaults,
     )
 
@@ -72,8 +73,9 @@ def _refuse_unknown(app: Any) -> None:
     for key in app.conf:
         name = str(key).lower().removeprefix(namespace)
         if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _KNOWN:
-            close = get_close_matches(name, [_PREFIX + each for each in _KNOWN], n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {[_PREFIX + each for each in _KNOWN]}"
+            close = get_close_matches(name.removeprefix(_PREFIX), _KNOWN, n=1)
+            known = [_PREFIX + each for each in close or _KNOWN]
+            hint = f"did you mean {known[0]!r}?" if close else f"known are {known}"
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
 
 

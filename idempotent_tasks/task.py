@@ -18,6 +18,8 @@ from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["IdempotentTask"]
 
+#: Marks a request as received: further calls of the task under it, by its body or its handlers, are plain calls.
+_RECEIVED: Final = "idempotency_received"
 #: Where a request holds the run of its body.
 _RUN: Final = "idempotency_run"
 
@@ -51,7 +53,7 @@ class IdempotentTask(Task):
 
     @classmethod
     def _adopt_policy(cls) -> None:
-        if "idempotency" in vars(cls):
+        if "idempotency" in vars(cls) and cls is not IdempotentTask:
             cls.idempotency_policy = Idempotency.of(vars(cls)["idempotency"])
             del cls.idempotency
 
@@ -64,8 +66,9 @@ class IdempotentTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""
         request = self.request_stack.top
-        if request is None or request.called_directly or _RUN in vars(request):
+        if request is None or request.called_directly or _RECEIVED in vars(request):
             return super().__call__(*args, **kwargs)
+        setattr(request, _RECEIVED, True)
         return self.reception(request, args, kwargs).handle(lambda run: self._run_body(run, args, kwargs))
 
     def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:
@@ -134,7 +137,7 @@ class IdempotentTask(Task):
     def on_replace(self, sig: Any) -> Any:
         """Release the key, then publish what replaces this task (``celery.app.task.Task.replace``)."""
         run = vars(self.request).get(_RUN)
-        if isinstance(run, ActiveRun) and not self.request.is_eager:
+        if isinstance(run, ActiveRun):
             run.hand_over("Replaced")
         return super().on_replace(sig)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, Self
 
 from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError, StoreUnavailableError
+from idempotent_tasks.errors import RecordCorruptError, RecordExistsError, RecordNotFoundError, StoreUnavailableError
 from idempotent_tasks.records import (
     Claim,
     ClaimAnswer,
@@ -149,7 +149,12 @@ class DynamoDBStore:
         for _ in range(CLAIM_ROUNDS):
             now = self._now(request.key)
             until = int((now + request.lease_seconds) * 1000)
-            written = self._update(request.key, claim_update(request, now, until), ReturnValues="UPDATED_NEW")
+            try:
+                written = self._update(request.key, claim_update(request, now, until), ReturnValues="UPDATED_NEW")
+            except RecordCorruptError:
+                # DynamoDB says that something is wrong with the item; reading it says what.
+                self._read(request.key)
+                raise
             if isinstance(written, Written):
                 return Granted(self._claim_from(request, until, written.answer["Attributes"]))
             old = self._refusing_record(request.key, written)
@@ -264,10 +269,9 @@ class DynamoDBStore:
         return self.layout.record(key, item) if item else None
 
     def _claim_from(self, request: ClaimRequest, until: int, attributes: Item) -> Claim:
-        roles = self.layout.roles
         return Claim(
             request=request,
-            fence=int(attributes[roles["fence"]]["N"]),
-            attempt=int(attributes[roles["attempt"]]["N"]),
+            fence=self.layout.count(request.key, attributes, "fence"),
+            attempt=self.layout.count(request.key, attributes, "attempt"),
             in_progress_expiration=until,
         )

@@ -45,6 +45,7 @@ _TRANSIENT = frozenset(
         "LimitExceededException",
         "ProvisionedThroughputExceededException",
         "RequestLimitExceeded",
+        "ReplicatedWriteConflictException",
         "RequestTimeout",
         "ServiceUnavailable",
         "SlowDown",
@@ -130,7 +131,10 @@ class Connection:
         vars(self).update(state, _making=threading.Lock())
 
     def __repr__(self) -> str:
-        return f"{self._endpoint_url or self._region or 'the default region'}"
+        if self._endpoint_url is None:
+            return self._region or "the default region"
+        scheme, _, place = self._endpoint_url.partition("://")
+        return f"{scheme}://{place.rpartition('@')[2]}"
 
     def request(
         self, operation: str, *, refusal: str = "ConditionalCheckFailedException", **parameters: Any
@@ -157,10 +161,14 @@ class Connection:
                     raise
                 return Refused(error.response.get("Item"))
             self._observe(answer, sent_at)
-            return Written(answer)
+        if "json" not in _headers(answer).get("content-type", ""):
+            # botocore takes a page with status 200 for an answer without members: no commit may be read into it.
+            msg = f"what answers at {self!r} is not DynamoDB; mend the endpoint, or the gateway in between"
+            raise StoreUnavailableError(msg)
+        return Written(answer)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
-        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        date = _headers(answer).get("date")
         if date is not None:
             self.clock.observe(date, sent_at)
 
@@ -200,6 +208,11 @@ class Connection:
         )
 
 
+def _headers(answer: Any) -> dict[str, str]:
+    headers: dict[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return headers
+
+
 def _is_loopback(endpoint_url: str | None) -> bool:
     return urlsplit(endpoint_url or "").hostname in ("localhost", "127.0.0.1", "::1")
 
@@ -224,7 +237,7 @@ def _from_answer(error: ClientError, action: str, at: str) -> StoreError:
     code = error.response["Error"]["Code"].rpartition("#")[2]
     text = error.response["Error"].get("Message", "")
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
         return StoreUnavailableError(f"{action} on {at} failed for now: {code}")
     if code == "ValidationException" and "incorrect data type" in text:
         msg = f"{action} on {at}: the item under the key has attributes of other types; delete it"

@@ -132,6 +132,14 @@ class Layout:
         roles = self.roles
         return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
 
+    def count(self, key: str, item: Item, role: str) -> int:
+        """Read one whole number of an item.
+
+        Raises:
+            RecordCorruptError: the attribute is missing or something else.
+        """
+        return _Reader(key, item, self.roles).required_number(role)
+
     def record(self, key: str, item: Item) -> Record:
         """Read an item.
 

@@ -14,8 +14,7 @@ POLL_SECONDS: Final = 0.5
 
 def create_table(connection: Connection, table: str, layout: Layout) -> None:
     """Create the table unless it is there, wait until it is active, and turn its TTL on."""
-    description = _describe(connection, table)
-    if description is None:
+    if _describe(connection, table) is None:
         connection.request(
             "create_table",
             refusal="ResourceInUseException",
@@ -26,11 +25,12 @@ def create_table(connection: Connection, table: str, layout: Layout) -> None:
                 {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(layout)
             ],
         )
-        description = _await_active(connection, table)
-    _check_schema(description, table, layout)
+    _check_schema(_await_active(connection, table), table, layout)
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
+            # "TimeToLive is already enabled": by somebody else just now, for which attribute is checked below.
+            refusal="ValidationException",
             TableName=table,
             TimeToLiveSpecification={"Enabled": True, "AttributeName": layout.expiry_attr},
         )

@@ -29,30 +29,31 @@ def arguments_from_url(url: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: the URL has no table, another scheme or an unknown parameter.
     """
-    parts = urlsplit(url)
-    table = unquote(parts.path.strip("/"))
-    if parts.scheme != "dynamodb" or not parts.netloc or not table:
-        raise ConfigurationError(f"{_shown(parts)} is not a store URL; write dynamodb://REGION/TABLE")
-    arguments: dict[str, Any] = {"table": table, **_place(parts)}
+    try:
+        arguments = _table_and_place(urlsplit(url))
+    except ValueError:
+        # Its own text may quote a secret that holds an unquoted "/".
+        msg = f"{_shown(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
+        raise ConfigurationError(msg) from None
     renamed: dict[str, str] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if name in _TEXT_ARGUMENTS:
             arguments[name] = value
         elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):
             renamed[name.removesuffix("_attr")] = value
         else:
             known = [*_TEXT_ARGUMENTS, *(f"{role}_attr" for role in BOOKKEEPING)]
-            raise ConfigurationError(f"{_shown(parts)}: unknown parameter {name!r}; known are {', '.join(known)}")
+            raise ConfigurationError(f"{_shown(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
     return {**arguments, "attributes": renamed}
 
 
-def _place(parts: SplitResult) -> dict[str, Any]:
+def _table_and_place(parts: SplitResult) -> dict[str, Any]:
+    table = unquote(parts.path.strip("/"))
+    if parts.scheme != "dynamodb" or not parts.netloc or not table:
+        raise ValueError(parts.scheme)
     host = parts.hostname or ""
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"{_shown(parts)}: {error}") from error
-    place: dict[str, Any] = {}
+    port = parts.port
+    place: dict[str, Any] = {"table": table}
     if port is None and host != "localhost":
         place["region"] = host
     else:
@@ -62,5 +63,5 @@ def _place(parts: SplitResult) -> dict[str, Any]:
     return place
 
 
-def _shown(parts: SplitResult) -> str:
-    return repr(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+def _shown(url: str) -> str:
+    return repr(f"{url.partition('://')[0]}://…@{url.rpartition('@')[2]}" if "@" in url else url)

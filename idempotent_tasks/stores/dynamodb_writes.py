@@ -84,8 +84,8 @@ def renew_update(claim: Claim, until: int, expiration: int) -> Update:
     """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held."""
     return Update(
         values={"in_progress_expiration": until, "expiration": expiration},
-        condition=_HELD,
-        operands=_held_operands(claim),
+        condition=f"{_HELD} AND #in_progress_expiration > :released",
+        operands={**_held_operands(claim), "released": 0},
     )
 
 

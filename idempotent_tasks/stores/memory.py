@@ -98,7 +98,7 @@ class MemoryStore:
         """See `idempotent_tasks.stores.Store.renew`."""
         with self._lock:
             held = self._held(claim)
-            if held is None:
+            if held is None or not held.in_progress_expiration:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)

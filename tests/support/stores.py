@@ -105,9 +105,9 @@ class FaultyStore:
         """Restore as planned."""
         self._take_step("restore", lambda: self.inner.restore(record))
 
-    def release(self, claim: Claim, reason: str) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
         """Release as planned."""
-        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason))
+        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason, crashed=crashed))
         return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

@@ -32,6 +32,7 @@ LAYERS = {
     "settings": 4,
     "keeper": 5,
     "deferral": 5,
+    "departed": 5,
     "reception": 5,
     "request": 5,
     "task": 5,

@@ -1,0 +1,104 @@
+"""Stores for the contract suite, with a time that only the test moves; and DynamoDB stores behind a breakable wire."""
+
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import Any
+
+import boto3
+import pytest
+
+from idempotent_tasks import DynamoDBStore
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.conftest import REGION
+from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
+
+AnyStore = MemoryStore | DynamoDBStore
+#: Makes another store over the test's table, with other arguments where given.
+MakeStore = Callable[..., DynamoDBStore]
+
+STORES = ["memory", "ministack", "roto"]
+
+
+class MovableClock(FakeClock):
+    """The machine's clock plus an offset; waiting moves the offset, so that nothing waits."""
+
+    def __init__(self) -> None:
+        super().__init__(now=0.0)
+        self.offset_seconds = 0
+
+    def now(self) -> float:
+        """Return the moved time in epoch seconds."""
+        return time.time() + self.offset_seconds
+
+    def advance(self, seconds: float) -> None:
+        """Move by whole seconds, rounded up, because a ``Date`` has no others."""
+        self.offset_seconds += ceil(seconds)
+
+    def shift(self, forward: Forward) -> Answer | None:
+        """Move the server's ``Date`` as far as this clock: a fault for the wire."""
+        return shift_date(self.offset_seconds)(forward)
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    """The time of this test's stores; for a DynamoDB it moves on both sides of the wire."""
+    return MovableClock()
+
+
+@pytest.fixture(scope="session")
+def session() -> boto3.Session:
+    """One boto3 session: it reads the service's description once."""
+    return boto3.Session(region_name=REGION)
+
+
+@pytest.fixture(params=STORES)
+def store(
+    request: pytest.FixtureRequest, clock: MovableClock, session: boto3.Session, table: str
+) -> Iterator[AnyStore]:
+    """Each implementation in turn, empty, on the test's clock."""
+    if request.param == "memory":
+        yield MemoryStore(clock=clock)
+        return
+    with wire_to(request.getfixturevalue(request.param)) as wire:
+        wire.break_all(clock.shift)
+        dynamodb = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, clock=clock)
+        dynamodb.create_table()
+        yield dynamodb
+
+
+@pytest.fixture(params=STORES)
+def racetrack(request: pytest.FixtureRequest, session: boto3.Session, table: str) -> AnyStore:
+    """Each implementation in turn, empty, in real time and without a wire that would keep the racers apart."""
+    if request.param == "memory":
+        return MemoryStore()
+    dynamodb = DynamoDBStore(table, endpoint_url=request.getfixturevalue(request.param), session=session)
+    dynamodb.create_table()
+    return dynamodb
+
+
+@pytest.fixture
+def make_store(wire: Wire, session: boto3.Session, table: str) -> MakeStore:
+    """Makes DynamoDB stores over this test's table behind the wire; the table does not exist yet."""
+    return lambda **given: DynamoDBStore(table, **{"endpoint_url": wire.endpoint, "session": session, **given})
+
+
+@pytest.fixture
+def dynamodb(make_store: MakeStore, wire: Wire) -> DynamoDBStore:
+    """A DynamoDB store over a table of its own; the requests that made the table are forgotten."""
+    store = make_store()
+    store.create_table()
+    wire.clear()
+    return store
+
+
+@pytest.fixture
+def raw(dynamodb_endpoint: str, session: boto3.Session) -> Any:
+    """A client of the same server past the wire and the library: what another program writes and sees."""
+    return session.client("dynamodb", endpoint_url=dynamodb_endpoint)
+
+
+@pytest.fixture
+def refusal_read(request: pytest.FixtureRequest) -> list[str]:
+    """What a refusal costs beside itself: a read where the server returns no old item."""
+    return ["GetItem"] if request.node.callspec.params["dynamodb_endpoint"] == "roto" else []

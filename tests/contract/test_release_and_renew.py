@@ -1,0 +1,164 @@
+"""Giving a claim back, and keeping it for longer."""
+
+from dataclasses import replace
+
+import pytest
+
+from idempotent_tasks import Status
+from idempotent_tasks.records import Busy, Claim, Finished, Lost, Released, Renewed
+from tests.contract.conftest import AnyStore, MovableClock
+from tests.support.guarding import KEY, done, grant, wish
+
+LEASE = 30
+RETENTION = 3600
+
+
+def taken_over(store: AnyStore, clock: MovableClock) -> Claim:
+    """Return a claim of ``one`` that ``two`` has taken over."""
+    claim = grant(store)
+    clock.advance(LEASE + 2)
+    grant(store, "two")
+    return claim
+
+
+class TestRelease:
+    """The body raised, or asked to be run again."""
+
+    def test_only_expiry_attempt_and_reason_change(self, store: AnyStore) -> None:
+        """Fence, owner and payload stay on the record; attempts count from 0; the reason is noted."""
+        claim = grant(store, validation="a")
+        held = store.get(KEY)
+        assert store.release(claim, "ValueError") == Released()
+        assert store.get(KEY) == replace(held, in_progress_expiration=0, attempt=0, error="ValueError")
+
+    def test_it_forgets_the_crashes(self, store: AnyStore, clock: MovableClock) -> None:
+        """After a release the count of crashes in a row starts anew."""
+        for owner in ("one", "two"):
+            grant(store, owner)
+            clock.advance(LEASE + 2)
+        store.release(grant(store, "three"), "Retry")
+        assert grant(store, "four").attempt == 1
+
+    def test_for_a_dead_process_it_forgets_nothing(self, store: AnyStore) -> None:
+        """A release in the name of a process that crashed frees the key and lets the crash count."""
+        for attempt, owner in enumerate(("one", "two", "three"), start=1):
+            claim = grant(store, owner)
+            assert claim.attempt == attempt
+            assert store.release(claim, "WorkerLostError", crashed=True) == Released()
+        assert store.get(KEY).error == "WorkerLostError"
+
+    def test_twice(self, store: AnyStore) -> None:
+        """A release whose answer was lost is repeated."""
+        claim = grant(store)
+        assert [store.release(claim, "Retry") for _ in range(2)] == [Released()] * 2
+
+    def test_late(self, store: AnyStore, clock: MovableClock) -> None:
+        """A claim that expired and that nobody took can still be released, so that its attempt does not count."""
+        claim = grant(store)
+        clock.advance(LEASE + 2)
+        assert store.release(claim, "Retry") == Released()
+        assert grant(store, "two").attempt == 1
+
+    def test_an_outcome_stays(self, store: AnyStore) -> None:
+        """A release never undoes a commit, not even the owner's own."""
+        claim = grant(store)
+        store.commit(claim, done(), RETENTION)
+        record = store.get(KEY)
+        assert store.release(claim, "Retry") == Lost()
+        assert store.get(KEY) == record
+        assert store.claim(wish("two")) == Finished(record)
+
+    def test_another_owners_claim_stays(self, store: AnyStore, clock: MovableClock) -> None:
+        """A worker that lost its claim cannot free its successor's."""
+        claim = taken_over(store, clock)
+        record = store.get(KEY)
+        assert store.release(claim, "Retry") == Lost()
+        assert store.get(KEY) == record
+
+    def test_another_owners_outcome_stays(self, store: AnyStore, clock: MovableClock) -> None:
+        """A zombie that fails after its successor succeeded changes nothing."""
+        late = grant(store)
+        clock.advance(LEASE + 2)
+        store.commit(grant(store, "two"), done(), RETENTION)
+        record = store.get(KEY)
+        assert store.release(late, "ValueError") == Lost()
+        assert store.get(KEY) == record
+
+
+class TestRenew:
+    """The body still runs."""
+
+    def test_it_extends_the_claim(self, store: AnyStore, clock: MovableClock) -> None:
+        """The claim lives from now on for another lease, and nobody takes it over meanwhile."""
+        claim = grant(store)
+        clock.advance(LEASE - 5)
+        before = int(clock.now() * 1000)
+        answer = store.renew(claim, LEASE, RETENTION)
+        assert isinstance(answer, Renewed)
+        until = answer.claim.in_progress_expiration
+        assert before + LEASE * 1000 <= until <= clock.now() * 1000 + LEASE * 1000
+        assert answer.claim == replace(claim, in_progress_expiration=until)
+        clock.advance(LEASE - 5)
+        assert store.claim(wish("two")) == Busy(until / 1000, store.get(KEY))
+
+    def test_only_the_times_change(self, store: AnyStore, clock: MovableClock) -> None:
+        """Fence, attempt, owner and the rest of the record stay."""
+        claim = grant(store, validation="a")
+        held = store.get(KEY)
+        clock.advance(5)
+        answer = store.renew(claim, LEASE, RETENTION)
+        record = store.get(KEY)
+        assert isinstance(answer, Renewed)
+        assert record.expiration >= held.expiration + 5
+        until = answer.claim.in_progress_expiration
+        assert record == replace(held, in_progress_expiration=until, expiration=record.expiration)
+
+    def test_the_record_still_outlives_its_claim(self, store: AnyStore) -> None:
+        """A renewal past the record's retention moves its ``expiration`` too."""
+        answer = store.renew(grant(store, retention_seconds=1), 900, 1)
+        assert isinstance(answer, Renewed)
+        assert store.get(KEY).expiration * 1000 > answer.claim.in_progress_expiration
+
+    def test_the_first_claim_still_commits(self, store: AnyStore) -> None:
+        """A claim and its renewal are one and the same: the older value finishes the key as well."""
+        claim = grant(store)
+        store.renew(claim, LEASE, RETENTION)
+        store.commit(claim, done(), RETENTION)
+        assert store.get(KEY).status is Status.COMPLETED
+
+    def test_late(self, store: AnyStore, clock: MovableClock) -> None:
+        """A claim that expired and that nobody took lives on."""
+        claim = grant(store)
+        clock.advance(LEASE + 2)
+        assert isinstance(store.renew(claim, LEASE, RETENTION), Renewed)
+        assert isinstance(store.claim(wish("two")), Busy)
+
+    def test_another_owners_claim_is_not_extended(self, store: AnyStore, clock: MovableClock) -> None:
+        """A worker that lost its claim learns so and does not lengthen its successor's."""
+        claim = taken_over(store, clock)
+        record = store.get(KEY)
+        assert store.renew(claim, LEASE * 10, RETENTION * 10) == Lost()
+        assert store.get(KEY) == record
+
+    def test_an_outcome_is_not_extended(self, store: AnyStore) -> None:
+        """A renewal that arrives after the commit changes nothing."""
+        claim = grant(store)
+        store.commit(claim, done(), RETENTION)
+        record = store.get(KEY)
+        assert store.renew(claim, LEASE, RETENTION * 10) == Lost()
+        assert store.get(KEY) == record
+
+    def test_a_released_key_stays_free(self, store: AnyStore) -> None:
+        """A renewal that was held up on the network and arrives after the release does not block the key again."""
+        claim = grant(store)
+        store.release(claim, "Retry")
+        assert store.renew(claim, LEASE, RETENTION) == Lost()
+        grant(store, "two")
+
+
+@pytest.mark.parametrize("lease_seconds", [0.25, 1, 86_400.5])
+def test_leases_of_any_length(store: AnyStore, clock: MovableClock, lease_seconds: float) -> None:
+    """A lease is exact to the millisecond and need not be whole seconds."""
+    before = clock.now()
+    claim = grant(store, lease_seconds=lease_seconds)
+    assert before + lease_seconds - 0.002 <= claim.expires_at <= clock.now() + lease_seconds

@@ -1,0 +1,91 @@
+"""Time, store, app and queue of a unit test: its own, in memory, and moved by nobody else."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from celery import Celery, _state
+
+from idempotent_tasks.events import Event
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.support.counting import Counting
+from tests.support.guarding import Bench, Broken
+from tests.support.inline import InlineWorker
+from tests.support.shop import Shop
+from tests.support.stores import FaultyStore
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that only the test moves."""
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryStore:
+    """An empty store on the test's clock."""
+    return MemoryStore(clock=clock)
+
+
+@pytest.fixture
+def bench(store: MemoryStore) -> Bench:
+    """Deliveries to a guard over the store."""
+    return Bench(store)
+
+
+@pytest.fixture
+def broken(store: MemoryStore) -> Broken:
+    """Makes a bench whose store fails as planned."""
+    return lambda **plan: Bench(FaultyStore(store, **plan))
+
+
+@pytest.fixture
+def seen() -> list[Event]:
+    """What the app's observer saw."""
+    return []
+
+
+@pytest.fixture
+def queue() -> str:
+    """The name of a queue that no other test uses."""
+    return f"unit-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def app(store: MemoryStore, seen: list[Event], queue: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """A Celery app on the in-memory broker and result backend, current in this thread, with no other app's tasks.
+
+    What Celery keeps for the whole process, such as that a worker was made in it, is as it was after the test.
+    """
+    monkeypatch.setattr(_state, "_task_join_will_block", False)
+    shared = {each for each in _state._on_app_finalizers if each.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr(_state, "_on_app_finalizers", shared)
+    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(
+        task_default_queue=queue,
+        idempotency_store=store,
+        idempotency_observers=[seen.append],
+    )
+    monkeypatch.setattr(_state._tls, "current_app", app)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def worker(app: Celery, queue: str) -> Iterator[InlineWorker]:
+    """A worker that runs the app's messages when the test says so."""
+    worker = InlineWorker(app, queue)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def shop(app: Celery, worker: InlineWorker, seen: list[Event], store: MemoryStore) -> Shop:
+    """A shop that sells nothing yet."""
+    return Shop(app, worker, seen, store)
+
+
+@pytest.fixture
+def counting() -> Counting:
+    """A body that was not run yet."""
+    return Counting()

@@ -1,0 +1,110 @@
+"""Clocks: the machine's, a test's, and one corrected to a server's answers."""
+
+import time
+from email.utils import formatdate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idempotent_tasks.clock import Clock, ServerClock, SystemClock
+from idempotent_tasks.testing import FakeClock
+
+NOW = 1_700_000_000.0
+
+
+def http_date(epoch_seconds: float) -> str:
+    """Return the ``Date`` header that a server sends at this time: the second, rounded down."""
+    return formatdate(int(epoch_seconds), usegmt=True)
+
+
+def answered(clock: ServerClock, local: FakeClock, ahead: float, trip: float = 0.0) -> None:
+    """Let a server whose clock is ``ahead`` of the local one answer after a round trip, in seconds."""
+    sent_at = clock.local_now()
+    local.advance(trip / 2)
+    header = http_date(local.now() + ahead)
+    local.advance(trip / 2)
+    clock.observe(header, sent_at)
+
+
+def test_the_system_clock_is_the_machines() -> None:
+    """Its time lies between two readings of the machine's own, and a wait moves it on."""
+    clock: Clock = SystemClock()
+    before, wait = time.time(), clock.sleep
+    wait(0.001)
+    assert before + 0.001 <= clock.now() <= time.time()
+
+
+def test_a_fake_clock_stands_still() -> None:
+    """Only its owner moves it: by waiting, forward, or back."""
+    clock = FakeClock(NOW)
+    wait = clock.sleep
+    assert clock.now() == clock.now() == NOW
+    wait(2)
+    clock.advance(-0.5)
+    assert clock.now() == NOW + 1.5
+
+
+def test_before_the_first_answer_the_local_time_holds() -> None:
+    """A server that was never heard corrects nothing."""
+    clock = ServerClock(FakeClock(NOW))
+    assert clock.offset_seconds == 0.0
+    assert clock.now() == NOW
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0, 3))
+def test_a_right_clock_is_never_corrected(fraction: float, trip: float) -> None:
+    """A ``Date`` of whole seconds and a slow network are no reason to doubt the local clock."""
+    local = FakeClock(NOW + fraction)
+    clock = ServerClock(local)
+    answered(clock, local, ahead=0.0, trip=trip)
+    assert clock.offset_seconds == 0.0
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, -1.5, 1.5, 60.0, 86_400.0])
+def test_a_wrong_clock_is_corrected_to_the_second(ahead: float) -> None:
+    """Minutes of skew shrink to the resolution of the header; the local time stays readable."""
+    local = FakeClock(NOW + 0.3)
+    clock = ServerClock(local)
+    answered(clock, local, ahead, trip=0.1)
+    assert clock.now() - local.now() == pytest.approx(ahead, abs=1.1)
+    assert clock.local_now() == local.now()
+
+
+def test_more_answers_narrow_the_offset() -> None:
+    """The bounds of successive answers are intersected."""
+    local = FakeClock(NOW)
+    clock = ServerClock(local)
+    for _ in range(10):
+        answered(clock, local, ahead=60.25)
+        local.advance(0.7)
+    assert clock.offset_seconds == pytest.approx(60.25, abs=0.2)
+
+
+def test_a_clock_that_was_set_starts_anew() -> None:
+    """An answer that contradicts the bounds replaces them."""
+    local = FakeClock(NOW)
+    clock = ServerClock(local)
+    answered(clock, local, ahead=60.0)
+    local.advance(60)
+    answered(clock, local, ahead=0.0)
+    assert clock.offset_seconds == pytest.approx(0.0, abs=1.0)
+
+
+@pytest.mark.parametrize("header", ["", "yesterday", "Tue, 99 Nov 2023 22:13:20 GMT"])
+def test_an_unreadable_date_is_ignored(header: str) -> None:
+    """A header that is no date changes nothing."""
+    local = FakeClock(NOW)
+    clock = ServerClock(local)
+    answered(clock, local, ahead=60.0)
+    before = clock.offset_seconds
+    clock.observe(header, local.now())
+    assert clock.offset_seconds == before
+
+
+def test_waiting_is_local() -> None:
+    """Waiting needs no server."""
+    local = FakeClock(NOW)
+    wait = ServerClock(local).sleep
+    wait(3)
+    assert local.now() == NOW + 3

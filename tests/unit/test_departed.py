@@ -1,0 +1,150 @@
+"""Releasing for the dead: real processes that end or do not, and claims that they held."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.app.task import Context
+
+from idempotent_tasks import IdempotentTask, departed, events
+from idempotent_tasks.delivery import OWNER_ENTRY
+from idempotent_tasks.departed import Departed, gone
+from idempotent_tasks.reception import Reception
+from idempotent_tasks.records import Claim, Granted
+from idempotent_tasks.testing import MemoryStore
+from tests.support.guarding import done
+from tests.support.stores import FaultyStore, down
+
+BOUND_SECONDS = 30.0
+
+
+@pytest.fixture
+def living() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until the test kills it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def dead_pid(living: subprocess.Popen[bytes]) -> int:
+    """The id of a process that was killed and collected."""
+    living.kill()
+    living.wait(BOUND_SECONDS)
+    return living.pid
+
+
+@pytest.fixture
+def reception(app: Celery) -> Reception:
+    """A delivery that was given to a child with the owner token ``of-the-dead``."""
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.charge", idempotency={"key": "order.id"})
+    def charge(order: dict[str, Any]) -> None:
+        """Be a body."""
+
+    request = Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"})
+    task: Any = charge
+    return task.reception(request, [{"id": 17}], {})
+
+
+def claim(store: MemoryStore, reception: Reception) -> Claim:
+    """Claim as the child did."""
+    answer = store.claim(reception.claim_request)
+    assert isinstance(answer, Granted)
+    return answer.claim
+
+
+def release(reception: Reception, pid: int, *, crashed: bool = True) -> None:
+    """Have the claim released, and return when that is over."""
+    Departed().release(reception, pid, "WorkerLostError", crashed=crashed).result(BOUND_SECONDS)
+
+
+class TestGone:
+    """Whether a process can still run anything."""
+
+    def test_a_living_process_is_not(self, living: subprocess.Popen[bytes]) -> None:
+        """The wait for it is bounded."""
+        assert not gone(living.pid, 0.01)
+
+    def test_a_killed_process_is_before_anybody_collects_it(self, living: subprocess.Popen[bytes]) -> None:
+        """A zombie runs nothing."""
+        living.kill()
+        assert gone(living.pid, BOUND_SECONDS)
+
+    def test_a_collected_process_is(self, dead_pid: int) -> None:
+        """Its id is nobody's."""
+        assert gone(dead_pid, 0.0)
+
+    def test_where_the_system_has_no_process_handles(
+        self, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is asked again and again instead, until it was collected."""
+        monkeypatch.delattr(os, "pidfd_open")
+        assert not gone(living.pid, 0.01)
+        living.kill()
+        living.wait(BOUND_SECONDS)
+        assert gone(living.pid, BOUND_SECONDS)
+
+
+@pytest.mark.parametrize(("crashed", "attempt"), [(True, 2), (False, 1)])
+def test_a_dead_processes_claim_is_released(
+    reception: Reception, store: MemoryStore, seen: list[events.Event], dead_pid: int, *, crashed: bool, attempt: int
+) -> None:
+    """The key is free at once; whether the death counts as a crash is the caller's word."""
+    held = claim(store, reception)
+    release(reception, dead_pid, crashed=crashed)
+    assert store.get(held.key).in_progress_expiration == 0
+    assert [(type(event), event.key) for event in seen] == [(events.Released, held.key)]
+    assert claim(store, reception).attempt == attempt
+
+
+def test_a_living_processes_claim_stays(
+    reception: Reception, store: MemoryStore, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that does not die in time keeps its claim, which expires by itself."""
+    monkeypatch.setattr(departed, "EXIT_PATIENCE", 0.01)
+    held = claim(store, reception)
+    release(reception, living.pid)
+    assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
+
+
+def test_a_dead_processes_outcome_stays(
+    reception: Reception, store: MemoryStore, seen: list[events.Event], dead_pid: int
+) -> None:
+    """A child that died after its commit has nothing to release, and nobody is told so."""
+    held = claim(store, reception)
+    store.commit(held, done(), 3600)
+    record = store.get(held.key)
+    release(reception, dead_pid)
+    assert store.get(held.key) == record
+    assert seen == []
+
+
+def test_a_store_that_is_down_leaves_the_claim_to_expire(app: Celery, store: MemoryStore, dead_pid: int) -> None:
+    """The release is given up after a while, quietly: the delivery must go back to its queue."""
+    app.conf.idempotency_store = FaultyStore(store, release=repeat(down()))
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.charge")
+    def charge() -> None:
+        """Be a body."""
+
+    task: Any = charge
+    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
+    before = store.clock.now()
+    held = claim(store, reception)
+    release(reception, dead_pid)
+    assert 0 < store.clock.now() - before <= departed.RELEASE_PATIENCE
+    assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
+
+
+def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:
+    """Arguments that the key cannot be taken from are the child's error to report, not the parent's."""
+    task: Any = reception.task
+    release(task.reception(Context({"id": "4f1c"}), [{}], {}), dead_pid)
+    release(task.reception(Context({"id": "4f1c"}), [1, 2, 3], {}), dead_pid)
+    assert store.records() == []

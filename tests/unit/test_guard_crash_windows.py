@@ -1,0 +1,157 @@
+"""The guard where something breaks: lost answers, outages, records that vanish, owners that come back from the dead."""
+
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+import pytest
+
+from idempotent_tasks import events
+from idempotent_tasks.errors import (
+    RecordCorruptError,
+    ResultEncodingError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from idempotent_tasks.guard import STORE_PATIENCE, Returned, Unclaimed
+from idempotent_tasks.records import Status, Superseded
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.support.guarding import KEY, Bench, Broken, done, grant
+from tests.support.stores import FaultyStore, answers, down, lost_answer, passes
+
+
+def calls(bench: Bench, method: str) -> int:
+    """Count the calls of one method."""
+    assert isinstance(bench.store, FaultyStore)
+    return bench.store.calls.count(method)
+
+
+def test_a_claims_answer_lost_is_granted_with_the_same_fence(broken: Broken, store: MemoryStore) -> None:
+    """The repeated claim meets its own first try and is granted; the body runs once."""
+    bench = broken(claim=[lost_answer()])
+    told: list[int] = []
+    assert bench.deliver(value=lambda run: told.append(run.fence)) == Returned(None)
+    assert calls(bench, "claim") == 2
+    assert told == [store.get(KEY).fence] == [bench.the(events.Claimed).fence]
+    assert bench.the(events.Claimed).attempt == 1
+
+
+def test_a_commits_answer_lost_is_one_commit(broken: Broken, store: MemoryStore) -> None:
+    """The repeated commit finds its own outcome."""
+    bench = broken(commit=[lost_answer(), lost_answer()])
+    assert bench.deliver() == Returned("done")
+    assert calls(bench, "commit") == 3
+    assert bench.events() == ["Claimed", "Committed"]
+    assert store.get(KEY).status is Status.COMPLETED
+
+
+def test_a_releases_answer_lost_is_one_release(broken: Broken, store: MemoryStore) -> None:
+    """The repeated release finds the key free and is content."""
+    bench = broken(release=[lost_answer()])
+    with pytest.raises(KeyError):
+        bench.deliver(value=KeyError("x"))
+    assert bench.the(events.Released).reason == "KeyError"
+    assert store.get(KEY).in_progress_expiration == 0
+
+
+def test_a_store_that_is_down_runs_no_body(broken: Broken, clock: FakeClock) -> None:
+    """After some patience the delivery goes back unclaimed; the body does not run on a guess."""
+    bench = broken(claim=repeat(down()))
+    start = clock.now()
+    verdict = bench.deliver()
+    assert isinstance(verdict, Unclaimed)
+    assert isinstance(verdict.error, StoreUnavailableError)
+    assert bench.ran == bench.events() == []
+    assert start < clock.now() <= start + STORE_PATIENCE
+
+
+def test_a_short_outage_delays_the_claim(broken: Broken) -> None:
+    """A store that comes back in time is not noticed."""
+    bench = broken(claim=[down(), down(), down()])
+    assert bench.deliver() == Returned("done")
+
+
+@pytest.mark.parametrize("error", [StoreMisconfiguredError("no table"), RecordCorruptError("odd item")], ids=repr)
+def test_a_store_that_refuses_runs_no_body(broken: Broken, clock: FakeClock, error: Exception) -> None:
+    """What repeating cannot mend is not repeated."""
+    bench = broken(claim=[down(error)])
+    start = clock.now()
+    assert bench.deliver() == Unclaimed(error)  # type: ignore[arg-type]
+    assert bench.ran == []
+    assert calls(bench, "claim") == 1
+    assert clock.now() == start
+
+
+def test_a_bug_in_a_store_is_no_verdict(broken: Broken) -> None:
+    """An error that no store may raise comes out, and the body does not run."""
+    bench = broken(claim=[down(ZeroDivisionError())])
+    with pytest.raises(ZeroDivisionError):
+        bench.deliver()
+    assert bench.ran == []
+
+
+def test_a_commit_is_tried_while_the_claim_lives(broken: Broken, clock: FakeClock) -> None:
+    """An outage that ends before the claim does costs nothing but time."""
+    start = clock.now()
+
+    def outage(call: Callable[[], Any]) -> Any:
+        if clock.now() < start + 25:
+            raise StoreUnavailableError
+        return call()
+
+    bench = broken(commit=repeat(outage))
+    assert bench.deliver() == Returned("done")
+    assert bench.events() == ["Claimed", "Committed"]
+
+
+def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, clock: FakeClock) -> None:
+    """The body did succeed: its value comes out, and an event says that it is not on record."""
+    bench = broken(commit=repeat(down()))
+    start = clock.now()
+    assert bench.deliver() == Returned("done")
+    assert bench.the(events.Unrecorded).reason == "StoreUnavailableError"
+    assert bench.events() == ["Claimed", "Unrecorded"]
+    assert start + 25 < clock.now() <= start + 30
+
+
+@pytest.mark.parametrize("error", [StoreMisconfiguredError("no permission"), RecordCorruptError("odd")], ids=repr)
+def test_a_commit_that_is_refused_still_returns_the_result(broken: Broken, error: Exception) -> None:
+    """So it does where repeating is useless, at once."""
+    bench = broken(commit=[down(error)])
+    assert bench.deliver() == Returned("done")
+    assert bench.the(events.Unrecorded).reason == type(error).__name__
+    assert calls(bench, "commit") == 1
+
+
+def test_an_unwritable_result_that_is_not_recorded_is_reported(broken: Broken) -> None:
+    """The encoding error comes out whether or not the store took the outcome."""
+    bench = broken(commit=repeat(down()))
+    with pytest.raises(ResultEncodingError):
+        bench.deliver(value={1, 2})
+    assert bench.events() == ["Claimed", "Unrecorded"]
+
+
+@pytest.mark.parametrize("error", [None, StoreMisconfiguredError("no permission")], ids=repr)
+def test_a_failing_release_does_not_replace_the_users_exception(
+    broken: Broken, clock: FakeClock, error: Exception | None
+) -> None:
+    """The body's own error comes out; the key is free when the claim expires, and the event says so."""
+    bench = broken(release=repeat(down(error)))
+    start = clock.now()
+    with pytest.raises(KeyError, match="mine"):
+        bench.deliver(value=KeyError("mine"))
+    assert bench.the(events.Released).reason.startswith("KeyError, then Store")
+    assert clock.now() <= start + STORE_PATIENCE
+    clock.advance(31)
+    assert bench.deliver("two") == Returned("done")
+
+
+def test_the_plan_of_a_faulty_store_is_followed(store: MemoryStore) -> None:
+    """The tests' own tool: each step is one call's, and later calls go through."""
+    faulty = FaultyStore(store, commit=[passes, answers(Superseded(record=None))], get=[down()])  # type: ignore[arg-type]
+    claim = grant(faulty)
+    faulty.commit(claim, done(), 3600)
+    assert isinstance(faulty.commit(claim, done(), 3600), Superseded)
+    with pytest.raises(StoreUnavailableError):
+        faulty.get(KEY)
+    assert faulty.get(KEY).data == '"done"'

@@ -1,0 +1,94 @@
+"""Worker start: a real worker controller is refused where its configuration cannot keep the promise."""
+
+import logging
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.worker import WorkController
+
+from idempotent_tasks import IdempotentTask
+from idempotent_tasks.delivery import HARD_LIMIT_ENTRY
+from tests.support.inline import InlineWorker
+
+#: A port of the local host on which nothing listens.
+NOWHERE = "dynamodb://127.0.0.1:1/keys"
+
+
+def do_nothing() -> None:
+    """Be a body."""
+
+
+def start(app: Celery, pool: str = "solo", **options: Any) -> WorkController:
+    """Make a worker as the command line does, up to the point where its pool would start."""
+    return WorkController(app=app, pool=pool, concurrency=1, **options)
+
+
+def guard_a_task(app: Celery) -> None:
+    """Give the app one guarded task."""
+    app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False)
+
+
+def test_an_app_without_guarded_tasks_is_left_alone(app: Celery) -> None:
+    """Importing the library asks nothing of workers that do not use it."""
+    app.conf.idempotency_store = "nonsense"
+    app.task(do_nothing, name="shop.plain", shared=False)
+    assert start(app, "prefork")
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"idempotency_store": None}, "has no idempotency store"),
+        ({"idempotency_store": "nonsense"}, "unusable idempotency store"),
+        ({"idempotency_on_busy": "queue"}, "on_busy='queue'"),
+        ({"idempotency_storage": "memory://"}, "no setting 'idempotency_storage'"),
+        ({"idempotency_observers": "no_such_module:observe"}, "idempotency_observers cannot be imported"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_setting_stops_the_worker(
+    app: Celery, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], what: str
+) -> None:
+    """The worker ends before its first message, and the log says why."""
+    guard_a_task(app)
+    app.conf.update(settings)
+    with pytest.raises(SystemExit, match=what):
+        start(app)
+    (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert "the worker does not start" in record.getMessage()
+
+
+def test_a_memory_store_stops_a_prefork_worker(app: Celery) -> None:
+    """Its children would each have records of their own; the error names what to use."""
+    guard_a_task(app)
+    with pytest.raises(SystemExit, match=r'memory:// store cannot guard a prefork worker.*"dynamodb://'):
+        start(app, "prefork")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_memory_store_serves_a_worker_of_one_process(app: Celery, pool: str) -> None:
+    """Threads share their memory."""
+    guard_a_task(app)
+    assert start(app, pool)
+
+
+def test_a_table_that_cannot_be_reached_is_only_a_warning(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+    """The store may come back: deliveries are deferred until then, and the log says that nothing is well."""
+    guard_a_task(app)
+    app.conf.idempotency_store = NOWHERE
+    assert start(app, "prefork")
+    assert any("the idempotency table is not ready" in message for message in caplog.messages)
+
+
+def test_a_started_worker_is_remembered(app: Celery, worker: InlineWorker) -> None:
+    """Its pool's time limit reaches the requests that it receives."""
+    guard_a_task(app)
+    app.conf.idempotency_store = NOWHERE
+    controller = start(app, "prefork", time_limit=40)
+    app.tasks["shop.charge"].apply_async()
+    message = worker.take()
+    request = worker.receive(message)
+    message.ack()
+    assert request.request_dict[HARD_LIMIT_ENTRY] == 40.0
+    del controller

@@ -1,0 +1,258 @@
+"""How long claims live, and their renewal: after a third of the lease, never past the limit, never after the end."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+import pytest
+
+from idempotent_tasks import events
+from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.events import Event
+from idempotent_tasks.guard import ActiveRun, Returned
+from idempotent_tasks.keeper import DEFAULT_LEASE_SECONDS, Keeper, Term, term_of
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.records import Busy
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.support.guarding import KEY, Bench, done, grant, wish
+from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.stores import FaultyStore, down, lost_answer
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    """A keeper that the test drives."""
+    return ManualKeeper()
+
+
+@pytest.fixture
+def counted(store: MemoryStore) -> FaultyStore:
+    """The store, with its calls counted."""
+    return FaultyStore(store)
+
+
+def renewals(store: FaultyStore) -> int:
+    """Return how many renewals the store was asked for."""
+    return store.calls.count("renew")
+
+
+@pytest.mark.parametrize(
+    ("policy", "hard_limit", "term"),
+    [
+        pytest.param(
+            Idempotency(), 30.0, Term(lease_seconds=35, renewed=False, longest_seconds=35), id="limit-plus-grace"
+        ),
+        pytest.param(
+            Idempotency(grace=0), 30.0, Term(lease_seconds=30, renewed=False, longest_seconds=30), id="no-grace"
+        ),
+        pytest.param(
+            Idempotency(),
+            None,
+            Term(lease_seconds=DEFAULT_LEASE_SECONDS, renewed=True, longest_seconds=None),
+            id="no-limit",
+        ),
+        pytest.param(
+            Idempotency(lease=9), None, Term(lease_seconds=9, renewed=True, longest_seconds=None), id="lease-only"
+        ),
+        pytest.param(
+            Idempotency(lease=9), 30.0, Term(lease_seconds=9, renewed=True, longest_seconds=35), id="lease-and-limit"
+        ),
+        pytest.param(
+            Idempotency(lease=90), 30.0, Term(lease_seconds=35, renewed=False, longest_seconds=35), id="lease-too-long"
+        ),
+    ],
+)
+def test_how_long_a_claim_lives(policy: Idempotency, hard_limit: float | None, term: Term) -> None:
+    """An enforced limit needs no renewal; a lease, or a body that nothing limits, does."""
+    assert term_of(policy, hard_limit) == term
+
+
+def test_a_short_body_costs_no_renewal(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """A task of one second is over long before a third of its lease."""
+    run = start(counted)
+    with keeper.keep(run, counted, TERM, unseen):
+        clock.advance(1)
+        assert keeper.renew_due() == pytest.approx(19)
+    assert renewals(counted) == 0
+
+
+def test_a_claim_is_renewed_at_a_third_of_its_lease(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """Then it lives a whole lease from that moment, and so on."""
+    run = start(counted)
+    seen: list[Event] = []
+    with keeper.keep(run, counted, TERM, seen.append):
+        clock.advance(19.9)
+        keeper.renew_due()
+        assert renewals(counted) == 0
+        for number in (1, 2, 3):
+            clock.advance(20.1)
+            assert keeper.renew_due() == pytest.approx(20)
+            assert renewals(counted) == number
+            assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
+            record = counted.get(KEY)
+            assert record.in_progress_expiration == run.claim.in_progress_expiration
+            assert record.expiration > run.claim.expires_at
+    assert seen == [events.Renewed(task="shop.charge", task_id="id-one", key=KEY)] * 3
+    assert not run.lost
+
+
+def test_a_claim_is_never_prolonged_past_the_hard_limit(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """By then the body is dead, and the next delivery must not wait for it."""
+    begin, run = clock.now(), start(counted, lease=9)
+    term = Term(lease_seconds=9, renewed=True, longest_seconds=12)
+    with keeper.keep(run, counted, term, unseen):
+        clock.advance(3)
+        keeper.renew_due()
+        assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
+        for _ in range(5):
+            clock.advance(3)
+            keeper.renew_due()
+        assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
+        assert keeper.renew_due() is None
+
+
+def test_an_outage_shorter_than_the_lease_is_survived(keeper: Keeper, store: MemoryStore, clock: FakeClock) -> None:
+    """After a failed renewal the next try comes soon, so that the claim outlives the outage."""
+    run = start(store)
+    begin = clock.now()
+
+    def outage(call: Callable[[], Any]) -> Any:
+        if clock.now() < begin + 55:
+            raise StoreUnavailableError
+        return call()
+
+    faulty = FaultyStore(store, renew=repeat(outage))
+    with keeper.keep(run, faulty, TERM, unseen):
+        while clock.now() < begin + 58:
+            pause = keeper.renew_due()
+            assert pause is not None
+            clock.advance(pause)
+        assert run.claim.expires_at > begin + 110
+    assert not run.lost
+    assert renewals(faulty) < 20
+
+
+@pytest.mark.parametrize("error", [StoreMisconfiguredError("no permission"), StoreUnavailableError("down")], ids=repr)
+def test_a_failed_renewal_is_tried_again(
+    keeper: Keeper, store: MemoryStore, clock: FakeClock, error: Exception
+) -> None:
+    """Whatever the store's trouble is, the body goes on and so do the tries."""
+    faulty = FaultyStore(store, renew=[down(error)])
+    run = start(faulty)
+    with keeper.keep(run, faulty, TERM, unseen):
+        clock.advance(20)
+        assert keeper.renew_due() == pytest.approx(3)
+        clock.advance(3.001)
+        keeper.renew_due()
+        assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
+
+
+def test_a_renewals_answer_lost_is_renewed_again(keeper: Keeper, store: MemoryStore, clock: FakeClock) -> None:
+    """The repetition is the owner's own and is granted."""
+    faulty = FaultyStore(store, renew=[lost_answer()])
+    run = start(faulty)
+    with keeper.keep(run, faulty, TERM, unseen):
+        clock.advance(20)
+        keeper.renew_due()
+        clock.advance(3.001)
+        keeper.renew_due()
+    assert not run.lost
+    assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
+
+
+def test_a_lost_claim_is_announced_once(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """The body can ask whether its claim is gone; nothing is renewed for it any more."""
+    run = start(counted, lease=5)
+    seen: list[Event] = []
+    with keeper.keep(run, counted, TERM, seen.append):
+        clock.advance(21)
+        other = grant(counted, "other")
+        assert keeper.renew_due() is None
+        assert run.lost
+        clock.advance(60)
+        assert keeper.renew_due() is None
+    assert seen == [events.Lost(task="shop.charge", task_id="id-one", key=KEY)]
+    assert renewals(counted) == 1
+    assert counted.get(KEY).owner == other.owner
+
+
+def test_a_finished_claim_is_not_reopened(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """A renewal after the commit changes no outcome."""
+    run = start(counted)
+    with keeper.keep(run, counted, TERM, unseen):
+        counted.commit(run.claim, done(), 3600)
+        clock.advance(21)
+        keeper.renew_due()
+    assert counted.get(KEY).data == '"done"'
+    assert run.lost
+
+
+def test_nothing_is_renewed_after_the_block(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """Also not where the body raised."""
+    run = start(counted)
+    with pytest.raises(KeyError), keeper.keep(run, counted, TERM, unseen):
+        raise KeyError
+    clock.advance(30)
+    assert keeper.renew_due() is None
+    assert renewals(counted) == 0
+
+
+def test_a_block_that_ended_is_not_renewed_by_a_late_look(
+    keeper: Keeper, counted: FaultyStore, clock: FakeClock
+) -> None:
+    """The keeper found two claims due, and the second one's block ended while it renewed the first."""
+    blocks: dict[str, ExitStack] = {owner: ExitStack() for owner in ("one", "two")}
+
+    def end_the_other(event: Event) -> None:
+        blocks["two" if event.key == "one" else "one"].close()
+
+    for owner, block in blocks.items():
+        block.enter_context(keeper.keep(start(counted, owner, key=owner), counted, TERM, end_the_other))
+    clock.advance(21)
+    keeper.renew_due()
+    assert renewals(counted) == 1
+    for block in blocks.values():
+        block.close()
+
+
+def test_claims_are_renewed_side_by_side(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """One keeper serves every thread of a process; the next look is at the claim that is due first."""
+    first, second = start(counted, "one", key="a"), start(counted, "two", key="b", lease=30)
+    short = replace(TERM, lease_seconds=30)
+    with keeper.keep(first, counted, TERM, unseen), keeper.keep(second, counted, short, unseen):
+        assert keeper.renew_due() == pytest.approx(10)
+        clock.advance(10.001)
+        keeper.renew_due()
+        assert renewals(counted) == 1
+        clock.advance(10.001)
+        keeper.renew_due()
+        assert renewals(counted) == 3
+
+
+def test_one_stores_bug_does_not_stop_the_others(keeper: Keeper, store: MemoryStore, clock: FakeClock) -> None:
+    """An error that no store may raise costs its own claim, not those of the whole process."""
+    faulty = FaultyStore(store, renew=repeat(down(ZeroDivisionError())))
+    first, second = start(faulty, "one", key="a"), start(store, "two", key="b")
+    with keeper.keep(first, faulty, TERM, unseen), keeper.keep(second, store, TERM, unseen):
+        clock.advance(21)
+        for _ in range(2):
+            keeper.renew_due()
+        assert second.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
+
+
+def test_a_guard_keeps_its_claim_with_a_keeper(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """A body longer than its lease commits under the renewed claim, and no other delivery ran."""
+    bench = Bench(counted)
+
+    def body(run: ActiveRun) -> str:
+        for _ in range(10):
+            clock.advance(20.1)
+            keeper.renew_due()
+            assert isinstance(bench.guard().run(wish("other"), lambda _: "stolen"), Busy)
+        return "done"
+
+    guard = bench.guard(lambda run: keeper.keep(run, counted, TERM, unseen))
+    assert bench.deliver(value=body, guard=guard, lease_seconds=60) == Returned("done")
+    assert renewals(counted) == 10

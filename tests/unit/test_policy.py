@@ -1,0 +1,166 @@
+"""`Idempotency`: wrong values fail when the task is declared, and open fields are filled by settings."""
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.policy import Idempotency, seconds
+
+
+def test_the_defaults() -> None:
+    """What a task gets that asks for nothing."""
+    policy = Idempotency()
+    assert dataclasses.asdict(policy) == {
+        "key": None,
+        "validate": None,
+        "prefix": None,
+        "expires": 3600,
+        "on_busy": "defer",
+        "wait_timeout": 10,
+        "on_store_error": "defer",
+        "missing_key": "raise",
+        "lease": None,
+        "grace": 5,
+        "max_crashes": 5,
+    }
+    assert policy.key_selector is None
+    assert policy.validate_selector is None
+    assert policy.given == {}
+
+
+def test_every_field_is_documented() -> None:
+    """The docstring's ``Args`` name each field."""
+    documented = inspect.cleandoc(Idempotency.__doc__ or "").split("Args:")[1].split("Raises:")[0]
+    for field in dataclasses.fields(Idempotency):
+        assert f"\n    {field.name}: " in documented
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[
+            ("on_busy", "queue"),
+            ("on_busy", None),
+            ("on_busy", []),
+            ("on_store_error", "skip"),
+            ("missing_key", "skip"),
+        ],
+        *[("expires", value) for value in (0, -1, "1h", None, True, float("nan"), float("inf"), timedelta(0))],
+        *[("expires", 10**400)],
+        *[("wait_timeout", value) for value in (-1, "10", None, False)],
+        *[("grace", value) for value in (-0.1, None, timedelta(seconds=-1))],
+        *[("lease", value) for value in (0, -5, "60", True)],
+        *[("max_crashes", value) for value in (0, -1, 2.0, True, None, "5")],
+        *[("prefix", value) for value in ("", "  ", "a\nb", 7, "x" * 513, "é" * 257)],
+        *[("key", value) for value in ("order.", "[?", "", 7, ["order"])],
+        *[("validate", value) for value in ("order..id", 0)],
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_wrong_value_is_named(field: str, value: Any) -> None:
+    """The error names the field and what was given for it."""
+    with pytest.raises(ConfigurationError, match=f"{field}=") as caught:
+        Idempotency(**{field: value})
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("expires", 1), ("expires", 0.5), ("expires", timedelta(days=30))],
+        *[("wait_timeout", 0), ("grace", 0), ("grace", timedelta(0)), ("lease", 60), ("max_crashes", 1)],
+        *[("prefix", "x" * 512), ("prefix", "zahlung-é"), ("on_busy", "wait"), ("missing_key", "run")],
+        *[("key", "[order.id, customer]"), ("key", len), ("validate", "order.amount")],
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_right_value_is_kept(field: str, value: Any) -> None:
+    """A value at the edge of what is allowed is taken as it is, and counts as given."""
+    policy = Idempotency(**{field: value})
+    assert getattr(policy, field) == value
+    assert policy.given == {field: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("expiry", "did you mean 'expires'?"),
+        ("keys", "did you mean 'key'?"),
+        ("zzz", "fields are key, validate, prefix"),
+    ],
+)
+def test_an_unknown_field_is_met_with_a_hint(name: str, hint: str) -> None:
+    """A typing error is answered with the field that was meant, or with all of them."""
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        Idempotency(**{name: cast(Any, 1)})
+    assert hint in str(caught.value)
+
+
+def test_fields_are_given_by_name() -> None:
+    """A bare value could be any field."""
+    with pytest.raises(TypeError):
+        Idempotency("order.id")  # type: ignore[call-arg]
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    """A policy that tasks share stays as it was checked."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Idempotency().expires = 5  # type: ignore[misc]
+
+
+def test_selectors_are_compiled_once() -> None:
+    """Deliveries share the compiled expression."""
+    policy = Idempotency(key="order.id", validate="order.amount")
+    assert policy.key_selector is not None
+    assert policy.key_selector is policy.key_selector
+    assert policy.key_selector.text == "order.id"
+    assert policy.validate_selector is not None
+    assert policy.validate_selector.option == "validate"
+
+
+def test_given_fields_beat_defaults() -> None:
+    """A task's own value wins, also where it equals the library's default; open fields take the app's."""
+    policy = Idempotency(on_busy="defer", expires=60).over({"on_busy": "raise", "grace": 9})
+    assert (policy.on_busy, policy.expires, policy.grace) == ("defer", 60, 9)
+    assert policy.max_crashes == 5
+
+
+def test_of_takes_what_a_task_may_declare() -> None:
+    """A policy, its fields in a mapping, or nothing."""
+    policy = Idempotency(key="order.id")
+    assert Idempotency.of(policy) is policy
+    assert Idempotency.of({"key": "order.id"}) == policy
+    assert Idempotency.of(None) == Idempotency()
+    assert Idempotency.of(Idempotency(expires=60)).given == {"expires": 60}
+
+
+@pytest.mark.parametrize("value", ["order.id", 60, True, ["key"], Idempotency], ids=repr)
+def test_of_refuses_the_rest(value: Any) -> None:
+    """A bare expression is not guessed at."""
+    with pytest.raises(ConfigurationError, match="neither an Idempotency nor a mapping"):
+        Idempotency.of(value)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))],
+    ids=["copy", "deep", "pickle"],
+)
+def test_a_copy_knows_what_was_given(duplicate: Any) -> None:
+    """A policy in a task class survives copying and a spawned process."""
+    policy = Idempotency(key="order.id", expires=60)
+    assert duplicate(policy) == policy
+    assert duplicate(policy).over({"expires": 5, "grace": 9}).grace == 9
+    assert duplicate(policy).over({"expires": 5}).expires == 60
+
+
+@pytest.mark.parametrize(("duration", "length"), [(3, 3.0), (0.5, 0.5), (timedelta(minutes=1), 60.0)], ids=repr)
+def test_durations_in_seconds(duration: Any, length: float) -> None:
+    """Numbers are seconds."""
+    assert seconds(duration) == length

@@ -1,0 +1,137 @@
+"""The rule of a claim, as plain values: who may claim, and what the others are told."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idempotent_tasks.records import (
+    Busy,
+    Claim,
+    Finished,
+    Granted,
+    Mismatch,
+    Record,
+    Status,
+    answer_refusal,
+    claimable,
+    expiration_seconds,
+)
+from tests.support.guarding import KEY, wish
+
+NOW = 1_700_000_000.0
+
+
+def record(**given_fields: Any) -> Record:
+    """Return a record in progress, held by ``one`` for 30 s more and kept for an hour."""
+    fields = {
+        "key": KEY,
+        "status": Status.INPROGRESS,
+        "expiration": int(NOW) + 3600,
+        "in_progress_expiration": int((NOW + 30) * 1000),
+        "owner": "one",
+        "fence": 7,
+        "attempt": 1,
+    }
+    return Record(**{**fields, **given_fields})
+
+
+@pytest.mark.parametrize(
+    ("held", "granted"),
+    [
+        pytest.param(None, True, id="absent"),
+        pytest.param(record(), False, id="held"),
+        pytest.param(record(in_progress_expiration=int(NOW * 1000)), False, id="held-to-this-millisecond"),
+        pytest.param(record(in_progress_expiration=int(NOW * 1000) - 1), True, id="claim-expired"),
+        pytest.param(record(in_progress_expiration=0), True, id="released"),
+        pytest.param(record(in_progress_expiration=None), False, id="foreign-without-expiry"),
+        pytest.param(record(expiration=int(NOW)), False, id="kept-to-this-second"),
+        pytest.param(record(expiration=int(NOW) - 1), True, id="record-expired"),
+        pytest.param(record(status=Status.COMPLETED, in_progress_expiration=0), False, id="completed"),
+        pytest.param(record(status=Status.COMPLETED, expiration=int(NOW) - 1), True, id="completed-and-expired"),
+        pytest.param(record(status=Status.FAILED, in_progress_expiration=0), False, id="failed"),
+    ],
+)
+def test_who_may_claim(held: Record | None, granted: bool) -> None:
+    """A key is free where nothing holds it, or what held it has expired; an outcome is nobody's to claim."""
+    assert claimable(held, wish("two"), NOW) is granted
+
+
+@pytest.mark.parametrize(
+    ("stored", "offered", "granted"),
+    [("a", "a", True), ("a", "b", False), (None, "b", True), ("a", None, True), (None, None, True)],
+    ids=repr,
+)
+def test_a_takeover_needs_the_same_payload(stored: str | None, offered: str | None, granted: bool) -> None:
+    """An expired claim is taken over with its payload or without knowledge of one, never with another."""
+    held = record(in_progress_expiration=0, validation=stored)
+    assert claimable(held, wish("two", validation=offered), NOW) is granted
+
+
+def test_an_expired_record_takes_any_payload() -> None:
+    """After its retention a key starts anew."""
+    held = record(expiration=int(NOW) - 1, validation="a")
+    assert claimable(held, wish("two", validation="b"), NOW)
+
+
+def test_a_refusal_with_ones_own_token_is_a_grant() -> None:
+    """The first try of this request landed and its answer was lost: the claim is the one it made."""
+    request = wish("one")
+    answer = answer_refusal(record(fence=9, attempt=2), request)
+    assert answer == Granted(Claim(request=request, fence=9, attempt=2, in_progress_expiration=int((NOW + 30) * 1000)))
+
+
+def test_ones_own_token_on_an_outcome_is_no_grant() -> None:
+    """A finished key is finished for its own runner too."""
+    finished = record(status=Status.COMPLETED)
+    assert answer_refusal(finished, wish("one")) == Finished(finished)
+
+
+def test_a_running_holder_is_named() -> None:
+    """A busy key says until when, and by whom."""
+    held = record()
+    assert answer_refusal(held, wish("two")) == Busy(NOW + 30, held)
+
+
+def test_a_claim_is_never_busy_beyond_its_record() -> None:
+    """A holder with an expiry after the record's own, or with none, is waited for until the record expires."""
+    soon = int(NOW) + 10
+    assert record(expiration=soon).held_until == soon
+    assert record(expiration=soon, in_progress_expiration=None).held_until == soon
+
+
+@pytest.mark.parametrize("status", [Status.INPROGRESS, Status.COMPLETED, Status.FAILED])
+def test_another_payload_is_a_mismatch_whatever_the_status(status: Status) -> None:
+    """Two payloads under one key never meet silently."""
+    held = record(status=status, validation="a")
+    assert answer_refusal(held, wish("two", validation="b")) == Mismatch("a", "b")
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED])
+def test_an_outcome_is_finished(status: Status) -> None:
+    """Who meets an outcome is given its record."""
+    held = record(status=status, validation="a")
+    assert answer_refusal(held, wish("two", validation="a")) == Finished(held)
+
+
+def test_expired_is_computed_when_read() -> None:
+    """The status of a record follows the clock, also where its item was not deleted yet."""
+    held = record(status=Status.COMPLETED, expiration=int(NOW))
+    assert held.status_at(NOW) is Status.COMPLETED
+    assert held.status_at(NOW + 1) is Status.EXPIRED
+
+
+@given(st.floats(0.001, 10**8), st.floats(0, 10**8))
+def test_a_record_outlives_its_claim_and_its_retention(retention: float, lease: float) -> None:
+    """The item is never deleted under a live claim, nor before its retention has passed."""
+    claim_ends = int((NOW + lease) * 1000)
+    expiration = expiration_seconds(retention, claim_ends, NOW)
+    assert expiration > claim_ends / 1000
+    assert expiration >= NOW + retention
+
+
+def test_a_claim_speaks_for_its_request() -> None:
+    """A claim names its key and token, and its expiry in seconds."""
+    claim = Claim(request=wish("one"), fence=1, attempt=1, in_progress_expiration=1_500)
+    assert (claim.key, claim.owner, claim.expires_at) == (KEY, "one", 1.5)

@@ -1,0 +1,172 @@
+"""An app's settings, read through Celery's own configuration: names, namespaces, stores and observers."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.events import Event, Lost
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.settings import settings_of
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.testing import MemoryStore
+
+told: list[Event] = []
+
+
+def observer(event: Event) -> None:
+    """Be found by a setting that names ``module:attribute``."""
+    told.append(event)
+
+
+not_callable = 7
+
+
+def app_with(**settings: Any) -> Celery:
+    """Return an app with these settings."""
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(settings)
+    return app
+
+
+def lost() -> Lost:
+    """Return an event."""
+    return Lost(task="shop.charge", task_id="4f1c", key="k")
+
+
+def test_defaults_fill_what_a_task_leaves_open() -> None:
+    """Every policy field has a setting of its name."""
+    app = app_with(idempotency_store="memory://", idempotency_on_busy="raise", idempotency_expires=60)
+    settings = settings_of(app)
+    assert settings.defaults == {"on_busy": "raise", "expires": 60}
+    assert Idempotency(expires=5).over(settings.defaults).expires == 5
+    assert Idempotency(expires=5).over(settings.defaults).on_busy == "raise"
+
+
+def test_django_style_settings() -> None:
+    """``CELERY_IDEMPOTENCY_*`` of a settings module are the same settings."""
+    app = Celery("shop", set_as_current=False)
+    module = SimpleNamespace(CELERY_IDEMPOTENCY_STORE="memory://", CELERY_IDEMPOTENCY_ON_BUSY="raise", DEBUG=True)
+    app.config_from_object(module, namespace="CELERY")
+    settings = settings_of(app)
+    assert isinstance(settings.store, MemoryStore)
+    assert settings.defaults == {"on_busy": "raise"}
+
+
+def test_a_django_style_typo_is_refused() -> None:
+    """A namespace does not hide an unknown name."""
+    app = Celery("shop", set_as_current=False)
+    module = SimpleNamespace(CELERY_IDEMPOTENCY_STORE="memory://", CELERY_IDEMPOTENCY_ON_BUZY="raise")
+    app.config_from_object(module, namespace="CELERY")
+    with pytest.raises(ConfigurationError, match="did you mean 'idempotency_on_busy'"):
+        settings_of(app)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("idempotency_stroe", "did you mean 'idempotency_store'?"),
+        ("idempotency_expire", "did you mean 'idempotency_expires'?"),
+        ("idempotency_enabled", "known are ['idempotency_store', 'idempotency_observers', 'idempotency_key'"),
+    ],
+)
+def test_an_unknown_setting_is_met_with_a_hint(name: str, hint: str) -> None:
+    """A typing error does not silently leave a default in force."""
+    with pytest.raises(ConfigurationError, match=f"no setting '{name}'") as caught:
+        settings_of(app_with(idempotency_store="memory://", **{name: 1}))
+    assert hint in str(caught.value)
+
+
+def test_a_wrong_value_of_a_setting_is_named() -> None:
+    """Settings are checked like a task's own fields."""
+    with pytest.raises(ConfigurationError, match="on_busy='queue'"):
+        settings_of(app_with(idempotency_store="memory://", idempotency_on_busy="queue"))
+
+
+def test_a_store_instance_is_used_as_it_is() -> None:
+    """Whoever needs more than a URL passes the store."""
+    store = MemoryStore()
+    assert settings_of(app_with(idempotency_store=store)).store is store
+
+
+@pytest.mark.parametrize("spelled", ["dynamodb://eu-west-1/keys", DynamoDBStore("keys", region="eu-west-1")], ids=repr)
+def test_a_dynamodb_store_by_url_or_instance(spelled: Any) -> None:
+    """A table is named without being asked: nothing connects while settings are read."""
+    assert isinstance(settings_of(app_with(idempotency_store=spelled)).store, DynamoDBStore)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "what"),
+    [
+        (None, "app 'shop' has no idempotency store"),
+        ("redis://:hunter2@localhost/0", r"unusable idempotency store \('redis'\)"),
+        ("memory", r"unusable idempotency store \('memory'\)"),
+        (7, r"unusable idempotency store \('int'\)"),
+        (MemoryStore, r"unusable idempotency store \('type'\)"),
+    ],
+    ids=repr,
+)
+def test_an_unusable_store_is_refused_with_the_remedy(spelled: Any, what: str) -> None:
+    """The error says what to set, and quotes no password of a URL."""
+    with pytest.raises(ConfigurationError, match=what) as caught:
+        settings_of(app_with(idempotency_store=spelled))
+    assert "set app.conf.idempotency_store to" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_are_read_once() -> None:
+    """A delivery does not pay for reading settings, and every delivery of an app shares one store."""
+    app = app_with(idempotency_store="memory://")
+    assert settings_of(app) is settings_of(app)
+
+
+def test_each_app_has_its_own_settings() -> None:
+    """Two apps in one process share nothing by accident."""
+    first, second = app_with(idempotency_store="memory://"), app_with(idempotency_store="memory://")
+    assert settings_of(first).store is not settings_of(second).store
+
+
+def test_another_store_is_noticed() -> None:
+    """A test that gives its app a fresh store gets it."""
+    app = app_with(idempotency_store=MemoryStore(), idempotency_on_busy="raise")
+    settings_of(app)
+    fresh = MemoryStore()
+    app.conf.idempotency_store = fresh
+    assert settings_of(app).store is fresh
+    assert settings_of(app).defaults == {"on_busy": "raise"}
+
+
+def test_events_are_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    """Without observers the events go to the log; with an empty list nowhere."""
+    settings_of(app_with(idempotency_store="memory://")).observe(lost())
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    caplog.clear()
+    settings_of(app_with(idempotency_store="memory://", idempotency_observers=[])).observe(lost())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [observer, [observer], (observer,), f"{__name__}:observer", [f"{__name__}:observer"]],
+    ids=["callable", "list", "tuple", "name", "list-of-names"],
+)
+def test_observers_are_callables_or_their_names(spelled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One observer needs no list."""
+    received: list[Event] = []
+    monkeypatch.setattr(f"{__name__}.told", received)
+    settings_of(app_with(idempotency_store="memory://", idempotency_observers=spelled)).observe(lost())
+    assert received == [lost()]
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["no_such_module:observer", f"{__name__}:no_such_name", f"{__name__}:not_callable", [7], 7],
+    ids=["module", "attribute", "not-callable", "number-in-list", "number"],
+)
+def test_an_unusable_observer_is_refused(spelled: Any) -> None:
+    """A typing error in an observer's name is not found by the first lost claim."""
+    with pytest.raises(ConfigurationError, match="idempotency_observers"):
+        settings_of(app_with(idempotency_store="memory://", idempotency_observers=spelled))
