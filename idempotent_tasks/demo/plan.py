@@ -17,7 +17,7 @@ __all__ = [
 
 #: The broker delivers again what was not acknowledged for this long.
 VISIBILITY_TIMEOUT_SECONDS = 5
-#: The hard time limit of the payment's body; a claim outlives its dead worker until then.
+#: The hard time limit of the payment's body: longer than any body here.
 TIME_LIMIT_SECONDS = 9
 #: How far into the first run of a doomed payment the kill falls.
 STRIKE_AFTER_SECONDS = 0.8

@@ -76,7 +76,7 @@ app.task(
     name=IDEMPOTENT,
     time_limit=TIME_LIMIT_SECONDS,
     base=IdempotentTask,
-    idempotency=Idempotency(key="payment", validate="cents", grace=1),
+    idempotency=Idempotency(key="payment", validate="cents", lease=3),
 )(charge)
 
 
