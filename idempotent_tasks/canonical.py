@@ -81,7 +81,8 @@ def _mapping(value: Mapping[Any, Any], path: str) -> Any:
 
 
 def _member(path: str, name: Any) -> str:
-    return f"{path}.{name}" if type(name) is str else f"{path}[…]"
+    # What does not look like a field's name may be data, such as a card's number.
+    return f"{path}.{name}" if type(name) is str and name.isidentifier() else f"{path}[…]"
 
 
 def _tagged(kind: str, payload: Any) -> dict[str, Any]:

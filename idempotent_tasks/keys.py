@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import jmespath
 from jmespath.exceptions import JMESPathError
+from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
 
 from idempotent_tasks.canonical import UncanonicalError, canonical, fields_of
@@ -66,6 +67,9 @@ class Selector:
             parsed = jmespath.compile(source).parsed
         except JMESPathError as error:
             raise ConfigurationError(f"{option}={source!r} is not a JMESPath expression: {error}") from error
+        unknown = sorted(_functions_in(parsed) - Functions.FUNCTION_TABLE.keys())
+        if unknown:
+            raise ConfigurationError(f"{option}={source!r} calls {unknown}, which JMESPath does not have")
         return cls(option, source, _parsed=parsed)
 
     def select(self, delivery: Delivery, signature: inspect.Signature) -> Any:
@@ -155,6 +159,12 @@ def check_prefix(prefix: str) -> str:
     if len(prefix.encode()) > MAX_PREFIX_BYTES:
         raise ConfigurationError(f"prefix={prefix[:40]!r}… is longer than {MAX_PREFIX_BYTES} bytes; set a shorter one")
     return prefix
+
+
+def _functions_in(node: dict[str, Any]) -> set[str]:
+    children = (child for child in node.get("children", ()) if isinstance(child, dict))
+    own = {str(node["value"])} if node["type"] == "function_expression" else set()
+    return own.union(*map(_functions_in, children))
 
 
 def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:

@@ -66,8 +66,11 @@ class IdempotentTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""
         request = self.request_stack.top
-        if request is None or request.called_directly or _RECEIVED in vars(request):
+        if request is None or request.called_directly:
             return super().__call__(*args, **kwargs)
+        if _RECEIVED in vars(request):
+            # Not super(): whether that sees this request or a new one depends on celery.app.trace's stack protection.
+            return self.run(*args, **kwargs)
         setattr(request, _RECEIVED, True)
         return self.reception(request, args, kwargs).handle(lambda run: self._run_body(run, args, kwargs))
 

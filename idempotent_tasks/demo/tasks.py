@@ -71,9 +71,10 @@ app = configure(Celery("demo"), os.environ.get(BROKER_VARIABLE, "memory://"))
 app.conf.idempotency_store = os.environ.get(STORE_VARIABLE, "memory://")
 app.conf.idempotency_observers = [observe]
 
-app.task(name=PLAIN, time_limit=TIME_LIMIT_SECONDS, acks_late=True, reject_on_worker_lost=True)(charge)
+app.task(name=PLAIN, shared=False, time_limit=TIME_LIMIT_SECONDS, acks_late=True, reject_on_worker_lost=True)(charge)
 app.task(
     name=IDEMPOTENT,
+    shared=False,
     time_limit=TIME_LIMIT_SECONDS,
     base=IdempotentTask,
     idempotency=Idempotency(key="payment", validate="cents", lease=3),

@@ -254,6 +254,7 @@ def deep() -> Any:
     [
         pytest.param(lambda: {"order": [SECRET, object()]}, "a builtins.object at it.order[1]", id="object"),
         pytest.param(lambda: {1: object()}, "a builtins.object at it[…]", id="under-a-number"),
+        pytest.param(lambda: {f"{SECRET} 1": object()}, "a builtins.object at it[…]", id="under-data"),
         pytest.param(lambda: {object(): 1}, "a builtins.object at a key of it", id="as-a-key"),
         pytest.param(lambda: {(SECRET, object)}, "a builtins.type at an element of it[1]", id="in-a-set"),
         pytest.param(lambda: Line, "a builtins.type at it", id="dataclass-itself"),

@@ -103,3 +103,16 @@ def test_an_observer_may_end_the_process() -> None:
 
     with pytest.raises(SystemExit):
         Observers([leaving])(events.Lost(**NAMED))
+
+
+def test_an_interrupt_is_no_observers_failure() -> None:
+    """A soft time limit that strikes inside an observer ends the body's time, not only the observer."""
+
+    class Interrupt(Exception):  # noqa: N818 - named as Celery names its own
+        """Raised from outside."""
+
+    def interrupted(event: Event) -> None:
+        raise Interrupt
+
+    with pytest.raises(Interrupt):
+        Observers([interrupted], interrupts=(Interrupt,))(events.Lost(**NAMED))

@@ -56,7 +56,7 @@ def request_of(task: Task, worker: InlineWorker, **options: Any) -> GuardedReque
     [
         pytest.param({"call": 10, "task": 20, "app": 30, "worker": 40}, 10.0, id="call"),
         pytest.param({"task": 20, "app": 30, "worker": 40}, 20.0, id="task"),
-        pytest.param({"app": 30, "worker": 40}, 30.0, id="app"),
+        pytest.param({"app": 30}, 30.0, id="app"),
         pytest.param({"worker": 40}, 40.0, id="worker"),
         pytest.param({}, None, id="none"),
         pytest.param({"call": 0.5, "worker": 40}, 0.5, id="fraction"),
@@ -65,7 +65,7 @@ def request_of(task: Task, worker: InlineWorker, **options: Any) -> GuardedReque
 def test_the_nearest_limit_counts(
     app: Celery, worker: InlineWorker, start_worker: Worker, limits: dict[str, Any], enforced: float | None
 ) -> None:
-    """The call's limit beats the task's, which beats the app's, which beats ``--time-limit``."""
+    """The call's limit beats the task's, which beats the worker's, which is ``--time-limit`` or the app's."""
     app.conf.task_time_limit = limits.get("app")
     controller = start_worker("prefork", time_limit=limits.get("worker"))
     task = task_of(app, **({"time_limit": limits["task"]} if "task" in limits else {}))

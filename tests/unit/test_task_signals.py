@@ -199,3 +199,14 @@ def test_a_soft_time_limit_in_the_commit_loses_no_result(shop: Shop) -> None:
     shop.deliver()
     assert (shop.state, shop.result) == ("SUCCESS", "paid")
     assert shop.record.data == '"paid"'
+
+
+def test_a_replacement_of_an_unguarded_run_has_nothing_to_release(shop: Shop) -> None:
+    """A body that a policy let through unguarded may be replaced like any other."""
+    shop.sells(
+        lambda task: "done" if shop.runs == 2 else task.replace(task.s()),
+        idempotency={"key": "nothing", "missing_key": "run"},
+    )
+    shop.publish()
+    assert shop.worker.drain() == 2
+    assert (shop.result, shop.store.records()) == ("done", [])
