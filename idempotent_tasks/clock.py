@@ -29,15 +29,15 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clock as it stood when this object was made, and the time that has passed since.
 
-    A clock that is set while a worker runs therefore moves no expiry.
+    A clock that is set while a worker runs therefore moves no expiry, and a machine that was suspended is not late.
     """
 
     def __init__(self) -> None:
-        self._epoch_offset = time.time() - time.monotonic()
+        self._epoch_offset = time.time() - _seconds_since_boot()
 
     def now(self) -> float:
         """Return the time in epoch seconds (UTC)."""
-        return self._epoch_offset + time.monotonic()
+        return self._epoch_offset + _seconds_since_boot()
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread (or greenlet) for this many seconds."""
@@ -92,6 +92,12 @@ class ServerClock:
         if self._bounds is not None and max(low, self._bounds[0]) <= min(high, self._bounds[1]):
             low, high = max(low, self._bounds[0]), min(high, self._bounds[1])
         self._bounds = (low, high)
+
+
+def _seconds_since_boot() -> float:
+    """Return a time that nobody sets; on Linux it goes on while the machine is suspended."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
 def _epoch_seconds(date_header: str) -> float | None:

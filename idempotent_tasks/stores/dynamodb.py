@@ -37,6 +37,8 @@ __all__ = ["DynamoDBStore"]
 MAX_DATA_BYTES: Final = 380 * 1024
 #: A claim that finds its record gone or claimable right after a refusal asks again, this often.
 CLAIM_ROUNDS: Final = 5
+#: A claim is corrected if the time turned out to be so far from what its expiry was reckoned with.
+CLOCK_TOLERANCE_SECONDS: Final = 2.0
 
 
 class DynamoDBStore:
@@ -156,7 +158,14 @@ class DynamoDBStore:
                 self._read(request.key)
                 raise
             if isinstance(written, Written):
-                return Granted(self._claim_from(request, until, written.answer["Attributes"]))
+                claim = self._claim_from(request, until, written.answer["Attributes"])
+                if abs(self._connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
+                    return Granted(claim)
+                # The grant's own answer shows another time than it was reckoned with.
+                answer = self.renew(claim, request.lease_seconds, request.retention_seconds)
+                if isinstance(answer, Renewed):
+                    return Granted(answer.claim)
+                continue
             old = self._refusing_record(request.key, written)
             if old is not None and not claimable(old, request, now):
                 return answer_refusal(old, request)

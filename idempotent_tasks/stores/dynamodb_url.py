@@ -37,6 +37,8 @@ def arguments_from_url(url: str) -> dict[str, Any]:
         raise ConfigurationError(msg) from None
     renamed: dict[str, str] = {}
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if not value:
+            raise ConfigurationError(f"{_shown(url)}: parameter {name!r} is empty; give it a value or drop it")
         if name in _TEXT_ARGUMENTS:
             arguments[name] = value
         elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):

@@ -9,7 +9,7 @@ from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.records import Busy, Finished, Renewed
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Wire, shift_date
+from tests.support.wire import Answer, Forward, Wire, shift_date
 
 LEASE = 30
 RETENTION = 3600
@@ -97,6 +97,39 @@ def test_a_clock_that_is_set_while_the_worker_runs(
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + skew_seconds)
     assert isinstance(store.claim(wish("two")), Busy)
+
+
+def test_a_clock_that_fell_behind_makes_no_stillborn_claim(dynamodb: DynamoDBStore, make_store: MakeStore) -> None:
+    """A worker that stood still with its machine sees from the grant that time has passed, and mends its claim."""
+    clock = MovableClock()
+    store = make_store(clock=clock)
+    grant(store, key="shop.charge#other")
+    clock.advance(-600)
+    claim = grant(store)
+    assert claim.expires_at == pytest.approx(time.time() + LEASE, abs=RESOLUTION)
+    answer = dynamodb.claim(wish("two"))
+    assert isinstance(answer, Busy)
+    assert answer.until == claim.expires_at
+
+
+def test_a_claim_whose_answer_shows_that_it_is_over_asks_again(
+    dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire
+) -> None:
+    """Where another worker took the stillborn claim before it was mended, the key is busy."""
+    clock = MovableClock()
+    store = make_store(clock=clock)
+    grant(store, key="shop.charge#other")
+    clock.advance(-600)
+    wire.clear()
+
+    def take_first(forward: Forward) -> Answer:
+        grant(dynamodb, "two")
+        return forward()
+
+    wire.break_nth("UpdateItem", 2, take_first)
+    answer = store.claim(wish("one"))
+    assert isinstance(answer, Busy)
+    assert answer.holder.owner == "two"
 
 
 @each_skew

@@ -93,6 +93,11 @@ class TestParameters:
         with pytest.raises(ConfigurationError, match="must differ"):
             DynamoDBStore.from_url("dynamodb://eu-west-1/T?key_attr=x&sort_key_attr=x")
 
+    def test_an_empty_parameter(self) -> None:
+        """A value that got lost, as of an unset variable, is no reason to talk to AWS instead."""
+        with pytest.raises(ConfigurationError, match="'endpoint_url' is empty"):
+            DynamoDBStore.from_url("dynamodb://eu-west-1/keys?endpoint_url=")
+
     def test_an_unknown_parameter(self) -> None:
         """A typo is named, beside what is known."""
         with pytest.raises(ConfigurationError, match=r"unknown parameter 'keyattr'.*key_attr"):

@@ -35,6 +35,21 @@ def test_the_system_clock_is_the_machines() -> None:
     assert before + 0.001 <= clock.now() <= time.time()
 
 
+def test_a_machine_that_was_suspended_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system counts the time asleep, it counts; elsewhere the time awake must do."""
+    monkeypatch.setattr(time, "clock_gettime", lambda _: 1_000.0)
+    clock = SystemClock()
+    before = clock.now()
+    monkeypatch.setattr(time, "clock_gettime", lambda _: 1_600.0)
+    assert clock.now() == before + 600
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0)
+    clock = SystemClock()
+    before = clock.now()
+    monkeypatch.setattr(time, "monotonic", lambda: 8.0)
+    assert clock.now() == before + 1
+
+
 def test_a_fake_clock_stands_still() -> None:
     """Only its owner moves it: by waiting, forward, or back."""
     clock = FakeClock(NOW)
