@@ -238,3 +238,19 @@ def test_the_task_stays_a_celery_task(app: Celery, counting: Counting) -> None:
     assert isinstance(task, Task)
     assert task.s("17").task == "shop.charge"
     assert task.__name__ == "charge"
+
+
+def test_a_task_class_may_declare_its_policy_by_its_typed_name(app: Celery, store: MemoryStore) -> None:
+    """``idempotency_policy`` says the same as ``idempotency``, in a class body too."""
+
+    class Charge(IdempotentTask):
+        name = "shop.charge"
+        idempotency_policy = Idempotency(key="order")
+
+        def run(self, order: str) -> str:
+            return order
+
+    task = app.register_task(Charge())
+    for task_id in ("one", "two"):
+        assert task.apply(("17",), task_id=task_id).get() == "17"
+    assert len(store.records()) == 1
