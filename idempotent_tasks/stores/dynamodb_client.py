@@ -120,15 +120,13 @@ class Connection:
         self._credentials = credentials
         self._client = client
         self._owner_pid: int | None = None
-        self._making = threading.Lock()
+        #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
+        self._making: dict[int, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process, so that an app with a store can be sent to a spawned one."""
-        mine = {"_making": None, "_owner_pid": None}
+        mine: dict[str, Any] = {"_making": {}, "_owner_pid": None}
         return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _making=threading.Lock())
 
     def __repr__(self) -> str:
         if self._endpoint_url is None:
@@ -176,7 +174,7 @@ class Connection:
         pid = os.getpid()
         if self._owner_pid == pid:
             return self._client
-        with self._making:
+        with self._making.setdefault(pid, threading.Lock()):
             if self._owner_pid != pid:
                 self._adopt(pid)
         return self._client

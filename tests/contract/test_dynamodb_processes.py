@@ -1,7 +1,9 @@
 """Whose client a store uses: its own, a session's or a ready-made one, and after a fork never the parent's."""
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -153,6 +155,30 @@ class TestFork:
 
         Child(claim_two).result()
         assert wire.operations() == ["GetItem", "UpdateItem", "UpdateItem"]
+
+    def test_a_child_forked_while_its_parent_makes_a_client(
+        self, dynamodb: DynamoDBStore, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread of the parent is at it at that moment; the child does not wait for a lock that nobody opens."""
+        making, go_on = threading.Event(), threading.Event()
+        session = boto3.Session(region_name="eu-west-1")
+        make, parent = session.client, os.getpid()
+
+        def make_slowly(*args: Any, **kwargs: Any) -> Any:
+            if os.getpid() == parent:
+                making.set()
+                assert go_on.wait(30)
+            return make(*args, **kwargs)
+
+        monkeypatch.setattr(session, "client", make_slowly)
+        store = DynamoDBStore(dynamodb.table, endpoint_url=wire.endpoint, session=session)
+        thread = threading.Thread(target=lambda: grant(store, key="shop.charge#parent"), daemon=True)
+        thread.start()
+        assert making.wait(30)
+        assert Child(lambda: grant(store, key="shop.charge#child").attempt).result() == 1
+        go_on.set()
+        thread.join(30)
+        assert dynamodb.get("shop.charge#parent").attempt == 1
 
     def test_a_ready_made_client_that_the_parent_used(self, dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
         """Its sockets are the parent's: the child refuses, says what to give instead, and the parent goes on."""
