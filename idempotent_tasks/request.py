@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -94,7 +95,9 @@ class GuardedRequest(Request):
             handle()
             return
         loop = get_event_loop()
-        releasing.add_done_callback(lambda _: loop.call_soon(_guarded, handle))
+        # A transport without an event loop has the pool's own threads handle failures, so any thread will do.
+        run = _guarded if loop is None else partial(loop.call_soon, _guarded)
+        releasing.add_done_callback(lambda _: run(handle))
 
     @property
     def _worker(self) -> Any:

@@ -129,6 +129,25 @@ def test_a_lost_worker_frees_the_key_before_the_message_returns(
     worker.take().ack()
 
 
+@pytest.fixture
+def no_loop() -> Iterator[None]:
+    """A worker whose transport has no event loop, as of the in-memory one."""
+    before = get_event_loop()
+    set_event_loop(None)
+    yield
+    set_event_loop(before)
+
+
+@pytest.mark.usefixtures("no_loop")
+def test_without_an_event_loop_the_message_returns_too(given: Given, worker: InlineWorker) -> None:
+    """The thread that released the claim gives the message back itself."""
+    given.request.on_failure(told(WorkerLostError("killed")))
+    wait_for(lambda: given.message.acknowledged, BOUND_SECONDS, "the message was not given back")
+    assert given.free
+    assert worker.waiting() == 1
+    worker.take().ack()
+
+
 def test_a_hard_time_limit_frees_the_key(given: Given, worker: InlineWorker, loop: Hub, seen: list[Event]) -> None:
     """Celery's own handling, a failure in the result backend, comes after the release."""
     given.request.on_timeout(soft=False, timeout=30)
