@@ -82,7 +82,7 @@ def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None
     store = reception.settings.store
     try:
         request = reception.claim_request
-        claim = Claim(request=request, fence=0, attempt=0, in_progress_expiration=0)
+        claim = Claim.unseen(request)
         answer: Any = persistently(
             lambda: store.release(claim, reason, crashed=crashed),
             clock=store.clock,
@@ -92,6 +92,4 @@ def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None
         # No key, so no claim; or no store, and the claim expires by itself.
         return
     if isinstance(answer, Released):
-        reception.settings.observe(
-            events.Released(task=request.task, task_id=request.task_id, key=request.key, reason=reason)
-        )
+        reception.settings.observe(events.Released.about(request, reason=reason))

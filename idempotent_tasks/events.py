@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Self
+
+from idempotent_tasks.records import ClaimRequest
 
 __all__ = [
     "Claimed",
@@ -39,6 +41,11 @@ class Event:
     task_id: str
     #: The record's key; a digest of the arguments, never the arguments.
     key: str
+
+    @classmethod
+    def about(cls, request: ClaimRequest, **details: Any) -> Self:
+        """Return the event of one delivery, by the claim that it asks for and the event's own fields."""
+        return cls(task=request.task, task_id=request.task_id, key=request.key, **details)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -148,7 +148,7 @@ class Guard:
         except StoreError as error:
             return Unclaimed(error)
         except self.interrupts as error:
-            self._release(_unseen(request), type(error).__name__)
+            self._release(Claim.unseen(request), type(error).__name__)
             return Interrupted(error)
         match answer:
             case Granted(claim):
@@ -268,13 +268,8 @@ class Guard:
         if not isinstance(answer, Lost):
             self._tell(events.Released, claim.request, reason=reason)
 
-    def _tell(self, kind: Callable[..., events.Event], request: ClaimRequest, **details: Any) -> None:
-        self.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))
-
-
-def _unseen(request: ClaimRequest) -> Claim:
-    """Return the claim that a request may have been granted without our seeing the answer."""
-    return Claim(request=request, fence=0, attempt=0, in_progress_expiration=0)
+    def _tell(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
+        self.observe(kind.about(request, **details))
 
 
 def _whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:

@@ -7,7 +7,7 @@ from celery.concurrency import get_implementation
 from celery.signals import worker_init, worker_shutdown
 
 from idempotent_tasks.errors import ConfigurationError, StoreError
-from idempotent_tasks.request import release_running, remember_worker
+from idempotent_tasks.request import is_prefork, release_running, remember_worker
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
@@ -50,7 +50,7 @@ def release_what_runs(**_: Any) -> None:
 
 
 def _check_pool(store: Any, pool_cls: Any) -> None:
-    if isinstance(store, MemoryStore) and pool_cls.__module__ == "celery.concurrency.prefork":
+    if isinstance(store, MemoryStore) and is_prefork(pool_cls):
         msg = (
             "a memory:// store cannot guard a prefork worker, whose processes do not share memory; "
             'use "dynamodb://REGION/TABLE", or the pool "solo" or "threads"'

@@ -125,14 +125,13 @@ class Keeper:
                 logger.exception("the claim of %s cannot be renewed", claim.key)
             kept.due = clock.now() + term.lease_seconds * RETRY_AFTER
             return
-        named = {"task": claim.request.task, "task_id": claim.request.task_id, "key": claim.key}
         if isinstance(answer, Lost):
             kept.done = kept.run.lost = True
-            kept.observe(events.Lost(**named))
+            kept.observe(events.Lost.about(claim.request))
         else:
             kept.run.claim = answer.claim
             kept.due = clock.now() + term.lease_seconds * RENEW_AFTER
-            kept.observe(events.Renewed(**named))
+            kept.observe(events.Renewed.about(claim.request))
 
     def _add(self, kept: _Kept) -> None:
         if self._pid != os.getpid():

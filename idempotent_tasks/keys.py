@@ -36,6 +36,7 @@ class _Interpreter(TreeInterpreter):
         return super().visit(node, *(list(each) if isinstance(each, tuple) else each for each in args), **kwargs)
 
     def visit_field(self, node: dict[str, Any], value: Any) -> Any:
+        """Return a field of a mapping, a dataclass or a model; None where there is no such field."""
         if isinstance(value, Mapping):
             return value.get(node["value"])
         fields = fields_of(value)

@@ -147,6 +147,5 @@ class Reception:
         self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason)
         return Ignore()
 
-    def _tell(self, kind: Callable[..., events.Event], **details: Any) -> None:
-        request = self.claim_request
-        self.settings.observe(kind(task=request.task, task_id=request.task_id, key=request.key, **details))
+    def _tell(self, kind: type[events.Event], **details: Any) -> None:
+        self.settings.observe(kind.about(self.claim_request, **details))

@@ -76,6 +76,11 @@ class Claim:
     #: When the claim expires, in epoch milliseconds by the store's clock.
     in_progress_expiration: int
 
+    @classmethod
+    def unseen(cls, request: ClaimRequest) -> "Claim":
+        """Return the claim that a request may have been granted without our seeing the answer: enough to release it."""
+        return cls(request=request, fence=0, attempt=0, in_progress_expiration=0)
+
     @property
     def key(self) -> str:
         """The record's key."""

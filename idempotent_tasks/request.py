@@ -17,7 +17,7 @@ from kombu.asynchronous import get_event_loop
 from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY
 from idempotent_tasks.departed import Departed
 
-__all__ = ["GuardedRequest", "release_running", "remember_worker"]
+__all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -84,7 +84,7 @@ class GuardedRequest(Request):
 
     def release_claim(self, reason: str, *, crashed: bool) -> Future[None] | None:
         """Release the claim when the child is gone; return None where no child was given the delivery."""
-        if self._releasing is None and self.worker_pid is not None and _is_prefork(self._pool_cls):
+        if self._releasing is None and self.worker_pid is not None and is_prefork(self._pool_cls):
             reception = self.task.reception(self._context, self._args, self._kwargs)
             self._releasing = _departed.release(reception, self.worker_pid, reason, crashed=crashed)
         return self._releasing
@@ -113,13 +113,14 @@ class GuardedRequest(Request):
         Only the prefork pool does (https://docs.celeryq.dev/en/stable/userguide/workers.html#time-limits): the call's
         limit, else the task's, which stands for the app's, else the worker's ``--time-limit``.
         """
-        if not _is_prefork(self._pool_cls):
+        if not is_prefork(self._pool_cls):
             return None
         limit = self.time_limits[0] or self._task.time_limit or self._worker.time_limit
         return float(limit) if limit else None
 
 
-def _is_prefork(pool_cls: Any) -> bool:
+def is_prefork(pool_cls: Any) -> bool:
+    """Return whether a pool class is the one whose bodies run in processes of their own, which it can kill."""
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
 
 

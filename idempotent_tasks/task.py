@@ -148,9 +148,8 @@ class IdempotentTask(Task):
         """Return the signature that repeats a request, with its explicit key and without our private headers."""
         request = self.request if request is None else request
         signature = super().signature_from_request(request, *args, **options)
-        kept = {**(request.headers or {}), **(signature.options.get("headers") or {})}
-        own = {name: value for name, value in kept.items() if name == KEY_HEADER}
-        headers = {**(signature.options.get("headers") or {}), **own}
+        inherited = {name: each for name, each in (request.headers or {}).items() if name == KEY_HEADER}
+        headers = {**inherited, **(signature.options.get("headers") or {})}
         return signature.set(headers={name: each for name, each in headers.items() if name not in PRIVATE_HEADERS})
 
     @cached_property

@@ -148,7 +148,7 @@ class Connection:
             StoreUnavailableError: the network, a time-out, throttling, a 5xx.
             StoreMisconfiguredError: anything that repeating cannot mend; the message holds the remedy.
         """
-        with _translated(operation, parameters.get("TableName", ""), repr(self)):
+        with _translated(operation, parameters.get("TableName", ""), self):
             send = getattr(self._client_of_this_process(), operation)
             sent_at = self.clock.local_now()
             try:
@@ -216,29 +216,33 @@ def _is_loopback(endpoint_url: str | None) -> bool:
 
 
 @contextmanager
-def _translated(operation: str, table: str, where: str) -> Iterator[None]:
-    action = "dynamodb:" + "".join(part.title() for part in operation.split("_"))
-    at = f"table {table!r} at {where}"
+def _translated(operation: str, table: str, where: Connection) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _from_answer(error, action, at) from error
+        raise _from_answer(error, _said(operation, table, where)) from error
     except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
-        msg = f"{action} on {at} got no answer ({type(error).__name__})"
+        msg = f"{_said(operation, table, where)} got no answer ({type(error).__name__})"
         raise StoreUnavailableError(msg) from error
     except (BotoCoreError, ValueError) as error:
-        msg = f"{action} on {at} cannot be sent: {error}; mend the store's region, endpoint or credentials"
+        remedy = "mend the store's region, endpoint or credentials"
+        msg = f"{_said(operation, table, where)} cannot be sent: {error}; {remedy}"
         raise StoreMisconfiguredError(msg) from error
 
 
-def _from_answer(error: ClientError, action: str, at: str) -> StoreError:
+def _said(operation: str, table: str, where: Connection) -> str:
+    action = "".join(part.title() for part in operation.split("_"))
+    return f"dynamodb:{action} on table {table!r} at {where!r}"
+
+
+def _from_answer(error: ClientError, request: str) -> StoreError:
     code = error.response["Error"]["Code"].rpartition("#")[2]
     text = error.response["Error"].get("Message", "")
     status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
     if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return StoreUnavailableError(f"{action} on {at} failed for now: {code}")
+        return StoreUnavailableError(f"{request} failed for now: {code}")
     if code == "ValidationException" and "incorrect data type" in text:
-        msg = f"{action} on {at}: the item under the key has attributes of other types; delete it"
+        msg = f"{request}: the item under the key has attributes of other types; delete it"
         return RecordCorruptError(msg)
     remedy = _REMEDIES.get(code, "compare the table's key schema and this store's attribute names")
-    return StoreMisconfiguredError(f"{action} on {at} was refused: {code}: {text} Remedy: {remedy}")
+    return StoreMisconfiguredError(f"{request} was refused: {code}: {text} Remedy: {remedy}")

@@ -6,6 +6,7 @@ No boto3 and no clock here: values in, request parameters out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
@@ -83,7 +84,7 @@ class Layout:
         if not all(names):
             raise ConfigurationError("an attribute name of the record layout is empty")
 
-    @property
+    @cached_property
     def roles(self) -> dict[str, str]:
         """Each role and its attribute, the partition key as ``key``."""
         return {
