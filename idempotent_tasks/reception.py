@@ -1,9 +1,10 @@
 """One delivery at one task: the guard's verdict becomes a result, a deferral, `Ignore` or an error."""
 
 import logging
+import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 from uuid import uuid4
@@ -11,14 +12,15 @@ from uuid import uuid4
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from idempotent_tasks import continuation, deferral, events
+from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
-from idempotent_tasks.guard import ActiveRun, Guard
+from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError, StoreUnavailableError
+from idempotent_tasks.guard import STORE_PATIENCE, ActiveRun, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.records import Busy, ClaimRequest, Record
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed
@@ -29,8 +31,13 @@ logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds for which a note is tried again that spares others some work.
 NOTE_PATIENCE: Final = 1.0
+#: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
+LAST_PART: Final = 1 / 4
+LAST_SECONDS: Final = 2.0
 
 _keeper = Keeper()
+#: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
+_local_clock = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class Reception:
     delivery: Delivery
     policy: Idempotency
     settings: Settings
+    #: Epoch seconds by this machine's clock.
+    _began_at: float = field(default_factory=_local_clock.now, repr=False)
 
     def handle(self, body: Body) -> Any:
         """Run, replay or defer the delivery, and return the task's result.
@@ -117,7 +126,14 @@ class Reception:
             keeping=self._keeping,
             holder_has_ended=lambda holder: has_ended(holder.process),
             interrupts=(SoftTimeLimitExceeded,),
+            time_left=self._time_left,
         )
+
+    def _time_left(self) -> float:
+        limit = self.delivery.hard_limit_seconds
+        if limit is None:
+            return math.inf
+        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_clock.now()
 
     def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
         if not self._term.renewed:
@@ -159,10 +175,21 @@ class Reception:
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return self._run_unguarded(body, self.claim_request.key, error)
+        if isinstance(error, StoreUnavailableError):
+            self._withdraw(type(error).__name__)
         if self.policy.on_store_error == "raise" or self.delivery.eager:
             raise error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         raise self._deferred(None, type(error).__name__)
+
+    def _withdraw(self, reason: str) -> None:
+        """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
+        if self._time_left() < STORE_PATIENCE:
+            return
+        # An interrupt has nothing to cut short but this: the body will not run.
+        with suppress(StoreError, SoftTimeLimitExceeded):
+            if isinstance(self.settings.store.release(Claim.unseen(self.claim_request), reason), Released):
+                self._tell(events.Released, reason=reason)
 
     def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
         """Publish the message again, and return what tells Celery to be done with this copy of it."""
