@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.conftest import MakeRig
 from tests.support.brokers import CHILD_LOSS_SECONDS
@@ -67,3 +68,34 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
         seen = [(entry["record"], entry["fence"]) for entry in started + effect]
         assert seen == [(claimed[0]["key"], claimed[0]["fence"])] * 2
     assert rig.journal.count("Deferred") == rig.journal.count("Lost") == 0
+
+
+@pytest.mark.parametrize(("pool", "error"), [("gevent", TimeLimitExceeded)])
+def test_gevents_time_limit_frees_the_key(make_guarded: MakeRig, pool: str, error: type[Exception]) -> None:
+    """The limit that gevent raises in a body releases its claim, which had a minute to live, and a new publish runs."""
+    rig = make_guarded(tasks={"charge": {"time_limit": 1, "idempotency": {"key": "order"}}})
+    rig.journal.shut("before-effect")
+    rig.start_worker(pool=pool)
+    published = rig.send("charge", "ord-1", 17)
+    with pytest.raises(error):
+        rig.result(published)
+    rig.journal.open("before-effect")
+    assert rig.result(rig.send("charge", "ord-1", 17)) == 17
+    assert rig.journal.count("effect") == 1
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_terminated_greenlet_frees_the_key(make_guarded: MakeRig, pool: str) -> None:
+    """A revoke with terminate ends the greenlet and releases its claim, which had a minute to live."""
+    options = {"idempotency": {"key": "order"}}
+    rig = make_guarded(tasks={"charge": options}, settings={"worker_enable_remote_control": True})
+    rig.journal.shut("before-effect")
+    rig.start_worker(pool=pool)
+    revoked = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    revoked.revoke(terminate=True)
+    rig.journal.wait_for("Released", id=revoked.id)
+    rig.journal.open("before-effect")
+    assert rig.result(rig.send("charge", "ord-1", 17)) == 17
+    assert rig.journal.count("effect") == 1
+    assert rig.journal.entries("started")[-1]["attempt"] == 1
