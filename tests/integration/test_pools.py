@@ -63,7 +63,9 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
     assert worker.process.wait_for_exit() == 0
     assert len({entry["thread"] for entry in rig.journal.entries("Renewed")}) == 1
     for each in published:
-        claimed, started, effect = (rig.journal.entries(event, id=each.id) for event in ("Claimed", "started", "effect"))
+        claimed, started, effect = (
+            rig.journal.entries(event, id=each.id) for event in ("Claimed", "started", "effect")
+        )
         assert len(claimed) == len(started) == len(effect) == 1
         seen = [(entry["record"], entry["fence"]) for entry in started + effect]
         assert seen == [(claimed[0]["key"], claimed[0]["fence"])] * 2
