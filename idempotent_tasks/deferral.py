@@ -3,6 +3,7 @@
 import random
 from typing import Any, Final
 
+from kombu import pools
 from kombu.serialization import registry
 
 from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, DEFERRALS_HEADER, Delivery
@@ -60,7 +61,20 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
         request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept
     )
     headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
-    signature.set(headers=headers).apply_async(add_to_parent=False)
+    with _confirming_producer(task.app) as producer:
+        signature.set(headers=headers).apply_async(add_to_parent=False, producer=producer)
+
+
+def _confirming_producer(app: Any) -> Any:
+    """Return a producer, to be used in a ``with`` block, that knows that the broker has the message when it returns.
+
+    The copy that this message is acknowledged for must not be lost in a socket's buffer: RabbitMQ confirms if asked to
+    (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
+    """
+    if app.connection_for_write().transport.driver_type != "amqp":
+        return app.amqp.producer_pool.acquire(block=True)
+    options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
+    return pools.producers[app.connection_for_write(transport_options=options)].acquire(block=True)
 
 
 def visibility_timeout(app: Any) -> float | None:

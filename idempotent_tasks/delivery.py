@@ -42,6 +42,8 @@ class Delivery:
     kwargs: Mapping[str, Any]
     #: The key that the caller gave to this call, unchecked.
     explicit_key: object = None
+    #: How often the task was retried before.
+    retries: int = 0
     #: How often this message was deferred before.
     deferrals: int = 0
     #: After how many seconds the worker kills the body for certain, or None where nothing does.
@@ -52,6 +54,11 @@ class Delivery:
     worker: str = ""
     #: Whether the task runs inside the caller's process, where no message can be sent again.
     eager: bool = False
+
+    @property
+    def message(self) -> str:
+        """What all copies of this message share, and its retries do not."""
+        return f"{self.task_id}/{self.retries}"
 
 
 def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Delivery:
@@ -67,6 +74,7 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         args=args,
         kwargs=kwargs,
         explicit_key=headers.get(KEY_HEADER),
+        retries=request.retries or 0,
         deferrals=deferrals if isinstance(deferrals, int) else 0,
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
         owner=request.get(OWNER_ENTRY),

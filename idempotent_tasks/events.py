@@ -12,8 +12,10 @@ __all__ = [
     "Committed",
     "CrashLooped",
     "Deferred",
+    "Dispatched",
     "Event",
     "Lost",
+    "Merged",
     "Mismatched",
     "Observer",
     "Observers",
@@ -92,6 +94,18 @@ class Deferred(Event):
     countdown_seconds: float
     #: ``busy``, or the type of the store's error.
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged(Event):
+    """The key was running and a copy of this very message waits for it already; this copy was dropped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dispatched(Event):
+    """What follows the task (links, chain, chord) was sent, which a redelivery will know."""
+
+    level = logging.DEBUG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,13 +39,16 @@ from idempotent_tasks.records import (
 )
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import Store
+from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed, Verdict
 
-__all__ = ["ActiveRun", "Guard", "Interrupted", "Replayed", "Returned", "Unclaimed", "Verdict"]
+__all__ = ["ActiveRun", "Guard", "Keeping"]
 
 T = TypeVar("T")
 
 #: Seconds for which a claim, and a release, is tried again while the store is unavailable.
 STORE_PATIENCE: Final = 5.0
+#: Why the claim of a process is released that is found to have ended.
+HOLDER_ENDED: Final = "HolderEnded"
 #: Seconds between two looks at a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -82,36 +85,6 @@ class ActiveRun:
             self._release(self.claim, reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """The body ran and returned."""
-
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """The key had its outcome already."""
-
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Unclaimed:
-    """The store could not answer the claim; the body did not run."""
-
-    error: StoreError
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """The time for this delivery ran out before its body started."""
-
-    error: BaseException
-
-
-Verdict = Returned | Replayed | Busy | Unclaimed | Interrupted
-
 Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
 
 
@@ -124,6 +97,8 @@ class Guard:
     observe: Callable[[events.Event], None]
     #: Keeps a claim alive while its body runs.
     keeping: Keeping
+    #: Whether the process that a record names as its holder is certain to have ended.
+    holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
 
@@ -166,11 +141,18 @@ class Guard:
         patience = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
         give_up_at = clock.now() + patience
         while True:
-            answer = persistently(lambda: self.store.claim(request), clock=clock, until=clock.now() + STORE_PATIENCE)
+            answer = self._claim_once(request)
+            if isinstance(answer, Busy) and self.holder_has_ended(answer.holder):
+                self._release(Claim.shown_by(answer.holder), HOLDER_ENDED, crashed=True)
+                answer = self._claim_once(request)
             left = give_up_at - clock.now()
             if not isinstance(answer, Busy) or left <= 0:
                 return answer
             clock.sleep(min(WAIT_PAUSE, left))
+
+    def _claim_once(self, request: ClaimRequest) -> ClaimAnswer:
+        clock = self.store.clock
+        return persistently(lambda: self.store.claim(request), clock=clock, until=clock.now() + STORE_PATIENCE)
 
     def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
         run = ActiveRun(claim, self._release)
@@ -243,11 +225,11 @@ class Guard:
     def _replay(self, request: ClaimRequest, record: Record) -> Replayed:
         value = decode_result(record)
         self._tell(events.Replayed, request, holder_task_id=record.task_id)
-        return Replayed(value)
+        return Replayed(value, dispatched=request.task_id in record.dispatched)
 
-    def _release(self, claim: Claim, reason: str) -> None:
+    def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:
         """Free the key as well as the store allows; where it does not, the claim expires by itself."""
-        self._despite_interrupts(lambda: self._release_once(claim, reason))
+        self._despite_interrupts(lambda: self._release_once(claim, reason, crashed=crashed))
 
     def _despite_interrupts(self, step: Callable[[], T]) -> T:
         """Take a step that is safe to repeat, and take it again if an interrupt, which comes once, cuts it short."""
@@ -256,11 +238,13 @@ class Guard:
         except self.interrupts:
             return step()
 
-    def _release_once(self, claim: Claim, reason: str) -> None:
+    def _release_once(self, claim: Claim, reason: str, *, crashed: bool) -> None:
         clock = self.store.clock
         try:
             answer: object = persistently(
-                lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE
+                lambda: self.store.release(claim, reason, crashed=crashed),
+                clock=clock,
+                until=clock.now() + STORE_PATIENCE,
             )
         except StoreError as error:
             answer = error

@@ -4,8 +4,9 @@ import logging
 from typing import Any
 
 from celery.concurrency import get_implementation
-from celery.signals import worker_init, worker_shutdown
+from celery.signals import task_success, worker_init, worker_shutdown
 
+from idempotent_tasks import continuation
 from idempotent_tasks.errors import ConfigurationError, StoreError
 from idempotent_tasks.request import is_prefork, release_running, remember_worker
 from idempotent_tasks.settings import settings_of
@@ -13,7 +14,7 @@ from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["check_worker", "release_what_runs"]
+__all__ = ["check_worker", "note_dispatch", "release_what_runs"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -41,6 +42,13 @@ def check_worker(sender: Any, **_: Any) -> None:
         raise SystemExit(f"idempotent_tasks: {error}") from error
     if isinstance(store, DynamoDBStore) and store.verifiable:
         _verify(store)
+
+
+@task_success.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
+def note_dispatch(sender: Any, **_: Any) -> None:
+    """Note that what follows a task was sent: Celery tells of a success after that, and after the chord's count."""
+    if isinstance(sender, IdempotentTask):
+        continuation.sent(sender.request)
 
 
 @worker_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.release_what_runs")

@@ -5,24 +5,30 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
-from idempotent_tasks import deferral, events
+from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
-from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.guard import ActiveRun, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
+from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.records import Busy, ClaimRequest
+from idempotent_tasks.records import Busy, ClaimRequest, Record
+from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
+from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed
 
 __all__ = ["Reception", "UnguardedRun"]
 
 logger = logging.getLogger("idempotent_tasks")
+
+#: Seconds for which a note is tried again that spares others some work.
+NOTE_PATIENCE: Final = 1.0
 
 _keeper = Keeper()
 
@@ -68,10 +74,14 @@ class Reception:
                 raise
             return self._run_unguarded(body, None, error)
         match self._guard().run(request, body):
-            case Returned(value) | Replayed(value):
+            case Returned(value):
+                self._prepare_what_follows(dispatched=False)
                 return value
-            case Busy(until):
-                raise self._busy(until)
+            case Replayed(value, dispatched):
+                self._prepare_what_follows(dispatched=dispatched)
+                return value
+            case Busy(_, holder):
+                raise self._busy(holder)
             case Unclaimed(store_error):
                 return self._on_store_error(body, store_error)
             case Interrupted(interrupt):
@@ -96,6 +106,7 @@ class Reception:
             task=delivery.task,
             task_id=delivery.task_id,
             worker=delivery.worker,
+            process=current_process(),
         )
 
     def _guard(self) -> Guard:
@@ -104,6 +115,7 @@ class Reception:
             policy=self.policy,
             observe=self.settings.observe,
             keeping=self._keeping,
+            holder_has_ended=lambda holder: has_ended(holder.process),
             interrupts=(SoftTimeLimitExceeded,),
         )
 
@@ -116,14 +128,33 @@ class Reception:
         logger.warning("%s[%s] runs unguarded: %s", self.delivery.task, self.delivery.task_id, why)
         return body(UnguardedRun(key))
 
-    def _busy(self, until: float) -> Exception:
+    def _prepare_what_follows(self, *, dispatched: bool) -> None:
+        request = self.task.request
+        # An eager call is never delivered again, and its signatures are the caller's own objects.
+        if self.delivery.eager or not continuation.follows(request):
+            return
+        if dispatched:
+            continuation.suppress(request)
+            return
+        continuation.name_links(request, self.claim_request.key)
+        continuation.tell_when_sent(request, self._note_dispatch)
+
+    def _busy(self, holder: Record) -> Exception:
         if self.policy.on_busy == "skip":
             self._tell(events.Skipped)
             return Ignore()
         if self.policy.on_busy == "raise" or self.delivery.eager:
             msg = "another delivery with this key is running; its result will be stored under the key"
-            return InProgressError(msg, self.delivery.task, self.claim_request.key, until)
-        return self._deferred(until - self.settings.store.clock.now(), "busy")
+            return InProgressError(msg, self.delivery.task, self.claim_request.key, holder.held_until)
+        message, deferrals = self.delivery.message, self.delivery.deferrals
+        if holder.deferred.get(message, -1) >= deferrals:
+            self._tell(events.Merged)
+            return Ignore()
+        answer = self._deferred(holder.held_until - self.settings.store.clock.now(), "busy")
+        if isinstance(answer, Ignore):
+            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
+            self._noted(lambda: self.settings.store.note_deferral(self.claim_request.key, message, deferrals))
+        return answer
 
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
@@ -146,6 +177,18 @@ class Reception:
             return Reject(error, requeue=True)
         self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason)
         return Ignore()
+
+    def _note_dispatch(self) -> None:
+        if self._noted(lambda: self.settings.store.note_dispatch(self.claim_request.key, self.delivery.task_id)):
+            self._tell(events.Dispatched)
+
+    def _noted(self, note: Callable[[], None]) -> bool:
+        clock = self.settings.store.clock
+        try:
+            persistently(note, clock=clock, until=clock.now() + NOTE_PATIENCE)
+        except (StoreError, SoftTimeLimitExceeded):
+            return False
+        return True
 
     def _tell(self, kind: type[events.Event], **details: Any) -> None:
         self.settings.observe(kind.about(self.claim_request, **details))

@@ -3,7 +3,8 @@
 Pure values: nothing here knows Celery, DynamoDB or a clock.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
@@ -62,6 +63,8 @@ class ClaimRequest:
     task: str = ""
     task_id: str = ""
     worker: str = ""
+    #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.liveness`.
+    process: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +83,21 @@ class Claim:
     def unseen(cls, request: ClaimRequest) -> "Claim":
         """Return the claim that a request may have been granted without our seeing the answer: enough to release it."""
         return cls(request=request, fence=0, attempt=0, in_progress_expiration=0)
+
+    @classmethod
+    def shown_by(cls, holder: "Record") -> "Claim":
+        """Return the claim of the owner that a record names: enough to release it."""
+        return cls.unseen(
+            ClaimRequest(
+                key=holder.key,
+                owner=holder.owner or "",
+                lease_seconds=0,
+                retention_seconds=0,
+                task=holder.task or "",
+                task_id=holder.task_id or "",
+                worker=holder.worker or "",
+            )
+        )
 
     @property
     def key(self) -> str:
@@ -136,6 +154,12 @@ class Record:
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
+    #: The process that claimed, as `ClaimRequest.process`.
+    process: str | None = None
+    #: For each delivery that waits for the key, its highest deferral: a copy with the next number was published.
+    deferred: Mapping[str, int] = field(default_factory=dict)
+    #: The task ids whose continuation (links, chain, chord) is known to have been sent.
+    dispatched: frozenset[str] = frozenset()
 
     def status_at(self, now: float) -> Status:
         """Return the status at a time in epoch seconds, `Status.EXPIRED` included."""

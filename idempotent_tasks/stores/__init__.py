@@ -3,7 +3,7 @@
 A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.records import (
@@ -18,7 +18,10 @@ from idempotent_tasks.records import (
     Renewed,
 )
 
-__all__ = ["Store"]
+__all__ = ["MOST_NOTED", "Store"]
+
+#: How many deliveries a record notes as deferred, and how many as dispatched: it must stay a small item.
+MOST_NOTED: Final = 100
 
 
 @runtime_checkable
@@ -81,6 +84,22 @@ class Store(Protocol):
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it."""
+        ...
+
+    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+        """Note that a copy of a waiting delivery was published, so that a twin of the delivery need not be.
+
+        Raises ``Record.deferred[delivery]`` to ``deferrals`` while the key is in progress.  Does nothing where it is
+        not, where the note is higher already, or where `MOST_NOTED` others are noted.
+        """
+        ...
+
+    def note_dispatch(self, key: str, task_id: str) -> None:
+        """Note that a task's continuation was sent, so that a redelivery of the task need not send it again.
+
+        Adds to ``Record.dispatched`` where the key has an outcome.  Does nothing where it has none, or where
+        `MOST_NOTED` others are noted.
+        """
         ...
 
     def get(self, key: str) -> Record:

@@ -25,11 +25,11 @@ from idempotent_tasks.records import (
     claimable,
     expiration_seconds,
 )
+from idempotent_tasks.stores import dynamodb_writes as writes
 from idempotent_tasks.stores.dynamodb_client import Connection, Credentials, Refused, Written
 from idempotent_tasks.stores.dynamodb_layout import Item, Layout, Update
 from idempotent_tasks.stores.dynamodb_table import create_table, verify_table
 from idempotent_tasks.stores.dynamodb_url import arguments_from_url
-from idempotent_tasks.stores.dynamodb_writes import claim_update, commit_update, release_update, renew_update
 
 __all__ = ["DynamoDBStore"]
 
@@ -56,7 +56,8 @@ class DynamoDBStore:
         status_attr, expiry_attr, in_progress_expiry_attr, data_attr, validation_key_attr: the attributes that
             Powertools for AWS Lambda shares, under its own names by default.
         attributes: other names for the attributes ``owner``, ``fence``, ``attempt``, ``task``, ``task_id``,
-            ``worker``, ``claimed_at``, ``completed_at``, ``codec``, ``error``.
+            ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
+            ``dispatched``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
             because retrying is the guard's business.
         client: a ready-made client instead of the former; not for a client that is used before a fork.
@@ -152,7 +153,9 @@ class DynamoDBStore:
             now = self._now(request.key)
             until = int((now + request.lease_seconds) * 1000)
             try:
-                written = self._update(request.key, claim_update(request, now, until), ReturnValues="UPDATED_NEW")
+                written = self._update(
+                    request.key, writes.claim_update(request, now, until), ReturnValues="UPDATED_NEW"
+                )
             except RecordCorruptError:
                 # DynamoDB says that something is wrong with the item; reading it says what.
                 self._read(request.key)
@@ -174,7 +177,7 @@ class DynamoDBStore:
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.stores.Store.commit`."""
-        update = commit_update(claim, outcome, self._now(claim.key), retention_seconds)
+        update = writes.commit_update(claim, outcome, self._now(claim.key), retention_seconds)
         written = self._update(claim.key, update)
         if isinstance(written, Written):
             return Committed()
@@ -201,17 +204,25 @@ class DynamoDBStore:
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        update = release_update(claim, reason, crashed=crashed)
+        update = writes.release_update(claim, reason, crashed=crashed)
         return Released() if isinstance(self._update(claim.key, update), Written) else Lost()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `idempotent_tasks.stores.Store.renew`."""
         now = self._now(claim.key)
         until = int((now + lease_seconds) * 1000)
-        update = renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
+        update = writes.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
         if isinstance(self._update(claim.key, update), Written):
             return Renewed(replace(claim, in_progress_expiration=until))
         return Lost()
+
+    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+        """See `idempotent_tasks.stores.Store.note_deferral`."""
+        self._update(key, writes.deferral_update(delivery, deferrals))
+
+    def note_dispatch(self, key: str, task_id: str) -> None:
+        """See `idempotent_tasks.stores.Store.note_dispatch`."""
+        self._update(key, writes.dispatch_update(task_id))
 
     def get(self, key: str) -> Record:
         """See `idempotent_tasks.stores.Store.get`."""

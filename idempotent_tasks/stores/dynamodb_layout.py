@@ -16,6 +16,8 @@ __all__ = ["BOOKKEEPING", "Item", "Layout", "Update"]
 
 #: A DynamoDB item or key on the wire: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
+#: What an attribute can hold.
+Value = str | int | bytes | frozenset[str] | Mapping[str, int]
 
 #: Attributes beyond those of Powertools, under their default names.
 BOOKKEEPING: Final = (
@@ -25,13 +27,16 @@ BOOKKEEPING: Final = (
     "task",
     "task_id",
     "worker",
+    "process",
     "claimed_at",
     "completed_at",
     "codec",
     "error",
+    "deferred",
+    "dispatched",
 )
 
-_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "codec", "error")
+_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error")
 _NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at")
 
 
@@ -40,15 +45,19 @@ class Update:
     """One conditional ``UpdateItem``, in terms of roles instead of attribute names."""
 
     #: Role to its new value.
-    values: Mapping[str, str | int | bytes]
+    values: Mapping[str, Value] = field(default_factory=dict)
     #: Roles that disappear.
     remove: tuple[str, ...] = ()
     #: Further ``SET`` actions, written with ``#role`` and ``:name``.
     actions: tuple[str, ...] = ()
+    #: Role to the members that its set gets.
+    add: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: The condition, written with ``#role`` and ``:name``.
     condition: str
     #: What ``:name`` stands for in `actions` and `condition`.
-    operands: Mapping[str, str | int]
+    operands: Mapping[str, Value]
+    #: What ``#name`` stands for where it is no role, but an entry inside an attribute.
+    entries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +119,19 @@ class Layout:
 
     def update(self, update: Update) -> dict[str, Any]:
         """Return the ``UpdateExpression`` and its companions as request parameters."""
-        sets = [f"#{role} = :{role}" for role in update.values]
-        expression = "SET " + ", ".join([*sets, *update.actions])
-        if update.remove:
-            expression += " REMOVE " + ", ".join(f"#{role}" for role in update.remove)
+        clauses = {
+            "SET": [*(f"#{role} = :{role}" for role in update.values), *update.actions],
+            "REMOVE": [f"#{role}" for role in update.remove],
+            "ADD": [f"#{role} :{role}" for role in update.add],
+        }
+        expression = " ".join(f"{verb} {', '.join(actions)}" for verb, actions in clauses.items() if actions)
+        entries = {f"#{name}": entry for name, entry in update.entries.items()}
+        values = {**update.values, **update.add, **update.operands}
         return {
             "UpdateExpression": expression,
             "ConditionExpression": update.condition,
-            "ExpressionAttributeNames": self.names(f"{expression} {update.condition}"),
-            "ExpressionAttributeValues": {
-                f":{name}": _typed(value) for name, value in {**update.values, **update.operands}.items()
-            },
+            "ExpressionAttributeNames": self.names(f"{expression} {update.condition}") | entries,
+            "ExpressionAttributeValues": {f":{name}": _typed(value) for name, value in values.items()},
         }
 
     def item(self, record: Record) -> Item:
@@ -159,6 +170,8 @@ class Layout:
             attempt=reader.number("attempt") or 0,
             claimed_at=reader.number("claimed_at"),
             completed_at=reader.number("completed_at"),
+            deferred=reader.counts("deferred"),
+            dispatched=reader.texts("dispatched"),
             **{role: reader.text(role) for role in _TEXTS},
         )
 
@@ -205,6 +218,20 @@ class _Reader:
         except (KeyError, ValueError):
             raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not N with an integer") from None
 
+    def counts(self, role: str) -> dict[str, int]:
+        wire = self._item.get(self._roles[role], {"M": {}})
+        try:
+            return {name: int(entry["N"]) for name, entry in wire["M"].items()}
+        except (KeyError, ValueError):
+            raise self._corrupt(role, "is no map of whole numbers") from None
+
+    def texts(self, role: str) -> frozenset[str]:
+        wire = self._item.get(self._roles[role], {"SS": []})
+        try:
+            return frozenset(wire["SS"])
+        except KeyError:
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not SS") from None
+
     def required_number(self, role: str) -> int:
         value = self.number(role)
         if value is None:
@@ -219,9 +246,15 @@ class _Reader:
         )
 
 
-def _typed(value: str | int | bytes) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"S": str(value)}
-    if isinstance(value, int):
-        return {"N": str(value)}
-    return {"B": value}
+def _typed(value: Value) -> dict[str, Any]:
+    match value:
+        case str():
+            return {"S": str(value)}
+        case int():
+            return {"N": str(value)}
+        case frozenset():
+            return {"SS": sorted(value)}
+        case Mapping():
+            return {"M": {name: _typed(entry) for name, entry in value.items()}}
+        case _:
+            return {"B": value}

@@ -1,11 +1,13 @@
-"""The four conditional writes of the protocol, in terms of roles: what changes, and on what condition."""
+"""The conditional writes of the protocol, in terms of roles: what changes, and on what condition."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from idempotent_tasks.records import Claim, ClaimRequest, Outcome, Status, expiration_seconds
-from idempotent_tasks.stores.dynamodb_layout import Update
+from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
-__all__ = ["claim_update", "commit_update", "release_update", "renew_update"]
+__all__ = ["claim_update", "commit_update", "deferral_update", "dispatch_update", "release_update", "renew_update"]
 
 #: `idempotent_tasks.records.claimable` as a condition.
 _CLAIMABLE: Final = (
@@ -18,7 +20,7 @@ _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
     """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds)."""
-    values: dict[str, str | int | bytes] = {
+    values: dict[str, Value] = {
         "status": Status.INPROGRESS,
         "expiration": expiration_seconds(request.retention_seconds, until, now),
         "in_progress_expiration": until,
@@ -28,17 +30,15 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         "worker": request.worker,
         "claimed_at": int(now * 1000),
     }
-    remove = ["data", "codec", "completed_at", "error"]
-    if request.validation is None:
-        remove.append("validation")
-    else:
-        values["validation"] = request.validation
+    optional = {"validation": request.validation, "process": request.process}
     return Update(
-        values=values,
-        remove=tuple(remove),
+        values=values | _present(optional),
+        remove=("data", "codec", "completed_at", "error", "dispatched", *_absent(optional)),
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :one",
+            # The notes of deferrals go into this map, which an update can only do where there is one.
+            "#deferred = if_not_exists(#deferred, :nobody)",
         ),
         condition=_CLAIMABLE.format(same_payload="" if request.validation is None else _SAME_PAYLOAD),
         operands={
@@ -48,13 +48,14 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
             "first_fence": int(now * 1000) - 1,
             "zero": 0,
             "one": 1,
+            "nobody": {},
         },
     )
 
 
 def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds: float) -> Update:
     """Return the write that stores an outcome, if the claim is held."""
-    values: dict[str, str | int | bytes] = {
+    values: dict[str, Value] = {
         "status": outcome.status,
         "expiration": expiration_seconds(retention_seconds, claim.in_progress_expiration, now),
         "completed_at": int(now * 1000),
@@ -63,8 +64,8 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
     }
     optional = {"data": outcome.data, "error": outcome.error}
     return Update(
-        values=values | {role: value for role, value in optional.items() if value is not None},
-        remove=tuple(role for role, value in optional.items() if value is None),
+        values=values | _present(optional),
+        remove=("deferred", *_absent(optional)),
         condition=_HELD,
         operands=_held_operands(claim),
     )
@@ -72,7 +73,7 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
 
 def release_update(claim: Claim, reason: str, *, crashed: bool) -> Update:
     """Return the write that frees a key, and counts its attempts from 0 unless it crashed, if the claim is held."""
-    clean: dict[str, str | int | bytes] = {} if crashed else {"attempt": 0}
+    clean = {} if crashed else {"attempt": 0}
     return Update(
         values={"in_progress_expiration": 0, "error": reason, **clean},
         condition=_HELD,
@@ -89,5 +90,39 @@ def renew_update(claim: Claim, until: int, expiration: int) -> Update:
     )
 
 
-def _held_operands(claim: Claim) -> dict[str, str | int]:
+def deferral_update(delivery: str, deferrals: int) -> Update:
+    """Return the write that notes the highest deferral of a delivery, while the key is in progress."""
+    noted = "#deferred.#delivery"
+    return Update(
+        actions=(f"{noted} = :deferrals",),
+        condition=(
+            f"#status = :inprogress AND attribute_exists(#deferred) AND ({noted} < :deferrals OR "
+            f"(attribute_not_exists({noted}) AND size(#deferred) < :most))"
+        ),
+        operands={"deferrals": deferrals, "inprogress": Status.INPROGRESS, "most": MOST_NOTED},
+        entries={"delivery": delivery},
+    )
+
+
+def dispatch_update(task_id: str) -> Update:
+    """Return the write that notes that a task's continuation was sent, where the key has an outcome."""
+    return Update(
+        add={"dispatched": frozenset([task_id])},
+        condition=(
+            "attribute_exists(#key) AND #status <> :inprogress AND "
+            "(attribute_not_exists(#dispatched) OR size(#dispatched) < :most)"
+        ),
+        operands={"inprogress": Status.INPROGRESS, "most": MOST_NOTED},
+    )
+
+
+def _held_operands(claim: Claim) -> dict[str, Value]:
     return {"holder": claim.owner, "inprogress": Status.INPROGRESS}
+
+
+def _present(optional: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {role: value for role, value in optional.items() if value is not None}
+
+
+def _absent(optional: Mapping[str, Value | None]) -> list[str]:
+    return [role for role, value in optional.items() if value is None]

@@ -24,6 +24,7 @@ from idempotent_tasks.records import (
     claimable,
     expiration_seconds,
 )
+from idempotent_tasks.stores import MOST_NOTED
 
 __all__ = ["MemoryStore"]
 
@@ -72,6 +73,7 @@ class MemoryStore:
                 codec=outcome.codec,
                 error=outcome.error,
                 attempt=0,
+                deferred={},
                 completed_at=int(now * 1000),
                 expiration=expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now),
             )
@@ -106,6 +108,23 @@ class MemoryStore:
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
 
+    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+        """See `idempotent_tasks.stores.Store.note_deferral`."""
+        with self._lock:
+            record = self._records.get(key)
+            if record is None or record.status is not Status.INPROGRESS:
+                return
+            noted = record.deferred.get(delivery)
+            if len(record.deferred) < MOST_NOTED if noted is None else noted < deferrals:
+                self._records[key] = replace(record, deferred={**record.deferred, delivery: deferrals})
+
+    def note_dispatch(self, key: str, task_id: str) -> None:
+        """See `idempotent_tasks.stores.Store.note_dispatch`."""
+        with self._lock:
+            record = self._records.get(key)
+            if record is not None and record.status is not Status.INPROGRESS and len(record.dispatched) < MOST_NOTED:
+                self._records[key] = replace(record, dispatched=record.dispatched | {task_id})
+
     def get(self, key: str) -> Record:
         """See `idempotent_tasks.stores.Store.get`."""
         with self._lock:
@@ -138,7 +157,9 @@ class MemoryStore:
             task=request.task,
             task_id=request.task_id,
             worker=request.worker,
+            process=request.process,
             claimed_at=int(now * 1000),
+            deferred=old.deferred if old else {},
         )
         self._records[request.key] = record
         return Granted(Claim(request=request, fence=record.fence, attempt=record.attempt, in_progress_expiration=until))

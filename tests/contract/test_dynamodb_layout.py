@@ -76,6 +76,7 @@ class TestNames:
             "task_id": "S",
             "worker": "S",
             "claimed_at": "N",
+            "deferred": "M",
         }
         assert (item["id"], item["status"]) == ({"S": KEY}, {"S": "INPROGRESS"})
 

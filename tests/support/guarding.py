@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun, Guard, Keeping, Verdict
+from idempotent_tasks.guard import ActiveRun, Guard, Keeping
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Claim, ClaimRequest, Granted, Outcome, Status
 from idempotent_tasks.stores import Store
+from idempotent_tasks.verdicts import Verdict
 from tests.support.stores import Step
 
 __all__ = ["KEY", "Bench", "Broken", "Interrupt", "done", "grant", "no_keeping", "wish"]

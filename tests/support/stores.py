@@ -117,6 +117,14 @@ class FaultyStore:
         )
         return answer
 
+    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+        """Note as planned."""
+        self._take_step("note_deferral", lambda: self.inner.note_deferral(key, delivery, deferrals))
+
+    def note_dispatch(self, key: str, task_id: str) -> None:
+        """Note as planned."""
+        self._take_step("note_dispatch", lambda: self.inner.note_dispatch(key, task_id))
+
     def get(self, key: str) -> Record:
         """Get as planned."""
         record: Record = self._take_step("get", lambda: self.inner.get(key))

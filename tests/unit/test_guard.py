@@ -15,10 +15,11 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
 )
 from idempotent_tasks.events import log_event
-from idempotent_tasks.guard import ActiveRun, Guard, Replayed, Returned
+from idempotent_tasks.guard import ActiveRun, Guard
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Replayed, Returned
 from tests.support.guarding import KEY, Bench, done, grant, no_keeping, wish
 from tests.support.stores import FaultyStore, meanwhile
 

@@ -13,9 +13,10 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE, Returned, Unclaimed
+from idempotent_tasks.guard import STORE_PATIENCE
 from idempotent_tasks.records import Status, Superseded
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Returned, Unclaimed
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import FaultyStore, answers, down, lost_answer, passes
 

@@ -8,10 +8,11 @@ import pytest
 
 from idempotent_tasks import events
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned
+from idempotent_tasks.guard import ActiveRun, Guard
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Interrupted, Replayed, Returned
 from tests.support.guarding import KEY, Bench, Interrupt, done, grant, no_keeping
 from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.guard import ActiveRun, Replayed, Returned
+from idempotent_tasks.guard import ActiveRun
 from idempotent_tasks.records import Busy, Status, Vanished
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Replayed, Returned
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import Step, answers, down, lost_answer, meanwhile
 

@@ -11,11 +11,12 @@ import pytest
 from idempotent_tasks import events
 from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun, Returned
+from idempotent_tasks.guard import ActiveRun
 from idempotent_tasks.keeper import DEFAULT_LEASE_SECONDS, Keeper, Term, term_of
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Returned
 from tests.support.guarding import KEY, Bench, done, grant, wish
 from tests.support.keeping import TERM, ManualKeeper, start, unseen
 from tests.support.stores import FaultyStore, down, lost_answer

@@ -36,22 +36,6 @@ def test_a_message_is_acknowledged_after_its_commit(shop: Shop) -> None:
     assert message.acknowledged
 
 
-def test_a_replay_sends_its_links_again(shop: Shop) -> None:
-    """A crash between commit and dispatch is healed: the redelivery of a finished task has its continuation."""
-    received: list[Any] = []
-
-    @shop.app.task(name="shop.receipt", shared=False)
-    def receipt(result: Any) -> None:
-        received.append(result)
-
-    shop.sells(lambda task: "paid")
-    for _ in range(2):
-        shop.publish(link=receipt.s())
-    assert shop.worker.drain() == 4
-    assert shop.runs == 1
-    assert received == ["paid", "paid"]
-
-
 def test_a_failure_is_no_outcome(shop: Shop) -> None:
     """The task fails with the body's own error, and the next delivery of the key runs at once."""
     shop.sells(raising(KeyError("mine")))

@@ -1,0 +1,42 @@
+"""What became of a delivery at the guard."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from idempotent_tasks.errors import StoreError
+from idempotent_tasks.records import Busy
+
+__all__ = ["Interrupted", "Replayed", "Returned", "Unclaimed", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The body ran and returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The key had its outcome already."""
+
+    value: Any
+    #: Whether what follows the task was sent for this task id before.
+    dispatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """The store could not answer the claim; the body did not run."""
+
+    error: StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The time for this delivery ran out before its body started."""
+
+    error: BaseException
+
+
+Verdict = Returned | Replayed | Busy | Unclaimed | Interrupted

@@ -1,0 +1,202 @@
+"""What follows a task under redelivery: sent again while nobody knows that it was sent, and not any more after that."""
+
+from itertools import repeat
+from typing import Any
+
+import pytest
+from celery import Celery, chain, chord, group
+from celery.app.task import Context
+
+from idempotent_tasks import continuation, events
+from idempotent_tasks.continuation import follows, name_links
+from tests.support.shop import Shop
+from tests.support.stores import FaultyStore, Step, down, lost_answer
+
+
+class Follower:
+    """A plain task that notes what it was given, and under which id."""
+
+    def __init__(self, app: Celery, name: str = "shop.receipt") -> None:
+        self.received: list[Any] = []
+        self.ids: list[str] = []
+
+        def receipt(task: Any, result: Any) -> Any:
+            self.received.append(result)
+            self.ids.append(task.request.id)
+            return result
+
+        self.task: Any = app.task(receipt, name=name, bind=True, shared=False)
+
+
+@pytest.fixture
+def receipt(app: Celery) -> Follower:
+    """What follows."""
+    return Follower(app)
+
+
+def break_notes(shop: Shop, *steps: Step) -> None:
+    """Let the notes of dispatches fail as planned."""
+    shop.app.conf.idempotency_store = FaultyStore(shop.store, note_dispatch=steps or repeat(down()))
+
+
+def redeliver(shop: Shop, **options: Any) -> None:
+    """Deliver the same message twice, and everything that follows."""
+    shop.sells(lambda task: "paid")
+    for _ in range(2):
+        shop.publish(**options)
+        shop.worker.drain()
+    assert shop.runs == 1
+
+
+def test_a_link_is_sent_again_while_nobody_knows_that_it_was(shop: Shop, receipt: Follower) -> None:
+    """A crash between the dispatch and its note has the link sent twice, under one id that the receiver recognises."""
+    break_notes(shop)
+    redeliver(shop, link=receipt.task.s())
+    assert receipt.received == ["paid", "paid"]
+    assert len(set(receipt.ids)) == 1
+    assert shop.worker.state(receipt.ids[0]) == "SUCCESS"
+
+
+def test_a_link_is_not_sent_again_once_that_is_known(shop: Shop, receipt: Follower) -> None:
+    """A redelivery after the dispatch gives the result and sends nothing."""
+    redeliver(shop, link=receipt.task.s())
+    assert receipt.received == ["paid"]
+    assert [type(event).__name__ for event in shop.seen] == ["Claimed", "Committed", "Dispatched", "Replayed"]
+    assert shop.result == "paid"
+
+
+@pytest.mark.parametrize("step", [down(), lost_answer()], ids=["down", "answer lost"])
+def test_a_note_is_tried_again(shop: Shop, receipt: Follower, step: Step) -> None:
+    """A store that fails once does not make the link go out twice."""
+    break_notes(shop, step)
+    redeliver(shop, link=receipt.task.s())
+    assert receipt.received == ["paid"]
+
+
+def test_each_task_id_has_a_continuation_of_its_own(shop: Shop, receipt: Follower) -> None:
+    """Two publishes of one key with different links: both continue with the one result, under different ids."""
+    other = Follower(shop.app, "shop.other")
+    shop.sells(lambda task: "paid", idempotency={"key": "'one'"})
+    for task_id, link in (("first", receipt), ("second", other), ("first", receipt), ("second", other)):
+        shop.publish(task_id=f"{shop.id}-{task_id}", link=link.task.s())
+        shop.worker.drain()
+    assert shop.runs == 1
+    assert (receipt.received, other.received) == (["paid"], ["paid"])
+    assert receipt.ids != other.ids
+    (record,) = shop.store.records()
+    assert record.dispatched == {f"{shop.id}-first", f"{shop.id}-second"}
+
+
+def test_a_chain_goes_on_once(shop: Shop, receipt: Follower) -> None:
+    """The next step goes out once, and the whole rest of the chain with it."""
+    last = Follower(shop.app, "shop.last")
+    shop.sells(lambda task: "paid")
+    steps = chain(shop.task.s().set(task_id=shop.id), receipt.task.s(), last.task.s())
+    steps.freeze()
+    for _ in range(2):
+        steps.clone().apply_async()
+        shop.worker.drain()
+    assert shop.runs == 1
+    assert (receipt.received, last.received) == (["paid"], ["paid"])
+
+
+def test_a_task_that_nothing_follows_costs_no_note(shop: Shop) -> None:
+    """Two requests a first run, one a replay."""
+    store = FaultyStore(shop.store)
+    shop.app.conf.idempotency_store = store
+    redeliver(shop)
+    assert store.calls == ["claim", "commit", "claim"]
+
+
+def test_a_failed_task_notes_nothing(shop: Shop, receipt: Follower) -> None:
+    """What follows a success is not known to be sent after a failure, and the next delivery sends it."""
+    outcomes = iter([KeyError("mine"), "paid"])
+
+    def body(task: Any) -> Any:
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    shop.sells(body)
+    for _ in range(2):
+        shop.publish(link=receipt.task.s())
+        shop.worker.drain()
+    assert receipt.received == ["paid"]
+    assert [event for event in shop.seen if isinstance(event, events.Dispatched)] == shop.seen[-1:]
+
+
+def test_an_unguarded_run_notes_nothing(shop: Shop, receipt: Follower) -> None:
+    """A delivery without a key has nothing to note, and its link is sent."""
+    shop.sells(lambda task: "paid", idempotency={"key": "nothing", "missing_key": "run"})
+    shop.publish(link=receipt.task.s())
+    shop.worker.drain()
+    assert receipt.received == ["paid"]
+    assert shop.store.records() == []
+
+
+def test_an_eager_call_leaves_the_callers_signature_alone(shop: Shop, receipt: Follower) -> None:
+    """A signature may be used again by its owner, who gave it no id."""
+    shop.sells(lambda task: "paid")
+    link = receipt.task.s()
+    shop.task.apply(task_id=shop.id, link=link)
+    shop.worker.drain()
+    assert receipt.received == ["paid"]
+    assert "task_id" not in link.options
+    assert shop.record.dispatched == frozenset()
+
+
+def request_of(**what: Any) -> Any:
+    """Return a request that something follows."""
+    return Context({"id": "4f1c", **what})
+
+
+def ids_of(signatures: list[Any]) -> list[str | None]:
+    """Return the ids of all tasks in signatures, in order."""
+    found: list[str | None] = []
+    for each in signatures:
+        parts = [each["kwargs"].get(name) or [] for name in ("tasks", "header", "body")]
+        inner = [part for group in parts for part in ([group] if isinstance(group, dict) else group)]
+        found += ids_of(inner) if inner else [each["options"].get("task_id")]
+    return found
+
+
+class TestNames:
+    """Ids for what follows."""
+
+    @pytest.fixture
+    def step(self, app: Celery) -> Any:
+        """A task to follow."""
+        return Follower(app, "shop.step").task
+
+    def test_every_part_of_every_canvas_has_an_id(self, step: Any) -> None:
+        """Links may be tasks, groups, chains and chords, each inside the other."""
+        links = [step.s(), group(step.s(), chain(step.s(), step.s())), chord([step.s(), step.s()], step.s())]
+        named = request_of(callbacks=links)
+        name_links(named, "key")
+        ids = ids_of(named.callbacks)
+        assert len(ids) == len(set(ids)) == 7
+        assert None not in ids
+
+    def test_the_same_delivery_names_the_same(self, step: Any) -> None:
+        """Ids follow from key, task id and place, and from nothing else."""
+        first, again, other_key, other_id = (request_of(callbacks=[step.s(), step.s()], id=each) for each in "aaab")
+        for request, key in ((first, "key"), (again, "key"), (other_key, "other"), (other_id, "key")):
+            name_links(request, key)
+        assert ids_of(first.callbacks) == ids_of(again.callbacks)
+        assert not set(ids_of(first.callbacks)) & set(ids_of(other_key.callbacks))
+        assert not set(ids_of(first.callbacks)) & set(ids_of(other_id.callbacks))
+
+    def test_an_id_that_is_there_stays(self, step: Any) -> None:
+        """Whoever chose an id meant it."""
+        request = request_of(callbacks=[step.s().set(task_id="mine")], chain=[step.s().set(task_id="too")])
+        name_links(request, "key")
+        assert ids_of(request.callbacks + request.chain) == ["mine", "too"]
+
+    @pytest.mark.parametrize("name", ["callbacks", "chain", "chord"])
+    def test_whatever_follows_can_be_suppressed(self, step: Any, name: str) -> None:
+        """Links, chain and chord are all that Celery sends on success."""
+        request = request_of(**{name: [step.s()]})
+        assert follows(request)
+        continuation.suppress(request)
+        assert not follows(request)

@@ -1,0 +1,88 @@
+"""A key whose holder's process is certain to have ended: it is taken at once, and nobody else's is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import repeat
+from typing import Any
+
+import pytest
+
+from idempotent_tasks import CrashLoopError, events
+from idempotent_tasks.guard import HOLDER_ENDED, Guard
+from idempotent_tasks.records import Busy, Record
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.verdicts import Replayed, Returned
+from tests.support.guarding import KEY, Bench, Broken, done, grant
+from tests.support.stores import Step, down, lost_answer, meanwhile
+
+
+def knowing(bench: Bench, *processes: str, **policy: Any) -> Guard:
+    """Return a guard that is certain of the end of these processes."""
+    ended: Callable[[Record], bool] = lambda holder: holder.process in processes  # noqa: E731 - typed in one line
+    return replace(bench.guard(**policy), holder_has_ended=ended)
+
+
+def test_it_is_taken_over_at_once_and_the_crash_counts(bench: Bench, store: MemoryStore) -> None:
+    """The delivery does not wait for the claim to expire."""
+    dead = grant(store, "dead", process="p1")
+    assert bench.deliver(guard=knowing(bench, "p1")) == Returned("done")
+    assert bench.events() == ["Released", "Claimed", "Committed"]
+    released = bench.the(events.Released)
+    assert (released.reason, released.task_id) == (HOLDER_ENDED, "id-dead")
+    claimed = bench.the(events.Claimed)
+    assert (claimed.attempt, claimed.fence) == (2, dead.fence + 1)
+
+
+def test_a_living_holder_is_left_alone(bench: Bench, store: MemoryStore) -> None:
+    """Nothing is released where the end of the process is not certain."""
+    grant(store, "alive", process="p2")
+    assert isinstance(bench.deliver(guard=knowing(bench, "p1")), Busy)
+    assert store.get(KEY).held_until > store.clock.now()
+
+
+def test_a_successor_is_not_robbed(broken: Broken, store: MemoryStore) -> None:
+    """Between the look and the release another delivery took the key: the release is for the dead owner only."""
+
+    def another_takes_it() -> None:
+        store.release(dead, "HolderEnded", crashed=True)
+        grant(store, "alive", process="p2")
+
+    dead = grant(store, "dead", process="p1")
+    bench = broken(release=[meanwhile(another_takes_it)])
+    verdict = bench.deliver(guard=knowing(bench, "p1"))
+    assert isinstance(verdict, Busy)
+    assert verdict.holder.owner == "alive"
+    assert bench.ran == []
+
+
+def test_its_last_commit_counts(broken: Broken, store: MemoryStore) -> None:
+    """A commit that was on its way when the process ended is the outcome, and is replayed."""
+    dead = grant(store, "dead", process="p1")
+    bench = broken(release=[meanwhile(lambda: store.commit(dead, done(), 3600))])
+    assert bench.deliver(guard=knowing(bench, "p1")) == Replayed("done")
+
+
+@pytest.mark.parametrize("trouble", [down(), lost_answer()], ids=["down", "answer lost"])
+def test_the_release_is_tried_again(broken: Broken, store: MemoryStore, trouble: Step) -> None:
+    """One failed call does not make the delivery wait."""
+    grant(store, "dead", process="p1")
+    bench = broken(release=[trouble])
+    assert bench.deliver(guard=knowing(bench, "p1")) == Returned("done")
+
+
+def test_a_release_that_fails_leaves_the_claim_to_expire(broken: Broken, store: MemoryStore, clock: FakeClock) -> None:
+    """The delivery waits like any duplicate, and takes over in the end."""
+    grant(store, "dead", process="p1")
+    bench = broken(release=repeat(down()))
+    assert isinstance(bench.deliver(guard=knowing(bench, "p1")), Busy)
+    clock.advance(31)
+    assert bench.deliver("two", guard=knowing(bench, "p1")) == Returned("done")
+
+
+def test_crashes_are_counted_to_the_end(bench: Bench, store: MemoryStore) -> None:
+    """A body that ends its process every time is given up, although nobody waits for its claims to expire."""
+    for owner in ("one", "two"):
+        store.release(grant(store, owner), HOLDER_ENDED, crashed=True)
+    grant(store, "three", process="p1")
+    with pytest.raises(CrashLoopError, match="3 times in a row"):
+        bench.deliver(guard=knowing(bench, "p1", max_crashes=3))

@@ -1,0 +1,96 @@
+"""Whether a process has ended: real processes, and names from other places, of which nothing is certain."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from idempotent_tasks.liveness import current_process, gone, has_ended
+
+BOUND_SECONDS = 30.0
+#: Says its own name, then lives until it is told to end.
+SAY_NAME = "from idempotent_tasks.liveness import current_process; print(current_process(), flush=True); input()"
+
+
+@pytest.fixture
+def living() -> Iterator[subprocess.Popen[str]]:
+    """A process that has said its name on its output, and lives until the test kills it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SAY_NAME], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def name_said_by(process: subprocess.Popen[str]) -> str:
+    """Return the name that a process says."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_this_process_lives() -> None:
+    """A process has not ended while it asks, and its name stays."""
+    assert current_process() is not None
+    assert current_process() == current_process()
+    assert not has_ended(current_process())
+
+
+def test_another_process_lives_until_it_is_killed(living: subprocess.Popen[str]) -> None:
+    """A name is good for certainty as soon as the process is a zombie, and when it was collected."""
+    name = name_said_by(living)
+    assert name != current_process()
+    assert not has_ended(name)
+    living.kill()
+    assert gone(living.pid, BOUND_SECONDS)
+    assert has_ended(name)
+    living.wait(BOUND_SECONDS)
+    assert has_ended(name)
+
+
+def test_a_forked_child_has_a_name_of_its_own() -> None:
+    """The name is not inherited."""
+    mine = current_process()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, str(current_process()).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    theirs = os.read(reading, 1000).decode()
+    os.close(reading)
+    os.close(writing)
+    assert theirs not in (mine, "None")
+    assert has_ended(theirs)
+
+
+def test_a_process_id_that_was_given_again_is_another_process() -> None:
+    """The start time tells a process from an earlier one with its id."""
+    place, _, own = str(current_process()).rpartition("/")
+    pid, _, start = own.partition("@")
+    assert has_ended(f"{place}/{pid}@{int(start) - 1}")
+
+
+@pytest.mark.parametrize("part", range(4), ids=["host", "boot", "process ids", "time"])
+def test_nothing_is_certain_of_another_place(part: int) -> None:
+    """Another host, boot or namespace has process ids of its own, whatever ours says."""
+    parts = str(current_process()).split("/")
+    parts[part] = "elsewhere"
+    parts[-1] = "999999999@1"
+    assert not has_ended("/".join(parts))
+
+
+@pytest.mark.parametrize("process", [None, "", "worker@host", "a/b/c/d/e", "///"])
+def test_nothing_is_certain_of_what_is_no_name(process: str | None) -> None:
+    """Records of older versions and of other writers name no process."""
+    assert not has_ended(process)
+
+
+def test_without_pidfds_nothing_is_certain(monkeypatch: pytest.MonkeyPatch, living: subprocess.Popen[str]) -> None:
+    """Where the kernel cannot say that a process is gone, claims are left to expire."""
+    name = name_said_by(living)
+    living.kill()
+    living.wait(BOUND_SECONDS)
+    monkeypatch.delattr("os.pidfd_open")
+    assert not has_ended(name)
