@@ -70,4 +70,4 @@ def _about(task: Task) -> dict[str, Any]:
 
 def _claim(task: Task) -> dict[str, Any]:
     claim = getattr(task, "idempotency", None)
-    return {} if claim is None else {"fence": claim.fence, "attempt": claim.attempt}
+    return {} if claim is None else {"record": claim.key, "fence": claim.fence, "attempt": claim.attempt}

@@ -1,5 +1,7 @@
 """Claims to keep, and a keeper that renews them when the test says so."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from idempotent_tasks.events import Event
@@ -15,10 +17,11 @@ TERM = Term(lease_seconds=60, renewed=True, longest_seconds=None)
 
 
 class ManualKeeper(Keeper):
-    """A keeper without its thread: renewals happen when the test asks for them."""
+    """A keeper without its threads: renewals happen when the test asks for them."""
 
-    def _work(self) -> None:
+    def _spawn(self, work: Callable[[], None]) -> threading.Thread:
         """Leave the work to the test."""
+        return threading.Thread(target=work)
 
 
 def unseen(_: Event) -> None:

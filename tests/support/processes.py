@@ -62,18 +62,33 @@ class ChildProcess:
         self._popen.wait(STOP_SECONDS)
         wait_for(lambda: not running_in_group(self.pid), STOP_SECONDS, f"group {self.pid} survives SIGKILL")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the leader a signal."""
+        self._popen.send_signal(number)
+
     def end_by(self, number: signal.Signals, timeout_seconds: float = STOP_SECONDS) -> None:
         """Send the leader a signal and return when it has exited.
 
         Raises:
             TimeoutError: it did not exit in time.
         """
-        self._popen.send_signal(number)
+        self.send(number)
+        self.wait_for_exit(timeout_seconds)
+
+    def wait_for_exit(self, timeout_seconds: float = STOP_SECONDS) -> int:
+        """Return the leader's exit status when it has exited by itself.
+
+        Raises:
+            TimeoutError: it did not exit in time.
+        """
         wait_for(
             lambda: self.returncode is not None,
             timeout_seconds,
-            lambda: f"process {self.pid} ignores {number.name}; its output ends with\n{self.tail()}",
+            lambda: f"process {self.pid} does not exit; its output ends with\n{self.tail()}",
         )
+        status = self.returncode
+        assert status is not None
+        return status
 
     def terminate(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """SIGTERM the leader and return when it has exited by itself.

@@ -38,9 +38,9 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(self, concurrency: int = 2, *options: str) -> Worker:
+    def start_worker(self, concurrency: int = 2, *options: str, pool: str = "prefork") -> Worker:
         """Return a worker that consumes this test's queue."""
-        worker = Worker(self.config, concurrency, *options)
+        worker = Worker(self.config, concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_ready()

@@ -19,11 +19,11 @@ START_SECONDS = 30.0
 
 
 class Worker:
-    """One worker with a pool of child processes; starting it returns when it consumes."""
+    """One worker, by default with a pool of child processes; starting it returns when it consumes."""
 
-    def __init__(self, config: AppConfig, concurrency: int = 2, *options: str) -> None:
+    def __init__(self, config: AppConfig, concurrency: int = 2, *options: str, pool: str = "prefork") -> None:
         self.name = f"w{uuid4().hex[:6]}@localhost"
-        command = [sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker", "--pool", "prefork"]
+        command = [sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker", "--pool", pool]
         command += ["--concurrency", str(concurrency), "--hostname", self.name, "--queues", config.queue]
         command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         log = Path(config.directory) / f"{self.name}.log"

@@ -1,0 +1,224 @@
+"""What renewals cost, and that none comes too late: counted in fast motion, and with a store that is slow."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import pairwise, repeat
+from typing import Any
+
+import pytest
+
+from idempotent_tasks.events import Event
+from idempotent_tasks.keeper import MOST_THREADS, Keeper, Term
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.support.fast_motion import Hour
+from tests.support.guarding import KEY
+from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.stores import FaultyStore, passes
+
+#: Longer than any of these tests takes, in seconds.
+LONG_SECONDS = 20.0
+HALF_MINUTE = Term(lease_seconds=30, renewed=True, longest_seconds=None)
+
+
+class AidedKeeper(Keeper):
+    """A keeper that the test drives, and that starts its aides; they are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aides: list[threading.Thread] = []
+
+    def _spawn(self, work: Callable[[], None]) -> threading.Thread:
+        if work == self._work:
+            return threading.Thread(target=work)
+        self.aides.append(super()._spawn(work))
+        return self.aides[-1]
+
+
+@pytest.fixture
+def aided() -> Iterator[AidedKeeper]:
+    """A keeper with aides, which have all ended afterwards."""
+    keeper = AidedKeeper()
+    yield keeper
+    for aide in keeper.aides:
+        aide.join(LONG_SECONDS)
+        assert not aide.is_alive()
+
+
+@pytest.fixture
+def blocks() -> Iterator[ExitStack]:
+    """The bodies that run, which end with the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize(
+    ("body_seconds", "renewals_each", "wakes"),
+    [
+        # Woken by each task's start, and once more when its first renewal would have been due.
+        pytest.param(1, 0, 2 * 24, id="1s"),
+        pytest.param(30, 2, 4 * 24, id="30s"),
+        # Four at a time, all due at the same moments: every 10 s from the first start to the last end, at 4050 s.
+        pytest.param(600, 59, 4050 // 10 + 1, id="10min"),
+    ],
+)
+def test_an_hour_of_24_tasks_in_fast_motion(body_seconds: int, renewals_each: int, wakes: int) -> None:
+    """With a lease of 30 s a body is renewed every 10 s, a short one never, and nobody polls in between."""
+    hour = Hour(tasks=24, body_seconds=body_seconds, lease_seconds=30)
+    assert hour.run() == 24 * renewals_each
+    assert hour.wakes == wakes
+
+
+def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
+    """One thread alone and 50 ms a call: claims that are all due at once are renewed 5 s later at the latest."""
+
+    def slow(call: Callable[[], Any]) -> Any:
+        clock.advance(0.05)
+        return call()
+
+    keeper, slowed = ManualKeeper(), FaultyStore(store, renew=repeat(slow))
+    renewed_at: dict[str, list[float]] = {}
+
+    def observe(event: Event) -> None:
+        renewed_at[event.key].append(clock.now())
+
+    for key in map(str, range(100)):
+        renewed_at[key] = [clock.now()]
+        blocks.enter_context(keeper.keep(start(store, key, 30, key=key), slowed, HALF_MINUTE, observe))
+    for _ in range(200):
+        pause = keeper.renew_due()
+        assert pause is not None
+        clock.advance(pause)
+    gaps = [later - sooner for at in renewed_at.values() for sooner, later in pairwise(at)]
+    assert max(gaps) == pytest.approx(15, abs=0.1)
+    assert all(len(at) > 10 for at in renewed_at.values())
+
+
+def test_the_claim_that_expires_first_is_renewed_first(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
+    """A short claim that comes due does not wait for the long ones that were due before it."""
+    order: list[str] = []
+    keeper = ManualKeeper()
+    for number in range(20):
+        key, lease = ("short", 3.0) if number == 10 else (f"long-{number}", 60.0)
+        term = replace(TERM, lease_seconds=lease)
+        run = start(store, key, lease, key=key)
+        blocks.enter_context(keeper.keep(run, store, term, lambda event: order.append(event.key)))
+        clock.advance(0.001)
+    clock.advance(21)
+    keeper.renew_due()
+    assert len(order) == 20
+    assert order[0] == "short"
+
+
+def test_late_renewals_are_shared(aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
+    """When a claim is late after a call, another thread renews at the same time."""
+    both = threading.Barrier(2)
+
+    def together(call: Callable[[], Any]) -> Any:
+        both.wait(LONG_SECONDS)
+        return call()
+
+    slow = FaultyStore(store, renew=[passes, together, together])
+    runs = [start(store, key, key=key) for key in "abc"]
+    for run in runs:
+        blocks.enter_context(aided.keep(run, slow, TERM, unseen))
+    clock.advance(24)
+    aided.renew_due()
+    aided.aides[0].join(LONG_SECONDS)
+    assert not both.broken
+    assert slow.calls == ["renew"] * 3
+    assert [run.claim.expires_at for run in runs] == pytest.approx([clock.now() + 60] * 3, abs=0.001)
+
+
+def test_renewals_in_time_stay_in_one_thread(
+    aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+) -> None:
+    """Many claims that are due at once are no reason to start more threads."""
+    for key in map(str, range(50)):
+        blocks.enter_context(aided.keep(start(store, key, key=key), store, TERM, unseen))
+    clock.advance(21)
+    aided.renew_due()
+    assert not aided.aides
+
+
+def test_a_hanging_store_is_met_by_few_threads(
+    aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+) -> None:
+    """The number of threads has a bound, however many claims are late."""
+    proceed, this = threading.Event(), threading.current_thread()
+
+    def hang(call: Callable[[], Any]) -> Any:
+        if threading.current_thread() is not this:
+            assert proceed.wait(LONG_SECONDS), "the test did not let the renewal go on"
+        return call()
+
+    hanging = FaultyStore(store, renew=repeat(hang))
+    for key in map(str, range(100)):
+        blocks.enter_context(aided.keep(start(store, key, key=key), hanging, TERM, unseen))
+    clock.advance(24)
+    aided.renew_due()
+    proceed.set()
+    assert len(aided.aides) == MOST_THREADS - 1
+
+
+def test_a_machine_without_another_thread_keeps_its_keeper(
+    store: MemoryStore, clock: FakeClock, blocks: ExitStack
+) -> None:
+    """Where no aide can be started, the one thread does what it can."""
+
+    class Alone(ManualKeeper):
+        def _spawn(self, work: Callable[[], None]) -> threading.Thread:
+            if work != self._work:
+                raise RuntimeError("can't start new thread")
+            return super()._spawn(work)
+
+    keeper, counted = Alone(), FaultyStore(store)
+    for key in "abc":
+        blocks.enter_context(keeper.keep(start(store, key, key=key), counted, TERM, unseen))
+    clock.advance(24)
+    keeper.renew_due()
+    assert counted.calls == ["renew"] * 3
+
+
+def test_the_keeper_does_not_spin_while_an_aide_renews(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
+    """A claim in another thread's hands has no due time; the aide wakes the keeper when it has one again."""
+    keeper = ManualKeeper()
+    blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+    clock.advance(21)
+    (kept,) = keeper._kept
+    with kept.renewing:
+        assert keeper.renew_due() is None
+    keeper._changed.clear()
+    keeper._aid()
+    assert keeper._changed.is_set()
+    assert store.get(KEY).held_until == pytest.approx(clock.now() + 60, abs=0.001)
+
+
+def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
+    """The first two claims of a process, taken by two threads at the same moment, are both kept, by one thread."""
+    second_start, started = threading.Event(), list[object]()
+
+    class SlowlyStarted(ManualKeeper):
+        def _spawn(self, work: Callable[[], None]) -> threading.Thread:
+            started.append(work)
+            second_start.wait(0.2) if len(started) == 1 else second_start.set()
+            return super()._spawn(work)
+
+    keeper, kept = SlowlyStarted(), threading.Barrier(3)
+    looked = threading.Barrier(3)
+
+    def keep(key: str) -> None:
+        with keeper.keep(start(store, key, key=key), store, TERM, unseen):
+            kept.wait(LONG_SECONDS)
+            looked.wait(LONG_SECONDS)
+
+    threads = [threading.Thread(target=keep, args=(key,)) for key in "ab"]
+    for thread in threads:
+        thread.start()
+    kept.wait(LONG_SECONDS)
+    count = len(keeper._kept)
+    looked.wait(LONG_SECONDS)
+    for thread in threads:
+        thread.join(LONG_SECONDS)
+    assert (count, len(started)) == (2, 1)
