@@ -1,21 +1,24 @@
 """Releasing what dead processes held: after they are gone, and off the worker's event loop."""
 
+import os
+import select
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 from idempotent_tasks import events
+from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import IdempotencyError
-from idempotent_tasks.liveness import gone
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Released
 from idempotent_tasks.retries import persistently
 
-__all__ = ["Departed"]
+__all__ = ["Departed", "gone"]
 
 #: Seconds to wait for a process that was told to end; after them its claim is left to expire by itself.
 EXIT_PATIENCE: Final = 10.0
 #: Seconds for which a release is tried again; the delivery waits for it to go back to its queue.
 RELEASE_PATIENCE: Final = 2.0
+_POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
 
 
@@ -40,6 +43,37 @@ class Departed:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, "idempotency-departed")
         return self._threads.submit(_release, reception, pid, reason, crashed)
+
+
+def gone(pid: int, seconds: float) -> bool:
+    """Wait up to so many seconds for a process to end, and return whether it did.
+
+    A zombie counts as gone: it runs nothing any more.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return _gone_by_polling(pid, seconds)
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+    finally:
+        os.close(handle)
+
+
+def _gone_by_polling(pid: int, seconds: float) -> bool:
+    clock = SystemClock()
+    give_up_at = clock.now() + seconds
+    while clock.now() < give_up_at:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        clock.sleep(_POLL_SECONDS)
+    return False
 
 
 def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None:  # noqa: FBT001 - for submit()

@@ -5,26 +5,22 @@ the claims to expire.  What another machine or container held is left to expire.
 """
 
 import os
-import select
 import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from idempotent_tasks.clock import SystemClock
+__all__ = ["current_process", "has_ended"]
 
-__all__ = ["current_process", "gone", "has_ended"]
-
-_POLL_SECONDS: Final = 0.05
 _PROC: Final = Path("/proc")
-#: The start time is the 22nd field of ``/proc/PID/stat``, the 20th after the command's closing bracket (``man proc``).
-_START_FIELD: Final = 19
+#: Fields of ``/proc/PID/stat``, counted from the one after the command's closing bracket (``man 5 proc_pid_stat``).
+_STATE, _THREADS, _START_TIME = 0, 17, 19
 
 
 def current_process() -> str | None:
     """Return a name of this process that no other has, on this machine or elsewhere; None where it cannot be had.
 
-    Host, boot, process id namespace, process id and start time.  Linux only: it needs ``/proc`` and pidfds.
+    Host, boot, namespaces, process id and start time.  Linux only: it needs ``/proc``.
     """
     return _name_of(os.getpid())
 
@@ -38,48 +34,22 @@ def has_ended(process: str | None) -> bool:
     pid, _, start = name.partition("@")
     if not place or place != _this_place() or not pid.isdecimal():
         return False
-    return gone(int(pid), 0) or _start_time(int(pid)) not in (start, None)
-
-
-def gone(pid: int, seconds: float) -> bool:
-    """Wait up to so many seconds for a process to end, and return whether it did.
-
-    A zombie counts as gone: it runs nothing any more.
-    """
-    if not hasattr(os, "pidfd_open"):
-        return _gone_by_polling(pid, seconds)
     try:
-        handle = os.pidfd_open(pid)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        # Some sandboxes have no pidfds.
-        return _gone_by_polling(pid, seconds)
-    try:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
-    finally:
-        os.close(handle)
-
-
-def _gone_by_polling(pid: int, seconds: float) -> bool:
-    clock = SystemClock()
-    give_up_at = clock.now() + seconds
-    while clock.now() < give_up_at:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        clock.sleep(_POLL_SECONDS)
-    return False
+    except (PermissionError, OverflowError):
+        pass
+    stat = _stat(int(pid))
+    # Where processes of other users are hidden, there is nothing to read.
+    return stat is not None and (stat[_START_TIME] != start or _is_zombie(stat))
 
 
 # A forked child has another id, so it never finds its parent's name here.
 @lru_cache(maxsize=1)
 def _name_of(pid: int) -> str | None:
-    place, start = _this_place(), _start_time(pid)
-    return f"{place}/{pid}@{start}" if place and start else None
+    place, stat = _this_place(), _stat(pid)
+    return f"{place}/{pid}@{stat[_START_TIME]}" if place and stat else None
 
 
 @lru_cache(maxsize=1)
@@ -96,9 +66,17 @@ def _this_place() -> str | None:
     return f"{socket.gethostname()}/{boot}/{ids}/{time}"
 
 
-def _start_time(pid: int) -> str | None:
+def _stat(pid: int) -> list[str] | None:
     try:
-        stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return stat.rpartition(")")[2].split()[_START_FIELD]
+    return text.rpartition(")")[2].split()
+
+
+def _is_zombie(stat: list[str]) -> bool:
+    """Return whether all that is left of a process is that its parent has not collected it.
+
+    Its first thread may have ended before others that still run something.
+    """
+    return stat[_STATE] in ("Z", "X") and int(stat[_THREADS]) <= 1

@@ -24,7 +24,7 @@ def test_worker_killed_after_claim_before_effect(make_guarded: MakeRig) -> None:
     rig.journal.wait_for("at-gate")
     first.kill()
     rig.journal.open("before-effect")
-    rig.start_worker()
+    rig.start_worker(host="elsewhere")
     assert rig.result(published) == 17
     assert rig.journal.count("effect") == 1
     dead, alive = rig.journal.entries("started", id=published.id)
@@ -68,7 +68,7 @@ def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRi
     first = rig.start_worker(1)
     original = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
-    rig.start_worker(1)
+    rig.start_worker(1, host="elsewhere")
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=duplicate.id)
     first.kill()

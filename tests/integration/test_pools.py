@@ -28,7 +28,7 @@ def test_long_body_keeps_its_claim_and_a_dead_one_loses_it(make_guarded: MakeRig
     first = rig.start_worker(1, pool=pool)
     original = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
-    second = rig.start_worker(1, pool=pool)
+    second = rig.start_worker(1, pool=pool, host="elsewhere")
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=duplicate.id, reason="busy")
     rig.journal.wait_for("Renewed", id=original.id, times=RENEWALS)

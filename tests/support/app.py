@@ -42,6 +42,8 @@ class AppConfig:
     base: str = PLAIN
     #: More of ``app.conf``.
     settings: Options = field(default_factory=dict)
+    #: The host name that a worker believes in: processes of other hosts tell it nothing.
+    host: str | None = None
     #: Options of single tasks, by task name.
     tasks: dict[str, Options] = field(default_factory=dict)
 

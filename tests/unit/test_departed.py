@@ -13,8 +13,7 @@ from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, departed, events
 from idempotent_tasks.delivery import OWNER_ENTRY
-from idempotent_tasks.departed import Departed
-from idempotent_tasks.liveness import gone
+from idempotent_tasks.departed import Departed, gone
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import MemoryStore

@@ -4,14 +4,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from idempotent_tasks.liveness import current_process, gone, has_ended
+from idempotent_tasks.departed import gone
+from idempotent_tasks.liveness import current_process, has_ended
+from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 #: Says its own name, then lives until it is told to end.
 SAY_NAME = "from idempotent_tasks.liveness import current_process; print(current_process(), flush=True); input()"
+#: Says its own name; then its first thread ends, and another waits.
+LEADERLESS = """
+import ctypes, threading
+from idempotent_tasks.liveness import current_process
+threading.Thread(target=threading.Event().wait).start()
+print(current_process(), flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[__import__("platform").machine()], 0)
+"""
 
 
 @pytest.fixture
@@ -87,10 +98,33 @@ def test_nothing_is_certain_of_what_is_no_name(process: str | None) -> None:
     assert not has_ended(process)
 
 
-def test_without_pidfds_nothing_is_certain(monkeypatch: pytest.MonkeyPatch, living: subprocess.Popen[str]) -> None:
-    """Where the kernel cannot say that a process is gone, claims are left to expire."""
-    name = name_said_by(living)
-    living.kill()
-    living.wait(BOUND_SECONDS)
-    monkeypatch.delattr("os.pidfd_open")
-    assert not has_ended(name)
+def test_nothing_is_certain_of_what_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another user's processes cannot be looked at, they may live (``hidepid``)."""
+
+    def not_permitted(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    place, _, _ = str(current_process()).rpartition("/")
+    assert has_ended(f"{place}/1@elsewhen")
+    with monkeypatch.context() as patch:
+        patch.setattr("idempotent_tasks.liveness._PROC", Path(os.devnull))
+        patch.setattr("os.kill", not_permitted)
+        assert not has_ended(f"{place}/1@elsewhen")
+
+
+def test_a_process_whose_first_thread_ended_lives() -> None:
+    """Another thread may still run a body, although the process looks like a zombie."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as p:
+        name = name_said_by(p)
+        wait_for(lambda: state_of(p.pid) == "Z", BOUND_SECONDS, "the first thread did not end")
+        assert not has_ended(name)
+        p.kill()
+        assert gone(p.pid, BOUND_SECONDS)
+        assert has_ended(name)
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process's first thread."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
