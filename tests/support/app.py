@@ -36,6 +36,10 @@ class AppConfig:
     #: What the keys of the results begin with.
     result_prefix: str
     queue: str
+    #: The type of the queue's exchange; native delayed delivery asks for ``topic``.
+    exchange_type: str = "direct"
+    #: RabbitMQ's arguments of the queue, such as ``x-queue-type``.
+    queue_arguments: Options = field(default_factory=dict)
     #: Where the journal is.
     directory: str
     #: The tasks' base class, as ``module:Class``.
@@ -70,9 +74,10 @@ def build_app(config: AppConfig) -> Celery:
         result_backend=config.result_backend,
         result_backend_transport_options={"global_keyprefix": config.result_prefix},
         result_expires=600,
-        task_queues=[Queue(config.queue, Exchange(config.queue, auto_delete=True), routing_key=config.queue)],
+        task_queues=[_queue(config)],
         task_default_queue=config.queue,
         task_default_exchange=config.queue,
+        task_default_exchange_type=config.exchange_type,
         task_default_routing_key=config.queue,
         worker_enable_remote_control=False,
         worker_prefetch_multiplier=1,
@@ -83,3 +88,8 @@ def build_app(config: AppConfig) -> Celery:
         options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})
         app.task(body, name=name, bind=True, base=base, shared=False, **options)
     return app
+
+
+def _queue(config: AppConfig) -> Queue:
+    exchange = Exchange(config.queue, type=config.exchange_type, auto_delete=True)
+    return Queue(config.queue, exchange, routing_key=config.queue, queue_arguments=config.queue_arguments or None)

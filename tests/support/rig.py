@@ -1,6 +1,7 @@
 """A test's own app, queue, journal and workers on one broker."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,9 +39,10 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(self, concurrency: int = 2, *options: str) -> Worker:
-        """Return a worker that consumes this test's queue."""
-        worker = Worker(self.config, concurrency, *options)
+    def start_worker(self, concurrency: int = 2, *options: str, broker_url: str | None = None) -> Worker:
+        """Return a worker that consumes this test's queue, from the broker as another URL reaches it if one is given."""
+        config = self.config if broker_url is None else replace(self.config, broker_url=broker_url)
+        worker = Worker(config, concurrency, *options)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_ready()
