@@ -1,9 +1,9 @@
 """Workers that lose their broker in the middle of a body, and deferrals that find no broker.
 
 RabbitMQ gives back what a lost connection had not acknowledged as soon as it notices
-(https://www.rabbitmq.com/docs/confirms#automatic-requeueing); with Redis it is the worker itself that gives it back when it
-closes its side (``kombu.transport.virtual.base.Channel.close``), else the visibility timeout does.  The pool knows nothing
-of the loss: bodies run on, and what they acknowledge later belongs to no connection any more
+(https://www.rabbitmq.com/docs/confirms#automatic-requeueing); with Redis it is the worker itself that gives it back
+when it closes its side (``kombu.transport.virtual.base.Channel.close``), else the visibility timeout does.  The pool
+knows nothing of the loss: bodies run on, and what they acknowledge later belongs to no connection any more
 (``celery.worker.consumer.consumer.Consumer.on_connection_error_after_connected``).
 """
 
@@ -41,7 +41,7 @@ def test_body_continues_over_a_lost_connection(make_guarded: MakeRig, tcp: Tcp) 
 
 @on_rabbitmq
 def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_guarded: MakeRig, tcp: Tcp) -> None:
-    """A worker without a broker commits what it runs; the redelivery, which went to another worker, gets that result."""
+    """A worker without a broker commits what it runs; the redelivery, at another worker, gets that result."""
     rig = make_guarded(tasks={"charge": BY_ORDER})
     rig.journal.shut("before-effect")
     rig.start_worker(1, broker_url=tcp.url(rig.config.broker_url))
@@ -60,25 +60,29 @@ def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_g
     assert backlog(rig.app) == 0
 
 
-@on_connections
-def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig, tcp: Tcp) -> None:
+@pytest.mark.parametrize(
+    ("broker", "gate"),
+    [("redis", "before-effect"), ("rabbitmq", "before-effect"), ("rabbitmq", "Claimed")],
+    indirect=["broker"],
+)
+def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig, tcp: Tcp, gate: str) -> None:
     """Celery is told to cancel what runs when the connection is lost: the redelivery runs at once, and no crash counts.
 
     See ``worker_cancel_long_running_tasks_on_connection_loss`` and ``celery.worker.request.Request.cancel``.
     """
     settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
     rig = make_guarded(tasks={"charge": BY_ORDER}, settings=settings)
-    rig.journal.shut("before-effect")
+    rig.journal.shut(gate)
     worker = rig.start_worker(2, broker_url=tcp.url(rig.config.broker_url))
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
     assert tcp.cut()
     rig.journal.wait_for("at-gate", times=2)
-    rig.journal.open("before-effect")
+    rig.journal.open(gate)
     rig.journal.wait_for("over", id=published.id, state="SUCCESS")
     assert rig.result(rig.app.AsyncResult(published.id)) == 17
     assert rig.journal.count("effect") == 1
-    assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 1]
+    assert [each["attempt"] for each in rig.journal.entries("Claimed")] == [1, 1]
     worker.process.terminate()
     assert backlog(rig.app) == 0
 

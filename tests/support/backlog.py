@@ -14,7 +14,7 @@ SQS_COUNTS = [
 
 
 def backlog(app: Celery) -> int:
-    """Return how many messages of the app's queue wait or are held by a worker; RabbitMQ counts only those that wait."""
+    """Return how many messages of the app's queue wait or are held; RabbitMQ counts only those that wait."""
     queue = app.conf.task_default_queue
     with app.connection_for_read() as connection:
         channel = connection.default_channel
@@ -36,7 +36,7 @@ def _redis_count(channel: Any, queue: str) -> int:
 
 def _sqs_count(channel: Any, queue: str) -> int:
     # The transport offers no public way to a queue's URL.
-    url = channel._new_queue(queue)  # noqa: SLF001
+    url = channel._new_queue(queue)
     answer = channel.sqs(queue=channel.canonical_queue_name(queue)).get_queue_attributes(
         QueueUrl=url, AttributeNames=SQS_COUNTS
     )

@@ -40,7 +40,7 @@ class Rig:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
     def start_worker(self, concurrency: int = 2, *options: str, broker_url: str | None = None) -> Worker:
-        """Return a worker that consumes this test's queue, from the broker as another URL reaches it if one is given."""
+        """Return a worker that consumes this test's queue, by another URL of the broker if one is given."""
         config = self.config if broker_url is None else replace(self.config, broker_url=broker_url)
         worker = Worker(config, concurrency, *options)
         self._workers.append(worker)
