@@ -7,8 +7,8 @@ but in queues of the broker, which count whole seconds; the worker waits for the
 (``kombu.transport.native_delayed_delivery``, ``celery.app.base.Celery.send_task``).
 """
 
+import celery
 import pytest
-from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from idempotent_tasks import CrashLoopError
 from tests.integration.conftest import MakeRig
@@ -17,6 +17,7 @@ from tests.support.backlog import backlog
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+delayed_natively = pytest.mark.skipif(celery.__version__ < "5.5", reason="Celery 5.5 is the first to have it")
 
 
 def quorum(delivery_limit: int) -> dict[str, int | str]:
@@ -72,6 +73,7 @@ def test_deferrals_leave_the_delivery_limit_alone(make_guarded: MakeRig) -> None
     assert backlog(rig.app) == 0
 
 
+@delayed_natively
 def test_native_delayed_delivery_brings_a_deferred_message_back(make_guarded: MakeRig) -> None:
     """A duplicate waits in the broker's own delay, again and again: never too short, and it gets the result."""
     rig = make_guarded(queue_arguments=quorum(delivery_limit=1), exchange_type="topic", tasks={"charge": BY_ORDER})
@@ -88,7 +90,29 @@ def test_native_delayed_delivery_brings_a_deferred_message_back(make_guarded: Ma
     assert backlog(rig.app) == 0
     for nth, deferred in enumerate(rig.journal.entries("Deferred", id=duplicate.id), start=1):
         (received,) = rig.journal.entries("received", id=duplicate.id, deferrals=nth)
-        assert received["routing_key"] == calculate_routing_key(int(deferred["countdown_seconds"]), rig.config.queue)
+        delay = ".".join(f"{int(deferred['countdown_seconds']):028b}")
+        assert received["routing_key"] == f"{delay}.{rig.config.queue}"
         (begun,) = rig.journal.entries("begun", id=duplicate.id, deferrals=nth)
         (before,) = rig.journal.entries("begun", id=duplicate.id, deferrals=nth - 1)
         assert begun["at"] >= before["at"] + deferred["countdown_seconds"] - 0.1
+
+
+@delayed_natively
+def test_native_delayed_delivery_keeps_to_the_queue_of_the_message(make_guarded: MakeRig, prefix: str) -> None:
+    """A duplicate in a queue that is not the app's default comes back to that queue, although it was delayed."""
+    rig = make_guarded(
+        queue_arguments=quorum(delivery_limit=1),
+        exchange_type="topic",
+        default_queue=f"{prefix}-default",
+        tasks={"charge": BY_ORDER},
+    )
+    rig.declare_queues()
+    rig.journal.shut("before-effect")
+    rig.start_worker()
+    original = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
+    rig.journal.wait_for("Deferred", times=2, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("effect") == 1

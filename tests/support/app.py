@@ -36,6 +36,8 @@ class AppConfig:
     #: What the keys of the results begin with.
     result_prefix: str
     queue: str
+    #: The app's default queue, where that is another than the one that the workers consume.
+    default_queue: str | None = None
     #: The type of the queue's exchange; native delayed delivery asks for ``topic``.
     exchange_type: str = "direct"
     #: RabbitMQ's arguments of the queue, such as ``x-queue-type``.
@@ -67,6 +69,7 @@ class AppConfig:
 def build_app(config: AppConfig) -> Celery:
     """Return the app with every body registered as a task; nothing global is touched."""
     app = Celery("tests", set_as_current=False)
+    default = config.default_queue or config.queue
     app.conf.update(
         broker_url=config.broker_url,
         broker_transport_options=config.transport_options,
@@ -74,11 +77,11 @@ def build_app(config: AppConfig) -> Celery:
         result_backend=config.result_backend,
         result_backend_transport_options={"global_keyprefix": config.result_prefix},
         result_expires=600,
-        task_queues=[_queue(config)],
-        task_default_queue=config.queue,
-        task_default_exchange=config.queue,
+        task_queues=[_queue(config, name) for name in sorted({config.queue, default})],
+        task_default_queue=default,
+        task_default_exchange=default,
         task_default_exchange_type=config.exchange_type,
-        task_default_routing_key=config.queue,
+        task_default_routing_key=default,
         worker_enable_remote_control=False,
         worker_prefetch_multiplier=1,
     )
@@ -90,6 +93,6 @@ def build_app(config: AppConfig) -> Celery:
     return app
 
 
-def _queue(config: AppConfig) -> Queue:
-    exchange = Exchange(config.queue, type=config.exchange_type, auto_delete=True)
-    return Queue(config.queue, exchange, routing_key=config.queue, queue_arguments=config.queue_arguments or None)
+def _queue(config: AppConfig, name: str) -> Queue:
+    exchange = Exchange(name, type=config.exchange_type, auto_delete=True)
+    return Queue(name, exchange, routing_key=name, queue_arguments=config.queue_arguments or None)

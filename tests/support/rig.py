@@ -27,7 +27,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         self._stack.callback(self.app.close)
-        self._stack.callback(self._delete_queue)
+        self._stack.callback(self._delete_queues)
         return self
 
     def __exit__(
@@ -48,6 +48,12 @@ class Rig:
         worker.wait_until_ready()
         return worker
 
+    def declare_queues(self) -> None:
+        """Declare the queues that no worker of the test consumes, as their own workers would do."""
+        with self.app.connection_for_write() as connection:
+            for queue in self.app.amqp.queues.values():
+                queue(connection.default_channel).declare()
+
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult:
         """Publish a task by its name; options are those of ``apply_async``."""
         return self.app.tasks[task].apply_async(args, **options)
@@ -56,6 +62,7 @@ class Rig:
         """Return a task's result when the backend has it, or raise its error."""
         return published.get(timeout=timeout_seconds)
 
-    def _delete_queue(self) -> None:
+    def _delete_queues(self) -> None:
         with self.app.connection_for_write() as connection:
-            self.app.amqp.queues[self.config.queue](connection.default_channel).delete()
+            for queue in self.app.amqp.queues.values():
+                queue(connection.default_channel).delete()
