@@ -7,6 +7,7 @@ from kombu import pools
 from kombu.serialization import registry
 
 from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, DEFERRALS_HEADER, Delivery
+from idempotent_tasks.route import kept_route
 
 __all__ = ["countdown_seconds", "publish_again", "visibility_timeout"]
 
@@ -56,6 +57,7 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
     same = {name: request.get(name) for name in ("argsrepr", "kwargsrepr", "compression")}
     # Celery before 5.7 takes the task's own ignore_result, and any Celery the task's own serializer.
     kept = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
+    kept |= kept_route(task.app, request.delivery_info or {})
     serializer = registry.type_to_name.get(request.get(CONTENT_TYPE_ENTRY))
     signature = task.signature_from_request(
         request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept

@@ -15,6 +15,7 @@ from tests.support import brokers
 from tests.support.app import AppConfig
 from tests.support.brokers import Broker
 from tests.support.rig import Rig
+from tests.support.tcp import Tcp, tcp_to
 
 MakeRig = Callable[..., Rig]
 
@@ -46,15 +47,24 @@ def broker(request: pytest.FixtureRequest, key_prefix: str) -> Broker:
 
 
 @pytest.fixture
+def tcp(broker: Broker) -> Iterator[Tcp]:
+    """A proxy in front of the broker, for workers that shall lose their connections."""
+    with tcp_to(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
 def make_rig(broker: Broker, redis_url: str, prefix: str, key_prefix: str, tmp_path: Path) -> Iterator[MakeRig]:
     """Make the test's rig of plain Celery tasks, with more settings or task options where the test names them."""
     with ExitStack() as stack:
 
-        def make(visibility_seconds: int = brokers.VISIBILITY_SECONDS, **more: Any) -> Rig:
+        def make(
+            visibility_seconds: int = brokers.VISIBILITY_SECONDS, transport: dict[str, Any] | None = None, **more: Any
+        ) -> Rig:
             adjusted = broker.with_visibility(visibility_seconds)
             config = AppConfig(
                 broker_url=adjusted.url,
-                transport_options=adjusted.transport_options,
+                transport_options={**adjusted.transport_options, **(transport or {})},
                 result_backend=f"{redis_url}/1",
                 result_prefix=key_prefix,
                 queue=prefix,

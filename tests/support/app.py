@@ -36,6 +36,12 @@ class AppConfig:
     #: What the keys of the results begin with.
     result_prefix: str
     queue: str
+    #: The app's default queue, where that is another than the one that the workers consume.
+    default_queue: str | None = None
+    #: The type of the queue's exchange; native delayed delivery asks for ``topic``.
+    exchange_type: str = "direct"
+    #: RabbitMQ's arguments of the queue, such as ``x-queue-type``.
+    queue_arguments: Options = field(default_factory=dict)
     #: Where the journal is.
     directory: str
     #: The tasks' base class, as ``module:Class``.
@@ -65,6 +71,7 @@ class AppConfig:
 def build_app(config: AppConfig) -> Celery:
     """Return the app with every body registered as a task; nothing global is touched."""
     app = Celery("tests", set_as_current=False)
+    default = config.default_queue or config.queue
     app.conf.update(
         broker_url=config.broker_url,
         broker_transport_options=config.transport_options,
@@ -72,10 +79,11 @@ def build_app(config: AppConfig) -> Celery:
         result_backend=config.result_backend,
         result_backend_transport_options={"global_keyprefix": config.result_prefix},
         result_expires=600,
-        task_queues=[Queue(config.queue, Exchange(config.queue, auto_delete=True), routing_key=config.queue)],
-        task_default_queue=config.queue,
-        task_default_exchange=config.queue,
-        task_default_routing_key=config.queue,
+        task_queues=[_queue(config, name) for name in sorted({config.queue, default})],
+        task_default_queue=default,
+        task_default_exchange=default,
+        task_default_exchange_type=config.exchange_type,
+        task_default_routing_key=default,
         worker_enable_remote_control=False,
         worker_prefetch_multiplier=1,
     )
@@ -85,3 +93,8 @@ def build_app(config: AppConfig) -> Celery:
         options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})
         app.task(body, name=name, bind=True, base=base, shared=False, **options)
     return app
+
+
+def _queue(config: AppConfig, name: str) -> Queue:
+    exchange = Exchange(name, type=config.exchange_type, auto_delete=True)
+    return Queue(name, exchange, routing_key=name, queue_arguments=config.queue_arguments or None)

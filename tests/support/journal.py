@@ -5,6 +5,7 @@ Processes that are killed at any moment write it, so it is one file that is only
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ class Journal:
         return self.directory / "journal.jsonl"
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line with the writer's process id, in one write."""
-        line = json.dumps({"event": event, "pid": os.getpid(), **fields}) + "\n"
+        """Append one line with the time in epoch seconds and the writer's process id, in one write."""
+        line = json.dumps({"event": event, "at": round(time.time(), 3), "pid": os.getpid(), **fields}) + "\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())

@@ -27,7 +27,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         self._stack.callback(self.app.close)
-        self._stack.callback(self._delete_queue)
+        self._stack.callback(self._delete_queues)
         return self
 
     def __exit__(
@@ -39,15 +39,19 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(
-        self, concurrency: int = 2, *options: str, pool: str = "prefork", host: str | None = None
-    ) -> Worker:
-        """Return a worker that consumes this test's queue, on this machine or as if on another."""
-        worker = Worker(replace(self.config, host=host), concurrency, *options, pool=pool)
+    def start_worker(self, concurrency: int = 2, *options: str, pool: str = "prefork", **changes: Any) -> Worker:
+        """Return a worker that consumes this test's queue, under the test's `AppConfig` with changes."""
+        worker = Worker(replace(self.config, **changes), concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_ready()
         return worker
+
+    def declare_queues(self) -> None:
+        """Declare the queues that no worker of the test consumes, as their own workers would do."""
+        with self.app.connection_for_write() as connection:
+            for queue in self.app.amqp.queues.values():
+                queue(connection.default_channel).declare()
 
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult:
         """Publish a task by its name; options are those of ``apply_async``."""
@@ -57,6 +61,7 @@ class Rig:
         """Return a task's result when the backend has it, or raise its error."""
         return published.get(timeout=timeout_seconds)
 
-    def _delete_queue(self) -> None:
+    def _delete_queues(self) -> None:
         with self.app.connection_for_write() as connection:
-            self.app.amqp.queues[self.config.queue](connection.default_channel).delete()
+            for queue in self.app.amqp.queues.values():
+                queue(connection.default_channel).delete()

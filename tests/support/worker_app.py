@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import signals
 
+from idempotent_tasks.delivery import DEFERRALS_HEADER
 from tests.support.app import VARIABLE, AppConfig, build_app
 
 config = AppConfig.from_json(os.environ[VARIABLE])
@@ -22,10 +23,27 @@ def say_ready(sender: Any, **_: Any) -> None:
     journal.write("worker-ready", worker=sender.hostname)
 
 
+@signals.task_received.connect
+def say_received(request: Any, **_: Any) -> None:
+    """Tell that the worker took a delivery from its broker, and what the broker says of it; its turn may be later."""
+    headers, info = request.message.headers, request.message.delivery_info
+    journal.write(
+        "received",
+        id=request.id,
+        deferrals=headers.get(DEFERRALS_HEADER, 0),
+        routing_key=info.get("routing_key"),
+        redelivered=info.get("redelivered"),
+        # SQS counts deliveries, and RabbitMQ's quorum queues count redeliveries.
+        receive_count=info.get("sqs_message", {}).get("Attributes", {}).get("ApproximateReceiveCount"),
+        delivery_count=headers.get("x-delivery-count", 0),
+    )
+
+
 @signals.task_prerun.connect
-def say_begun(task_id: str, **_: Any) -> None:
-    """Tell that a delivery reached a process of the pool, whether or not its body will run."""
-    journal.write("begun", id=task_id)
+def say_begun(task_id: str, task: Any, **_: Any) -> None:
+    """Tell that a delivery reached a process of the pool, and hold it, if the test wants that, before all else."""
+    journal.write("begun", id=task_id, deferrals=(task.request.headers or {}).get(DEFERRALS_HEADER, 0))
+    journal.pass_gate("begun")
 
 
 @signals.task_postrun.connect

@@ -33,6 +33,7 @@ LAYERS = {
     "policy": 4,
     "settings": 4,
     "keeper": 5,
+    "route": 4,
     "deferral": 5,
     "departed": 5,
     "continuation": 5,

@@ -1,0 +1,128 @@
+"""Workers that lose their broker in the middle of a body, and deferrals that find no broker.
+
+RabbitMQ gives back what a lost connection had not acknowledged as soon as it notices
+(https://www.rabbitmq.com/docs/confirms#automatic-requeueing); with Redis it is the worker itself that gives it back
+when it closes its side (``kombu.transport.virtual.base.Channel.close``), else the visibility timeout does.  The pool
+knows nothing of the loss: bodies run on, and what they acknowledge later belongs to no connection any more
+(``celery.worker.consumer.consumer.Consumer.on_connection_error_after_connected``).
+"""
+
+import pytest
+
+from tests.integration.conftest import MakeRig
+from tests.support.backlog import backlog
+from tests.support.tcp import Tcp
+from tests.support.waiting import wait_for
+
+#: Long claims: whoever must wait for the expiry of one waits longer than these tests.
+BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
+
+on_rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+on_connections = pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+
+
+@on_connections
+def test_body_continues_over_a_lost_connection(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """The worker's connections are cut under a body: it goes on, its redelivery waits, and there is one effect."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker(2, broker_url=tcp.url(rig.config.broker_url))
+    published = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    assert tcp.cut()
+    rig.journal.wait_for("Deferred", id=published.id, reason="busy")
+    rig.journal.open("before-effect")
+    assert rig.result(published) == 17
+    rig.journal.wait_for("Replayed", id=published.id)
+    assert rig.journal.count("started") == rig.journal.count("effect") == 1
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+
+
+@on_rabbitmq
+def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """A worker without a broker commits what it runs; the redelivery, at another worker, gets that result."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    rig.start_worker(1, broker_url=tcp.url(rig.config.broker_url))
+    published = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    other = rig.start_worker(1)
+    tcp.refuse()
+    tcp.cut()
+    rig.journal.wait_for("received", id=published.id, pid=other.process.pid)
+    rig.journal.wait_for("Deferred", id=published.id, reason="busy")
+    rig.journal.open("before-effect")
+    rig.journal.wait_for("Replayed", id=published.id)
+    assert rig.result(published) == 17
+    assert rig.journal.count("started") == rig.journal.count("effect") == 1
+    other.process.terminate()
+    assert backlog(rig.app) == 0
+
+
+@pytest.mark.parametrize(
+    ("broker", "gate"),
+    [("redis", "before-effect"), ("rabbitmq", "before-effect"), ("rabbitmq", "Claimed")],
+    indirect=["broker"],
+)
+def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig, tcp: Tcp, gate: str) -> None:
+    """Celery is told to cancel what runs when the connection is lost: the redelivery runs at once, and no crash counts.
+
+    See ``worker_cancel_long_running_tasks_on_connection_loss`` and ``celery.worker.request.Request.cancel``.
+    """
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    rig = make_guarded(tasks={"charge": BY_ORDER}, settings=settings)
+    rig.journal.shut(gate)
+    worker = rig.start_worker(2, broker_url=tcp.url(rig.config.broker_url))
+    published = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    assert tcp.cut()
+    rig.journal.wait_for("at-gate", times=2)
+    rig.journal.open(gate)
+    rig.journal.wait_for("over", id=published.id, state="SUCCESS")
+    assert rig.result(rig.app.AsyncResult(published.id)) == 17
+    assert rig.journal.count("effect") == 1
+    assert [each["attempt"] for each in rig.journal.entries("Claimed")] == [1, 1]
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+
+
+@on_connections
+def test_deferral_without_a_broker_loses_nothing(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """A duplicate cannot be published again, because its pool process reaches no broker: it goes back to its queue."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker(2, broker_url=tcp.url(rig.config.broker_url))
+    original = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    tcp.refuse()
+    duplicate = rig.send("charge", "ord-1", 17)
+    wait_for(lambda: "cannot be deferred and goes back" in worker.log(), 20.0, worker.log)
+    rig.journal.wait_for("received", times=2, id=duplicate.id)
+    tcp.mend()
+    rig.journal.wait_for("Deferred", id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("effect") == 1
+
+
+@on_connections
+def test_deferral_while_the_worker_loses_its_broker_loses_nothing(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """The broker goes away for the whole worker before a duplicate is published again: every message comes back."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker(2, broker_url=tcp.url(rig.config.broker_url))
+    original = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate", gate="before-effect")
+    rig.journal.shut("begun")
+    duplicate = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate", gate="begun")
+    tcp.refuse()
+    tcp.cut()
+    rig.journal.open("begun")
+    wait_for(lambda: "cannot be deferred and goes back" in worker.log(), 20.0, worker.log)
+    tcp.mend()
+    rig.journal.wait_for("Deferred", 40.0, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("started") == rig.journal.count("effect") == 1

@@ -1,0 +1,118 @@
+"""RabbitMQ's quorum queues: their delivery limit, and the delayed delivery that Celery uses with them.
+
+A quorum queue counts how often a message came back (``x-delivery-count``) and drops it, or dead-letters it, when that
+exceeds ``x-delivery-limit`` (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).  Where Celery
+detects one (``celery.utils.quorum_queues``) and the exchange is no direct one, a countdown does not wait in a worker
+but in queues of the broker, which count whole seconds; the worker waits for the rest
+(``kombu.transport.native_delayed_delivery``, ``celery.app.base.Celery.send_task``).
+"""
+
+import celery
+import pytest
+
+from idempotent_tasks import CrashLoopError
+from tests.integration.conftest import MakeRig
+from tests.support.backlog import backlog
+
+BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
+
+pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+delayed_natively = pytest.mark.skipif(celery.__version__ < "5.5", reason="Celery 5.5 is the first to have it")
+
+
+def quorum(delivery_limit: int) -> dict[str, int | str]:
+    """Return the arguments of a quorum queue that gives a message back so often at most."""
+    return {"x-queue-type": "quorum", "x-delivery-limit": delivery_limit}
+
+
+def test_crash_loop_ends_visibly_before_the_delivery_limit(make_guarded: MakeRig) -> None:
+    """With a delivery limit above ``max_crashes`` a task that kills its process fails, instead of being dropped."""
+    rig = make_guarded(
+        queue_arguments=quorum(delivery_limit=4),
+        tasks={"die": {"time_limit": 120, "idempotency": {"key": "order", "max_crashes": 2}}},
+    )
+    worker = rig.start_worker()
+    published = rig.send("die", "ord-1")
+    with pytest.raises(CrashLoopError, match="2 times in a row"):
+        rig.result(published)
+    assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 2]
+    assert [each["delivery_count"] for each in rig.journal.entries("received")] == [0, 1, 2]
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+
+
+def test_delivery_limit_drops_a_crash_loop_before_max_crashes(make_guarded: MakeRig) -> None:
+    """With a delivery limit below ``max_crashes`` the broker drops the task: no failure is ever stored."""
+    rig = make_guarded(
+        queue_arguments=quorum(delivery_limit=1),
+        tasks={"die": {"time_limit": 120, "idempotency": {"key": "order", "max_crashes": 5}}},
+    )
+    worker = rig.start_worker()
+    published = rig.send("die", "ord-1")
+    rig.journal.wait_for("Released", times=2, id=published.id)
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+    assert published.state == "PENDING"
+    assert rig.journal.count("started") == 2
+
+
+def test_deferrals_leave_the_delivery_limit_alone(make_guarded: MakeRig) -> None:
+    """A duplicate is deferred more often than its queue delivers a message, and still gets the result."""
+    rig = make_guarded(queue_arguments=quorum(delivery_limit=1), tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker()
+    original = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("Deferred", times=3, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("effect") == 1
+    assert {each["delivery_count"] for each in rig.journal.entries("received")} == {0}
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+
+
+@delayed_natively
+def test_native_delayed_delivery_brings_a_deferred_message_back(make_guarded: MakeRig) -> None:
+    """A duplicate waits in the broker's own delay, again and again: never too short, and it gets the result."""
+    rig = make_guarded(queue_arguments=quorum(delivery_limit=1), exchange_type="topic", tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker()
+    original = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("Deferred", times=3, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("effect") == 1
+    worker.process.terminate()
+    assert backlog(rig.app) == 0
+    for nth, deferred in enumerate(rig.journal.entries("Deferred", id=duplicate.id), start=1):
+        (received,) = rig.journal.entries("received", id=duplicate.id, deferrals=nth)
+        delay = ".".join(f"{int(deferred['countdown_seconds']):028b}")
+        assert received["routing_key"] == f"{delay}.{rig.config.queue}"
+        (begun,) = rig.journal.entries("begun", id=duplicate.id, deferrals=nth)
+        (before,) = rig.journal.entries("begun", id=duplicate.id, deferrals=nth - 1)
+        assert begun["at"] >= before["at"] + deferred["countdown_seconds"] - 0.1
+
+
+@delayed_natively
+def test_native_delayed_delivery_keeps_to_the_queue_of_the_message(make_guarded: MakeRig, prefix: str) -> None:
+    """A duplicate in a queue that is not the app's default comes back to that queue, although it was delayed."""
+    rig = make_guarded(
+        queue_arguments=quorum(delivery_limit=1),
+        exchange_type="topic",
+        default_queue=f"{prefix}-default",
+        tasks={"charge": BY_ORDER},
+    )
+    rig.declare_queues()
+    rig.journal.shut("before-effect")
+    rig.start_worker()
+    original = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
+    rig.journal.wait_for("Deferred", times=2, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(original), rig.result(duplicate)] == [17, 17]
+    assert rig.journal.count("effect") == 1
