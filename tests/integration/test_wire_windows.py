@@ -55,7 +55,7 @@ def test_release_whose_answer_is_lost(make_guarded: MakeRig, wire: Wire, task: s
     assert [each["attempt"] for each in rig.journal.entries("started", key="ord-1")] == [1, 1]
 
 
-@pytest.mark.parametrize("fault", [lose_answer, cut, throttle], ids=["lost", "cut", "throttled"])
+@pytest.mark.parametrize("fault", [lose_answer, throttle], ids=["lost", "throttled"])
 def test_renewal_without_an_answer(make_guarded: MakeRig, wire: Wire, fault: Fault) -> None:
     """A renewal that was not answered is made again before the claim ends: the body is not run by its duplicate."""
     rig = warmed_up(make_guarded(wire.endpoint, visibility_seconds=30, tasks={"charge": BRIEF}), wire)
@@ -65,7 +65,7 @@ def test_renewal_without_an_answer(make_guarded: MakeRig, wire: Wire, fault: Fau
     rig.journal.wait_for("Renewed", id=published.id, times=2)
     rig.start_worker(1)
     duplicate = rig.send("charge", "ord-1", 18)
-    rig.journal.wait_for("Deferred", id=duplicate.id, times=2)
+    rig.journal.wait_for("Deferred", id=duplicate.id)
     rig.journal.open("before-effect")
     assert [rig.result(published), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect", key="ord-1") == 1
