@@ -46,7 +46,8 @@ def gone(pid: int, seconds: float) -> bool:
 
     A zombie counts as gone: it runs nothing any more.
     """
-    if not hasattr(os, "pidfd_open"):
+    # eventlet takes ``select.poll`` away from the whole process.
+    if not (hasattr(os, "pidfd_open") and hasattr(select, "poll")):
         return _gone_by_polling(pid, seconds)
     try:
         handle = os.pidfd_open(pid)

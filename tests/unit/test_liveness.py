@@ -87,10 +87,13 @@ def test_nothing_is_certain_of_what_is_no_name(process: str | None) -> None:
     assert not has_ended(process)
 
 
-def test_without_pidfds_nothing_is_certain(monkeypatch: pytest.MonkeyPatch, living: subprocess.Popen[str]) -> None:
-    """Where the kernel cannot say that a process is gone, claims are left to expire."""
+@pytest.mark.parametrize("missing", ["os.pidfd_open", "select.poll"], ids=["old kernel", "eventlet"])
+def test_without_pidfds_nothing_is_certain(
+    monkeypatch: pytest.MonkeyPatch, living: subprocess.Popen[str], missing: str
+) -> None:
+    """Where the kernel cannot say that a process is gone, or cannot be asked, claims are left to expire."""
     name = name_said_by(living)
     living.kill()
     living.wait(BOUND_SECONDS)
-    monkeypatch.delattr("os.pidfd_open")
+    monkeypatch.delattr(missing)
     assert not has_ended(name)
