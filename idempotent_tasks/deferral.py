@@ -1,6 +1,8 @@
 """Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from kombu import pools
@@ -16,6 +18,8 @@ FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
 #: RabbitMQ's native delayed delivery counts whole seconds and takes no 0 (``kombu.transport.native_delayed_delivery``).
 SHORTEST_COUNTDOWN: Final = 1.0
+#: Seconds to wait for RabbitMQ's confirmation of a copy, before the message goes back to its queue instead.
+CONFIRM_SECONDS: Final = 1.5
 #: Seconds that a countdown may reach past the expiry of the claim that it waits for.
 MARGIN: Final = 0.5
 
@@ -63,20 +67,28 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
         request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept
     )
     headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
-    with _confirming_producer(task.app) as producer:
-        signature.set(headers=headers).apply_async(add_to_parent=False, producer=producer)
+    with _publisher(task.app) as publisher:
+        signature.set(headers=headers).apply_async(add_to_parent=False, **publisher)
 
 
-def _confirming_producer(app: Any) -> Any:
-    """Return a producer, to be used in a ``with`` block, that knows that the broker has the message when it returns.
+@contextmanager
+def _publisher(app: Any) -> Iterator[dict[str, Any]]:
+    """Lend publishing options with which the broker has the message when the call returns.
 
-    The copy that this message is acknowledged for must not be lost in a socket's buffer: RabbitMQ confirms if asked to
-    (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
+    The copy that a message is acknowledged for must not be lost in a socket's buffer: RabbitMQ confirms if it is asked
+    to (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
     """
     if app.connection_for_write().transport.driver_type != "amqp":
-        return app.amqp.producer_pool.acquire(block=True)
+        yield {}
+        return
     options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
-    return pools.producers[app.connection_for_write(transport_options=options)].acquire(block=True)
+    with pools.producers[app.connection_for_write(transport_options=options)].acquire(block=True) as producer:
+        try:
+            yield {"producer": producer, "timeout": CONFIRM_SECONDS, "retry": False}
+        except BaseException:
+            # A confirmation that comes late would be taken for that of the next message.
+            producer.connection.collect()
+            raise
 
 
 def visibility_timeout(app: Any) -> float | None:

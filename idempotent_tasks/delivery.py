@@ -14,6 +14,7 @@ __all__ = [
     "KEY_HEADER",
     "OWNER_ENTRY",
     "PRIVATE_HEADERS",
+    "WATCHER_ENTRY",
     "Delivery",
     "read_delivery",
 ]
@@ -28,8 +29,10 @@ HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
 CONTENT_TYPE_ENTRY: Final = "idempotency_content_type"
 #: Entry of the request dict, set by the worker's parent process: the owner token of the claim that will be asked for.
 OWNER_ENTRY: Final = "idempotency_owner"
+#: Entry of the request dict, set by the worker's parent process: its process id where it releases for its children.
+WATCHER_ENTRY: Final = "idempotency_watcher"
 #: What must not travel on when a message is sent again for another reason than deferral.
-PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY})
+PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,8 @@ class Delivery:
     hard_limit_seconds: float | None = None
     #: The owner token that the worker's parent process knows too; None outside a worker.
     owner: str | None = None
+    #: The process that releases the claim if this one dies; None where none does.
+    watcher: int | None = None
     #: The worker's node name.
     worker: str = ""
     #: Whether the task runs inside the caller's process, where no message can be sent again.
@@ -78,6 +83,7 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         deferrals=deferrals if isinstance(deferrals, int) else 0,
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
         owner=request.get(OWNER_ENTRY),
+        watcher=request.get(WATCHER_ENTRY),
         worker=request.hostname or "",
         eager=bool(request.is_eager),
     )

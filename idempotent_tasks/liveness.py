@@ -12,27 +12,36 @@ from typing import Final
 
 __all__ = ["current_process", "has_ended"]
 
+#: Between the name of a process and that of its watcher.
+_WATCHED_BY: Final = "^"
 _PROC: Final = Path("/proc")
 #: Fields of ``/proc/PID/stat``, counted from the one after the command's closing bracket (``man 5 proc_pid_stat``).
 _STATE, _THREADS, _START_TIME = 0, 17, 19
 
 
-def current_process() -> str | None:
+def current_process(watcher: int | None = None) -> str | None:
     """Return a name of this process that no other has, on this machine or elsewhere; None where it cannot be had.
 
     Host, boot, namespaces, process id and start time.  Linux only: it needs ``/proc``.
+
+    Args:
+        watcher: the id of the process that takes care of what this one leaves behind, which becomes part of the name.
     """
-    return _name_of(os.getpid())
+    return _name_of(os.getpid(), watcher)
 
 
 def has_ended(process: str | None) -> bool:
-    """Return whether a process named by `current_process` is certain to have ended.
+    """Return whether a process named by `current_process`, and its watcher, are certain to have ended.
 
-    False where it lives, where it ran on another machine, in another boot or in another container, and for None.
+    False where it ran on another machine, in another boot or in another container, and for None.
     """
-    place, _, name = (process or "").rpartition("/")
+    place, _, names = (process or "").rpartition("/")
+    return bool(place) and place == _this_place() and all(map(_has_ended, names.split(_WATCHED_BY)))
+
+
+def _has_ended(name: str) -> bool:
     pid, _, start = name.partition("@")
-    if not place or place != _this_place() or not pid.isdecimal():
+    if not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)
@@ -47,9 +56,12 @@ def has_ended(process: str | None) -> bool:
 
 # A forked child has another id, so it never finds its parent's name here.
 @lru_cache(maxsize=1)
-def _name_of(pid: int) -> str | None:
-    place, stat = _this_place(), _stat(pid)
-    return f"{place}/{pid}@{stat[_START_TIME]}" if place and stat else None
+def _name_of(*pids: int | None) -> str | None:
+    place = _this_place()
+    stats = {pid: _stat(pid) for pid in pids if pid is not None}
+    if place is None or None in stats.values():
+        return None
+    return f"{place}/" + _WATCHED_BY.join(f"{pid}@{stat[_START_TIME]}" for pid, stat in stats.items() if stat)
 
 
 @lru_cache(maxsize=1)

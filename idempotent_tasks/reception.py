@@ -115,7 +115,7 @@ class Reception:
             task=delivery.task,
             task_id=delivery.task_id,
             worker=delivery.worker,
-            process=current_process(),
+            process=current_process(delivery.watcher),
         )
 
     def _guard(self) -> Guard:

@@ -1,6 +1,7 @@
 """The parent's side of a delivery: what only a worker's main process knows, and what a dead child cannot do."""
 
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -14,7 +15,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.asynchronous import get_event_loop
 
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY
+from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY
 from idempotent_tasks.departed import Departed
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
@@ -58,6 +59,7 @@ class GuardedRequest(Request):
         super().__init__(*args, **kwargs)
         self._request_dict[OWNER_ENTRY] = uuid4().hex
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
+        self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
         self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:

@@ -126,3 +126,26 @@ def test_deferral_while_the_worker_loses_its_broker_loses_nothing(make_guarded: 
     rig.journal.open("before-effect")
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
+
+
+@on_rabbitmq
+def test_deferral_that_is_swallowed_is_not_acknowledged(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """A copy that vanished on its way was not confirmed: the message goes back to its queue instead of being lost."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    rig.journal.shut("before-effect")
+    # Bodies' processes publish through the proxy, the parent consumes and acknowledges past it.
+    write_url = {"broker_write_url": tcp.url(rig.config.broker_url)}
+    rig.start_worker(2, settings=rig.config.settings | write_url)
+    original = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    warm_up = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("Deferred", id=warm_up.id)
+    tcp.swallow()
+    duplicate = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("received", id=duplicate.id, times=2)
+    assert rig.journal.count("Deferred", id=duplicate.id) == 0
+    tcp.mend()
+    rig.journal.wait_for("Deferred", id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert [rig.result(each) for each in (original, warm_up, duplicate)] == [17, 17, 17]
+    assert rig.journal.count("effect") == 1

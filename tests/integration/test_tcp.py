@@ -47,6 +47,20 @@ def test_refusal_turns_only_new_connections_away(echo: Tcp) -> None:
         assert _ask(after, b"four") == b"four"
 
 
+def test_what_is_swallowed_never_arrives(echo: Tcp) -> None:
+    """`swallow` lets clients believe that they sent something; after `mend` a connection carries bytes again."""
+    with _connect(echo) as client:
+        assert _ask(client, b"one") == b"one"
+        echo.swallow()
+        client.sendall(b"two")
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(64)
+        echo.mend()
+        client.settimeout(TIMEOUT_SECONDS)
+        assert _ask(client, b"three") == b"three"
+
+
 def _connect(proxy: Tcp) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), TIMEOUT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker, which cuts connections and takes no new ones while a test wants that."""
+"""A TCP proxy in front of a broker: cuts connections, takes no new ones, or swallows what clients send."""
 
 import socket
 import struct
@@ -28,6 +28,7 @@ class Tcp:
     taken: int = 0
     refused: int = 0
     _refusing: bool = False
+    _swallowing: bool = False
     _pairs: set[Pair] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -42,6 +43,11 @@ class Tcp:
         with self._lock:
             self._refusing = True
 
+    def swallow(self) -> None:
+        """From now on take what clients send and pass nothing on, as a network does that lost the way."""
+        with self._lock:
+            self._swallowing = True
+
     def cut(self) -> int:
         """Reset every open connection on both sides, and return how many there were."""
         with self._lock:
@@ -51,9 +57,9 @@ class Tcp:
         return len(pairs)
 
     def mend(self) -> None:
-        """Take new connections again."""
+        """Take new connections again, and pass on what clients send; what was swallowed is gone."""
         with self._lock:
-            self._refusing = False
+            self._refusing = self._swallowing = False
 
     def take(self, client: socket.socket) -> None:
         """Connect a client to the server, or close it."""
@@ -80,7 +86,10 @@ class Tcp:
     def _pump(self, source: socket.socket, target: socket.socket, pair: Pair) -> None:
         with suppress(OSError):
             while chunk := source.recv(CHUNK_BYTES):
-                target.sendall(chunk)
+                with self._lock:
+                    swallowing = self._swallowing and source is pair[0]
+                if not swallowing:
+                    target.sendall(chunk)
         with self._lock:
             open_still = pair in self._pairs
             self._pairs.discard(pair)

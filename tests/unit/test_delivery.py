@@ -11,6 +11,7 @@ from idempotent_tasks.delivery import (
     HARD_LIMIT_ENTRY,
     KEY_HEADER,
     OWNER_ENTRY,
+    WATCHER_ENTRY,
     PRIVATE_HEADERS,
     Delivery,
     read_delivery,
@@ -60,5 +61,6 @@ def test_a_forged_count_counts_as_none(forged: Any) -> None:
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    assert {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY} == PRIVATE_HEADERS
+    private = {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
+    assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS

@@ -13,6 +13,8 @@ from idempotent_tasks.liveness import current_process, has_ended
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
+#: Above the largest that Linux gives.
+NO_PID = 999_999_999
 #: Says its own name, then lives until it is told to end.
 SAY_NAME = "from idempotent_tasks.liveness import current_process; print(current_process(), flush=True); input()"
 #: Says its own name; then its first thread ends, and another waits.
@@ -76,6 +78,18 @@ def test_a_forked_child_has_a_name_of_its_own() -> None:
     assert has_ended(theirs)
 
 
+def test_what_a_watched_process_leaves_is_its_watchers_business(living: subprocess.Popen[str]) -> None:
+    """A worker's parent process releases for its dead children; only when it has ended too does anybody else."""
+    name_said_by(living)
+    place, _, watched = str(current_process(living.pid)).rpartition("/")
+    gone_child = f"{place}/{NO_PID}@1^{watched.partition('^')[2]}"
+    assert not has_ended(gone_child)
+    living.kill()
+    living.wait(BOUND_SECONDS)
+    assert has_ended(gone_child)
+    assert not has_ended(f"{place}/{watched}")
+
+
 def test_a_process_id_that_was_given_again_is_another_process() -> None:
     """The start time tells a process from an earlier one with its id."""
     place, _, own = str(current_process()).rpartition("/")
@@ -88,7 +102,7 @@ def test_nothing_is_certain_of_another_place(part: int) -> None:
     """Another host, boot or namespace has process ids of its own, whatever ours says."""
     parts = str(current_process()).split("/")
     parts[part] = "elsewhere"
-    parts[-1] = "999999999@1"
+    parts[-1] = f"{NO_PID}@1"
     assert not has_ended("/".join(parts))
 
 
