@@ -1,6 +1,7 @@
 """A test's own app, queue, journal and workers on one broker."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,9 +39,12 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(self, concurrency: int = 2, *options: str, pool: str = "prefork") -> Worker:
-        """Return a worker that consumes this test's queue."""
-        worker = Worker(self.config, concurrency, *options, pool=pool)
+    def start_worker(
+        self, concurrency: int = 2, *options: str, pool: str = "prefork", elsewhere_skew_seconds: float | None = None
+    ) -> Worker:
+        """Return a worker that consumes this test's queue, on this machine or as if it were on another."""
+        config = replace(self.config, elsewhere_skew_seconds=elsewhere_skew_seconds)
+        worker = Worker(config, concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_ready()
