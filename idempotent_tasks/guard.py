@@ -50,6 +50,8 @@ T = TypeVar("T")
 STORE_PATIENCE: Final = 5.0
 #: Why the claim of a process is released that is found to have ended.
 HOLDER_ENDED: Final = "HolderEnded"
+#: What ends a process, by the body itself or by billiard's SIGTERM at a hard time limit, is no clean end of the body.
+PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
 #: Seconds between two looks at a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -57,7 +59,7 @@ WAIT_PAUSE: Final = 0.5
 class ActiveRun:
     """A body that runs under a claim; ``self.idempotency`` inside it."""
 
-    def __init__(self, claim: Claim, release: Callable[[Claim, str], None]) -> None:
+    def __init__(self, claim: Claim, release: Callable[..., None]) -> None:
         self.claim = claim
         self.handed_over = False
         #: Whether the claim is known to be gone: another delivery may be running the body too.
@@ -79,11 +81,11 @@ class ActiveRun:
         """1 for a first try; each run that crashed since the last clean end adds 1."""
         return self.claim.attempt
 
-    def hand_over(self, reason: str) -> None:
-        """Free the key now, because a message that will claim it is about to be published."""
+    def hand_over(self, reason: str, *, crashed: bool = False) -> None:
+        """Free the key now, because the body is over, or a message that will claim it is about to be published."""
         if not self.handed_over:
             self.handed_over = True
-            self._release(self.claim, reason)
+            self._release(self.claim, reason, crashed=crashed)
 
 
 Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
@@ -167,7 +169,7 @@ class Guard:
         except BaseException as error:
             # An interrupt after the body's return comes too late to mean anything.
             if not values or not isinstance(error, self.interrupts):
-                run.hand_over(type(error).__name__)
+                run.hand_over(type(error).__name__, crashed=isinstance(error, PROCESS_ENDS))
                 raise
         if run.handed_over:
             return Returned(values[0])

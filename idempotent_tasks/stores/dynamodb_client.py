@@ -54,6 +54,8 @@ _TRANSIENT = frozenset(
         "TransactionInProgressException",
     }
 )
+#: Where the exceptions come from that an HTTP request may raise by itself.
+_HTTP_MODULES = frozenset({"OpenSSL", "botocore", "builtins", "eventlet", "gevent", "http", "socket", "ssl", "urllib3"})
 _REMEDIES = {
     "ResourceNotFoundException": "create it with DynamoDBStore(...).create_table(), or mend its name or the region",
     "AccessDeniedException": "allow the action on the table to the worker's role",
@@ -222,12 +224,24 @@ def _translated(operation: str, table: str, where: Connection) -> Iterator[None]
     except ClientError as error:
         raise _from_answer(error, _said(operation, table, where)) from error
     except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
+        _raise_interrupt(error)
         msg = f"{_said(operation, table, where)} got no answer ({type(error).__name__})"
         raise StoreUnavailableError(msg) from error
     except (BotoCoreError, ValueError) as error:
         remedy = "mend the store's region, endpoint or credentials"
         msg = f"{_said(operation, table, where)} cannot be sent: {error}; {remedy}"
         raise StoreMisconfiguredError(msg) from error
+
+
+def _raise_interrupt(error: BotoCoreError) -> None:
+    """Raise what somebody else raised into this thread during a request, such as a soft time limit.
+
+    botocore takes it for an error of its HTTP client's (``botocore.httpsession.URLLib3Session.send``).
+    """
+    if type(error) is HTTPClientError:
+        inner = error.kwargs.get("error")
+        if isinstance(inner, Exception) and type(inner).__module__.partition(".")[0] not in _HTTP_MODULES:
+            raise inner
 
 
 def _said(operation: str, table: str, where: Connection) -> str:

@@ -1,5 +1,7 @@
 """What goes wrong between a store and DynamoDB: a typed error each, and after a lost answer the same answer again."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +12,13 @@ from botocore.config import Config
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.records import Claim, Committed, Granted, Released, Renewed
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, Interrupt, done, grant, wish
 from tests.support.processes import free_port
 from tests.support.wire import Answer, Fault, Forward, Wire, answer, hold, internal_error, lose_answer, refuse
 
 RETENTION = 3600
+#: Longer than any of these tests takes, in seconds.
+LONG_SECONDS = 20.0
 
 WEB_PAGE = b"<html><body>It works!</body></html>"
 
@@ -238,3 +242,25 @@ class TestLostAnswers:
             dynamodb.restore(record)
         dynamodb.restore(record)
         assert dynamodb.get(KEY) == record
+
+
+def test_what_somebody_raises_into_a_request_comes_out(dynamodb: DynamoDBStore, wire: Wire) -> None:
+    """A soft time limit during a request is no failure of the store, which would be tried again as if nothing was."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def signal_us(_: Forward) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        interrupted.wait(LONG_SECONDS)
+
+    dynamodb.claim(wish("one", key="shop.charge#other"))
+    interrupted, before = threading.Event(), signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        wire.break_nth("UpdateItem", 2, signal_us)
+        with pytest.raises(Interrupt):
+            dynamodb.claim(wish("two"))
+    finally:
+        interrupted.set()
+        signal.signal(signal.SIGUSR1, before)
+    assert isinstance(dynamodb.claim(wish("three")), Granted)

@@ -67,6 +67,7 @@ def test_revoked_with_terminate_frees_the_key(make_guarded: MakeRig, number: sig
     revoked.revoke(terminate=True, signal=number.name)
     with pytest.raises(TaskRevokedError):
         rig.result(revoked)
+    rig.journal.wait_for("Released", id=revoked.id, reason="Terminated")
     rig.journal.open("before-effect")
     assert rig.result(rig.send("charge", "ord-1", 17)) == 17
     assert rig.journal.count("effect") == 1

@@ -19,12 +19,12 @@ def test_worker_killed_after_claim_before_effect(make_guarded: MakeRig) -> None:
     """The claim of a dead worker expires, and its redelivered task runs: one effect, result stored."""
     rig = make_guarded(tasks={"charge": BRIEF})
     rig.journal.shut("before-effect")
-    first = rig.start_worker()
+    first = rig.start_worker(elsewhere_skew_seconds=0)
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
     first.kill()
     rig.journal.open("before-effect")
-    rig.start_worker(host="elsewhere")
+    rig.start_worker()
     assert rig.result(published) == 17
     assert rig.journal.count("effect") == 1
     dead, alive = rig.journal.entries("started", id=published.id)
@@ -65,10 +65,10 @@ def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRi
     """A duplicate waits for the run on another worker, which is killed: both publishers get one effect's result."""
     rig = make_guarded(tasks={"charge": {**BRIEF, "time_limit": 8}})
     rig.journal.shut("before-effect")
-    first = rig.start_worker(1)
+    first = rig.start_worker(1, elsewhere_skew_seconds=0)
     original = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
-    rig.start_worker(1, host="elsewhere")
+    rig.start_worker(1)
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=duplicate.id)
     first.kill()

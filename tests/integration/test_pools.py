@@ -25,10 +25,10 @@ def test_long_body_keeps_its_claim_and_a_dead_one_loses_it(make_guarded: MakeRig
     """A body longer than its lease is never joined by a duplicate, which takes over one lease after the worker died."""
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": LEASED})
     rig.journal.shut("before-effect")
-    first = rig.start_worker(1, pool=pool)
+    first = rig.start_worker(1, pool=pool, elsewhere_skew_seconds=0)
     original = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate")
-    second = rig.start_worker(1, pool=pool, host="elsewhere")
+    second = rig.start_worker(1, pool=pool)
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=duplicate.id, reason="busy")
     rig.journal.wait_for("Renewed", id=original.id, times=RENEWALS)
@@ -41,6 +41,7 @@ def test_long_body_keeps_its_claim_and_a_dead_one_loses_it(make_guarded: MakeRig
     assert (heir["id"], heir["pid"], heir["attempt"]) == (duplicate.id, second.process.pid, 2)
     assert rig.result(duplicate) == 17
     assert rig.result(rig.send("charge", "ord-1", 17)) == 17
+    assert rig.journal.count("Released", reason="HolderEnded") == 0
     assert rig.journal.count("Replayed") >= 1
     assert rig.journal.count("effect") == 1
 

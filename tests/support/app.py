@@ -10,6 +10,7 @@ from kombu import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
 from tests.support.bodies import bodies
+from tests.support.elsewhere import store_elsewhere
 from tests.support.journal import Journal
 
 __all__ = ["VARIABLE", "AppConfig", "build_app"]
@@ -48,10 +49,10 @@ class AppConfig:
     base: str = PLAIN
     #: More of ``app.conf``.
     settings: Options = field(default_factory=dict)
-    #: The host name that a worker believes in: processes of other hosts tell it nothing.
-    host: str | None = None
     #: Options of single tasks, by task name.
     tasks: dict[str, Options] = field(default_factory=dict)
+    #: The worker is to think that it is on a machine of its own, whose clock is ahead by so many seconds.
+    elsewhere_skew_seconds: float | None = None
 
     @property
     def journal(self) -> Journal:
@@ -88,6 +89,8 @@ def build_app(config: AppConfig) -> Celery:
         worker_prefetch_multiplier=1,
     )
     app.conf.update(config.settings)
+    if config.elsewhere_skew_seconds is not None:
+        app.conf.idempotency_store = store_elsewhere(app.conf.idempotency_store, config.elsewhere_skew_seconds)
     base = symbol_by_name(config.base)
     for name, body in bodies(config.journal).items():
         options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})

@@ -28,7 +28,7 @@ def unseen(_: Event) -> None:
     """Observe nothing."""
 
 
-def no_release(_claim: Claim, _reason: str) -> None:
+def no_release(_claim: Claim, _reason: str, *, crashed: bool) -> None:
     """Release nothing."""
 
 

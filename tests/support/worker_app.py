@@ -1,7 +1,6 @@
 """What ``celery -A tests.support.worker_app`` loads: the app that the environment describes."""
 
 import os
-import socket
 from typing import Any
 
 from celery import signals
@@ -11,9 +10,6 @@ from tests.support.app import VARIABLE, AppConfig, build_app
 
 config = AppConfig.from_json(os.environ[VARIABLE])
 journal = config.journal
-if config.host is not None:
-    host = config.host
-    socket.gethostname = lambda: host
 app = build_app(config)
 
 

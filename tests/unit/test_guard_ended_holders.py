@@ -86,3 +86,17 @@ def test_crashes_are_counted_to_the_end(bench: Bench, store: MemoryStore) -> Non
     grant(store, "three", process="p1")
     with pytest.raises(CrashLoopError, match="3 times in a row"):
         bench.deliver(guard=knowing(bench, "p1", max_crashes=3))
+
+
+@pytest.mark.parametrize("end", [SystemExit(1), KeyboardInterrupt()], ids=repr)
+def test_a_body_that_ends_its_process_frees_its_key_and_counts(bench: Bench, end: BaseException) -> None:
+    """A SIGTERM that cuts a body short, as at a hard time limit, is no clean end of it, nor is an exit of its own."""
+    guard = bench.guard(max_crashes=2)
+    for owner in ("one", "two"):
+        with pytest.raises(type(end)) as caught:
+            bench.deliver(owner, end, guard=guard)
+        assert caught.value is end
+    with pytest.raises(CrashLoopError, match="2 times in a row"):
+        bench.deliver("three", guard=guard)
+    assert bench.ran == ["one", "two"]
+    assert bench.events() == ["Claimed", "Released"] * 2 + ["CrashLooped", "Released"]

@@ -1,0 +1,79 @@
+"""Bodies that end their process again and again: counted by key, given up in the open, forgotten by a clean end."""
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+from idempotent_tasks import CrashLoopError, DynamoDBStore
+from tests.integration.conftest import MakeRig
+from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.rig import Rig
+from tests.support.waiting import wait_for
+
+BY_ORDER = {"key": "order", "max_crashes": 2}
+LOGGED = {"idempotency_observers": ["tests.support.observer:observe", "idempotent_tasks.events:log_event"]}
+
+pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
+
+
+def attempts(rig: Rig, order: str) -> list[int]:
+    """Return which attempts at an order ran, in order."""
+    return [entry["attempt"] for entry in rig.journal.entries("started", key=order)]
+
+
+def test_kills_of_children_and_workers_count_for_their_key(make_guarded: MakeRig) -> None:
+    """A killed child and a killed worker are two crashes of one key; a key that crashed once beside it still runs."""
+    tasks = {"charge": {"time_limit": 120, "idempotency": BY_ORDER}}
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=tasks, settings=LOGGED)
+    rig.journal.shut("before-effect")
+    first = rig.start_worker()
+    rig.send("charge", "ord-1", 17)
+    first.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    rig.journal.wait_for("started", times=2, key="ord-1")
+    rig.send("charge", "ord-2", 18)
+    rig.journal.wait_for("started", key="ord-2")
+    first.kill()
+    rig.journal.open("before-effect")
+    second = rig.start_worker()
+    given_up, alive = rig.send("charge", "ord-1", 17), rig.send("charge", "ord-2", 18)
+    with pytest.raises(CrashLoopError, match=r"ended its process 2 times in a row.* publish the task anew") as caught:
+        rig.result(given_up)
+    assert given_up.state == "FAILURE"
+    assert rig.result(alive) == 18
+    assert (attempts(rig, "ord-1"), attempts(rig, "ord-2")) == ([1, 2], [1, 2])
+    told = [line for line in second.log().splitlines() if "ERROR" in line and f"charge[{given_up.id}] key" in line]
+    assert len(told) == 1
+    assert f"key {rig.journal.entries('CrashLooped')[0]['key']} crashes=2" in told[0]
+    wait_for(lambda: str(caught.value) in second.log(), 10, "the worker's log has no CrashLoopError")
+
+
+def test_hard_time_limits_count(make_guarded: MakeRig) -> None:
+    """A body that its hard time limit kills in each delivery is given up after ``max_crashes``."""
+    options = {"time_limit": 1, "acks_on_failure_or_timeout": False, "idempotency": BY_ORDER}
+    rig = make_guarded(tasks={"charge": options})
+    rig.journal.shut("before-effect")
+    rig.start_worker()
+    published = rig.send("charge", "ord-1", 17)
+    with pytest.raises(TimeLimitExceeded):
+        rig.result(published)
+    rig.journal.wait_for("CrashLooped", id=published.id, crashes=2)
+    rig.journal.wait_for("over", id=published.id, state="FAILURE")
+    with pytest.raises(CrashLoopError, match="2 times in a row"):
+        rig.result(rig.app.AsyncResult(published.id))
+    assert attempts(rig, "ord-1") == [1, 2]
+
+
+def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBStore) -> None:
+    """A run after a crash that ends by an exception, or commits, starts the count anew."""
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": {"idempotency": BY_ORDER}})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker()
+    published = rig.send("charge", "ord-1", 17, soft_time_limit=2)
+    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    with pytest.raises(SoftTimeLimitExceeded):
+        rig.result(published)
+    anew = rig.send("charge", "ord-1", 17)
+    worker.kill_child(rig.journal.wait_for("at-gate", times=3)["pid"])
+    rig.journal.open("before-effect")
+    assert rig.result(anew) == 17
+    assert attempts(rig, "ord-1") == [1, 2, 1, 2]
+    assert store.get(rig.journal.wait_for("Committed")["key"]).attempt == 0
