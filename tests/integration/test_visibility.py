@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from idempotent_tasks.deferral import SHORTEST_COUNTDOWN
 from tests.integration.conftest import MakeRig
 from tests.support.backlog import backlog
 from tests.support.journal import Journal
@@ -36,6 +37,13 @@ def deferred_by_generation(journal: Journal, task_id: str) -> Counter[int]:
     return generations
 
 
+def repeated_generations(journal: Journal, task_id: str) -> set[int]:
+    """Return the generations of copies of which a worker received more than were published."""
+    received = Counter(each["deferrals"] for each in journal.entries("received", id=task_id))
+    published = deferred_by_generation(journal, task_id)
+    return {each for each, times in received.items() if each > 0 and times > max(published[each - 1], 1)}
+
+
 @on_visibility_timeouts
 def test_body_of_four_visibility_timeouts_has_one_effect(make_guarded: MakeRig) -> None:
     """A body of four visibility timeouts, on two workers: one effect, one copy waiting at a time, none left over."""
@@ -50,11 +58,11 @@ def test_body_of_four_visibility_timeouts_has_one_effect(make_guarded: MakeRig) 
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     rig.journal.wait_for("Replayed", id=published.id)
     wait_for(lambda: backlog(rig.app) == 0, 20.0, "a copy of the message was left over")
+    # One copy after the other; one that the broker repeats while it is being deferred costs one more, for a round.
     deferrals = rig.journal.entries("Deferred", id=published.id)
-    assert set(deferred_by_generation(rig.journal, published.id).values()) == {1}
-    # Copies that wait at the same time would have spent more seconds than there were.
-    waited = sum(each["countdown_seconds"] for each in deferrals[:-1])
-    assert waited <= deferrals[-1]["at"] - rig.journal.wait_for("started")["at"]
+    seconds = deferrals[-1]["at"] - rig.journal.wait_for("started")["at"]
+    assert len(deferrals) <= seconds / SHORTEST_COUNTDOWN
+    assert max(deferred_by_generation(rig.journal, published.id).values()) <= 2
 
 
 @on_visibility_timeouts
@@ -63,10 +71,14 @@ def test_eta_beyond_the_visibility_timeout_has_one_effect(make_guarded: MakeRig)
     rig = make_guarded(visibility_seconds=VISIBILITY_SECONDS, tasks={"charge": BY_ORDER})
     for _ in range(2):
         rig.start_worker()
+    rig.journal.shut("before-effect")
     eta = datetime.now(UTC) + timedelta(seconds=2 * VISIBILITY_SECONDS + 1)
     published = rig.send("charge", "ord-1", 17, eta=eta)
+    # Every delivery waits in its worker for the same moment.
+    rig.journal.wait_for("begun", times=2, id=published.id)
+    rig.journal.wait_for("over", id=published.id, state="IGNORED")
+    rig.journal.open("before-effect")
     assert rig.result(published) == 17
-    assert rig.journal.count("received", id=published.id) >= 2
     assert rig.journal.wait_for("started")["at"] >= eta.timestamp()
     wait_for(lambda: backlog(rig.app) == 0, 20.0, "a copy of the message was left over")
     received = rig.journal.count("received", id=published.id)
@@ -113,20 +125,23 @@ def test_copies_in_a_saturated_worker_do_not_multiply(make_guarded: MakeRig) -> 
     rig.journal.shut("before-effect")
     rig.start_worker(2)
     original = rig.send("charge", "ord-1", 17)
-    rig.journal.wait_for("at-gate", gate="before-effect")
-    for deferrals in (1, 2):
-        # The copy comes back a second or more after its deferral: the other slot is taken by then.
-        rig.journal.wait_for("received", id=original.id, deferrals=deferrals)
-        gate = f"add-{deferrals}-{deferrals}"
+    rig.journal.wait_for("Deferred", id=original.id)
+    seen: set[int] = set()
+    for number in (1, 2):
+        # This body takes the slot in which the copy is deferred, whenever it comes.
+        gate = f"add-{number}-{number}"
         rig.journal.shut(gate)
-        rig.send("add", deferrals, deferrals)
+        rig.send("add", number, number)
         rig.journal.wait_for("at-gate", gate=gate)
-        published = deferred_by_generation(rig.journal, original.id)[deferrals - 1]
-        rig.journal.wait_for("received", times=published + 1, id=original.id, deferrals=deferrals)
+        repeated = wait_for(lambda: repeated_generations(rig.journal, original.id) - seen, 30.0, "no copy came twice")
+        seen.update(repeated)
         rig.journal.open(gate)
-        rig.journal.wait_for("begun", times=published + 1, id=original.id, deferrals=deferrals)
+        for generation in repeated:
+            received = rig.journal.count("received", id=original.id, deferrals=generation)
+            rig.journal.wait_for("begun", times=received, id=original.id, deferrals=generation)
     rig.journal.open("before-effect")
     assert rig.result(original) == 17
     wait_for(lambda: backlog(rig.app) == 0, 30.0, "a copy of the message was left over")
     assert rig.journal.count("effect", id=original.id) == 1
+    # There was one slot for all copies, so none was deferred at the very moment when another was.
     assert max(deferred_by_generation(rig.journal, original.id).values()) == 1

@@ -11,8 +11,8 @@ from idempotent_tasks.delivery import (
     HARD_LIMIT_ENTRY,
     KEY_HEADER,
     OWNER_ENTRY,
-    WATCHER_ENTRY,
     PRIVATE_HEADERS,
+    WATCHER_ENTRY,
     Delivery,
     read_delivery,
 )
