@@ -44,11 +44,11 @@ def test_one_bad_answer_costs_one_try(make_guarded: MakeRig, wire: Wire, fault: 
     assert rig.journal.count("Deferred") == rig.journal.count("Superseded") == rig.journal.count("Unrecorded") == 0
 
 
-@pytest.mark.parametrize("task", ["retry", "fail"])
-def test_release_whose_answer_is_lost(make_guarded: MakeRig, wire: Wire, task: str) -> None:
+@pytest.mark.parametrize(("task", "fault"), [("retry", lose_answer), ("fail", throttle)], ids=["lost", "throttled"])
+def test_release_without_an_answer(make_guarded: MakeRig, wire: Wire, task: str, fault: Fault) -> None:
     """A body asks for a retry, or raises: its release is tried again before the retry is published, and no crash."""
     rig = warmed_up(make_guarded(wire.endpoint, tasks={task: LONG}), wire)
-    wire.break_nth("UpdateItem", SECOND, lose_answer)
+    wire.break_nth("UpdateItem", SECOND, fault)
     assert rig.result(rig.send(task, "ord-1", 1)) == 2
     assert rig.journal.count("effect", key="ord-1") == 1
     assert rig.journal.count("Deferred") == 0
