@@ -78,7 +78,7 @@ def _publish_for(seconds: float, load: Load) -> None:
 @on_ministack
 def test_hard_time_limit_does_not_strike_in_the_commit(make_guarded: MakeRig, wire: Wire) -> None:
     """A body that returned in an outage has its result, and `Unrecorded` says the rest, before its limit kills it."""
-    rig = make_guarded(wire.endpoint, visibility_seconds=30, tasks={"charge": {"time_limit": 5, **BY_ORDER}})
+    rig = make_guarded(wire.endpoint, visibility_seconds=30, tasks={"charge": {"time_limit": 8, **BY_ORDER}})
     rig.journal.shut("before-effect")
     rig.start_worker()
     published = rig.send("charge", "ord-1", 17)
@@ -93,13 +93,14 @@ def test_hard_time_limit_does_not_strike_in_the_commit(make_guarded: MakeRig, wi
 @on_ministack
 def test_hard_time_limit_does_not_strike_in_the_claim(make_guarded: MakeRig, wire: Wire) -> None:
     """A delivery that cannot claim within a short time limit is deferred, not failed and lost: its body runs later."""
-    rig = make_guarded(wire.endpoint, visibility_seconds=30, tasks={"charge": {"time_limit": 3, **BY_ORDER}})
-    rig.start_worker()
+    rig = make_guarded(wire.endpoint, visibility_seconds=30, tasks={"charge": BY_ORDER})
+    rig.start_worker(1)
+    assert rig.result(rig.send("charge", "warm-up", 1)) == 1
     with wire.outage():
-        published = rig.send("charge", "ord-1", 17)
+        published = rig.send("charge", "ord-1", 17, time_limit=4)
         rig.journal.wait_for("Deferred", id=published.id)
     assert rig.result(published) == 17
-    assert rig.journal.count("effect") == 1
+    assert rig.journal.count("effect", key="ord-1") == 1
 
 
 @on_redis

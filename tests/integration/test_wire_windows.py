@@ -44,11 +44,11 @@ def test_one_bad_answer_costs_one_try(make_guarded: MakeRig, wire: Wire, fault: 
     assert rig.journal.count("Deferred") == rig.journal.count("Superseded") == rig.journal.count("Unrecorded") == 0
 
 
-@pytest.mark.parametrize("task", ["retry", "fail"])
-def test_release_whose_answer_is_lost(make_guarded: MakeRig, wire: Wire, task: str) -> None:
+@pytest.mark.parametrize(("task", "fault"), [("retry", lose_answer), ("fail", throttle)], ids=["lost", "throttled"])
+def test_release_without_an_answer(make_guarded: MakeRig, wire: Wire, task: str, fault: Fault) -> None:
     """A body asks for a retry, or raises: its release is tried again before the retry is published, and no crash."""
     rig = warmed_up(make_guarded(wire.endpoint, tasks={task: LONG}), wire)
-    wire.break_nth("UpdateItem", SECOND, lose_answer)
+    wire.break_nth("UpdateItem", SECOND, fault)
     assert rig.result(rig.send(task, "ord-1", 1)) == 2
     assert rig.journal.count("effect", key="ord-1") == 1
     assert rig.journal.count("Deferred") == 0
@@ -99,8 +99,8 @@ def test_answer_later_than_the_read_timeout(make_guarded: MakeRig, wire: Wire, o
 
 
 def test_child_that_dies_in_an_outage(make_guarded: MakeRig, wire: Wire) -> None:
-    """The parent cannot release for its dead child, so the redelivery waits for the claim: one effect, not lost."""
-    rig = make_guarded(wire.endpoint, visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": BRIEF})
+    """The parent releases for its dead child when the store is back: the redelivery runs long before the claim ends."""
+    rig = make_guarded(wire.endpoint, visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": LONG})
     worker = rig.start_worker()
     rig.journal.shut("before-effect")
     published = rig.send("charge", "ord-1", 17)
@@ -112,3 +112,19 @@ def test_child_that_dies_in_an_outage(make_guarded: MakeRig, wire: Wire) -> None
     assert rig.result(published) == 17
     assert rig.journal.count("effect") == 1
     assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 2]
+
+
+def test_worker_that_dies_in_an_outage(make_guarded: MakeRig, wire: Wire) -> None:
+    """Nobody is left to release: the redelivery waits out the outage, then the claim. One effect, not lost."""
+    rig = make_guarded(wire.endpoint, tasks={"charge": BRIEF})
+    worker = rig.start_worker(1)
+    rig.journal.shut("before-effect")
+    published = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("at-gate")
+    with wire.outage():
+        worker.kill()
+        rig.journal.open("before-effect")
+        rig.start_worker()
+        rig.journal.wait_for("Deferred", id=published.id, reason="StoreUnavailableError")
+    assert rig.result(published) == 17
+    assert rig.journal.count("effect") == 1
