@@ -53,7 +53,7 @@ WAIT_PAUSE: Final = 0.5
 class ActiveRun:
     """A body that runs under a claim; ``self.idempotency`` inside it."""
 
-    def __init__(self, claim: Claim, release: Callable[[Claim, str], None]) -> None:
+    def __init__(self, claim: Claim, release: Callable[..., None]) -> None:
         self.claim = claim
         self.handed_over = False
         #: Whether the claim is known to be gone: another delivery may be running the body too.
@@ -75,11 +75,11 @@ class ActiveRun:
         """1 for a first try; each run that crashed since the last clean end adds 1."""
         return self.claim.attempt
 
-    def hand_over(self, reason: str) -> None:
-        """Free the key now, because a message that will claim it is about to be published."""
+    def hand_over(self, reason: str, *, crashed: bool = False) -> None:
+        """Free the key now, because a message that will claim it is about to be published, or the process to end."""
         if not self.handed_over:
             self.handed_over = True
-            self._release(self.claim, reason)
+            self._release(self.claim, reason, crashed=crashed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,9 @@ class Guard:
         except BaseException as error:
             # An interrupt after the body's return comes too late to mean anything.
             if not values or not isinstance(error, self.interrupts):
-                run.hand_over(type(error).__name__)
+                # Whether an exit is the body's own or was asked for from outside, only the parent process knows: it
+                # releases once more, and counts from 0 again where the body is not to blame.
+                run.hand_over(type(error).__name__, crashed=isinstance(error, SystemExit))
                 raise
         if run.handed_over:
             return Returned(values[0])
@@ -245,9 +247,9 @@ class Guard:
         self._tell(events.Replayed, request, holder_task_id=record.task_id)
         return Replayed(value)
 
-    def _release(self, claim: Claim, reason: str) -> None:
+    def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:
         """Free the key as well as the store allows; where it does not, the claim expires by itself."""
-        self._despite_interrupts(lambda: self._release_once(claim, reason))
+        self._despite_interrupts(lambda: self._release_once(claim, reason, crashed=crashed))
 
     def _despite_interrupts(self, step: Callable[[], T]) -> T:
         """Take a step that is safe to repeat, and take it again if an interrupt, which comes once, cuts it short."""
@@ -256,11 +258,13 @@ class Guard:
         except self.interrupts:
             return step()
 
-    def _release_once(self, claim: Claim, reason: str) -> None:
+    def _release_once(self, claim: Claim, reason: str, *, crashed: bool) -> None:
         clock = self.store.clock
         try:
             answer: object = persistently(
-                lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE
+                lambda: self.store.release(claim, reason, crashed=crashed),
+                clock=clock,
+                until=clock.now() + STORE_PATIENCE,
             )
         except StoreError as error:
             answer = error
