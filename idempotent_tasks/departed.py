@@ -2,12 +2,13 @@
 
 import os
 import select
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 from idempotent_tasks import events
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.errors import IdempotencyError
+from idempotent_tasks.errors import IdempotencyError, StoreError
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Released
 from idempotent_tasks.retries import persistently
@@ -18,6 +19,9 @@ __all__ = ["Departed", "gone"]
 EXIT_PATIENCE: Final = 10.0
 #: Seconds for which a release is tried again; the delivery waits for it to go back to its queue.
 RELEASE_PATIENCE: Final = 2.0
+#: Seconds between further releases where the first found no claim: a process may die while its request for one is on
+#: the way.  A claim that the store grants later than all of them is left to expire by itself.
+LATE_CLAIM_PAUSES: Final = (1.0, 4.0, 16.0)
 _POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
 
@@ -77,19 +81,42 @@ def _gone_by_polling(pid: int, seconds: float) -> bool:
 
 
 def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None:  # noqa: FBT001 - for submit()
-    if not gone(pid, EXIT_PATIENCE):
+    if gone(pid, EXIT_PATIENCE) and not _released(reception, reason, crashed=crashed):
+        _release_later(reception, reason, LATE_CLAIM_PAUSES, crashed=crashed)
+
+
+def _release_later(reception: Reception, reason: str, pauses: tuple[float, ...], *, crashed: bool) -> None:
+    """Release after each pause until there is something to release; nobody waits for it, not even the exit."""
+    if not pauses:
         return
-    store = reception.settings.store
+    first, *others = pauses
+
+    def release() -> None:
+        if not _released(reception, reason, crashed=crashed):
+            _release_later(reception, reason, tuple(others), crashed=crashed)
+
+    timer = threading.Timer(first, release)
+    timer.daemon = True
+    timer.start()
+
+
+def _released(reception: Reception, reason: str, *, crashed: bool) -> bool:
+    """Release, and return whether that is all there is to do."""
     try:
         request = reception.claim_request
-        claim = Claim.unseen(request)
+    except (IdempotencyError, TypeError):
+        # No key, so no claim.
+        return True
+    store = reception.settings.store
+    try:
         answer: Any = persistently(
-            lambda: store.release(claim, reason, crashed=crashed),
+            lambda: store.release(Claim.unseen(request), reason, crashed=crashed),
             clock=store.clock,
             until=store.clock.now() + RELEASE_PATIENCE,
         )
-    except (IdempotencyError, TypeError):
-        # No key, so no claim; or no store, and the claim expires by itself.
-        return
-    if isinstance(answer, Released):
-        reception.settings.observe(events.Released.about(request, reason=reason))
+    except StoreError:
+        return False
+    if not isinstance(answer, Released):
+        return False
+    reception.settings.observe(events.Released.about(request, reason=reason))
+    return True

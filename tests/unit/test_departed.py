@@ -19,6 +19,7 @@ from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import MemoryStore
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down
+from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 
@@ -140,6 +141,16 @@ def test_a_store_that_is_down_leaves_the_claim_to_expire(app: Celery, store: Mem
     release(reception, dead_pid)
     assert 0 < store.clock.now() - before <= departed.RELEASE_PATIENCE
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
+
+
+def test_a_claim_that_lands_after_its_release_is_released_again(
+    reception: Reception, store: MemoryStore, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request of a dead process may reach the store when the release has found nothing."""
+    monkeypatch.setattr(departed, "LATE_CLAIM_PAUSES", (0.01,) * 1000)
+    release(reception, dead_pid)
+    held = claim(store, reception)
+    wait_for(lambda: store.get(held.key).in_progress_expiration == 0, BOUND_SECONDS, "the late claim was not released")
 
 
 def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:
