@@ -62,13 +62,21 @@ class ChildProcess:
         self._popen.wait(STOP_SECONDS)
         wait_for(lambda: not running_in_group(self.pid), STOP_SECONDS, f"group {self.pid} survives SIGKILL")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the leader a signal."""
+        self._popen.send_signal(number)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Return when the leader has exited; raise `subprocess.TimeoutExpired` when it does not in time."""
+        self._popen.wait(timeout_seconds)
+
     def end_by(self, number: signal.Signals, timeout_seconds: float = STOP_SECONDS) -> None:
         """Send the leader a signal and return when it has exited.
 
         Raises:
             TimeoutError: it did not exit in time.
         """
-        self._popen.send_signal(number)
+        self.send(number)
         wait_for(
             lambda: self.returncode is not None,
             timeout_seconds,
