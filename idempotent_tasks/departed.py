@@ -2,13 +2,14 @@
 
 import os
 import select
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 from typing import Final
 
 from idempotent_tasks import events
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.clock import Clock, SystemClock
 from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, ClaimRequest, Released
@@ -19,9 +20,11 @@ __all__ = ["Departed", "gone"]
 
 #: Seconds to wait for a process that was told to end; after them its claim is left to expire by itself.
 EXIT_PATIENCE: Final = 10.0
-#: Seconds for which a release is tried again while the delivery waits for it to go back to its queue; afterwards the
-#: release is tried on, as long as the claim may live.
+#: Seconds for which a release is tried again while the delivery waits for it to go back to its queue.
 RELEASE_PATIENCE: Final = 2.0
+#: Seconds between further releases, which are tried for as long as the claim may live: a process may die while its
+#: request for a claim is on the way.  A claim that the store grants later than all of them is left to expire by itself.
+LATER_PAUSES: Final = (1.0, 4.0, 16.0)
 _POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
 
@@ -90,12 +93,23 @@ def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None
         return
     free = partial(_free, reception.settings, request, reason, crashed)
     if not free(RELEASE_PATIENCE):
-        # This delivery cannot wait for the store any longer, but the next one must not wait for the claim's end.
-        Thread(target=free, args=(request.lease_seconds,), name="idempotency-departed-later", daemon=True).start()
+        later = (free, reception.settings.store.clock, request.lease_seconds)
+        Thread(target=_free_later, args=later, name="idempotency-departed-later", daemon=True).start()
 
 
-def _free(settings: Settings, request: ClaimRequest, reason: str, crashed: bool, patience: float) -> bool:  # noqa: FBT001 - for Thread()
-    """Release the claim that the request was granted, and return whether the store answered within the seconds."""
+def _free_later(free: Callable[[float], bool], clock: Clock, lease_seconds: float) -> None:
+    """Release what could not be released at once, because there was no store, or no claim yet."""
+    give_up_at = clock.now() + lease_seconds
+    for pause in LATER_PAUSES:
+        if clock.now() + pause > give_up_at:
+            return
+        clock.sleep(pause)
+        if free(give_up_at - clock.now()):
+            return
+
+
+def _free(settings: Settings, request: ClaimRequest, reason: str, crashed: bool, patience: float) -> bool:  # noqa: FBT001 - for partial()
+    """Release the claim that the request was granted; return whether there is no more to do about it."""
     store = settings.store
     claim = Claim.unseen(request)
     try:
@@ -109,6 +123,7 @@ def _free(settings: Settings, request: ClaimRequest, reason: str, crashed: bool,
     except IdempotencyError:
         # The claim expires by itself.
         return True
-    if isinstance(answer, Released):
-        settings.observe(events.Released.about(request, reason=reason))
+    if not isinstance(answer, Released):
+        return False
+    settings.observe(events.Released.about(request, reason=reason))
     return True

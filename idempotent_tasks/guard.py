@@ -82,7 +82,7 @@ class ActiveRun:
         return self.claim.attempt
 
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
-        """Free the key now, because the body is over, or a message that will claim it is about to be published."""
+        """Free the key now: the body is over, or a message that will claim it is about to be published."""
         if not self.handed_over:
             self.handed_over = True
             self._release(self.claim, reason, crashed=crashed)
@@ -169,6 +169,8 @@ class Guard:
         except BaseException as error:
             # An interrupt after the body's return comes too late to mean anything.
             if not values or not isinstance(error, self.interrupts):
+                # Whether an exit is the body's own or was asked for from outside, only the parent process knows: it
+                # releases once more, and counts from 0 again where the body is not to blame.
                 run.hand_over(type(error).__name__, crashed=isinstance(error, PROCESS_ENDS))
                 raise
         if run.handed_over:

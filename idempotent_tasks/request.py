@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
@@ -22,9 +22,10 @@ __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: What the parent reports of a child that is dead or dying.  billiard 4.3 passes on the exception of a child that
-#: leaves by ``SystemExit`` itself, before it is gone.
-_DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, SystemExit, KeyboardInterrupt)
+#: billiard 4.3 passes on the exception of a child that leaves by itself, before it is gone.
+_EXITS: Final = (SystemExit, KeyboardInterrupt)
+#: What the parent reports of a child that is dead or dying.
+_DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *_EXITS)
 
 _workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _departed: Final = Departed()
@@ -67,6 +68,9 @@ class GuardedRequest(Request):
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         handle = super().on_failure
+        if isinstance(error, _EXITS):
+            # Celery before 5.7 would acknowledge the message, then fail to encode the exception: a lost delivery.
+            exc_info = _lost(error)
         if not isinstance(error, _DEADLY):
             handle(exc_info, *args, **kwargs)
         elif isinstance(error, Terminated) or state.should_terminate:
@@ -124,6 +128,13 @@ class GuardedRequest(Request):
 def is_prefork(pool_cls: Any) -> bool:
     """Return whether a pool class is the one whose bodies run in processes of their own, which it can kill."""
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
+
+
+def _lost(error: BaseException) -> ExceptionInfo:
+    try:
+        raise WorkerLostError(f"Worker exited prematurely: {error!r}") from error  # noqa: TRY301 - einfo wants a traceback
+    except WorkerLostError:
+        return ExceptionInfo()
 
 
 def _guarded(handle: Callable[[], None]) -> None:

@@ -1,9 +1,12 @@
 """The testbed itself, with plain Celery tasks: it must show the double effects that the library exists to prevent."""
 
+import gc
+
 import pytest
 
 from tests.integration.conftest import MakeRig
 from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.rig import Rig
 from tests.support.services import unavailable
 
 pytestmark = pytest.mark.timeout(90)
@@ -61,6 +64,16 @@ def test_terminated_worker_finishes_its_task(make_rig: MakeRig) -> None:
     assert rig.result(published) == 17
     assert worker.process.returncode == 0
     assert rig.journal.count("effect") == 1
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_rig_leaves_no_socket_to_the_garbage_collector(make_rig: MakeRig) -> None:
+    """A result that nobody waited for connects no more when its rig is gone: the warning would fail any other test."""
+    with Rig(make_rig().config) as rig:
+        forgotten: list[object] = [rig.send("charge", "ord-1")]
+        forgotten.append(forgotten)
+    del rig, forgotten
+    gc.collect()
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])

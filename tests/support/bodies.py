@@ -8,6 +8,7 @@ from typing import Any
 from celery import Task
 
 from tests.support.journal import Journal
+from tests.support.leaving import leaving_bodies
 
 Body = Callable[..., Any]
 
@@ -61,7 +62,8 @@ def bodies(journal: Journal) -> dict[str, Body]:
         begin(self, order)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    return {body.__name__: body for body in (charge, retry, fail, add, total, die, _heed(journal))}
+    ordinary = {body.__name__: body for body in (charge, retry, fail, add, total, die, _heed(journal))}
+    return ordinary | leaving_bodies(journal, charge, _about)
 
 
 def _heed(journal: Journal) -> Body:

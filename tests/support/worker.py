@@ -47,6 +47,18 @@ class Worker:
         """SIGKILL the parent and every child of its pool at once."""
         self.process.kill()
 
+    def shut_down(self, *numbers: signal.Signals) -> None:
+        """Send the parent one signal after another, each when it heard the one before, and return when it has exited.
+
+        Raises:
+            TimeoutError: with the end of its log.
+        """
+        *first, last = numbers
+        for heard, number in enumerate(first, 1):
+            self.process.send(number)
+            self._wait_until_heard(heard)
+        self.process.end_by(last, START_SECONDS)
+
     def kill_child(self, pid: int) -> None:
         """SIGKILL one child of the pool; a body writes its own id into the journal."""
         self._signal_child(pid, signal.SIGKILL)
@@ -76,6 +88,13 @@ class Worker:
     def log(self) -> str:
         """Return everything the worker logged."""
         return self.process.log.read_text(errors="replace")
+
+    def _wait_until_heard(self, shutdowns: int) -> None:
+        wait_for(
+            lambda: self.log().count(" shutdown (MainProcess)") >= shutdowns,
+            START_SECONDS,
+            lambda: f"worker {self.name} does not hear:\n{self.process.tail()}",
+        )
 
     def _signal_child(self, pid: int, number: signal.Signals) -> None:
         assert pid in self.children(), f"{pid} is no child of {self.name}: {self.children()}"

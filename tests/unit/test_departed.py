@@ -20,7 +20,7 @@ from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
-from tests.support.stores import FaultyStore, down
+from tests.support.stores import FaultyStore, down, meanwhile, passes
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
@@ -186,6 +186,17 @@ def test_a_store_that_refuses_the_release_is_not_asked_again(app: Celery, store:
     app.conf.idempotency_store = faulty
     release(unkeyed(app), dead_pid)
     assert faulty.calls == ["release"]
+
+
+def test_a_claim_that_lands_after_its_release_is_released_again(app: Celery, store: MemoryStore, dead_pid: int) -> None:
+    """The request of a dead process may reach the store when the release has found nothing."""
+    landing = meanwhile(lambda: claim(store, reception))
+    app.conf.idempotency_store = FaultyStore(store, release=[passes, passes, landing])
+    reception = unkeyed(app)
+    release(reception, dead_pid)
+    for thread in [each for each in enumerate_threads() if each.name == "idempotency-departed-later"]:
+        thread.join(BOUND_SECONDS)
+    assert store.get(reception.claim_request.key).in_progress_expiration == 0
 
 
 def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:

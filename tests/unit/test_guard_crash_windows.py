@@ -188,3 +188,12 @@ def test_the_plan_of_a_faulty_store_is_followed(store: MemoryStore) -> None:
     with pytest.raises(StoreUnavailableError):
         faulty.get(KEY)
     assert faulty.get(KEY).data == '"done"'
+
+
+def test_an_exit_releases_the_key_and_counts(bench: Bench) -> None:
+    """A body that ends its process takes it from the worker, as a crash does; the next delivery runs at once."""
+    with pytest.raises(SystemExit):
+        bench.deliver("one", SystemExit(1))
+    assert bench.the(events.Released).reason == "SystemExit"
+    assert bench.deliver("two") == Returned("done")
+    assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [1, 2]

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import celery
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery, Task
@@ -111,11 +110,7 @@ def told(error: BaseException) -> ExceptionInfo:
     raise AssertionError(f"{error!r} was not raised")
 
 
-#: Older Celery never hears of it: billiard before 4.3 lets the child exit, which is then a lost worker.
-passed_on = pytest.mark.skipif(celery.__version__ < "5.7", reason="Celery 5.7 is the first to handle SystemExit")
-
-
-@pytest.mark.parametrize("error", [WorkerLostError("killed"), pytest.param(SystemExit(1), marks=passed_on)], ids=repr)
+@pytest.mark.parametrize("error", [WorkerLostError("killed"), SystemExit(1)], ids=repr)
 def test_a_lost_worker_frees_the_key_before_the_message_returns(
     given: Given, worker: InlineWorker, loop: Hub, error: BaseException
 ) -> None:
