@@ -8,7 +8,7 @@ from tests.integration.conftest import MakeRig
 from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
 from tests.support.weather import hold_answer
-from tests.support.wire import Fault, Wire, cut, internal_error, lose_answer, throttle
+from tests.support.wire import Fault, Wire, cut, hold, internal_error, lose_answer, throttle
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 #: A claim lives for two minutes: longer than any test waits.
@@ -96,6 +96,20 @@ def test_answer_later_than_the_read_timeout(make_guarded: MakeRig, wire: Wire, o
     never.set()
     assert rig.journal.count("effect", key="ord-1") == rig.journal.count("Committed", id=published.id) == 1
     assert rig.result(rig.send("charge", "ord-1", 18)) == 17
+
+
+def test_claim_that_lands_after_it_was_given_up(make_guarded: MakeRig, wire: Wire) -> None:
+    """A claim that was under way for longer than its delivery waited holds the key for nobody: it expires, not more."""
+    tasks = {"charge": {"idempotency": {"key": "order", "lease": 12}}}
+    rig = warmed_up(make_guarded(wire.endpoint, visibility_seconds=30, tasks=tasks), wire)
+    late = threading.Event()
+    wire.break_nth("UpdateItem", CLAIM, hold(late))
+    published = rig.send("charge", "ord-1", 17)
+    rig.journal.wait_for("Deferred", id=published.id, reason="StoreUnavailableError")
+    late.set()
+    rig.journal.wait_for("Deferred", id=published.id, reason="busy")
+    assert rig.result(published) == 17
+    assert rig.journal.count("effect", key="ord-1") == rig.journal.count("Committed", id=published.id) == 1
 
 
 def test_child_that_dies_in_an_outage(make_guarded: MakeRig, wire: Wire) -> None:
