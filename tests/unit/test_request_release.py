@@ -1,6 +1,7 @@
 """The parent's side of a death: the claim of a dead child is free before its message goes back to its queue."""
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.testing import MemoryStore
 from tests.support.inline import InlineWorker
 from tests.support.shop import raising
+from tests.support.stores import FaultyStore, meanwhile
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
@@ -122,6 +124,21 @@ def test_a_lost_worker_frees_the_key_before_the_message_returns(
     assert given.record.attempt == 1
     assert worker.waiting() == 1
     worker.take().ack()
+
+
+def test_a_store_that_hangs_does_not_hold_the_event_loop(
+    given: Given, app: Celery, store: MemoryStore, loop: Hub
+) -> None:
+    """The handler returns while the release waits for its answer; the message returns when that is there."""
+    answers = threading.Event()
+    app.conf.idempotency_store = FaultyStore(store, release=[meanwhile(lambda: answers.wait(BOUND_SECONDS))])
+    given.request.on_failure(told(WorkerLostError("killed")))
+    assert not given.free
+    assert not given.message.acknowledged
+    answers.set()
+    given.settle(loop)
+    assert given.free
+    assert given.message.acknowledged
 
 
 @pytest.fixture
