@@ -48,8 +48,9 @@ def test_limits_of_call_task_and_app(make_guarded: MakeRig, store: DynamoDBStore
     rig.journal.shut("add-1-2")
     rig.start_worker(3, "--time-limit", "200")
     called = rig.send("charge", "ord-1", time_limit=40, soft_time_limit=30)
-    # Published by name, so that the limit is the worker's to find out.
-    declared, neither = rig.app.send_task("add", (1, 2)), rig.app.send_task("charge", ("ord-2",))
+    # Messages that name no limit, as other programs publish them: the worker finds it out.
+    declared = rig.app.send_task("add", (1, 2), time_limit=None)
+    neither = rig.app.send_task("charge", ("ord-2",), time_limit=None)
     limits = {called: 40, declared: 60, neither: 100}
     for published, limit in limits.items():
         assert life_of(record_of(rig, store, published)) == pytest.approx(limit + GRACE_SECONDS, abs=2)
