@@ -100,6 +100,8 @@ class Guard:
     observe: Callable[[events.Event], None]
     #: Keeps a claim alive while its body runs.
     keeping: Keeping
+    #: Whether another process releases the claim when this one ends.
+    watched: bool = False
     #: Whether the process that a record names as its holder is certain to have ended.
     holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
@@ -169,13 +171,17 @@ class Guard:
         except BaseException as error:
             # An interrupt after the body's return comes too late to mean anything.
             if not values or not isinstance(error, self.interrupts):
-                # Whether an exit is the body's own or was asked for from outside, only the parent process knows: it
-                # releases once more, and counts from 0 again where the body is not to blame.
-                run.hand_over(type(error).__name__, crashed=isinstance(error, PROCESS_ENDS))
+                self._let_go(run, error)
                 raise
         if run.handed_over:
             return Returned(values[0])
         return self._despite_interrupts(lambda: self._finish(run.claim, values[0]))
+
+    def _let_go(self, run: ActiveRun, error: BaseException) -> None:
+        ends = isinstance(error, PROCESS_ENDS)
+        # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
+        if not (ends and self.watched):
+            run.hand_over(type(error).__name__, crashed=ends)
 
     def _refuse_crash_loop(self, claim: Claim) -> None:
         crashes = claim.attempt - 1

@@ -124,6 +124,7 @@ class Reception:
             policy=self.policy,
             observe=self.settings.observe,
             keeping=self._keeping,
+            watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
             interrupts=(SoftTimeLimitExceeded,),
             time_left=self._time_left,

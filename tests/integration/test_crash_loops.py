@@ -48,7 +48,8 @@ def test_kills_of_children_and_workers_count_for_their_key(make_guarded: MakeRig
 
 def test_hard_time_limits_count(make_guarded: MakeRig) -> None:
     """A body that its hard time limit kills in each delivery is given up after ``max_crashes``."""
-    options = {"time_limit": 1, "acks_on_failure_or_timeout": False, "idempotency": BY_ORDER}
+    # Long enough for a busy machine to reach the body.
+    options = {"time_limit": 3, "acks_on_failure_or_timeout": False, "idempotency": BY_ORDER}
     rig = make_guarded(tasks={"charge": options})
     rig.journal.shut("before-effect")
     rig.start_worker()

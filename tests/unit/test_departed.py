@@ -190,13 +190,13 @@ def test_a_store_that_refuses_the_release_is_not_asked_again(app: Celery, store:
 
 def test_a_claim_that_lands_after_its_release_is_released_again(app: Celery, store: MemoryStore, dead_pid: int) -> None:
     """The request of a dead process may reach the store when the release has found nothing."""
-    landing = meanwhile(lambda: claim(store, reception))
+    landing = meanwhile(lambda: claim(store, late))
     app.conf.idempotency_store = FaultyStore(store, release=[passes, passes, landing])
-    reception = unkeyed(app)
-    release(reception, dead_pid)
+    late = unkeyed(app)
+    release(late, dead_pid)
     for thread in [each for each in enumerate_threads() if each.name == "idempotency-departed-later"]:
         thread.join(BOUND_SECONDS)
-    assert store.get(reception.claim_request.key).in_progress_expiration == 0
+    assert store.get(late.claim_request.key).in_progress_expiration == 0
 
 
 def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:
