@@ -1,6 +1,7 @@
 """A test's own app, queue, journal and workers on one broker."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         self._stack.callback(self.app.close)
+        self._stack.callback(self._close_results)
         self._stack.callback(self._delete_queue)
         return self
 
@@ -38,9 +40,16 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(self, concurrency: int = 2, *options: str) -> Worker:
-        """Return a worker that consumes this test's queue."""
-        worker = Worker(self.config, concurrency, *options)
+    def start_worker(self, concurrency: int = 2, *options: str, visibility_seconds: int | None = None) -> Worker:
+        """Return a worker that consumes this test's queue.
+
+        On Redis it is each worker's own visibility timeout that decides which messages it gives back to the queue.
+        """
+        config = self.config
+        if visibility_seconds is not None:
+            transport_options = {**config.transport_options, "visibility_timeout": visibility_seconds}
+            config = replace(config, transport_options=transport_options)
+        worker = Worker(config, concurrency, *options)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_ready()
@@ -53,6 +62,14 @@ class Rig:
     def result(self, published: AsyncResult, timeout_seconds: float = RESULT_SECONDS) -> Any:
         """Return a task's result when the backend has it, or raise its error."""
         return published.get(timeout=timeout_seconds)
+
+    def _close_results(self) -> None:
+        consumer = getattr(self.app.backend, "result_consumer", None)
+        if consumer is not None:
+            # A result that is forgotten later would connect again, to unsubscribe.
+            consumer.subscribed_to.clear()
+            consumer.stop()
+            self.app.backend.client.connection_pool.disconnect()
 
     def _delete_queue(self) -> None:
         with self.app.connection_for_write() as connection:

@@ -9,6 +9,15 @@ from tests.support.app import VARIABLE, AppConfig, build_app
 
 config = AppConfig.from_json(os.environ[VARIABLE])
 journal = config.journal
+
+
+# Before the app is built, which imports the library: receivers are called in the order in which they connect.
+@signals.task_success.connect
+def hold_success(**_: Any) -> None:
+    """Hold a delivery, if the test wants that, when all that follows it was sent and nobody was told."""
+    journal.pass_gate("before-note")
+
+
 app = build_app(config)
 
 
@@ -20,8 +29,9 @@ def say_ready(sender: Any, **_: Any) -> None:
 
 @signals.task_prerun.connect
 def say_begun(task_id: str, **_: Any) -> None:
-    """Tell that a delivery reached a process of the pool, whether or not its body will run."""
+    """Tell that a delivery reached a process of the pool, whether or not its body will run, and hold it there."""
     journal.write("begun", id=task_id)
+    journal.pass_gate("before-claim")
 
 
 @signals.task_postrun.connect
@@ -29,3 +39,9 @@ def say_over(task_id: str, state: str, **_: Any) -> None:
     """Tell how a delivery ended, and hold it, if the test wants that, after everything but its acknowledgement."""
     journal.write("over", id=task_id, state=state)
     journal.pass_gate("before-ack")
+
+
+@signals.before_task_publish.connect
+def hold_message(sender: str, **_: Any) -> None:
+    """Hold, if the test wants that, what the worker is about to send to a task of this name."""
+    journal.pass_gate(f"before-sending-{sender}")
