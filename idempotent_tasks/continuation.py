@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import UUID, uuid5
 
-__all__ = ["follows", "name_links", "sent", "suppress", "tell_when_sent"]
+__all__ = ["follows", "name_errbacks", "name_links", "sent", "suppress", "tell_when_sent"]
 
 #: Where a request holds what is called when everything that follows was sent.
 _TELL: Final = "idempotency_tell_when_sent"
@@ -44,7 +44,16 @@ def name_links(request: Any, key: str) -> None:
     The id is derived from the key, the task's own id, and the place among what follows: another task with the key
     has a continuation of its own.
     """
-    for name in ("callbacks", "chain"):
+    _name_parts(request, key, "callbacks", "chain")
+
+
+def name_errbacks(request: Any, key: str) -> None:
+    """Likewise for what Celery sends when the task fails, which each failing delivery does."""
+    _name_parts(request, key, "errbacks")
+
+
+def _name_parts(request: Any, key: str, *parts: str) -> None:
+    for name in parts:
         _name_each(getattr(request, name) or (), f"{key}/{request.id}/{name}")
 
 

@@ -82,6 +82,8 @@ class Reception:
             if self.policy.missing_key == "raise":
                 raise
             return self._run_unguarded(body, None, error)
+        if not self.delivery.eager:
+            continuation.name_errbacks(self.task.request, request.key)
         match self._guard().run(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,7 @@ from tests.support import brokers
 from tests.support.app import AppConfig
 from tests.support.brokers import Broker
 from tests.support.rig import Rig
+from tests.support.services import unavailable
 from tests.support.tcp import Tcp, tcp_to
 
 MakeRig = Callable[..., Rig]
@@ -89,6 +91,14 @@ def make_guarded(make_rig: MakeRig, ministack: str, table: str) -> MakeRig:
         return make_rig(base="idempotent_tasks:IdempotentTask", settings={**library, **(settings or {})}, **more)
 
     return make
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """The URL of a result backend in a database: SQLite, in a file of the test's own."""
+    if find_spec("sqlalchemy") is None:
+        unavailable("a database for results", "SQLAlchemy is not installed", "pip install sqlalchemy")
+    return f"db+sqlite:///{tmp_path}/results.sqlite"
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ PLAIN = "celery:Task"
 SAFE: Options = {"acks_late": True, "reject_on_worker_lost": True}
 #: Options that have no JSON form.
 PYTHON_OPTIONS: dict[str, Options] = {"fail": {"autoretry_for": (ConnectionError,), "retry_kwargs": {"countdown": 0}}}
+#: Tasks that nothing guards, whatever the app's base is.
+BASES = {"follow_plain": PLAIN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +93,10 @@ def build_app(config: AppConfig) -> Celery:
     app.conf.update(config.settings)
     if config.elsewhere_skew_seconds is not None:
         app.conf.idempotency_store = store_elsewhere(app.conf.idempotency_store, config.elsewhere_skew_seconds)
-    base = symbol_by_name(config.base)
     for name, body in bodies(config.journal).items():
-        options = (SAFE if config.base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})
-        app.task(body, name=name, bind=True, base=base, shared=False, **options)
+        base = BASES.get(name, config.base)
+        options = (SAFE if base == PLAIN else {}) | PYTHON_OPTIONS.get(name, {}) | config.tasks.get(name, {})
+        app.task(body, name=name, bind=True, base=symbol_by_name(base), shared=False, **options)
     return app
 
 

@@ -44,6 +44,16 @@ def bodies(journal: Journal) -> dict[str, Body]:
         journal.write("effect", **_about(self), key=order)
         return int(self.request.retries) + 1
 
+    def die(self: Task, order: str) -> None:
+        """End the process, as a body does that runs out of memory."""
+        begin(self, order)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    own = {body.__name__: body for body in (charge, retry, fail, die, _heed(journal))}
+    return own | _canvas_bodies(journal, begin) | leaving_bodies(journal, charge, _about)
+
+
+def _canvas_bodies(journal: Journal, begin: Callable[[Task, Any], None]) -> dict[str, Body]:
     def add(self: Task, left: int, right: int) -> int:
         """Add, as a link of a chain or a member of a chord's header."""
         begin(self, [left, right])
@@ -57,13 +67,27 @@ def bodies(journal: Journal) -> dict[str, Body]:
         journal.write("effect", **_about(self), key=numbers)
         return sum(numbers)
 
-    def die(self: Task, order: str) -> None:
-        """End the process, as a body does that runs out of memory."""
-        begin(self, order)
-        os.kill(os.getpid(), signal.SIGKILL)
+    def follow(self: Task, value: Any, name: str) -> Any:
+        """Follow another task: do one side effect with what it returned, and pass that on."""
+        begin(self, name)
+        journal.pass_gate(f"follow-{name}")
+        journal.write("effect", **_about(self), key=name, value=value)
+        return value
 
-    ordinary = {body.__name__: body for body in (charge, retry, fail, add, total, die, _heed(journal))}
-    return ordinary | leaving_bodies(journal, charge, _about)
+    def follow_plain(self: Task, value: Any, name: str) -> Any:
+        """Do as `follow`, as a task of Celery's own class."""
+        begin(self, name)
+        journal.write("effect", **_about(self), key=name, value=value)
+        return value
+
+    def swap(self: Task, order: str, substitute: str | None) -> None:
+        """Let a task of another name, or of this one, take this task's place; without one do the side effect."""
+        begin(self, order)
+        if substitute is not None:
+            raise self.replace(self.app.tasks[substitute].s(order, None))
+        journal.write("effect", **_about(self), key=order)
+
+    return {body.__name__: body for body in (add, total, follow, follow_plain, swap)}
 
 
 def _heed(journal: Journal) -> Body:

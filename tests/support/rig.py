@@ -40,8 +40,21 @@ class Rig:
         for worker in self._workers:
             print(f"log of {worker.name}:\n{worker.process.tail(200)}")  # noqa: T201
 
-    def start_worker(self, concurrency: int = 2, *options: str, pool: str = "prefork", **changes: Any) -> Worker:
-        """Return a worker that consumes this test's queue, under the test's `AppConfig` with changes."""
+    def start_worker(
+        self,
+        concurrency: int = 2,
+        *options: str,
+        pool: str = "prefork",
+        visibility_seconds: int | None = None,
+        **changes: Any,
+    ) -> Worker:
+        """Return a worker that consumes this test's queue, under the test's `AppConfig` with changes.
+
+        On Redis it is each worker's own visibility timeout that decides which messages it gives back to the queue.
+        """
+        if visibility_seconds is not None:
+            transport_options = {**self.config.transport_options, "visibility_timeout": visibility_seconds}
+            changes = {"transport_options": transport_options, **changes}
         worker = Worker(replace(self.config, **changes), concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
@@ -64,11 +77,12 @@ class Rig:
 
     def _disconnect(self) -> None:
         """Close the sockets that Celery leaves to the garbage collector, whose warning would fail some other test."""
-        backend = self.app.backend
-        # A result that outlives its rig would connect once more, to say that nobody waits for it.
-        backend.remove_pending_result = lambda result: result
-        backend.result_consumer.stop()
-        backend.client.connection_pool.disconnect()
+        consumer = getattr(self.app.backend, "result_consumer", None)
+        if consumer is not None:
+            # A result that is forgotten later would connect again, to unsubscribe.
+            consumer.subscribed_to.clear()
+            consumer.stop()
+            self.app.backend.client.connection_pool.disconnect()
 
     def _delete_queues(self) -> None:
         with self.app.connection_for_write() as connection:

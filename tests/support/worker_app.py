@@ -10,6 +10,15 @@ from tests.support.app import VARIABLE, AppConfig, build_app
 
 config = AppConfig.from_json(os.environ[VARIABLE])
 journal = config.journal
+
+
+# Before the app is built, which imports the library: receivers are called in the order in which they connect.
+@signals.task_success.connect
+def hold_success(**_: Any) -> None:
+    """Hold a delivery, if the test wants that, when all that follows it was sent and nobody was told."""
+    journal.pass_gate("before-note")
+
+
 app = build_app(config)
 
 
@@ -39,7 +48,7 @@ def say_received(request: Any, **_: Any) -> None:
 def say_begun(task_id: str, task: Any, **_: Any) -> None:
     """Tell that a delivery reached a process of the pool, and hold it, if the test wants that, before all else."""
     journal.write("begun", id=task_id, deferrals=(task.request.headers or {}).get(DEFERRALS_HEADER, 0))
-    journal.pass_gate("begun")
+    journal.pass_gate("before-claim")
 
 
 @signals.task_postrun.connect
@@ -47,3 +56,9 @@ def say_over(task_id: str, state: str, **_: Any) -> None:
     """Tell how a delivery ended, and hold it, if the test wants that, after everything but its acknowledgement."""
     journal.write("over", id=task_id, state=state)
     journal.pass_gate("before-ack")
+
+
+@signals.before_task_publish.connect
+def hold_message(sender: str, **_: Any) -> None:
+    """Hold, if the test wants that, what the worker is about to send to a task of this name."""
+    journal.pass_gate(f"before-sending-{sender}")

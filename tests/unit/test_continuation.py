@@ -9,7 +9,7 @@ from celery.app.task import Context
 
 from idempotent_tasks import continuation, events
 from idempotent_tasks.continuation import follows, name_links
-from tests.support.shop import Shop
+from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
 
 
@@ -126,6 +126,17 @@ def test_a_failed_task_notes_nothing(shop: Shop, receipt: Follower) -> None:
     assert [event for event in shop.seen if isinstance(event, events.Dispatched)] == shop.seen[-1:]
 
 
+def test_each_failing_delivery_sends_the_error_callbacks(shop: Shop, receipt: Follower) -> None:
+    """A failure is no outcome: its error callback is sent with each, under one id that the receiver recognises."""
+    shop.sells(raising(KeyError("mine")))
+    for _ in range(2):
+        shop.publish(link_error=receipt.task.s())
+        shop.worker.drain()
+    assert shop.runs == 2
+    assert receipt.received == [shop.id, shop.id]
+    assert len(set(receipt.ids)) == 1
+
+
 def test_an_unguarded_run_notes_nothing(shop: Shop, receipt: Follower) -> None:
     """A delivery without a key has nothing to note, and its link is sent."""
     shop.sells(lambda task: "paid", idempotency={"key": "nothing", "missing_key": "run"})
@@ -138,11 +149,11 @@ def test_an_unguarded_run_notes_nothing(shop: Shop, receipt: Follower) -> None:
 def test_an_eager_call_leaves_the_callers_signature_alone(shop: Shop, receipt: Follower) -> None:
     """A signature may be used again by its owner, who gave it no id."""
     shop.sells(lambda task: "paid")
-    link = receipt.task.s()
-    shop.task.apply(task_id=shop.id, link=link)
+    link, errback = receipt.task.s(), receipt.task.s()
+    shop.task.apply(task_id=shop.id, link=link, link_error=errback)
     shop.worker.drain()
     assert receipt.received == ["paid"]
-    assert "task_id" not in link.options
+    assert "task_id" not in link.options | errback.options
     assert shop.record.dispatched == frozenset()
 
 

@@ -1,11 +1,13 @@
-"""Chains and chords go on after a member that did not run but was replayed."""
+"""Chords whose parts are counted by a set, in Celery's Redis result backend: replayed parts are counted once."""
 
 from typing import Any
 
+import celery
 import pytest
-from celery import Signature, chain, chord
+from celery import Signature, chord
 
 from tests.integration.conftest import MakeRig
+from tests.support.canvases import PATIENT_SECONDS, RESULT, Canvases
 from tests.support.rig import Rig
 
 #: Claims that end soon after their process: 2 s after the last renewal.
@@ -21,19 +23,6 @@ def add(rig: Rig, *args: int, **options: Any) -> Signature:
 def total(rig: Rig) -> Signature:
     """Return the signature of a chord's body on the rig's app."""
     return rig.app.tasks["total"].s()
-
-
-@on_redis
-def test_chain_goes_on_after_a_replayed_link(make_guarded: MakeRig) -> None:
-    """Two chains share their first link's key: it runs once, and each chain's own second link runs on its result."""
-    rig = make_guarded()
-    rig.start_worker()
-    first = chain(add(rig, 1, 2, idempotency_key="one"), add(rig, 10)).apply_async()
-    assert rig.result(first) == 13
-    second = chain(add(rig, 1, 2, idempotency_key="one"), add(rig, 20)).apply_async()
-    assert rig.result(second) == 23
-    assert rig.journal.count("effect", key=[1, 2]) == 1
-    assert rig.journal.count("Replayed") == 1
 
 
 @on_redis
@@ -81,3 +70,31 @@ def test_chord_member_killed_after_it_was_counted_before_ack(make_guarded: MakeR
     rig.journal.open("add-3-4")
     assert rig.result(published) == 10
     assert rig.journal.count("effect", task="total") == 1
+
+
+@on_redis
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 brought the claim of a chord's body")
+@pytest.mark.parametrize(
+    ("visibility_seconds", "settings", "bodies"),
+    [
+        (3, {}, []),
+        (10, {"result_chord_join_timeout": 1, "broker_connection_timeout": 1, "task_publish_retry": False}, [[RESULT]]),
+    ],
+    ids=["early", "late"],
+)
+def test_chord_killed_while_it_sends_its_body(
+    make_guarded: MakeRig, visibility_seconds: int, settings: dict[str, Any], bodies: list[Any]
+) -> None:
+    """Celery itself claims the sending of a chord's body: a redelivery sends it only after that claim's end."""
+    rig = make_guarded(settings=settings)
+    make = Canvases(rig)
+    rig.journal.shut("before-sending-follow")
+    first = rig.start_worker(1, visibility_seconds=PATIENT_SECONDS)
+    published = chord([make.charge("one")], make.guarded("body")).apply_async()
+    rig.journal.wait_for("at-gate", gate="before-sending-follow")
+    first.kill()
+    rig.journal.open("before-sending-follow")
+    rig.start_worker(visibility_seconds=visibility_seconds)
+    make.wait_until_idle()
+    assert make.effects("body") == bodies
+    assert make.state(published.id) == ("SUCCESS" if bodies else "PENDING")
