@@ -63,7 +63,7 @@ def test_worker_killed_after_commit_before_ack(make_guarded: MakeRig) -> None:
 
 def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRig) -> None:
     """A duplicate waits for the run on another worker, which is killed: both publishers get one effect's result."""
-    rig = make_guarded(tasks={"charge": {**BRIEF, "time_limit": 8}})
+    rig = make_guarded(tasks={"charge": RENEWED})
     rig.journal.shut("before-effect")
     first = rig.start_worker(1)
     original = rig.send("charge", "ord-1", 17)
