@@ -85,8 +85,8 @@ class Keeper:
     It renews one claim at a time, of those that are due the one that expires first.  Where that is too slow, because
     there are many claims or the store is, up to `MOST_THREADS` share the work until it is done.  The limit: all claims
     of a process must be renewed by so many threads within two thirds of a lease (1,000 claims of 30 s take 9 s if a
-    call takes 100 ms); and a call that hangs holds up the claims of its process for its own time-outs (8 s with
-    `DynamoDBStore`'s own), so a process with many bodies wants leases of more than 12 s.
+    call takes 100 ms); and a call that hangs holds up the claims of its process for its own time-outs (4 s with
+    `DynamoDBStore`'s own), so a process with many bodies wants leases of more than 6 s.
     """
 
     def __init__(self) -> None:

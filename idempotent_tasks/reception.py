@@ -82,9 +82,12 @@ class Reception:
             if self.policy.missing_key == "raise":
                 raise
             return self._run_unguarded(body, None, error)
-        if not self.delivery.eager:
-            continuation.name_errbacks(self.task.request, request.key)
-        match self._guard().run(request, body):
+        try:
+            verdict = self._guard().run(request, body)
+        except Exception:
+            self._prepare_what_follows_a_failure()
+            raise
+        match verdict:
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -157,6 +160,10 @@ class Reception:
             return
         continuation.name_links(request, self.claim_request.key)
         continuation.tell_when_sent(request, self._note_dispatch)
+
+    def _prepare_what_follows_a_failure(self) -> None:
+        if not self.delivery.eager:
+            continuation.name_errbacks(self.task.request, self.claim_request.key)
 
     def _busy(self, holder: Record) -> Exception:
         if self.policy.on_busy == "skip":

@@ -30,8 +30,8 @@ __all__ = ["Connection", "Credentials", "Refused", "Written"]
 #: time-outs of 60 s would hold a worker's slot longer than most claims live.
 OUR_CONFIG = Config(
     retries={"total_max_attempts": 1, "mode": "standard"},
-    connect_timeout=3,
-    read_timeout=5,
+    connect_timeout=2,
+    read_timeout=2,
     tcp_keepalive=True,
     max_pool_connections=50,
 )

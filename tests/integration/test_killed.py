@@ -1,11 +1,13 @@
 """Workers and pool children killed in every window between the claim and the acknowledgement."""
 
+import celery
+import kombu
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore, Status
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.brokers import CHILD_LOSS_SECONDS, Broker
 
 #: The shortest claims: they end with the task's hard time limit, in seconds.
 BRIEF = {"time_limit": 4, "idempotency": {"key": "order", "grace": 0}}
@@ -61,8 +63,10 @@ def test_worker_killed_after_commit_before_ack(make_guarded: MakeRig) -> None:
     assert rig.journal.count("effect") == 1
 
 
-def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRig) -> None:
+def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRig, broker: Broker) -> None:
     """A duplicate waits for the run on another worker, which is killed: both publishers get one effect's result."""
+    if broker.name == "redis" and kombu.__version__ < "5.7":
+        pytest.skip("older kombu sweeps Redis 10 s after a worker's start, then every 100 s")
     rig = make_guarded(tasks={"charge": RENEWED})
     rig.journal.shut("before-effect")
     first = rig.start_worker(1, elsewhere_skew_seconds=0)
@@ -110,6 +114,7 @@ def test_hard_time_limit_frees_the_key(make_guarded: MakeRig, store: DynamoDBSto
     assert rig.journal.count("effect") == 1
 
 
+@pytest.mark.skipif(celery.__version__ < "5.5", reason="Celery 5.4 drops a message that ran into its time limit")
 @on_redis
 def test_hard_time_limit_then_redelivery(make_guarded: MakeRig) -> None:
     """A delivery that its hard time limit left unacknowledged comes back and runs: one effect, result stored."""

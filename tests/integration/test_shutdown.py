@@ -19,6 +19,10 @@ EXIT_SECONDS = 30.0
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 #: Older kombu gives an unacknowledged message of Redis back only when a worker starts after its visibility timeout.
 on_rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+#: Celery 5.4 may have begun to wait for its bodies by then: they go on, end and are committed.
+hears_while_it_stops = pytest.mark.skipif(
+    celery.__version__ < "5.5", reason="Celery 5.4 does not hear a second signal while it stops"
+)
 
 
 def running(rig: Rig, task: str) -> tuple[Worker, list[AsyncResult]]:
@@ -43,8 +47,8 @@ def take_over(rig: Rig, published: list[AsyncResult]) -> None:
     ("numbers", "environment"),
     [
         pytest.param([SIGQUIT], {}, id="quit"),
-        pytest.param([SIGINT, SIGINT], {}, id="interrupted-twice"),
-        pytest.param([SIGTERM, SIGQUIT], {}, id="quit-while-it-stops"),
+        pytest.param([SIGINT, SIGINT], {}, id="interrupted-twice", marks=hears_while_it_stops),
+        pytest.param([SIGTERM, SIGQUIT], {}, id="quit-while-it-stops", marks=hears_while_it_stops),
         pytest.param([SIGTERM], {"REMAP_SIGTERM": "SIGQUIT"}, id="remapped"),
     ],
 )
