@@ -3,6 +3,7 @@
 No Celery and no DynamoDB here.  What a verdict means for the message is `idempotent_tasks.task`'s business.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Guard:
     keeping: Keeping
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
+    #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
+    time_left: Callable[[], float] = lambda: math.inf
 
     def run(self, request: ClaimRequest, body: Callable[[ActiveRun], Any]) -> Verdict:
         """Run the body if its key can be claimed, and return what became of the delivery.
@@ -164,9 +167,10 @@ class Guard:
     def _claim(self, request: ClaimRequest) -> ClaimAnswer:
         clock = self.store.clock
         patience = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
-        give_up_at = clock.now() + patience
+        give_up_at = self._at_the_latest(clock.now() + patience)
         while True:
-            answer = persistently(lambda: self.store.claim(request), clock=clock, until=clock.now() + STORE_PATIENCE)
+            until = self._at_the_latest(clock.now() + STORE_PATIENCE)
+            answer = persistently(lambda: self.store.claim(request), clock=clock, until=until)
             left = give_up_at - clock.now()
             if not isinstance(answer, Busy) or left <= 0:
                 return answer
@@ -210,10 +214,9 @@ class Guard:
         return self._commit(claim, outcome, value)
 
     def _commit(self, claim: Claim, outcome: Outcome, value: Any) -> Verdict:
+        until = self._at_the_latest(claim.expires_at)
         try:
-            answer = persistently(
-                lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=claim.expires_at
-            )
+            answer = persistently(lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=until)
         except StoreError as error:
             self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
             return Returned(value)
@@ -258,15 +261,18 @@ class Guard:
 
     def _release_once(self, claim: Claim, reason: str) -> None:
         clock = self.store.clock
+        until = self._at_the_latest(clock.now() + STORE_PATIENCE)
         try:
-            answer: object = persistently(
-                lambda: self.store.release(claim, reason), clock=clock, until=clock.now() + STORE_PATIENCE
-            )
+            answer: object = persistently(lambda: self.store.release(claim, reason), clock=clock, until=until)
         except StoreError as error:
             answer = error
             reason = f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"
         if not isinstance(answer, Lost):
             self._tell(events.Released, claim.request, reason=reason)
+
+    def _at_the_latest(self, until: float) -> float:
+        """Return the epoch seconds after which no further try starts: these, or before this process is killed."""
+        return min(until, self.store.clock.now() + self.time_left())
 
     def _tell(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.observe(kind.about(request, **details))

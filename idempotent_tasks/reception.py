@@ -1,16 +1,18 @@
 """One delivery at one task: the guard's verdict becomes a result, a deferral, `Ignore` or an error."""
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from idempotent_tasks import deferral, events
+from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
 from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed
@@ -24,7 +26,13 @@ __all__ = ["Reception", "UnguardedRun"]
 
 logger = logging.getLogger("idempotent_tasks")
 
+#: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
+LAST_PART: Final = 1 / 4
+LAST_SECONDS: Final = 2.0
+
 _keeper = Keeper()
+#: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
+_local_clock = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class Reception:
     delivery: Delivery
     policy: Idempotency
     settings: Settings
+    #: Epoch seconds by this machine's clock.
+    _began_at: float = field(default_factory=_local_clock.now, repr=False)
 
     def handle(self, body: Body) -> Any:
         """Run, replay or defer the delivery, and return the task's result.
@@ -105,7 +115,14 @@ class Reception:
             observe=self.settings.observe,
             keeping=self._keeping,
             interrupts=(SoftTimeLimitExceeded,),
+            time_left=self._time_left,
         )
+
+    def _time_left(self) -> float:
+        limit = self.delivery.hard_limit_seconds
+        if limit is None:
+            return math.inf
+        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_clock.now()
 
     def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
         if not self._term.renewed:

@@ -2,17 +2,22 @@
 
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, HTTPClientError
 
 from tests.conftest import REGION
 from tests.support.waiting import wait_for
-from tests.support.wire import Wire, hold, internal_error, lose_answer, refuse, shift_date, throttle
+from tests.support.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
+from tests.support.wire import Wire, cut, hold, internal_error, lose_answer, refuse, shift_date, throttle
+
+on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 
 
 @pytest.fixture
@@ -106,3 +111,100 @@ def test_the_date_of_an_answer_moves(client: Any, items: str, wire: Wire) -> Non
     headers = put(client, items, "a")["ResponseMetadata"]["HTTPHeaders"]
     behind = time.time() - parsedate_to_datetime(headers["date"]).timestamp()
     assert 3590 < behind < 3620
+
+
+def test_a_cut_answer_is_applied(client: Any, items: str, wire: Wire) -> None:
+    """`cut` resets the connection in the middle of the answer, after the write."""
+    wire.break_nth("PutItem", 1, cut)
+    with pytest.raises(ConnectionClosedError) as caught:
+        put(client, items, "a")
+    # urllib3's words for a body that broke off; before the headers they are "Connection aborted".
+    assert "Connection broken: ConnectionResetError" in str(caught.value.kwargs["error"])
+    assert exists(client, items, "a")
+
+
+def test_a_delayed_request_is_applied_later(client: Any, items: str, wire: Wire) -> None:
+    """`delay` passes the request on after its seconds, `delay_answer` at once, and both answer."""
+    for fault in (delay(0.3), delay_answer(0.3)):
+        wire.clear()
+        wire.break_nth("PutItem", 1, fault)
+        begun = time.monotonic()
+        put(client, items, "a")
+        assert time.monotonic() - begun >= 0.3
+
+
+def test_a_held_answer_is_applied_meanwhile(client: Any, items: str, wire: Wire) -> None:
+    """`hold_answer` lets the write through and keeps its answer until the test lets it go."""
+    go = threading.Event()
+    wire.break_nth("PutItem", 1, hold_answer(go))
+    writer = threading.Thread(target=put, args=(client, items, "a"))
+    writer.start()
+    wait_for(lambda: exists(client, items, "a"), 10, "the write never happened")
+    assert writer.is_alive()
+    go.set()
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+def test_an_outage_ends_and_leaves_the_other_faults(client: Any, items: str, wire: Wire) -> None:
+    """During `Wire.outage` every request is refused and counted; afterwards the faults from before go on."""
+    wire.break_nth("PutItem", 2, throttle)
+    with wire.outage(), pytest.raises(ConnectionClosedError):
+        put(client, items, "a")
+    assert not exists(client, items, "a")
+    with pytest.raises(ClientError, match="ProvisionedThroughput"):
+        put(client, items, "a")
+    put(client, items, "a")
+    assert wire.operations() == ["PutItem", "GetItem", "PutItem", "PutItem"]
+
+
+def test_an_unplugged_wire_refuses_connections(client: Any, items: str, wire: Wire) -> None:
+    """While nobody listens an open connection is dead and a new one is refused; then the same endpoint works again."""
+    endpoint = wire.endpoint
+    put(client, items, "a")
+    with wire.unplugged():
+        for _ in range(2):
+            with pytest.raises((EndpointConnectionError, ConnectionClosedError)):
+                put(client, items, "b")
+        with pytest.raises(EndpointConnectionError):
+            put(client, items, "b")
+    assert wire.endpoint == endpoint
+    assert not exists(client, items, "b")
+    assert wire.operations() == ["PutItem", "GetItem"]
+
+
+def test_weather_repeats_by_its_seed() -> None:
+    """The same seed decides the same, about each kind at its rate; what was decided is counted."""
+    first, again, other = Weather(1), Weather(1), Weather(2)
+    kinds = [first.choose()[0] for _ in range(2000)]
+    assert kinds == [again.choose()[0] for _ in range(2000)]
+    assert kinds != [other.choose()[0] for _ in range(2000)]
+    assert first.counts == Counter(kinds)
+    assert first.counts.total() == 2000
+    for kind, rate in STORMY.items():
+        assert 0.5 * rate < first.counts[kind] / 2000 < 1.5 * rate, kind
+
+
+@on_ministack
+def test_weather_on_the_wire(client: Any, items: str, wire: Wire) -> None:
+    """Each request meets what was chosen for it, from many threads at once."""
+    weather = Weather(3, dict.fromkeys(STORMY, 0.1), delay_seconds=0.05)
+    wire.break_all(weather)
+    errors: Counter[str] = Counter()
+
+    def write(name: int) -> None:
+        try:
+            put(client, items, str(name))
+        except ClientError:
+            errors["made up"] += 1
+        except HTTPClientError:
+            errors["broken"] += 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(100)))
+    wire.mend()
+    assert weather.counts.total() == 100
+    assert errors["made up"] == weather.counts["throttle"] + weather.counts["internal_error"]
+    assert errors.total() == 100 - weather.counts[CLEAR] - weather.counts["delay"], weather.counts
+    unseen = sum(weather.counts[kind] for kind in ("refuse", "throttle", "internal_error"))
+    assert sum(exists(client, items, str(name)) for name in range(100)) == 100 - unseen

@@ -1,5 +1,6 @@
 """A guard without Celery: requests, policies and interrupts made short for the unit tests."""
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -67,14 +68,15 @@ class Bench:
     #: The owners whose bodies ran, in order.
     ran: list[str] = field(default_factory=list)
 
-    def guard(self, keeping: Keeping = no_keeping, **policy: Any) -> Guard:
-        """Return a guard over the store that `Interrupt` can interrupt."""
+    def guard(self, keeping: Keeping = no_keeping, dies_at: float = math.inf, **policy: Any) -> Guard:
+        """Return a guard over the store that `Interrupt` can interrupt, and whose process dies at an epoch second."""
         return Guard(
             store=self.store,
             policy=Idempotency(**policy),
             observe=self.seen.append,
             keeping=keeping,
             interrupts=(Interrupt,),
+            time_left=lambda: dies_at - self.store.clock.now(),
         )
 
     def deliver(self, owner: str = "one", value: Any = "done", *, guard: Guard | None = None, **given: Any) -> Verdict:

@@ -1,11 +1,14 @@
 """A reverse proxy in front of DynamoDB: counts the requests on the wire, and breaks those that a test selects."""
 
 import json
+import os
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from http.client import HTTPConnection
@@ -13,9 +16,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["Answer", "Wire", "answer", "hold", "internal_error", "lose_answer", "refuse", "shift_date", "throttle"]
+__all__ = [
+    "Answer",
+    "Wire",
+    "answer",
+    "cut",
+    "hold",
+    "internal_error",
+    "lose_answer",
+    "refuse",
+    "shift_date",
+    "throttle",
+]
 
 UPSTREAM_SECONDS = 30.0
+#: SO_LINGER: closing sends a reset at once.
+RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,8 @@ class Answer:
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    #: Whether the connection is reset in the middle of the body.
+    cut: bool = False
 
 
 #: Passes the request to the server and returns its answer.
@@ -55,6 +73,11 @@ def refuse(_forward: Forward) -> None:
 def lose_answer(forward: Forward) -> None:
     """Let the server apply the request, then close the connection without its answer."""
     forward()
+
+
+def cut(forward: Forward) -> Answer:
+    """Let the server apply the request, send the headers and half of the body, then reset the connection."""
+    return replace(forward(), cut=True)
 
 
 def answer(status: int, error: str, message: str = "made up by the wire") -> Fault:
@@ -96,6 +119,8 @@ class Wire:
     requests: list[Request] = field(default_factory=list)
     _ordinals: dict[str, int] = field(default_factory=dict)
     _faults: list[tuple[Selector, Fault]] = field(default_factory=list)
+    _outage: Fault | None = None
+    _server: "_Server | None" = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def operations(self) -> list[str]:
@@ -128,28 +153,59 @@ class Wire:
         with self._lock:
             self._faults.clear()
 
+    @contextmanager
+    def outage(self, fault: Fault = refuse) -> Iterator[None]:
+        """Let every request of a block fail, whatever other faults there are; they and the counts stay."""
+        self._outage = fault
+        try:
+            yield
+        finally:
+            self._outage = None
+
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Have nobody listen for the length of a block: open connections end, new ones are refused; the port stays."""
+        port = self._close()
+        # The bound socket keeps the port from being anybody else's, a client's own outgoing one included.
+        with socket.socket() as placeholder:
+            placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            placeholder.bind(("127.0.0.1", port))
+            try:
+                yield
+            finally:
+                self._listen(port)
+
     def admit(self, operation: str, body: bytes, client_port: int) -> Fault:
         """Write one request down and return what decides about it."""
         with self._lock:
             ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
             self.requests.append(Request(operation, ordinal, json.loads(body or b"{}"), client_port))
             chosen = (fault for selector, fault in self._faults if selector(operation, ordinal))
-            return next(chosen, _pass_on)
+            return self._outage or next(chosen, _pass_on)
+
+    def _listen(self, port: int = 0) -> None:
+        self._server = server = _Server(self, port)
+        self.endpoint = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def _close(self) -> int:
+        server, self._server = self._server, None
+        assert server is not None, "the wire is unplugged already"
+        server.shutdown()
+        server.server_close()
+        server.hang_up()
+        return server.server_port
 
 
 @contextmanager
 def wire_to(upstream: str) -> Iterator[Wire]:
     """Run a proxy in front of an endpoint URL for the length of a block."""
     wire = Wire(upstream)
-    server = _Server(wire)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
+    wire._listen()
     try:
         yield wire
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        wire._close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -158,10 +214,24 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, wire: Wire, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.wire = wire
-        wire.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self._connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        for connection in list(self._connections):
+            # It may be gone by itself at this moment.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # A client that was killed, or gave up, while its answer was on the way is what these tests do.
@@ -202,7 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        self.wfile.write(reply.body)
+        self.wfile.write(reply.body[: len(reply.body) // 2] if reply.cut else reply.body)
+        if reply.cut:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            # Closed here, because socketserver would end the stream politely first.
+            os.close(self.connection.detach())
+            self.close_connection = True
 
     def log_message(self, *_args: object) -> None:
         pass

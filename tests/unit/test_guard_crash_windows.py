@@ -14,7 +14,7 @@ from idempotent_tasks.errors import (
     StoreUnavailableError,
 )
 from idempotent_tasks.guard import STORE_PATIENCE, Returned, Unclaimed
-from idempotent_tasks.records import Status, Superseded
+from idempotent_tasks.records import Busy, Status, Superseded
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import FaultyStore, answers, down, lost_answer, passes
@@ -112,6 +112,38 @@ def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, cloc
     assert bench.the(events.Unrecorded).reason == "StoreUnavailableError"
     assert bench.events() == ["Claimed", "Unrecorded"]
     assert start + 25 < clock.now() <= start + 30
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "verdict"),
+    [
+        ("claim", "done", Unclaimed(StoreUnavailableError("made to fail"))),
+        ("commit", "done", Returned("done")),
+        ("release", ZeroDivisionError(), ZeroDivisionError()),
+    ],
+)
+def test_an_outage_never_outlasts_the_process(
+    broken: Broken, clock: FakeClock, step: str, value: Any, verdict: Any
+) -> None:
+    """Where a hard time limit will kill the process, no try is left for it to kill: the delivery comes to its end."""
+    bench = broken(**{step: repeat(down())})
+    begun = clock.now()
+    guard = bench.guard(dies_at=begun + 3)
+    if isinstance(verdict, Exception):
+        with pytest.raises(type(verdict)):
+            bench.deliver(value=value, guard=guard)
+    else:
+        assert repr(bench.deliver(value=value, guard=guard)) == repr(verdict)
+    assert calls(bench, step) > 1
+    assert begun < clock.now() <= begun + 3
+
+
+def test_a_wait_never_outlasts_the_process(bench: Bench, store: MemoryStore, clock: FakeClock) -> None:
+    """A duplicate that waits in its slot is deferred before a hard time limit kills it."""
+    grant(store, "holder")
+    begun = clock.now()
+    assert isinstance(bench.deliver(guard=bench.guard(dies_at=begun + 3, on_busy="wait", wait_timeout=10)), Busy)
+    assert begun + 2 < clock.now() <= begun + 3
 
 
 @pytest.mark.parametrize("error", [StoreMisconfiguredError("no permission"), RecordCorruptError("odd")], ids=repr)
