@@ -1,11 +1,14 @@
 """The history checker: events in, findings out. Pure; it knows no broker, no process and no contender.
 
-Three things break no promise, because no guard outside the effect can prevent them. They are findings all the same,
+Four things break no promise, because no guard outside the effect can prevent them. They are findings all the same,
 of kinds of their own, and every contender is judged alike:
 
 * an effect whose run was killed before its outcome was stored, and that a later run repeats (`Kind.LIMIT`);
 * a run that was paused, and that another run overtook before it could know that it had gone on (`Kind.ZOMBIE_RUN`);
-* the second effect of such a pair (`Kind.ZOMBIE_EFFECT`).
+* the second effect of such a pair (`Kind.ZOMBIE_EFFECT`);
+* a message that nobody acknowledged and that is nowhere (`Kind.VANISHED`): kombu takes a message out of Redis before
+  it notes it as unacknowledged, and a worker that is killed in between takes it along. On a broker that keeps
+  messages until they are acknowledged, the same is a lost key.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +17,13 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Final
 
-from benchmarks.storm.history import Event, History, Run, What
+from benchmarks.storm.history import Event, History, Run
+from benchmarks.storm.messages import Messages
 
 __all__ = ["OVERTAKING_SECONDS", "Finding", "Kind", "check"]
 
 #: Seconds after the end of a pause in which a run may still be overtaken: it takes a moment to see that it was late.
 OVERTAKING_SECONDS: Final = 1.0
-SUCCESS: Final = "SUCCESS"
 
 
 class Kind(StrEnum):
@@ -32,13 +35,14 @@ class Kind(StrEnum):
     CONFLICT = "conflicting results"
     UNANSWERED = "publisher without a result"
     LIMIT = "effect repeated after a kill between effect and commit"
+    VANISHED = "message lost between the broker and a killed worker"
     ZOMBIE_RUN = "run overtaken while paused"
     ZOMBIE_EFFECT = "effect of a run overtaken while paused"
 
     @property
     def breaks_promise(self) -> bool:
         """Whether a guard could have prevented it."""
-        return self not in (Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
+        return self not in (Kind.LIMIT, Kind.VANISHED, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,33 +58,23 @@ class Finding:
     text: str
 
 
-def check(events: Iterable[Event], keys: Sequence[str]) -> list[Finding]:
+def check(events: Iterable[Event], keys: Sequence[str], *, forgetful: bool = False) -> list[Finding]:
     """Return what the history shows, in the order of time.
 
     Args:
         events: everything that happened.
         keys: every key that was asked for; one that no event names is lost.
+        forgetful: whether the broker's client takes messages out of the broker before it notes that it has them.
     """
     history = History(events)
-    results = _results(history)
+    messages = Messages(history)
     findings: list[Finding] = []
     for key in keys:
         runs = history.runs.get(key, [])
         findings += _effects(key, runs)
         findings += _overlaps(key, runs)
-        findings += _answers(key, runs, [each for each in _publications(history) if each.key == key], results)
+        findings += _answers(key, runs, messages, forgetful=forgetful)
     return sorted(findings, key=lambda finding: (finding.at, finding.line))
-
-
-def _publications(history: History) -> list[Event]:
-    return [event for event in history.events if event.what in (What.PUBLISHED, What.DROPPED)]
-
-
-def _results(history: History) -> dict[str, list[Event]]:
-    results: dict[str, list[Event]] = {}
-    for event in history.of(What.RESULT):
-        results.setdefault(event.task_id, []).append(event)
-    return results
 
 
 def _effects(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
@@ -114,26 +108,34 @@ def _overtaken(paused: Run, other: Run) -> bool:
     return any(pause.begin.at <= other.started.at <= pause.end + OVERTAKING_SECONDS for pause in paused.pauses)
 
 
-def _answers(
-    key: str, runs: Sequence[Run], publications: Sequence[Event], results: dict[str, list[Event]]
-) -> Iterator[Finding]:
-    given = [event for each in publications for event in results.get(each.task_id, ()) if event.state == SUCCESS]
+def _answers(key: str, runs: Sequence[Run], messages: Messages, *, forgetful: bool) -> Iterator[Finding]:
+    publications = messages.publications.get(key, [])
+    given = [event for each in publications for event in messages.answers(each)]
+    vanished = [each for each in publications if forgetful and messages.vanished(each)]
+    for each in vanished:
+        yield _finding(Kind.VANISHED, each, (), f"message {each.task_id} of {key} {messages.end_of(each)}")
     has_effect = any(run.effect is not None for run in runs)
-    if not given or not has_effect:
+    if given and has_effect:
+        yield from _conflicts(key, given)
+        for each in publications:
+            if not messages.answers(each) and each not in vanished:
+                text = f"message {each.task_id or '(no id)'} of {key} {messages.end_of(each)}"
+                yield _finding(Kind.UNANSWERED, each, (), text)
+    elif len(vanished) < len(publications) or not publications:
         missing = "no effect" if not has_effect else "no result"
-        yield Finding(kind=Kind.LOST, key=key, line=0, at=0.0, pids=(), text=f"{key} has {missing}")
-        return
-    given.sort(key=lambda event: (event.at, event.line))
-    for number, event in enumerate(given):
-        other = next((each for each in given[:number] if each.value != event.value), None)
-        if other is not None and event.value not in {each.value for each in given[:number]}:
-            text = f"message {event.task_id} of {key} has {event.value}, message {other.task_id} had {other.value}"
+        ends = "; ".join(f"message {each.task_id or '(no id)'} {messages.end_of(each)}" for each in publications)
+        text = f"{key} has {missing}: {ends or 'it was never published'}"
+        yield Finding(kind=Kind.LOST, key=key, line=0, at=0.0, pids=(), text=text)
+
+
+def _conflicts(key: str, given: Sequence[Event]) -> Iterator[Finding]:
+    seen: dict[str, Event] = {}
+    for event in sorted(given, key=lambda event: (event.at, event.line)):
+        if seen and event.value not in seen:
+            first = next(iter(seen.values()))
+            text = f"message {event.task_id} of {key} has {event.value}, message {first.task_id} had {first.value}"
             yield _finding(Kind.CONFLICT, event, (), text)
-    for each in publications:
-        states = [event.state for event in results.get(each.task_id, ())]
-        if SUCCESS not in states:
-            why = "was not published" if each.what is What.DROPPED else f"ends in {states[-1] if states else 'nothing'}"
-            yield _finding(Kind.UNANSWERED, each, (), f"message {each.task_id or '(no id)'} of {key} {why}")
+        seen.setdefault(event.value, event)
 
 
 def _finding(kind: Kind, event: Event | None, runs: Sequence[Run], text: str) -> Finding:

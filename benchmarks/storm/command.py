@@ -16,6 +16,7 @@ from typing import Final
 from rich.console import Console
 
 from benchmarks.storm import contenders
+from benchmarks.storm.broker import is_forgetful
 from benchmarks.storm.errors import StormError
 from benchmarks.storm.figures import Figures, figures_of
 from benchmarks.storm.history import Event
@@ -134,6 +135,7 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
         contenders.load(name).title,
         events,
         [job.key for job in plan.jobs],
+        forgetful=is_forgetful(player.arena),
         settled=player.settled,
         seconds=player.seconds,
         missed=player.missed,

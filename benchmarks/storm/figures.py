@@ -43,7 +43,7 @@ class Figures:
     def promises(self) -> list[str]:
         """Return the cells under `PROMISES`."""
         kinds = (Kind.DUPLICATED, Kind.LOST, Kind.OVERLAP, Kind.CONFLICT, Kind.UNANSWERED)
-        excused = (Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
+        excused = (Kind.VANISHED, Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
         return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), str(self.counts["runs"])]
 
     def recovery(self) -> list[str]:
@@ -71,6 +71,7 @@ PROMISES = (
     "overlaps",
     "conflicts",
     "no answer",
+    "(lost by the broker)",
     "(limit)",
     "(zombie runs)",
     "(zombie effects)",
@@ -92,9 +93,17 @@ RECOVERY = (
 
 
 def figures_of(
-    name: str, title: str, events: Sequence[Event], keys: Sequence[str], *, settled: bool, seconds: float, missed: int
+    name: str,
+    title: str,
+    events: Sequence[Event],
+    keys: Sequence[str],
+    *,
+    forgetful: bool,
+    settled: bool,
+    seconds: float,
+    missed: int,
 ) -> Figures:
-    """Judge one contender's events."""
+    """Judge one contender's events; see `check` for ``forgetful``."""
     tally = Counter(event.what for event in events)
     blows = [event for event in events if event.what in (What.KILLED, What.PAUSED)]
     counts = {
@@ -118,7 +127,7 @@ def figures_of(
         seconds=round(seconds, 1),
         missed=missed,
         counts=counts,
-        findings=tuple(check(events, keys)),
+        findings=tuple(check(events, keys, forgetful=forgetful)),
         recoveries=tuple(recoveries(events)),
     )
 

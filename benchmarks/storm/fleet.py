@@ -16,10 +16,10 @@ from tests.support.processes import ChildProcess
 __all__ = ["POOL_SIZE", "WORKERS", "Fleet"]
 
 PROJECT_ROOT: Final = Path(__file__).parents[2]
-#: Workers of a contender, and children (or threads) of a worker: one worker alone can carry the load, so that no key
-#: waits for anything but its recovery.
-WORKERS: Final = 2
-POOL_SIZE: Final = 6
+#: Workers of a contender, and children (or threads) of a worker: two workers can carry the load, so that while the
+#: third starts no key waits for anything but its recovery.
+WORKERS: Final = 3
+POOL_SIZE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

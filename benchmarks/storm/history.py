@@ -17,6 +17,8 @@ class What(StrEnum):
     PUBLISHED = "published"
     #: The producer: the contender refused to publish a duplicate, its publisher has no result to wait for.
     DROPPED = "dropped"
+    #: A worker's main process: it took a delivery of the message from the broker.
+    RECEIVED = "received"
     #: The body: it runs.
     STARTED = "started"
     #: The body: its side effect.
@@ -38,6 +40,8 @@ class What(StrEnum):
     RESUMED = "resumed"
     #: The supervisor: a worker ended that nobody killed.
     EXITED = "exited"
+    #: The producer: when all was over the broker held nothing of this contender any more.
+    EMPTY = "empty"
     #: The producer: the result backend holds this state and value for the task id.
     RESULT = "result"
 

@@ -22,7 +22,7 @@ EARLY_EFFECT: Final = (0.1, 0.85)
 #: Half of the duplicates are published while the first is likely to run, half of them up to so many seconds later.
 LATEST_DUPLICATE: Final = 12.0
 #: So many kills hit a whole worker, the others one child of its pool.
-WORKER_SHARE: Final = 0.15
+WORKER_SHARE: Final = 0.1
 PAUSED_WORKER_SHARE: Final = 0.5
 #: A pool of threads can only be killed as a whole, and a worker that is killed every second never ends a body.
 THREADS_SHARE: Final = 0.25

@@ -110,6 +110,8 @@ class Player:
             time.sleep(TICK_SECONDS)
         nemesis.resume_all()
         self.seconds, self.missed = now() - begun, nemesis.missed
+        if not messages_held(self._app, self.arena):
+            self._journal.append(What.EMPTY)
         self._read_results(self._message_keys(), at_end=True)
 
     def _publish_until(self, elapsed: float) -> bool:

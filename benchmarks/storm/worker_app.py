@@ -19,6 +19,12 @@ def say_ready(sender: Any, **_: Any) -> None:
     arena.journal.append(What.READY, worker=sender.hostname, pid=os.getpid())
 
 
+@signals.task_received.connect
+def say_received(request: Any, **_: Any) -> None:
+    """Write down that a delivery came from the broker."""
+    arena.journal.append(What.RECEIVED, task_id=request.id, worker=request.hostname, pid=os.getpid())
+
+
 @signals.task_postrun.connect
 def say_over(task_id: str, state: str | None, **_: Any) -> None:
     """Write down that a delivery is done but for its acknowledgement."""

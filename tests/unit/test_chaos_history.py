@@ -64,13 +64,13 @@ class Book:
         """Add the kill of a whole worker."""
         return self.add(What.KILLED, at, worker=worker)
 
-    def findings(self) -> list[Finding]:
+    def findings(self, *, forgetful: bool = False) -> list[Finding]:
         """Return what the checker finds."""
-        return check(self.events, [KEY])
+        return check(self.events, [KEY], forgetful=forgetful)
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self, *, forgetful: bool = False) -> list[Kind]:
         """Return the kinds of the findings."""
-        return [finding.kind for finding in self.findings()]
+        return [finding.kind for finding in self.findings(forgetful=forgetful)]
 
     def recoveries(self) -> Sequence[Recovery]:
         """Return the recoveries."""
@@ -257,6 +257,39 @@ def test_publisher_without_a_result_is_no_lost_key() -> None:
         (Kind.UNANSWERED, 1.5),
         (Kind.UNANSWERED, 1.6),
     ]
+
+
+def test_message_that_a_killed_worker_took_along_is_lost_by_the_broker() -> None:
+    """Published, or last seen in a process that died; a broker that keeps what is unacknowledged has no such excuse."""
+    unseen, received, started, put_off = Book(), Book(), Book(), Book()
+    for book in (unseen, received, started, put_off):
+        book.add(What.PUBLISHED, 0.0, task_id="m1")
+    received.add(What.RECEIVED, 1.0, task_id="m1", worker=W1)
+    started.run("a", 1.0)
+    started.kill_child(2.0)
+    put_off.add(What.DEFERRED, 1.0, task_id="m1", pid=CHILD)
+    put_off.add(What.OVER, 1.1, task_id="m1", pid=CHILD, state="IGNORED")
+    for book in (unseen, received, started, put_off):
+        assert book.kinds(forgetful=True) == [Kind.LOST], "nobody was there to take it along"
+        book.kill_worker(3.0)
+        assert book.kinds(forgetful=True) == [Kind.LOST], "the broker may still have it"
+        book.add(What.EMPTY, 90.0)
+        assert book.kinds(forgetful=True) == [Kind.VANISHED]
+        assert book.kinds() == [Kind.LOST]
+
+
+def test_message_that_a_contender_acknowledged_is_its_own_loss() -> None:
+    """A delivery that ended without an outcome, one that a living worker holds, and a failure are not the broker's."""
+    acknowledged, held, failed = Book(), Book(), Book()
+    for book in (acknowledged, held, failed):
+        book.add(What.PUBLISHED, 0.0, task_id="m1")
+        book.add(What.RECEIVED, 1.0, task_id="m1", worker=W2)
+        book.kill_worker(3.0, worker=W1)
+        book.add(What.EMPTY, 90.0)
+    acknowledged.add(What.OVER, 2.0, task_id="m1", pid=CHILD, state="IGNORED")
+    failed.result("m1", "", state="FAILURE")
+    for book in (acknowledged, held, failed):
+        assert book.kinds(forgetful=True) == [Kind.LOST]
 
 
 def test_recovery_is_from_the_kill_to_the_next_start_of_the_key() -> None:
