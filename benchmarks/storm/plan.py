@@ -174,17 +174,19 @@ def _messages(rng: random.Random, jobs: list[Job], count: int, window: float) ->
 def _strikes(rng: random.Random, count: int, window: float, *, pauses: bool, threads: bool) -> list[Strike]:
     share = 1.0 if threads else PAUSED_WORKER_SHARE if pauses else WORKER_SHARE
     workers = min(count, max(1, round(count * share)))
-    whole = [number < workers for number in range(count)]
-    rng.shuffle(whole)
     child, worker = PAUSES if pauses else KILLS
+    span = window + AFTERMATH_SECONDS - CALM_SECONDS
+    # Each in a part of the time of its own: a worker needs seconds to start, and the others must not be gone by then.
+    times = [(worker, CALM_SECONDS + span * (number + rng.random()) / workers) for number in range(workers)]
+    times += [(child, rng.uniform(CALM_SECONDS, CALM_SECONDS + span)) for _ in range(count - workers)]
     return [
         Strike(
-            at=round(rng.uniform(CALM_SECONDS, window + AFTERMATH_SECONDS), 3),
-            kind=worker if whole_worker else child,
+            at=round(at, 3),
+            kind=kind,
             rank=round(rng.random(), 4),
             seconds=round(rng.uniform(*PAUSE_SECONDS), 3) if pauses else 0.0,
         )
-        for whole_worker in whole
+        for kind, at in times
     ]
 
 

@@ -12,7 +12,7 @@ from celery.states import READY_STATES
 
 from benchmarks.storm.app import build_app
 from benchmarks.storm.arena import Arena
-from benchmarks.storm.broker import delete_queue, messages_held
+from benchmarks.storm.broker import delete_queue, is_forgetful, messages_held
 from benchmarks.storm.errors import StormError
 from benchmarks.storm.fleet import WORKERS, Fleet
 from benchmarks.storm.history import Event, History, What
@@ -26,9 +26,10 @@ TICK_SECONDS: Final = 0.1
 #: Results and broker are asked less often than the journal is read.
 LOOK_SECONDS: Final = 1.0
 START_SECONDS: Final = 90.0
-#: Seconds of silence after which a contender is done: where every publisher has its result; and where one has not,
-#: which is longer than any contender's longest pause.
+#: Seconds of silence after which a contender is done: where every publisher has its result; where one has not, and the
+#: broker tells that it holds nothing; and where the broker does not tell, longer than the longest countdown.
 QUIET_SECONDS: Final = 3.0
+EMPTY_SECONDS: Final = 6.0
 PATIENCE_SECONDS: Final = 35.0
 
 
@@ -104,7 +105,7 @@ class Player:
                 busy = self._look() or busy
             if busy or self.history.running() or not nemesis.done:
                 last_sign = now()
-            elif now() - last_sign > (PATIENCE_SECONDS if self._waiting else QUIET_SECONDS):
+            elif now() - last_sign > self._patience():
                 self.settled = True
                 break
             time.sleep(TICK_SECONDS)
@@ -113,6 +114,11 @@ class Player:
         if not messages_held(self._app, self.arena):
             self._journal.append(What.EMPTY)
         self._read_results(self._message_keys(), at_end=True)
+
+    def _patience(self) -> float:
+        if not self._waiting:
+            return QUIET_SECONDS
+        return EMPTY_SECONDS if is_forgetful(self.arena) else PATIENCE_SECONDS
 
     def _publish_until(self, elapsed: float) -> bool:
         messages = self.game.plan.messages
