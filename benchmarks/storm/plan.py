@@ -29,9 +29,10 @@ THREADS_SHARE: Final = 0.25
 #: Pauses, for each kill; and how long they are, in seconds: longer than any contender's claim of a few seconds.
 PAUSE_SHARE: Final = 0.2
 PAUSE_SECONDS: Final = (6.0, 16.0)
-#: Outages of the store: how many seconds of the storm come with one, and how long one is.
+#: Outages of the store: how many seconds of the storm come with one, and how long one is. A lease of a few seconds is
+#: meant to outlast them; none outlasts an outage that is longer than itself.
 SECONDS_PER_OUTAGE: Final = 12.0
-OUTAGE_SECONDS: Final = (0.5, 2.5)
+OUTAGE_SECONDS: Final = (0.5, 2.0)
 #: The storm begins when the first bodies run, and ends when the last were just published; in seconds.
 CALM_SECONDS: Final = 1.0
 AFTERMATH_SECONDS: Final = 3.0
@@ -192,5 +193,8 @@ def _strikes(rng: random.Random, count: int, window: float, *, pauses: bool, thr
 
 def _outages(rng: random.Random, window: float) -> list[Outage]:
     count = max(1, round(window / SECONDS_PER_OUTAGE))
-    begins = sorted(rng.uniform(CALM_SECONDS, window) for _ in range(count))
+    # Each in a part of the time of its own, so that two never make a longer one.
+    part = (window - CALM_SECONDS) / count
+    latest = max(part - OUTAGE_SECONDS[1], 0.0)
+    begins = [CALM_SECONDS + number * part + rng.uniform(0.0, latest) for number in range(count)]
     return [Outage(at=round(at, 3), seconds=round(rng.uniform(*OUTAGE_SECONDS), 3)) for at in begins]
