@@ -1,0 +1,1 @@
+"""Measurements; see README.md. Never part of the wheel."""

@@ -1,0 +1,31 @@
+"""What ``celery -A benchmarks.storm.worker_app`` loads: the app of the arena that the environment describes."""
+
+import os
+from typing import Any
+
+from celery import signals
+
+from benchmarks.storm.app import build_app
+from benchmarks.storm.arena import VARIABLE, Arena
+from benchmarks.storm.history import What
+
+arena = Arena.from_json(os.environ[VARIABLE])
+app = build_app(arena)
+
+
+@signals.worker_ready.connect
+def say_ready(sender: Any, **_: Any) -> None:
+    """Write down that this worker consumes."""
+    arena.journal.append(What.READY, worker=sender.hostname, pid=os.getpid())
+
+
+@signals.task_received.connect
+def say_received(request: Any, **_: Any) -> None:
+    """Write down that a delivery came from the broker."""
+    arena.journal.append(What.RECEIVED, task_id=request.id, worker=request.hostname, pid=os.getpid())
+
+
+@signals.task_postrun.connect
+def say_over(task_id: str, state: str | None, **_: Any) -> None:
+    """Write down that a delivery is done but for its acknowledgement."""
+    arena.journal.append(What.OVER, task_id=task_id, state=state or "", pid=os.getpid())

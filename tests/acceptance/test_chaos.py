@@ -1,0 +1,72 @@
+"""The chaos command as a user starts it, small: real workers, really killed, and the report of what became of them."""
+
+import os
+import subprocess
+import sys
+from json import loads
+from pathlib import Path
+
+import pytest
+
+from tests.support.dynamodb import MINISTACK_VARIABLE
+from tests.support.processes import free_port
+
+PROJECT_ROOT = Path(__file__).parents[2]
+KEYS, MESSAGES, KILLS = 8, 10, 3
+RUN_SECONDS = 100.0
+END_SECONDS = 30.0
+
+
+def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
+    """Run the command with its temporary files in a folder of ours, and return its exit code and output."""
+    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "chaos.py"), *options]
+    with (folder / "output.txt").open("wb") as output:
+        chaos = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "200"} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            chaos.wait(RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Asked to end, it takes its processes along.
+            chaos.terminate()
+            chaos.wait(END_SECONDS)
+            raise
+    return chaos.returncode, (folder / "output.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(150)
+def test_small_storm_finds_ours_intact(tmp_path: Path) -> None:
+    """Exit code, tables and JSON agree: every blow fell on both, plain Celery broke promises, `IdempotentTask` none."""
+    size = ("--keys", str(KEYS), "--messages", str(MESSAGES), "--kills", str(KILLS))
+    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "storm")
+    code, output = run(tmp_path, "--seed", "3", "--contenders", "plain", "ours", *size, *files)
+    assert code == 0, output
+    report = loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    plain, ours = report["contenders"]
+    assert [plain["name"], ours["name"]] == ["plain", "ours"]
+    assert report["plan"] in output
+    for contender in (plain, ours):
+        counts = contender["counts"]
+        assert counts["published"] == MESSAGES
+        assert counts["children_killed"] + counts["workers_killed"] + contender["missed"] == KILLS
+        assert counts["effects"] >= KEYS
+        assert contender["settled"], output
+    assert plain["tally"]["duplicated"] > 0, "the duplicates alone see to that"
+    assert ours["broken"] == 0, output
+    assert ours["counts"]["children_killed"] > 0
+    table = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert table.count("| plain Celery |") == table.count("| IdempotentTask |") == 2
+    assert (tmp_path / "storm" / "ours" / "journal.jsonl").stat().st_size > 0
+
+
+def test_storm_that_cannot_be_played_says_why(tmp_path: Path) -> None:
+    """A server that is not installed is named with its remedy, and the exit code is neither kept nor broken."""
+    nowhere = {MINISTACK_VARIABLE: str(tmp_path / "nowhere"), "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    code, output = run(tmp_path, "--contenders", "ours", **nowhere)
+    assert code == 2, output
+    assert "ministack" in output
