@@ -14,6 +14,7 @@ _MODULES: Final = {
     "celery-singleton": "singleton",
     "powertools": "powertools",
     "ours": "ours",
+    "ours-apart": "ours_apart",
 }
 #: All contenders, in the order of the table.
 NAMES: Final = tuple(_MODULES)

@@ -10,9 +10,9 @@ from benchmarks.storm.arena import VARIABLE, Arena
 from benchmarks.storm.contenders.contender import Charge, Contender
 from benchmarks.storm.history import What
 from benchmarks.storm.journal import Journal
-from idempotent_tasks import Idempotency, IdempotentTask, events
+from idempotent_tasks import Idempotency, IdempotentTask, Store, events
 
-__all__ = ["CONTENDER", "observe"]
+__all__ = ["CONTENDER", "declare_on", "observe", "store_url"]
 
 #: Seconds. A whole worker that is killed cannot release what its children held, so a waiting delivery takes over when
 #: the lease ends; it is renewed when a third of it is over, so it also says how long a body may be starved.
@@ -28,12 +28,19 @@ _LINES: Final = {
 }
 
 
+def store_url(arena: Arena) -> str:
+    """Return the URL of the contender's table."""
+    return f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}"
+
+
 def declare(app: Celery, arena: Arena, charge: Charge) -> None:
-    """Register the task; `IdempotentTask` brings the late acknowledgement itself."""
-    app.conf.update(
-        idempotency_store=f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}",
-        idempotency_observers=[events.log_event, observe],
-    )
+    """Register the task over the contender's table."""
+    declare_on(store_url(arena), app, arena, charge)
+
+
+def declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge) -> None:
+    """Register the task over a store; `IdempotentTask` brings the late acknowledgement itself."""
+    app.conf.update(idempotency_store=store, idempotency_observers=[events.log_event, observe])
 
     @app.task(
         name=arena.task_name,
