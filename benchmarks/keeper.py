@@ -2,7 +2,7 @@
 
 The first table is counted in fast motion, on a clock that nobody waits for.  The second is measured in real time, with
 real threads and a store in memory whose every renewal takes as long as told; ``--quick`` leaves it out.
-"""  # noqa: INP001 - a folder of commands
+"""
 
 import sys
 import threading

@@ -44,8 +44,9 @@ CLOCK_TOLERANCE_SECONDS: Final = 2.0
 class DynamoDBStore:
     """A `Store` over one DynamoDB table.
 
-    Nothing is opened before the first request, and every process makes a client of its own.  The first request of a
-    process is preceded by one eventually consistent ``GetItem`` that shows DynamoDB's clock.
+    Nothing is opened before the first request, and every process makes a client of its own.  A first claim is preceded
+    by one eventually consistent ``GetItem`` that shows DynamoDB's clock, unless an answer, such as that to the check
+    when a worker starts, showed it before.
 
     Args:
         table: the table's name or ARN.

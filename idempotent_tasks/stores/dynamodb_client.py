@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
@@ -112,7 +113,7 @@ class Connection:
             msg = "client= is complete in itself: drop region=, endpoint_url=, config=, session= and the credentials"
             raise ConfigurationError(msg)
         self.clock = ServerClock(clock or SystemClock())
-        #: Whether an answer was had that may have shown the server's time, before the first that depends on it.
+        #: Whether an answer was had that may have shown the server's time, by this process or before it was forked.
         self.clock_asked = False
         self.ready_made = client is not None
         self._region = region
@@ -122,12 +123,14 @@ class Connection:
         self._credentials = credentials
         self._client = client
         self._owner_pid: int | None = None
+        #: What botocore knows of the service: data from files, which a forked child need not read and parse again.
+        self._loader: Any = None
         #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
         self._making: dict[int, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process, so that an app with a store can be sent to a spawned one."""
-        mine: dict[str, Any] = {"_making": {}, "_owner_pid": None}
+        mine: dict[str, Any] = {"_making": {}, "_owner_pid": None, "_loader": None}
         return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
 
     def __repr__(self) -> str:
@@ -171,6 +174,7 @@ class Connection:
         date = _headers(answer).get("date")
         if date is not None:
             self.clock.observe(date, sent_at)
+            self.clock_asked = True
 
     def _client_of_this_process(self) -> Any:
         pid = os.getpid()
@@ -193,7 +197,7 @@ class Connection:
         self._owner_pid = pid
 
     def _make_client(self) -> Any:
-        session = self._session or boto3.Session()
+        session = self._session or self._new_session()
         credentials = self._credentials
         if credentials is None and _is_loopback(self._endpoint_url) and session.get_credentials() is None:
             credentials = Credentials("local", "local")
@@ -206,6 +210,14 @@ class Connection:
             aws_access_key_id=credentials and credentials.access_key_id,
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
+
+    def _new_session(self) -> boto3.Session:
+        session = botocore.session.Session()
+        if self._loader is None:
+            self._loader = session.get_component("data_loader")
+        else:
+            session.register_component("data_loader", self._loader)
+        return boto3.Session(botocore_session=session)
 
 
 def _headers(answer: Any) -> dict[str, str]:

@@ -103,13 +103,14 @@ class TestTransient:
             call(dynamodb, claim)
         assert wire.operations() == [operation]
 
-    def test_the_first_request_of_all(self, dynamodb: DynamoDBStore, wire: Wire) -> None:
+    def test_the_first_request_of_all(self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire) -> None:
         """Where the clock cannot be asked nothing is claimed, and the next call asks again."""
+        store = make_store()
         wire.break_nth("GetItem", 1, refuse)
         with pytest.raises(StoreUnavailableError):
-            dynamodb.claim(wish())
+            store.claim(wish())
         assert wire.operations() == ["GetItem"]
-        grant(dynamodb)
+        grant(store)
         assert wire.operations() == ["GetItem", "GetItem", "UpdateItem"]
 
     def test_nobody_listens(self, session: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.loaders import JSONFileLoader
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreMisconfiguredError
 from idempotent_tasks.records import Busy, Committed
@@ -155,6 +156,21 @@ class TestFork:
 
         Child(claim_two).result()
         assert wire.operations() == ["GetItem", "UpdateItem", "UpdateItem"]
+
+    def test_a_child_of_a_parent_that_used_the_store_starts_at_once(
+        self, make_store: MakeStore, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It knows DynamoDB's clock, and reads no file for its client, from its parent's first request."""
+
+        def read_nothing(_self: Any, path: str) -> None:
+            raise AssertionError(f"{path} is read again")
+
+        store = make_store(session=None, region=REGION)
+        store.create_table()
+        wire.clear()
+        monkeypatch.setattr(JSONFileLoader, "load_file", read_nothing)
+        assert Child(lambda: grant(store).attempt).result() == 1
+        assert wire.operations() == ["UpdateItem"]
 
     def test_a_child_forked_while_its_parent_makes_a_client(
         self, dynamodb: DynamoDBStore, wire: Wire, monkeypatch: pytest.MonkeyPatch
