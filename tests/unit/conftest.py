@@ -6,6 +6,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery, _state
 
+from idempotent_tasks import departed
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting
@@ -19,6 +20,12 @@ from tests.support.stores import FaultyStore
 def clock() -> FakeClock:
     """A clock that only the test moves."""
     return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def no_late_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no release outlive its test: its retries would draw random numbers under another test's Hypothesis."""
+    monkeypatch.setattr(departed, "LATE_CLAIM_PAUSES", ())
 
 
 @pytest.fixture
