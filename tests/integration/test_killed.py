@@ -108,10 +108,10 @@ def test_deferred_duplicate_is_the_only_copy_left(make_guarded: MakeRig) -> None
 
 def test_hard_time_limit_frees_the_key(make_guarded: MakeRig, store: DynamoDBStore) -> None:
     """The hard time limit kills the child; a later publish with the same key runs."""
-    rig = make_guarded(tasks={"charge": {**BRIEF, "time_limit": 2}})
+    rig = make_guarded(tasks={"charge": {**BRIEF, "time_limit": 30}})
     rig.journal.shut("before-effect")
     rig.start_worker()
-    limited = rig.send("charge", "ord-1", 17)
+    limited = rig.send("charge", "ord-1", 17, time_limit=2)
     key = rig.journal.wait_for("Claimed", id=limited.id)["key"]
     with pytest.raises(TimeLimitExceeded):
         rig.result(limited)
