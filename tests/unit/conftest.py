@@ -1,5 +1,6 @@
 """Time, store, app and queue of a unit test: its own, in memory, and moved by nobody else."""
 
+import threading
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -14,11 +15,23 @@ from tests.support.inline import InlineWorker
 from tests.support.shop import Shop
 from tests.support.stores import FaultyStore
 
+BOUND_SECONDS = 30.0
+
 
 @pytest.fixture
 def clock() -> FakeClock:
     """A clock that only the test moves."""
     return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def late_releases() -> Iterator[None]:
+    """Let no release outlive its test: its retries would draw random numbers under another test's Hypothesis."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "idempotency-departed-later":
+            thread.join(BOUND_SECONDS)
+            assert not thread.is_alive(), "a release for a dead process goes on after its test"
 
 
 @pytest.fixture

@@ -67,6 +67,13 @@ def unkeyed(app: Celery) -> Reception:
     return reception
 
 
+def join_late_releases() -> None:
+    """Wait for the releases that go on after their delivery was given back."""
+    for thread in enumerate_threads():
+        if thread.name == "idempotency-departed-later":
+            thread.join(BOUND_SECONDS)
+
+
 def claim(store: MemoryStore, reception: Reception) -> Claim:
     """Claim as the child did."""
     answer = store.claim(reception.claim_request)
@@ -172,8 +179,7 @@ def test_a_store_that_stays_down_leaves_the_claim_to_expire(
     held = claim(store, reception)
     before = clock.now()
     release(reception, dead_pid)
-    for thread in [each for each in enumerate_threads() if each.name == "idempotency-departed-later"]:
-        thread.join(BOUND_SECONDS)
+    join_late_releases()
     longest = departed.RELEASE_PATIENCE + reception.claim_request.lease_seconds
     assert departed.RELEASE_PATIENCE < clock.now() - before <= longest
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
@@ -194,8 +200,7 @@ def test_a_claim_that_lands_after_its_release_is_released_again(app: Celery, sto
     app.conf.idempotency_store = FaultyStore(store, release=[passes, passes, landing])
     late = unkeyed(app)
     release(late, dead_pid)
-    for thread in [each for each in enumerate_threads() if each.name == "idempotency-departed-later"]:
-        thread.join(BOUND_SECONDS)
+    join_late_releases()
     assert store.get(late.claim_request.key).in_progress_expiration == 0
 
 

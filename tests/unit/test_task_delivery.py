@@ -176,6 +176,8 @@ def test_a_run_superseded_by_a_running_one_is_deferred(shop: Shop, clock: FakeCl
         holders.append(shop.claim_elsewhere())
         return "mine"
 
+    # The keeper's thread must not find the claim in time.
+    shop.app.conf.idempotency_store = FaultyStore(shop.store, renew=repeat(down()))
     shop.sells(body)
     shop.deliver()
     assert (shop.state, shop.worker.waiting(), shop.deferrals()) == ("PENDING", 1, ["busy"])
