@@ -73,8 +73,15 @@ class Reception:
             if self.policy.missing_key == "raise":
                 raise
             return self._run_unguarded(body, None, error)
-        if not self.delivery.eager:
-            continuation.name_errbacks(self.task.request, request.key)
+        try:
+            return self._handle_claim(request, body)
+        except Exception:
+            # Not before: a message that is published again stays as it is.
+            if not self.delivery.eager:
+                continuation.name_errbacks(self.task.request, request.key)
+            raise
+
+    def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
         match self._guard().run(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
