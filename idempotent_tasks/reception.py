@@ -83,11 +83,15 @@ class Reception:
                 raise
             return self._run_unguarded(body, None, error)
         try:
-            verdict = self._guard().run(request, body)
+            return self._handle_claim(request, body)
         except Exception:
-            self._prepare_what_follows_a_failure()
+            # Not before: a message that is published again stays as it is.
+            if not self.delivery.eager:
+                continuation.name_errbacks(self.task.request, request.key)
             raise
-        match verdict:
+
+    def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
+        match self._guard().run(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -160,10 +164,6 @@ class Reception:
             return
         continuation.name_links(request, self.claim_request.key)
         continuation.tell_when_sent(request, self._note_dispatch)
-
-    def _prepare_what_follows_a_failure(self) -> None:
-        if not self.delivery.eager:
-            continuation.name_errbacks(self.task.request, self.claim_request.key)
 
     def _busy(self, holder: Record) -> Exception:
         if self.policy.on_busy == "skip":

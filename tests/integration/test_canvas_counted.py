@@ -34,13 +34,15 @@ def test_killed_before_the_count_or_after_its_note(make_counted: MakeCounted, wi
     journal = make.rig.journal
     journal.shut(window)
     first = make.rig.start_worker(visibility_seconds=PATIENT_SECONDS)
-    published = chord([make.charge("one"), make.charge("two")], make.plain("body")).apply_async()
+    body = make.plain("body", link_error=[make.guarded("errback")])
+    published = chord([make.charge("one"), make.charge("two")], body).apply_async()
     journal.wait_for("at-gate", gate=window, times=2)
     first.kill()
     journal.open(window)
     make.rig.start_worker()
     make.wait_until_idle()
     assert make.effects("body") == [[RESULT, RESULT]]
+    assert make.effects("errback") == []
     assert make.state(published.id) == "SUCCESS"
 
 

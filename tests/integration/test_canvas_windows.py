@@ -52,22 +52,41 @@ def publish(make: Canvases) -> list[Any]:
 @pytest.mark.parametrize("window", WINDOWS)
 def test_worker_killed(make_guarded: MakeRig, window: str) -> None:
     """All that follows runs on the stored result; once, but for plain tasks in one window: twice under one id."""
-    rig = make_guarded()
-    make = Canvases(rig)
-    rig.journal.shut(window)
-    first = rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
+    make = Canvases(make_guarded())
+    journal = make.rig.journal
+    journal.shut(window)
+    first = make.rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
     results = publish(make)
-    rig.journal.wait_for("at-gate", gate=window, times=6)
+    journal.wait_for("at-gate", gate=window, times=6)
     first.kill()
-    rig.journal.open(window)
-    rig.start_worker()
+    journal.open(window)
+    make.rig.start_worker()
+    check(make, results, times_plain=2 if window == UNKNOWN else 1)
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_children_killed(make_guarded: MakeRig) -> None:
+    """The same where only the processes of the pool die, and the worker gives their messages back."""
+    make = Canvases(make_guarded())
+    journal = make.rig.journal
+    journal.shut("Committed")
+    worker = make.rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
+    results = publish(make)
+    journal.wait_for("at-gate", gate="Committed", times=6)
+    for entry in journal.entries("at-gate"):
+        worker.kill_child(entry["pid"])
+    journal.open("Committed")
+    check(make, results, times_plain=1)
+
+
+def check(make: Canvases, results: list[Any], times_plain: int) -> None:
+    """Wait for the last tasks, and until nothing is on the way any more; then count."""
     for result in results:
-        rig.result(result)
+        make.rig.result(result)
     make.wait_until_idle()
-    assert rig.journal.count("effect", task="charge") == 6
+    assert make.rig.journal.count("effect", task="charge") == 6
     assert {name: make.effects(name) for name in GUARDED} == {name: [RESULT] for name in GUARDED} | BOTH
-    times = 2 if window == UNKNOWN else 1
-    assert {name: make.effects(name) for name in PLAIN} == {name: [RESULT] * times for name in PLAIN}
+    assert {name: make.effects(name) for name in PLAIN} == {name: [RESULT] * times_plain for name in PLAIN}
     assert {len(make.ids(name)) for name in PLAIN} == {1}
     assert make.effects(BEHIND_GUARDED) == [RESULT]
     assert make.effects(PLAIN_BODY) == [[RESULT]]

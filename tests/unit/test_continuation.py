@@ -7,7 +7,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.app.task import Context
 
-from idempotent_tasks import continuation, events
+from idempotent_tasks import IdempotentTask, continuation, events
 from idempotent_tasks.continuation import follows, name_links
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
@@ -109,7 +109,8 @@ def test_a_task_that_nothing_follows_costs_no_note(shop: Shop) -> None:
 
 
 def test_a_failed_task_notes_nothing(shop: Shop, receipt: Follower) -> None:
-    """What follows a success is not known to be sent after a failure, and the next delivery sends it."""
+    """A delivery that fails sends what follows a failure, and the next one, which succeeds, what follows a success."""
+    errback = Follower(shop.app, "shop.errback")
     outcomes = iter([KeyError("mine"), "paid"])
 
     def body(task: Any) -> Any:
@@ -120,9 +121,9 @@ def test_a_failed_task_notes_nothing(shop: Shop, receipt: Follower) -> None:
 
     shop.sells(body)
     for _ in range(2):
-        shop.publish(link=receipt.task.s())
+        shop.publish(link=receipt.task.s(), link_error=errback.task.s())
         shop.worker.drain()
-    assert receipt.received == ["paid"]
+    assert (receipt.received, errback.received) == (["paid"], [shop.id])
     assert [event for event in shop.seen if isinstance(event, events.Dispatched)] == shop.seen[-1:]
 
 
@@ -135,6 +136,21 @@ def test_each_failing_delivery_sends_the_error_callbacks(shop: Shop, receipt: Fo
     assert shop.runs == 2
     assert receipt.received == [shop.id, shop.id]
     assert len(set(receipt.ids)) == 1
+
+
+def test_an_error_callback_that_takes_the_error_is_no_delivery(shop: Shop) -> None:
+    """Celery calls it as a function in the failing worker: guarded or not, it runs with each failing delivery."""
+    called: list[str] = []
+
+    def mourn(request: Any, error: Exception, traceback: Any) -> None:
+        called.append(request.id)
+
+    errback: Any = shop.app.task(mourn, name="shop.mourn", base=IdempotentTask, shared=False)
+    shop.sells(raising(KeyError("mine")))
+    for _ in range(2):
+        shop.publish(link_error=errback.s())
+        shop.worker.drain()
+    assert called == [shop.id, shop.id]
 
 
 def test_an_unguarded_run_notes_nothing(shop: Shop, receipt: Follower) -> None:
