@@ -3,20 +3,24 @@
 import os
 import select
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from functools import partial
+from threading import Thread
+from typing import Final
 
 from idempotent_tasks import events
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.errors import IdempotencyError
+from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
 from idempotent_tasks.reception import Reception
-from idempotent_tasks.records import Claim, Released
+from idempotent_tasks.records import Claim, ClaimRequest, Released
 from idempotent_tasks.retries import persistently
+from idempotent_tasks.settings import Settings
 
 __all__ = ["Departed", "gone"]
 
 #: Seconds to wait for a process that was told to end; after them its claim is left to expire by itself.
 EXIT_PATIENCE: Final = 10.0
-#: Seconds for which a release is tried again; the delivery waits for it to go back to its queue.
+#: Seconds for which a release is tried again while the delivery waits for it to go back to its queue; afterwards the
+#: release is tried on, as long as the claim may live.
 RELEASE_PATIENCE: Final = 2.0
 _POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
@@ -38,7 +42,7 @@ class Departed:
             crashed: whether the body is to blame, so that the crash counts.
 
         Returns:
-            A future that is done when the claim is released, or cannot be; it never fails.
+            A future that is done when the claim is released, or cannot be for now; it never fails.
         """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, "idempotency-departed")
@@ -79,17 +83,32 @@ def _gone_by_polling(pid: int, seconds: float) -> bool:
 def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None:  # noqa: FBT001 - for submit()
     if not gone(pid, EXIT_PATIENCE):
         return
-    store = reception.settings.store
     try:
         request = reception.claim_request
-        claim = Claim.unseen(request)
-        answer: Any = persistently(
+    except (IdempotencyError, TypeError):
+        # No key, so no claim.
+        return
+    free = partial(_free, reception.settings, request, reason, crashed)
+    if not free(RELEASE_PATIENCE):
+        # This delivery cannot wait for the store any longer, but the next one must not wait for the claim's end.
+        Thread(target=free, args=(request.lease_seconds,), name="idempotency-departed-later", daemon=True).start()
+
+
+def _free(settings: Settings, request: ClaimRequest, reason: str, crashed: bool, patience: float) -> bool:  # noqa: FBT001 - for Thread()
+    """Release the claim that the request was granted, and return whether the store answered within the seconds."""
+    store = settings.store
+    claim = Claim.unseen(request)
+    try:
+        answer = persistently(
             lambda: store.release(claim, reason, crashed=crashed),
             clock=store.clock,
-            until=store.clock.now() + RELEASE_PATIENCE,
+            until=store.clock.now() + patience,
         )
-    except (IdempotencyError, TypeError):
-        # No key, so no claim; or no store, and the claim expires by itself.
-        return
+    except StoreUnavailableError:
+        return False
+    except IdempotencyError:
+        # The claim expires by itself.
+        return True
     if isinstance(answer, Released):
-        reception.settings.observe(events.Released.about(request, reason=reason))
+        settings.observe(events.Released.about(request, reason=reason))
+    return True

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -14,12 +14,12 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from idempotent_tasks import deferral, events
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError
-from idempotent_tasks.guard import ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError, StoreUnavailableError
+from idempotent_tasks.guard import STORE_PATIENCE, ActiveRun, Guard, Interrupted, Replayed, Returned, Unclaimed
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.records import Busy, ClaimRequest
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Released
 from idempotent_tasks.settings import Settings
 
 __all__ = ["Reception", "UnguardedRun"]
@@ -145,10 +145,21 @@ class Reception:
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return self._run_unguarded(body, self.claim_request.key, error)
+        if isinstance(error, StoreUnavailableError):
+            self._withdraw(type(error).__name__)
         if self.policy.on_store_error == "raise" or self.delivery.eager:
             raise error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         raise self._deferred(None, type(error).__name__)
+
+    def _withdraw(self, reason: str) -> None:
+        """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
+        if self._time_left() < STORE_PATIENCE:
+            return
+        # An interrupt has nothing to cut short but this: the body will not run.
+        with suppress(StoreError, SoftTimeLimitExceeded):
+            if isinstance(self.settings.store.release(Claim.unseen(self.claim_request), reason), Released):
+                self._tell(events.Released, reason=reason)
 
     def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
         """Publish the message again, and return what tells Celery to be done with this copy of it."""

@@ -63,7 +63,7 @@ def test_worker_killed_after_commit_before_ack(make_guarded: MakeRig) -> None:
 
 def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRig) -> None:
     """A duplicate waits for the run on another worker, which is killed: both publishers get one effect's result."""
-    rig = make_guarded(tasks={"charge": {**BRIEF, "time_limit": 8}})
+    rig = make_guarded(tasks={"charge": RENEWED})
     rig.journal.shut("before-effect")
     first = rig.start_worker(1)
     original = rig.send("charge", "ord-1", 17)
@@ -148,7 +148,7 @@ def test_frozen_child_cannot_overwrite_its_successor(make_guarded: MakeRig) -> N
 def test_body_that_kills_its_process_is_given_up(make_guarded: MakeRig) -> None:
     """A body that ends its process every time fails with `CrashLoopError` instead of coming back for ever."""
     policy = {"key": "order", "lease": 1, "max_crashes": 2}
-    rig = make_guarded(tasks={"die": {"idempotency": policy}})
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"die": {"idempotency": policy}})
     rig.start_worker()
     with pytest.raises(CrashLoopError, match="2 times in a row"):
         rig.result(rig.send("die", "ord-1"))

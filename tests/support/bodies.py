@@ -61,7 +61,22 @@ def bodies(journal: Journal) -> dict[str, Body]:
         begin(self, order)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    return {body.__name__: body for body in (charge, retry, fail, add, total, die)}
+    return {body.__name__: body for body in (charge, retry, fail, add, total, die, _heed(journal))}
+
+
+def _heed(journal: Journal) -> Body:
+    def heed(self: Task, order: str, value: Any = None, failing_attempt: int = 0) -> Any:
+        """Do as `charge` does after a gate of its attempt, or fail; and write down whether the claim was lost."""
+        attempt = self.idempotency.attempt
+        journal.write("started", **_about(self), key=order)
+        journal.pass_gate(f"attempt-{attempt}")
+        journal.write("heeded", **_about(self), lost=self.idempotency.lost)
+        if attempt == failing_attempt:
+            raise ValueError(f"attempt {attempt} of {order}")
+        journal.write("effect", **_about(self), key=order)
+        return value
+
+    return heed
 
 
 def _about(task: Task) -> dict[str, Any]:

@@ -60,6 +60,15 @@ class Worker:
         finally:
             self._signal_child(pid, signal.SIGCONT)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let the parent and every child of its pool stand still for the length of a block."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     def children(self) -> list[int]:
         """Return the ids of the pool's processes."""
         return [pid for pid in running_in_group(self.process.pid) if pid != self.process.pid]

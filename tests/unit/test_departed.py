@@ -3,22 +3,25 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, departed, events
+from idempotent_tasks import IdempotentTask, StoreMisconfiguredError, StoreUnavailableError, departed, events
 from idempotent_tasks.delivery import OWNER_ENTRY
 from idempotent_tasks.departed import Departed, gone
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Granted
-from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down
+from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 
@@ -50,6 +53,18 @@ def reception(app: Celery) -> Reception:
     request = Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"})
     task: Any = charge
     return task.reception(request, [{"id": 17}], {})
+
+
+def unkeyed(app: Celery) -> Reception:
+    """Return a delivery, to the app's store as it is set now, whose key is its task id."""
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.charge")
+    def charge() -> None:
+        """Be a body."""
+
+    task: Any = charge
+    reception: Reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
+    return reception
 
 
 def claim(store: MemoryStore, reception: Reception) -> Claim:
@@ -125,21 +140,52 @@ def test_a_dead_processes_outcome_stays(
     assert seen == []
 
 
-def test_a_store_that_is_down_leaves_the_claim_to_expire(app: Celery, store: MemoryStore, dead_pid: int) -> None:
-    """The release is given up after a while, quietly: the delivery must go back to its queue."""
-    app.conf.idempotency_store = FaultyStore(store, release=repeat(down()))
+def test_a_store_that_is_down_for_long_is_asked_again_later(
+    app: Celery, store: MemoryStore, clock: FakeClock, seen: list[events.Event], dead_pid: int
+) -> None:
+    """The delivery goes back to its queue after a while, and the claim is released when the store is back."""
+    back_at = clock.now() + 10 * departed.RELEASE_PATIENCE
+    waited = Event()
 
-    @app.task(base=IdempotentTask, shared=False, name="shop.charge")
-    def charge() -> None:
-        """Be a body."""
+    def outage(call: Callable[[], Any]) -> Any:
+        if clock.now() < back_at:
+            raise StoreUnavailableError
+        waited.wait(BOUND_SECONDS)
+        return call()
 
-    task: Any = charge
-    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
-    before = store.clock.now()
+    app.conf.idempotency_store = FaultyStore(store, release=repeat(outage))
+    reception = unkeyed(app)
     held = claim(store, reception)
     release(reception, dead_pid)
-    assert 0 < store.clock.now() - before <= departed.RELEASE_PATIENCE
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
+    waited.set()
+    wait_for(lambda: seen, BOUND_SECONDS, "the claim was not released")
+    assert store.get(held.key).in_progress_expiration == 0
+
+
+def test_a_store_that_stays_down_leaves_the_claim_to_expire(
+    app: Celery, store: MemoryStore, clock: FakeClock, seen: list[events.Event], dead_pid: int
+) -> None:
+    """Nothing is asked for longer than the claim may have lived."""
+    app.conf.idempotency_store = FaultyStore(store, release=repeat(down()))
+    reception = unkeyed(app)
+    held = claim(store, reception)
+    before = clock.now()
+    release(reception, dead_pid)
+    for thread in [each for each in enumerate_threads() if each.name == "idempotency-departed-later"]:
+        thread.join(BOUND_SECONDS)
+    longest = departed.RELEASE_PATIENCE + reception.claim_request.lease_seconds
+    assert departed.RELEASE_PATIENCE < clock.now() - before <= longest
+    assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
+    assert seen == []
+
+
+def test_a_store_that_refuses_the_release_is_not_asked_again(app: Celery, store: MemoryStore, dead_pid: int) -> None:
+    """Repeating mends no permission; the delivery goes back to its queue at once."""
+    faulty = FaultyStore(store, release=repeat(down(StoreMisconfiguredError("no permission"))))
+    app.conf.idempotency_store = faulty
+    release(unkeyed(app), dead_pid)
+    assert faulty.calls == ["release"]
 
 
 def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:
