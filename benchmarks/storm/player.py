@@ -97,9 +97,10 @@ class Player:
         while not self.game.stop.is_set() and now() - begun < self.game.limit_seconds:
             elapsed = now() - begun
             fleet.fill()
-            busy = self._publish_until(elapsed) or self._take_news() or self._published < len(self.game.plan.messages)
+            busy = self._take_news()
+            # Before the publications: a message that comes in the instant of a kill is often lost with the worker.
             nemesis.strike(elapsed, self.history)
-            self._take_news()
+            busy = self._publish_until(elapsed) or busy or self._published < len(self.game.plan.messages)
             if now() - looked > LOOK_SECONDS:
                 looked = now()
                 busy = self._look() or busy
