@@ -70,7 +70,7 @@ class TestRequestCounts:
         assert wire.operations() == ["UpdateItem", "UpdateItem"]
 
     def test_the_first_use_asks_for_the_time(self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire) -> None:
-        """A first claim is preceded by one cheap read that shows DynamoDB's clock, unless an answer showed it before."""
+        """A first claim is preceded by one cheap read that shows the clock, unless an answer showed it before."""
         grant(dynamodb)
         assert wire.operations() == ["UpdateItem"]
         wire.clear()
