@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from difflib import get_close_matches
-from functools import cached_property
 from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
@@ -90,17 +89,23 @@ class Idempotency:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:
             check_prefix(self.prefix)
-        _ = (self.key_selector, self.validate_selector)
+        sources = {"key": self.key, "validate": self.validate}
+        selectors = {name: Selector.of(name, source) for name, source in sources.items() if source is not None}
+        object.__setattr__(self, "_selectors", selectors)
 
-    @cached_property
+    @property
     def key_selector(self) -> Selector | None:
         """`key`, compiled."""
-        return None if self.key is None else Selector.of("key", self.key)
+        return self._compiled("key")
 
-    @cached_property
+    @property
     def validate_selector(self) -> Selector | None:
         """`validate`, compiled."""
-        return None if self.validate is None else Selector.of("validate", self.validate)
+        return self._compiled("validate")
+
+    def _compiled(self, name: str) -> Selector | None:
+        selectors: dict[str, Selector] = self.__dict__["_selectors"]
+        return selectors.get(name)
 
     @classmethod
     def of(cls, value: "Idempotency | Mapping[str, Any] | None") -> "Idempotency":

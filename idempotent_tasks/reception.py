@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final
 from uuid import uuid4
 
@@ -64,6 +63,8 @@ class Reception:
     settings: Settings
     #: Epoch seconds by this machine's clock.
     _began_at: float = field(default_factory=_local_clock.now, repr=False)
+    #: The claim request, once it was asked for.
+    _requested: list[ClaimRequest] = field(default_factory=list, repr=False)
 
     def handle(self, body: Body) -> Any:
         """Run, replay or defer the delivery, and return the task's result.
@@ -105,13 +106,18 @@ class Reception:
             case Interrupted(interrupt):
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
-    @cached_property
+    @property
+    def claim_request(self) -> ClaimRequest:
+        """The claim that this delivery asks for; raises as `record_key` does."""
+        if not self._requested:
+            self._requested.append(self._request())
+        return self._requested[0]
+
+    @property
     def _term(self) -> Term:
         return term_of(self.policy, self.delivery.hard_limit_seconds)
 
-    @cached_property
-    def claim_request(self) -> ClaimRequest:
-        """The claim that this delivery asks for; raises as `record_key` does."""
+    def _request(self) -> ClaimRequest:
         delivery, policy, signature = self.delivery, self.policy, self.task.run_signature
         prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
         validate = policy.validate_selector

@@ -46,13 +46,18 @@ def settings_of(app: Any) -> Settings:
         ConfigurationError: a setting is missing, unknown or wrong.
     """
     spelled = app.conf.get("idempotency_store")
-    with _loading:
-        known = _loaded.get(app)
-        if known is not None and known[0] is spelled:
-            return known[1]
-        settings = _load(app, spelled)
-        _loaded[app] = (spelled, settings)
-        return settings
+    # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
+    settings = _known(app, spelled)
+    if settings is None:
+        with _loading:
+            settings = _known(app, spelled) or _load(app, spelled)
+            _loaded[app] = (spelled, settings)
+    return settings
+
+
+def _known(app: Any, spelled: Any) -> Settings | None:
+    known = _loaded.get(app)
+    return known[1] if known is not None and known[0] is spelled else None
 
 
 def _load(app: Any, spelled_store: Any) -> Settings:

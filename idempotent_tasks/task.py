@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar, Final
 
 from celery import Task
@@ -39,6 +38,7 @@ class IdempotentTask(Task):
     #: What the task declared.
     idempotency_policy: ClassVar[Idempotency] = Idempotency()
     _resolved: tuple[Settings, Idempotency] | None = None
+    _signature: inspect.Signature | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Take ``idempotency=`` as the policy, so that the name stays free for the run of a body."""
@@ -152,10 +152,12 @@ class IdempotentTask(Task):
         headers = {**inherited, **(signature.options.get("headers") or {})}
         return signature.set(headers={name: each for name, each in headers.items() if name not in PRIVATE_HEADERS})
 
-    @cached_property
+    @property
     def run_signature(self) -> inspect.Signature:
         """The signature of the body, without ``self``."""
-        return inspect.signature(self.run)
+        if self._signature is None:
+            self._signature = inspect.signature(self.run)
+        return self._signature
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
         if idempotency_key is not None:

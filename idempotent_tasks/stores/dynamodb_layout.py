@@ -6,7 +6,6 @@ No boto3 and no clock here: values in, request parameters out.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final
 
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
@@ -77,8 +76,11 @@ class Layout:
     data_attr: str
     validation_key_attr: str
     bookkeeping: Mapping[str, str] = field(default_factory=dict)
+    #: Each role and its attribute, the partition key as ``key``.
+    roles: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", self._named_roles())
         unknown = sorted(set(self.bookkeeping) - set(BOOKKEEPING))
         if unknown:
             msg = f"attributes= renames {unknown}, but only {list(BOOKKEEPING)} can be renamed there"
@@ -93,9 +95,7 @@ class Layout:
         if not all(names):
             raise ConfigurationError("an attribute name of the record layout is empty")
 
-    @cached_property
-    def roles(self) -> dict[str, str]:
-        """Each role and its attribute, the partition key as ``key``."""
+    def _named_roles(self) -> dict[str, str]:
         return {
             "key": self.key_attr,
             "status": self.status_attr,

@@ -1,11 +1,9 @@
 """Whose client a store uses: its own, a session's or a ready-made one, and after a fork never the parent's."""
 
-import multiprocessing
 import os
 import pickle
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import boto3
@@ -17,41 +15,12 @@ from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreMisconfigur
 from idempotent_tasks.records import Busy, Committed
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
+from tests.support.forking import Child
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Wire
 
-CHILD_SECONDS = 30
-
 # Python 3.12 and later warn of any fork beside a thread; the wire is one, and a prefork worker's parent has some too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-
-
-class Child:
-    """A forked process that makes one call and reports what came of it."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        fork = multiprocessing.get_context("fork")
-        self._reports, report = fork.Pipe(duplex=False)
-        self._process = fork.Process(target=self._run, args=(call, report))
-        self._process.start()
-        report.close()
-
-    @staticmethod
-    def _run(call: Callable[[], Any], report: Connection) -> None:
-        try:
-            report.send(call())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-            report.send(error)
-
-    def result(self) -> Any:
-        """Return what the call returned, or raise what it raised, once the process has ended."""
-        assert self._reports.poll(CHILD_SECONDS), f"the child said nothing for {CHILD_SECONDS} s"
-        result = self._reports.recv()
-        self._process.join(CHILD_SECONDS)
-        assert self._process.exitcode == 0
-        if isinstance(result, Exception):
-            raise result
-        return result
 
 
 def client_of(store: DynamoDBStore) -> Any:

@@ -232,6 +232,17 @@ def test_kombu_is_only_a_codec_in_the_codec() -> None:
     assert [name for name in kombus if not name.startswith("kombu.utils.json")] == []
 
 
+def test_nothing_is_cached_behind_a_lock_of_a_class() -> None:
+    """Before Python 3.12 a `cached_property` holds one, which a child forked meanwhile never gets."""
+    names = modules()
+    caching = [
+        module
+        for module, tree in names.items()
+        if any(imported.name == "functools.cached_property" for imported in imports_of(tree, set(names)))
+    ]
+    assert caching == []
+
+
 def test_only_the_clock_reads_the_clock() -> None:
     """The present is asked for in one module, so a test moves time by replacing one object."""
     assert clock_readings(modules()) == []
