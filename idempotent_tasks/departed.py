@@ -2,14 +2,13 @@
 
 import os
 import select
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from threading import Thread
 from typing import Final
 
 from idempotent_tasks import events
-from idempotent_tasks.clock import Clock, SystemClock
+from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, ClaimRequest, Released
@@ -27,6 +26,36 @@ RELEASE_PATIENCE: Final = 2.0
 LATER_PAUSES: Final = (1.0, 4.0, 16.0)
 _POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Freeing:
+    """Releases the claim that one request was granted, or may have been."""
+
+    settings: Settings
+    request: ClaimRequest
+    reason: str
+    crashed: bool
+
+    def __call__(self, patience: float) -> bool:
+        """Try for so many seconds; return whether there is no more to do."""
+        store = self.settings.store
+        claim = Claim.unseen(self.request)
+        try:
+            answer = persistently(
+                lambda: store.release(claim, self.reason, crashed=self.crashed),
+                clock=store.clock,
+                until=store.clock.now() + patience,
+            )
+        except StoreUnavailableError:
+            return False
+        except IdempotencyError:
+            # The claim expires by itself.
+            return True
+        if not isinstance(answer, Released):
+            return False
+        self.settings.observe(events.Released.about(self.request, reason=self.reason))
+        return True
 
 
 class Departed:
@@ -49,7 +78,8 @@ class Departed:
         """
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, "idempotency-departed")
-        return self._threads.submit(_release, reception, pid, reason, crashed)
+        free = _freeing(reception, reason, crashed=crashed)
+        return self._threads.submit(_release, pid, free)
 
 
 def gone(pid: int, seconds: float) -> bool:
@@ -83,47 +113,32 @@ def _gone_by_polling(pid: int, seconds: float) -> bool:
     return False
 
 
-def _release(reception: Reception, pid: int, reason: str, crashed: bool) -> None:  # noqa: FBT001 - for submit()
-    if not gone(pid, EXIT_PATIENCE):
-        return
+def _freeing(reception: Reception, reason: str, *, crashed: bool) -> _Freeing | None:
+    """Return what releases the delivery's claim; None where it cannot have one.
+
+    Called where the worker forks, not in a thread beside it: working out a key may import modules, and a child that is
+    forked meanwhile waits for ever for the lock of a module that another thread was importing.
+    """
     try:
         request = reception.claim_request
-    except (IdempotencyError, TypeError):
-        # No key, so no claim.
+    except Exception:  # noqa: BLE001 - whatever it is, the key's own code raised it in the child too
+        return None
+    return _Freeing(reception.settings, request, reason, crashed)
+
+
+def _release(pid: int, free: _Freeing | None) -> None:
+    if free is None or not gone(pid, EXIT_PATIENCE) or free(RELEASE_PATIENCE):
         return
-    free = partial(_free, reception.settings, request, reason, crashed)
-    if not free(RELEASE_PATIENCE):
-        later = (free, reception.settings.store.clock, request.lease_seconds)
-        Thread(target=_free_later, args=later, name="idempotency-departed-later", daemon=True).start()
+    Thread(target=_free_later, args=(free,), name="idempotency-departed-later", daemon=True).start()
 
 
-def _free_later(free: Callable[[float], bool], clock: Clock, lease_seconds: float) -> None:
+def _free_later(free: _Freeing) -> None:
     """Release what could not be released at once, because there was no store, or no claim yet."""
-    give_up_at = clock.now() + lease_seconds
+    clock = free.settings.store.clock
+    give_up_at = clock.now() + free.request.lease_seconds
     for pause in LATER_PAUSES:
         if clock.now() + pause > give_up_at:
             return
         clock.sleep(pause)
         if free(give_up_at - clock.now()):
             return
-
-
-def _free(settings: Settings, request: ClaimRequest, reason: str, crashed: bool, patience: float) -> bool:  # noqa: FBT001 - for partial()
-    """Release the claim that the request was granted; return whether there is no more to do about it."""
-    store = settings.store
-    claim = Claim.unseen(request)
-    try:
-        answer = persistently(
-            lambda: store.release(claim, reason, crashed=crashed),
-            clock=store.clock,
-            until=store.clock.now() + patience,
-        )
-    except StoreUnavailableError:
-        return False
-    except IdempotencyError:
-        # The claim expires by itself.
-        return True
-    if not isinstance(answer, Released):
-        return False
-    settings.observe(events.Released.about(request, reason=reason))
-    return True

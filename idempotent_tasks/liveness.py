@@ -68,7 +68,7 @@ def _name_of(*pids: int | None) -> str | None:
 def _this_place() -> str | None:
     """Return a name of what process ids and start times mean something in."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         ids = (_PROC / "self/ns/pid").stat().st_ino
         times = _PROC / "self/ns/time"
         # Kernels before 5.6 have one time for all.
