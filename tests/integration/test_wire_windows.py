@@ -8,7 +8,7 @@ from tests.integration.conftest import MakeRig
 from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
 from tests.support.weather import hold_answer
-from tests.support.wire import Fault, Wire, cut, hold, internal_error, lose_answer, throttle
+from tests.support.wire import Fault, Wire, cut, hold, internal_error, lose_answer, refuse, throttle
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 #: A claim lives for two minutes: longer than any test waits.
@@ -104,8 +104,10 @@ def test_claim_that_lands_after_it_was_given_up(make_guarded: MakeRig, wire: Wir
     rig = warmed_up(make_guarded(wire.endpoint, visibility_seconds=30, tasks=tasks), wire)
     late = threading.Event()
     wire.break_nth("UpdateItem", CLAIM, hold(late))
+    wire.break_all(refuse)
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=published.id, reason="StoreUnavailableError")
+    wire.mend()
     late.set()
     rig.journal.wait_for("Deferred", id=published.id, reason="busy")
     assert rig.result(published) == 17
