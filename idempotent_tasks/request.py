@@ -17,15 +17,15 @@ from kombu.asynchronous import get_event_loop
 
 from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY
 from idempotent_tasks.departed import Departed
+from idempotent_tasks.guard import PROCESS_ENDS
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: billiard 4.3 passes on the exception of a child that leaves by itself, before it is gone.
-_EXITS: Final = (SystemExit, KeyboardInterrupt)
-#: What the parent reports of a child that is dead or dying.
-_DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *_EXITS)
+#: What the parent reports of a child that is dead or dying.  billiard 4.3 passes on the exception of one that leaves by
+#: itself, before it is gone.
+_DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *PROCESS_ENDS)
 
 _workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _departed: Final = Departed()
@@ -68,7 +68,7 @@ class GuardedRequest(Request):
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         handle = super().on_failure
-        if isinstance(error, _EXITS):
+        if isinstance(error, PROCESS_ENDS):
             # Celery before 5.7 would acknowledge the message, then fail to encode the exception: a lost delivery.
             exc_info = _lost(error)
         if not isinstance(error, _DEADLY):

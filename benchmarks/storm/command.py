@@ -1,16 +1,13 @@
 """The chaos command: reads the options, plays all contenders at once, and writes the reports that were asked for."""
 
 import argparse
-import signal
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -24,6 +21,7 @@ from benchmarks.storm.plan import Plan, draw
 from benchmarks.storm.player import Game, Player
 from benchmarks.storm.report import Report
 from benchmarks.storm.services import Services
+from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
 __all__ = ["main"]
 
@@ -75,7 +73,7 @@ def _write(options: argparse.Namespace, report: Report) -> None:
 
 def _play(options: argparse.Namespace, plan: Plan) -> Report:
     with ExitStack() as stack:
-        stack.enter_context(_unwinding_on_signals())
+        stack.enter_context(unwinding_on_signals())
         if options.directory:
             folder: Path = options.directory.resolve()
             folder.mkdir(parents=True)
@@ -140,22 +138,6 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
         seconds=player.seconds,
         missed=player.missed,
     )
-
-
-@contextmanager
-def _unwinding_on_signals() -> Iterator[None]:
-    """Turn the signals that ask a program to end into `SystemExit`, so that everything started is ended first."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in asking}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,5 @@
 """One contender's journal on disk: every process appends lines to it, and what it says is what happened."""
 
-import os
 import time
 from dataclasses import asdict, dataclass, fields
 from json import dumps, loads
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.storm.history import Event, What
+from idempotent_tasks.demo.lines import LineReader, append_line
 
 __all__ = ["Journal", "Reader", "now"]
 
@@ -35,32 +35,19 @@ class Journal:
         """
         event = asdict(Event(what=what, at=now() if at is None else at, **details))
         line = {name: value for name, value in event.items() if value != _DEFAULTS.get(name)}
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, dumps(line).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        append_line(self.path, dumps(line).encode())
 
 
 class Reader:
     """The reading end: each call returns what was written since the one before."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+        self._reader = LineReader(path)
         self._lines = 0
 
     def news(self) -> list[Event]:
         """Return the lines that are complete and new, in their order, numbered from 1."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            complete = file.read().rpartition(b"\n")[0]
-        if not complete:
-            return []
-        self._offset += len(complete) + 1
-        lines = complete.split(b"\n")
+        lines = self._reader.news()
         first = self._lines + 1
         self._lines += len(lines)
         return [_event(line, number) for number, line in enumerate(lines, start=first)]

@@ -1,14 +1,10 @@
 """Plays the demo: both phases from one seed, the verdict, and the files that were asked for."""
 
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from rich.console import Console
 
@@ -19,6 +15,7 @@ from idempotent_tasks.demo.plan import VISIBILITY_TIMEOUT_SECONDS, Payment, draw
 from idempotent_tasks.demo.scenario import Phase, play
 from idempotent_tasks.demo.screen import Screen
 from idempotent_tasks.demo.timeline import Panel, picture
+from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
 __all__ = ["run"]
 
@@ -57,7 +54,7 @@ def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: 
 
 def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
     with ExitStack() as stack:
-        stack.enter_context(_unwinding_on_signals())
+        stack.enter_context(unwinding_on_signals())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-demo-")))
         stack.enter_context(own_environment(folder))
         broker_url = stack.enter_context(servers.broker(folder / "broker"))
@@ -76,22 +73,6 @@ def _play(title: str, options: str, phase: Phase, workload: tuple[Payment, ...],
     explanation = f"{options}; real workers, visibility timeout {VISIBILITY_TIMEOUT_SECONDS} s"
     with screen.act(title, explanation) as watch:
         return play(phase, workload, watch)
-
-
-@contextmanager
-def _unwinding_on_signals() -> Iterator[None]:
-    """Turn the signals that ask a program to end into `SystemExit`, so that everything started is ended first."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in asking}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(seed: int, ledgers: dict[str, Ledger], *, kept: bool) -> str:

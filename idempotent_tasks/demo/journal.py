@@ -1,10 +1,11 @@
 """The demo's journal on disk: every process appends lines to it, and what it says is what happened."""
 
-import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from json import dumps, loads
 from pathlib import Path
+
+from idempotent_tasks.demo.lines import LineReader, append_line
 
 __all__ = ["Entry", "Journal", "Reader", "What"]
 
@@ -55,33 +56,19 @@ class Journal:
     path: Path
 
     def append(self, entry: Entry) -> None:
-        """Write one line with a single append, so that a killed writer leaves no half of it behind."""
-        line = dumps(asdict(entry)).encode() + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        """Write one line; see `append_line`."""
+        append_line(self.path, dumps(asdict(entry)).encode())
 
 
 class Reader:
     """The reading end: each call returns what was written since the one before."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+        self._lines = LineReader(path)
 
     def news(self) -> list[Entry]:
-        """Return the lines that are complete and new, oldest first."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            complete = file.read().rpartition(b"\n")[0]
-        if not complete:
-            return []
-        self._offset += len(complete) + 1
-        return [_entry(line) for line in complete.split(b"\n")]
+        """Return the entries that are new, oldest first."""
+        return [_entry(line) for line in self._lines.news()]
 
 
 def _entry(line: bytes) -> Entry:
