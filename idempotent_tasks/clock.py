@@ -48,8 +48,8 @@ class ServerClock:
     """A local clock corrected to the clock of the server whose answers it was shown.
 
     Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
-    the intervals of successive answers are intersected.  The correction is the smallest one inside the bounds,
-    so a machine whose clock is right is never corrected at all.  An answer that contradicts the bounds means
+    the intervals of successive answers are intersected.  A machine whose clock may be right is never corrected; any
+    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.  An answer that contradicts the bounds means
     that one of the clocks was set, and starts them anew.
     """
 
@@ -63,7 +63,7 @@ class ServerClock:
         if self._bounds is None:
             return 0.0
         low, high = self._bounds
-        return min(max(0.0, low), high)
+        return 0.0 if low <= 0.0 <= high else (low + high) / 2
 
     def now(self) -> float:
         """Return the server's time in epoch seconds (UTC)."""

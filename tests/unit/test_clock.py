@@ -86,6 +86,15 @@ def test_a_wrong_clock_is_corrected_to_the_second(ahead: float) -> None:
     assert clock.local_now() == local.now()
 
 
+@given(st.floats(2, 86_400), st.sampled_from([1, -1]), st.floats(0, 1, exclude_max=True), st.floats(0, 2))
+def test_a_wrong_clock_is_corrected_to_half_a_second(wrong: float, sign: int, fraction: float, trip: float) -> None:
+    """One answer tells a second and its round trip: the middle of that is wrong by half of it at most."""
+    local = FakeClock(NOW + fraction)
+    clock = ServerClock(local)
+    answered(clock, local, sign * (wrong + trip), trip)
+    assert abs(clock.offset_seconds - sign * (wrong + trip)) <= (1 + trip) / 2 + 1e-3
+
+
 def test_more_answers_narrow_the_offset() -> None:
     """The bounds of successive answers are intersected."""
     local = FakeClock(NOW)
