@@ -49,8 +49,8 @@ class ServerClock:
 
     Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
     the intervals of successive answers are intersected.  A machine whose clock may be right is never corrected; any
-    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.  An answer that contradicts the bounds means
-    that one of the clocks was set, and starts them anew.
+    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.  An answer
+    that contradicts the bounds means that one of the clocks was set, and starts them anew.
     """
 
     def __init__(self, local: Clock) -> None:
