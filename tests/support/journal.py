@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idempotent_tasks.demo.lines import LineReader, append_line
 from tests.support.waiting import wait_for
 
 Entry = dict[str, Any]
@@ -32,19 +33,13 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line with the time in epoch seconds and the writer's process id, in one write."""
-        line = json.dumps({"event": event, "at": round(time.time(), 3), "pid": os.getpid(), **fields}) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        line = json.dumps({"event": event, "at": round(time.time(), 3), "pid": os.getpid(), **fields})
+        append_line(self.path, line.encode())
 
     def entries(self, event: str | None = None, **fields: Any) -> list[Entry]:
         """Return the lines of one event (or all) that have these values, oldest first."""
-        if not self.path.exists():
-            return []
         wanted = fields if event is None else {"event": event, **fields}
-        lines = map(json.loads, self.path.read_text().splitlines())
+        lines = map(json.loads, LineReader(self.path).news())
         return [line for line in lines if wanted.items() <= line.items()]
 
     def count(self, event: str, **fields: Any) -> int:
