@@ -17,6 +17,7 @@ from kombu.asynchronous import get_event_loop
 
 from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY
 from idempotent_tasks.departed import Departed
+from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
@@ -29,6 +30,7 @@ _DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *PROCESS_ENDS)
 
 _workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _departed: Final = Departed()
+_exits: Final = ExitWatch()
 
 
 def remember_worker(worker: Any) -> None:
@@ -62,6 +64,14 @@ class GuardedRequest(Request):
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
         self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Have the end of the process that took the delivery noticed at once."""
+        loop = get_event_loop()
+        # A transport without an event loop has a thread of the pool look after it all the time.
+        if loop is not None and is_prefork(self._pool_cls):
+            _exits.watch(pid, loop, self._worker.pool.maintain_pool)
+        super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
         """Let the delivery go back to its queue only when the claim of its dead child is released."""

@@ -1,5 +1,6 @@
 """Claims far longer than these tests, whose holders die: the parent process frees them, and the next delivery runs."""
 
+import os
 import signal
 import threading
 
@@ -35,6 +36,20 @@ def test_child_killed_in_its_body_is_succeeded_at_once(make_guarded: MakeRig) ->
     assert rig.result(published) == 17
     assert rig.journal.count("effect") == 1
     assert rig.journal.count("Deferred") == 0
+    assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux only: this Python has no pidfd_open")
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+def test_end_of_a_child_is_noticed_where_celery_overlooks_it(make_guarded: MakeRig) -> None:
+    """Celery, told too early that a child has ended, would look again seconds later; this worker never would."""
+    rig = make_guarded(tasks={"charge": LONG})
+    rig.journal.shut("before-effect")
+    worker = rig.start_worker(blind_to_exits=True)
+    published = rig.send("charge", "ord-1", 17)
+    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    rig.journal.open("before-effect")
+    assert rig.result(published) == 17
     assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 2]
 
 

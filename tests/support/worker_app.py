@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from celery import signals
+from celery.concurrency.asynpool import AsynPool
 
 from idempotent_tasks.delivery import DEFERRALS_HEADER
 from tests.support.app import VARIABLE, AppConfig, build_app
@@ -11,6 +12,11 @@ from tests.support.app import VARIABLE, AppConfig, build_app
 config = AppConfig.from_json(os.environ[VARIABLE])
 journal = config.journal
 app = build_app(config)
+
+if config.blind_to_exits:
+    # As where its event comes too early, and the timer that would look again has long to go.
+    AsynPool._event_process_exit = lambda pool, hub, process: pool._untrack_child_process(process, hub)
+    AsynPool.timers = {}
 
 
 @signals.task_success.connect

@@ -36,6 +36,7 @@ LAYERS = {
     "route": 4,
     "deferral": 5,
     "departed": 5,
+    "exits": 4,
     "continuation": 5,
     "reception": 5,
     "request": 5,
