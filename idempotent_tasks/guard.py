@@ -46,7 +46,8 @@ __all__ = ["ActiveRun", "Guard", "Keeping"]
 
 T = TypeVar("T")
 
-#: Seconds for which a claim, and a release, is tried again while the store is unavailable.
+#: Seconds for which a claim, a release, and a commit after its claim's end, is tried again while the store is
+#: unavailable.
 STORE_PATIENCE: Final = 5.0
 #: Why the claim of a process is released that is found to have ended.
 HOLDER_ENDED: Final = "HolderEnded"
@@ -206,7 +207,8 @@ class Guard:
         return self._commit(claim, outcome, value)
 
     def _commit(self, claim: Claim, outcome: Outcome, value: Any) -> Verdict:
-        until = self._at_the_latest(claim.expires_at)
+        # Past the claim's end too, since the owner alone decides: the effect is done, and only the record is wanting.
+        until = self._at_the_latest(max(claim.expires_at, self.store.clock.now() + STORE_PATIENCE))
         try:
             answer = persistently(lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=until)
         except StoreError as error:

@@ -27,9 +27,6 @@ from tests.support.wire import Wire, wire_to
 __all__ = ["Services"]
 
 VISIBILITY_SECONDS: Final = 4
-#: A worker that is killed while it gives lost messages back keeps all others from it for so long; kombu's default of
-#: 300 s outlasts the storm.
-MUTEX_SECONDS: Final = 3
 REGION: Final = "eu-west-1"
 #: Redis databases; the keys of every contender and run have prefixes of their own.
 RESULTS, LOCKS = 1, 2
@@ -82,10 +79,8 @@ class Services:
         prefix = f"storm-{self.token}.{contender}"
         if self.broker == "redis":
             broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
-            options = {**broker.transport_options, "unacked_mutex_expire": MUTEX_SECONDS}
         else:
             broker = brokers.rabbitmq(self.amqp_url)
-            options = broker.transport_options
         endpoint = table = ""
         if contenders.load(contender).has_table:
             table = f"{prefix}.records"
@@ -95,7 +90,7 @@ class Services:
             contender=contender,
             prefix=prefix,
             broker_url=broker.url,
-            transport_options=options,
+            transport_options=broker.transport_options,
             result_backend=f"{self.redis_url}/{RESULTS}",
             lock_url=f"{self.redis_url}/{LOCKS}",
             endpoint=endpoint,

@@ -35,6 +35,8 @@ def configure(app: Celery, broker_url: str) -> Celery:
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        # A worker that is killed while it gives messages back keeps the others from it for so long: 300 s by default.
+        "unacked_mutex_expire": 3,
     }
     app.conf.broker_connection_retry_on_startup = True
     app.conf.worker_prefetch_multiplier = 1

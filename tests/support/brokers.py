@@ -34,6 +34,8 @@ def redis(url: str, prefix: str) -> Broker:
         "visibility_timeout": VISIBILITY_SECONDS,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        # A worker that is killed while it gives messages back keeps the others from it for so long: 300 s by default.
+        "unacked_mutex_expire": 3,
     }
     return Broker("redis", f"{url}/0", options)
 

@@ -13,7 +13,7 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE
+from idempotent_tasks.guard import STORE_PATIENCE, ActiveRun
 from idempotent_tasks.records import Busy, Status, Superseded
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Returned, Unclaimed
@@ -113,6 +113,25 @@ def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, cloc
     assert bench.the(events.Unrecorded).reason == "StoreUnavailableError"
     assert bench.events() == ["Claimed", "Unrecorded"]
     assert start + 25 < clock.now() <= start + 30
+
+
+def test_a_commit_after_the_claims_end_is_tried_on_too(broken: Broken, clock: FakeClock) -> None:
+    """A body that outran its claim, as in an outage that stopped the renewals, still gets its result on record."""
+
+    def outrun(_: ActiveRun) -> str:
+        clock.advance(300)
+        return "done"
+
+    begun = clock.now()
+
+    def outage(call: Callable[[], Any]) -> Any:
+        if clock.now() < begun + 303:
+            raise StoreUnavailableError
+        return call()
+
+    bench = broken(commit=repeat(outage))
+    assert bench.deliver(value=outrun) == Returned("done")
+    assert bench.events() == ["Claimed", "Committed"]
 
 
 @pytest.mark.parametrize(
