@@ -1,16 +1,16 @@
-"""Worker signals: what is remembered, and refused, before a worker takes its first message."""
+"""Worker signals: what is remembered, checked and refused before a worker takes its first message."""
 
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 from celery.concurrency import get_implementation
 from celery.signals import task_success, worker_init, worker_shutdown
 
 from idempotent_tasks import continuation
-from idempotent_tasks.errors import ConfigurationError, StoreError
+from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.request import is_prefork, release_running, remember_worker
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
@@ -21,27 +21,27 @@ logger = logging.getLogger("idempotent_tasks")
 
 @worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.check_worker")
 def check_worker(sender: Any, **_: Any) -> None:
-    """Stop a worker whose configuration cannot keep the promise; warn of a table that is not as it should be.
+    """Stop a worker whose configuration cannot keep the promise; say what weakens it.
 
     Args:
         sender: the ``celery.worker.WorkController`` that starts.
 
     Raises:
-        SystemExit: a setting is wrong.  Celery swallows any other exception of a signal's receiver
-            (``celery.utils.dispatch.signal.Signal.send``).
+        SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and something was found.  Celery swallows
+            any other exception of a signal's receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
     tasks = [task for task in sender.app.tasks.values() if isinstance(task, IdempotentTask)]
     if not tasks:
         return
     remember_worker(sender)
     try:
-        store = settings_of(sender.app).store
-        _check_pool(store, get_implementation(sender.pool_cls))
+        pool_cls = get_implementation(sender.pool_cls)
+        _check_pool(settings_of(sender.app).store, pool_cls)
+        surroundings = Surroundings.of_worker(sender, pool_cls.__module__)
     except ConfigurationError as error:
-        logger.critical("the worker does not start: %s", error)
-        raise SystemExit(f"idempotent_tasks: {error}") from error
-    if isinstance(store, DynamoDBStore) and store.verifiable:
-        _verify(store)
+        _refuse(error)
+    if surroundings.settings.checks != "ignore":
+        _check(surroundings)
 
 
 @task_success.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
@@ -66,8 +66,20 @@ def _check_pool(store: Any, pool_cls: Any) -> None:
         raise ConfigurationError(msg)
 
 
-def _verify(store: DynamoDBStore) -> None:
+def _check(surroundings: Surroundings) -> None:
     try:
-        store.verify()
-    except StoreError as error:
-        logger.error("the idempotency table is not ready, deliveries may be deferred: %s", error)  # noqa: TRY400
+        found = findings(surroundings)
+    except Exception:
+        # What cannot be checked must not keep a worker from its messages.
+        logger.exception("the start-up checks failed")
+        return
+    for finding in found:
+        logger.warning("%s", finding, extra={"idempotency_finding": finding.code})
+    if found and surroundings.settings.checks == "error":
+        codes = ", ".join(sorted({finding.code for finding in found}))
+        _refuse(f"the checks found {codes}; mend it, or name it in idempotency_silenced_checks")
+
+
+def _refuse(why: object) -> NoReturn:
+    logger.critical("the worker does not start: %s", why)
+    raise SystemExit(f"idempotent_tasks: {why}")

@@ -1,7 +1,7 @@
 """An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Final
@@ -12,6 +12,7 @@ from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers, log_event
+from idempotent_tasks.findings import WHY
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
@@ -21,7 +22,9 @@ __all__ = ["Settings", "settings_of"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = ("store", "observers", *_FIELDS)
+_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", *_FIELDS)
+#: What ``idempotency_checks`` may be.
+CHECK_MODES: Final = ("ignore", "warn", "error")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +36,10 @@ class Settings:
     observe: Observers
     #: ``idempotency_<field>``, by the field of `Idempotency`.
     defaults: Mapping[str, Any]
+    #: What a worker does with what its checks find: ``ignore`` asks nothing, ``warn`` logs, ``error`` does not start.
+    checks: str = "warn"
+    #: The codes of findings that are known and accepted.
+    silenced_checks: frozenset[str] = frozenset()
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
@@ -70,7 +77,23 @@ def _load(app: Any, spelled_store: Any) -> Settings:
         store=_store(spelled_store, app.main or ""),
         observe=Observers([log_event] if observers is None else _observers(observers), (SoftTimeLimitExceeded,)),
         defaults=defaults,
+        checks=_check_mode(app.conf.get("idempotency_checks")),
+        silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
     )
+
+
+def _check_mode(spelled: Any) -> str:
+    mode = "warn" if spelled is None else spelled
+    if mode not in CHECK_MODES:
+        raise ConfigurationError(f"idempotency_checks={mode!r} is not one of {CHECK_MODES}")
+    return str(mode)
+
+
+def _codes(spelled: Any) -> frozenset[str]:
+    listed = () if spelled is None else spelled
+    if isinstance(listed, str) or not isinstance(listed, Collection) or not set(listed) <= set(WHY):
+        raise ConfigurationError(f"idempotency_silenced_checks={spelled!r} is not a list of {sorted(WHY)}")
+    return frozenset(listed)
 
 
 def _refuse_unknown(app: Any) -> None:

@@ -88,7 +88,7 @@ class IdempotentTask(Task):
         return Reception(
             task=self,
             delivery=read_delivery(self.name, request, tuple(args), kwargs),
-            policy=self._policy_under(settings),
+            policy=self.policy_under(settings),
             settings=settings,
         )
 
@@ -159,6 +159,12 @@ class IdempotentTask(Task):
             self._signature = inspect.signature(self.run)
         return self._signature
 
+    def policy_under(self, settings: Settings) -> Idempotency:
+        """Return the task's policy, where it says nothing the app's defaults."""
+        if self._resolved is None or self._resolved[0] is not settings:
+            self._resolved = (settings, self.idempotency_policy.over(settings.defaults))
+        return self._resolved[1]
+
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
         if idempotency_key is not None:
             key = check_explicit_key(idempotency_key, self.name)
@@ -171,8 +177,3 @@ class IdempotentTask(Task):
             return self.run(*args, **kwargs)
         finally:
             delattr(request, _RUN)
-
-    def _policy_under(self, settings: Settings) -> Idempotency:
-        if self._resolved is None or self._resolved[0] is not settings:
-            self._resolved = (settings, self.idempotency_policy.over(settings.defaults))
-        return self._resolved[1]

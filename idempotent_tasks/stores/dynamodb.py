@@ -105,7 +105,7 @@ class DynamoDBStore:
             bookkeeping=attributes or {},
         )
         self._partition_named = static_pk_value is not None
-        self._connection = Connection(
+        self.connection = Connection(
             region=region,
             endpoint_url=endpoint_url,
             config=config,
@@ -128,17 +128,17 @@ class DynamoDBStore:
         return cls(**arguments_from_url(url), clock=clock)
 
     def __repr__(self) -> str:
-        return f"DynamoDBStore({self.table!r} at {self._connection!r})"
+        return f"DynamoDBStore({self.table!r} at {self.connection!r})"
 
     @property
     def clock(self) -> Clock:
         """DynamoDB's own clock, as far as its answers have shown it."""
-        return self._connection.clock
+        return self.connection.clock
 
     @property
     def verifiable(self) -> bool:
         """Whether `verify` may run before a worker forks: not with a ready-made client."""
-        return not self._connection.ready_made
+        return not self.connection.ready_made
 
     def for_app(self, app_name: str) -> Self:
         """Return this store, or where no ``static_pk_value`` was given one whose partition is named after the app."""
@@ -163,7 +163,7 @@ class DynamoDBStore:
                 raise
             if isinstance(written, Written):
                 claim = self._claim_from(request, until, written.answer["Attributes"])
-                if abs(self._connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
+                if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
                     return Granted(claim)
                 # The grant's own answer shows another time than it was reckoned with.
                 answer = self.renew(claim, request.lease_seconds, request.retention_seconds)
@@ -190,7 +190,7 @@ class DynamoDBStore:
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
         condition = "attribute_not_exists(#key)"
-        written = self._connection.request(
+        written = self.connection.request(
             "put_item",
             TableName=self.table,
             Item=self.layout.item(record),
@@ -234,7 +234,7 @@ class DynamoDBStore:
 
     def forget(self, key: str) -> None:
         """Delete the record of a key, whoever holds it; do nothing where there is none."""
-        self._connection.request("delete_item", TableName=self.table, Key=self.layout.key(key))
+        self.connection.request("delete_item", TableName=self.table, Key=self.layout.key(key))
 
     def create_table(self) -> None:
         """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
@@ -245,7 +245,7 @@ class DynamoDBStore:
             StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
             StoreUnavailableError: the table does not become active within a minute.
         """
-        create_table(self._connection, self.table, self.layout)
+        create_table(self.connection, self.table, self.layout)
 
     def verify(self) -> None:
         """Check that the table exists with this store's key schema and TTL attribute.
@@ -254,10 +254,10 @@ class DynamoDBStore:
             StoreMisconfiguredError: what is wrong, with its remedy.
             StoreUnavailableError: DynamoDB cannot be reached.
         """
-        verify_table(self._connection, self.table, self.layout)
+        verify_table(self.connection, self.table, self.layout)
 
     def _now(self, key: str) -> float:
-        connection = self._connection
+        connection = self.connection
         if not connection.clock_asked:
             connection.request(
                 "get_item",
@@ -270,7 +270,7 @@ class DynamoDBStore:
         return connection.clock.now()
 
     def _update(self, key: str, update: Update, **more: str) -> Written | Refused:
-        return self._connection.request(
+        return self.connection.request(
             "update_item",
             TableName=self.table,
             Key=self.layout.key(key),
@@ -285,7 +285,7 @@ class DynamoDBStore:
         return self._read(key)
 
     def _read(self, key: str) -> Record | None:
-        read = self._connection.request("get_item", TableName=self.table, Key=self.layout.key(key), ConsistentRead=True)
+        read = self.connection.request("get_item", TableName=self.table, Key=self.layout.key(key), ConsistentRead=True)
         item: Item | None = read.answer.get("Item") if isinstance(read, Written) else None
         return self.layout.record(key, item) if item else None
 

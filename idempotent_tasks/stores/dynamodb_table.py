@@ -6,7 +6,7 @@ from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableErr
 from idempotent_tasks.stores.dynamodb_client import Connection, Written
 from idempotent_tasks.stores.dynamodb_layout import Layout
 
-__all__ = ["create_table", "verify_table"]
+__all__ = ["create_table", "describe", "key_schema_problem", "ttl_problem", "verify_table"]
 
 ACTIVE_WITHIN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.5
@@ -14,7 +14,7 @@ POLL_SECONDS: Final = 0.5
 
 def create_table(connection: Connection, table: str, layout: Layout) -> None:
     """Create the table unless it is there, wait until it is active, and turn its TTL on."""
-    if _describe(connection, table) is None:
+    if describe(connection, table) is None:
         connection.request(
             "create_table",
             refusal="ResourceInUseException",
@@ -39,7 +39,7 @@ def create_table(connection: Connection, table: str, layout: Layout) -> None:
 
 def verify_table(connection: Connection, table: str, layout: Layout) -> None:
     """Raise `StoreMisconfiguredError` unless the table is as `create_table` would leave it."""
-    description = _describe(connection, table)
+    description = describe(connection, table)
     if description is None:
         msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
         raise StoreMisconfiguredError(msg)
@@ -47,7 +47,8 @@ def verify_table(connection: Connection, table: str, layout: Layout) -> None:
     _check_ttl(connection, table, layout)
 
 
-def _describe(connection: Connection, table: str) -> dict[str, Any] | None:
+def describe(connection: Connection, table: str) -> dict[str, Any] | None:
+    """Return what DynamoDB says of a table; None where there is none of this name."""
     described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
     return dict(described.answer["Table"]) if isinstance(described, Written) else None
 
@@ -55,7 +56,7 @@ def _describe(connection: Connection, table: str) -> dict[str, Any] | None:
 def _await_active(connection: Connection, table: str) -> dict[str, Any]:
     waited = 0.0
     while waited <= ACTIVE_WITHIN_SECONDS:
-        description = _describe(connection, table)
+        description = describe(connection, table)
         if description is not None and description["TableStatus"] == "ACTIVE":
             return description
         connection.clock.sleep(POLL_SECONDS)
@@ -72,15 +73,22 @@ def _key_schema(layout: Layout) -> list[dict[str, str]]:
 
 
 def _check_schema(description: dict[str, Any], table: str, layout: Layout) -> None:
+    problem = key_schema_problem(description, table, layout)
+    if problem is not None:
+        raise StoreMisconfiguredError(f"{problem}; set key_attr and sort_key_attr, or use another table")
+
+
+def key_schema_problem(description: dict[str, Any], table: str, layout: Layout) -> str | None:
+    """Say how a table's key differs from the store's; None where it does not."""
     found = sorted((key["KeyType"], key["AttributeName"]) for key in description["KeySchema"])
     wanted = sorted((key["KeyType"], key["AttributeName"]) for key in _key_schema(layout))
     types = {each["AttributeName"]: each["AttributeType"] for each in description["AttributeDefinitions"]}
-    if found != wanted or any(types.get(name) != "S" for _, name in wanted):
-        msg = (
-            f"table {table!r} has the key {[(*key, types.get(key[1])) for key in found]}, this store needs "
-            f"{[(*key, 'S') for key in wanted]}; set key_attr and sort_key_attr, or use another table"
-        )
-        raise StoreMisconfiguredError(msg)
+    if found == wanted and all(types.get(name) == "S" for _, name in wanted):
+        return None
+    return (
+        f"table {table!r} has the key {[(*key, types.get(key[1])) for key in found]}, this store needs "
+        f"{[(*key, 'S') for key in wanted]}"
+    )
 
 
 def _ttl_attribute(connection: Connection, table: str) -> str | None:
@@ -93,12 +101,18 @@ def _ttl_attribute(connection: Connection, table: str) -> str | None:
 
 
 def _check_ttl(connection: Connection, table: str, layout: Layout) -> None:
+    problem = ttl_problem(connection, table, layout)
+    if problem is not None:
+        msg = (
+            f"{problem}: expired records would stay for ever; turn TTL on for the attribute "
+            f"{layout.expiry_attr!r}, as DynamoDBStore(...).create_table() does"
+        )
+        raise StoreMisconfiguredError(msg)
+
+
+def ttl_problem(connection: Connection, table: str, layout: Layout) -> str | None:
+    """Say what is wrong with a table's TTL; None where nothing is."""
     attribute = _ttl_attribute(connection, table)
     if attribute == layout.expiry_attr:
-        return
-    found = "no TTL" if attribute is None else f"its TTL on {attribute!r}"
-    msg = (
-        f"table {table!r} has {found}: expired records would stay for ever; turn TTL on for the attribute "
-        f"{layout.expiry_attr!r}, as DynamoDBStore(...).create_table() does"
-    )
-    raise StoreMisconfiguredError(msg)
+        return None
+    return f"table {table!r} has " + ("no TTL" if attribute is None else f"its TTL on {attribute!r}")

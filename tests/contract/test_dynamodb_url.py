@@ -22,7 +22,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def client_of(store: DynamoDBStore) -> Any:
     """Return the client that the store uses in this process."""
-    return store._connection._client_of_this_process()
+    return store.connection._client_of_this_process()
 
 
 class TestPlaces:
@@ -131,7 +131,7 @@ class TestSecrets:
     def test_in_the_repr(self) -> None:
         """Neither the store nor what it holds prints them."""
         store = DynamoDBStore.from_url(f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@localhost:8000/T")
-        shown = f"{store!r} {store} {vars(store)} {vars(store._connection)}"
+        shown = f"{store!r} {store} {vars(store)} {vars(store.connection)}"
         assert_hidden(shown)
         assert "localhost:8000" in repr(store)
 

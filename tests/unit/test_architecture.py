@@ -16,6 +16,7 @@ PACKAGE = "idempotent_tasks"
 LAYERS = {
     "errors": 0,
     "records": 1,
+    "findings": 1,
     "delivery": 1,
     "clock": 1,
     "codec": 1,
@@ -43,6 +44,7 @@ LAYERS = {
     "task": 5,
     "hooks": 6,
     "checks": 6,
+    "checks.*": 6,
     "": 7,
     "cli": 8,
     "demo": 8,
@@ -50,7 +52,7 @@ LAYERS = {
     "__main__": 9,
 }
 
-CELERY_SIDE = ("task", "reception", "request", "hooks", "deferral", "settings", "cli", "demo", "demo.*")
+CELERY_SIDE = ("checks.*", "task", "reception", "request", "hooks", "deferral", "settings", "cli", "demo", "demo.*")
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {

@@ -1,0 +1,154 @@
+"""Checks of tasks and broker: whether a message comes back, once, when its worker dies."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from idempotent_tasks.checks.surroundings import Surroundings
+from idempotent_tasks.findings import Finding
+from idempotent_tasks.policy import seconds
+
+__all__ = [
+    "check_acknowledgements",
+    "check_celery",
+    "check_delivery_limits",
+    "check_expiries",
+    "check_pool_limits",
+    "check_prefetch",
+    "check_transport",
+    "check_visibility",
+]
+
+#: The first Celery whose hooks the parent's side uses.
+OLDEST_CELERY: Final = (5, 4)
+#: By kombu's name: what keeps no note of a message that it has handed out.
+FORGETFUL_TRANSPORTS: Final = {"filesystem": "filesystem", "sql": "SQLAlchemy", "memory": "in-memory"}
+
+
+def check_celery(found: Surroundings) -> Iterator[Finding]:
+    """Find a Celery older than this library supports."""
+    version = tuple(int(part) for part in found.celery_version.split(".")[:2])
+    if version < OLDEST_CELERY:
+        yield Finding(
+            code="celery-unsupported",
+            what=f"Celery is {found.celery_version}",
+            remedy="pip install 'celery>=5.4'",
+        )
+
+
+def check_acknowledgements(found: Surroundings) -> Iterator[Finding]:
+    """Find tasks whose message is gone before their body has ended."""
+    for task in found.tasks:
+        if not task.acks_late:
+            yield Finding(
+                code="acks-late-off",
+                what=f"task {task.name!r} has acks_late=False",
+                remedy=f"drop acks_late=False from {task.name!r}; IdempotentTask sets acks_late=True",
+            )
+        elif not task.reject_on_worker_lost:
+            yield Finding(
+                code="reject-on-worker-lost-off",
+                what=f"task {task.name!r} has reject_on_worker_lost=False",
+                remedy=f"drop reject_on_worker_lost=False from {task.name!r}; IdempotentTask sets it to True",
+            )
+
+
+def check_transport(found: Surroundings) -> Iterator[Finding]:
+    """Find brokers that never deliver a message again."""
+    name = FORGETFUL_TRANSPORTS.get(found.transport)
+    if name is not None:
+        yield Finding(
+            code="transport-never-redelivers",
+            what=f"the broker is kombu's {name} transport",
+            remedy='app.conf.broker_url = "amqp://...", "redis://..." or "sqs://..."',
+        )
+
+
+def check_visibility(found: Surroundings) -> Iterator[Finding]:
+    """Find a visibility timeout that passes while a body, or a message before it, still has its time."""
+    visibility, longest = found.visibility_timeout, found.longest_time_limit
+    if visibility is None or longest is None:
+        return
+    limit, task = longest
+    if visibility < limit:
+        yield Finding(
+            code="visibility-below-time-limit",
+            what=f"the visibility timeout is {visibility:g} s, the time limit of {task!r} {limit:g} s",
+            remedy=_visibility_remedy(limit + 60),
+        )
+    elif found.prefetch_multiplier > 0 and visibility < limit * (found.prefetch_multiplier + 1):
+        waits = limit * found.prefetch_multiplier
+        yield Finding(
+            code="prefetch-outlives-visibility",
+            what=(
+                f"with worker_prefetch_multiplier = {found.prefetch_multiplier} a message may wait {waits:g} s for "
+                f"runs of {task!r}, and the visibility timeout is {visibility:g} s"
+            ),
+            remedy=f"app.conf.worker_prefetch_multiplier = 1, or {_visibility_remedy(waits + limit + 60)}",
+        )
+
+
+def check_prefetch(found: Surroundings) -> Iterator[Finding]:
+    """Find prefetching that deferred copies, which a worker holds until they are due, can bring to a stop."""
+    if found.prefetch_multiplier == 0:
+        yield Finding(
+            code="prefetch-unlimited",
+            what="worker_prefetch_multiplier is 0",
+            remedy="app.conf.worker_prefetch_multiplier = 1",
+        )
+    limit = getattr(found.app.conf, "worker_eta_task_limit", None)
+    held = (found.concurrency or 1) * found.prefetch_multiplier
+    if limit is not None and limit <= held:
+        yield Finding(
+            code="eta-task-limit-low",
+            what=f"worker_eta_task_limit is {limit}, and the worker holds up to {held} messages",
+            remedy=f"app.conf.worker_eta_task_limit = {max(1000, 10 * held)}, or leave it unset",
+        )
+
+
+def check_pool_limits(found: Surroundings) -> Iterator[Finding]:
+    """Find time limits that the pool does not enforce."""
+    longest = found.longest_time_limit
+    if longest is not None and found.pool != "celery.concurrency.prefork":
+        pool = found.pool.rpartition(".")[2]
+        yield Finding(
+            code="time-limit-ignored",
+            what=f"{longest[1]!r} has a time limit of {longest[0]:g} s, which the {pool} pool does not enforce",
+            remedy="start the worker with --pool prefork, or drop the time limit and have the body end by itself",
+        )
+
+
+def check_expiries(found: Surroundings) -> Iterator[Finding]:
+    """Find records that are gone before the last redelivery, and results that are gone before their records."""
+    visibility, kept = found.visibility_timeout, found.app.conf.result_expires
+    result_seconds = None if not kept else seconds(kept)
+    for task in found.tasks:
+        expires = seconds(found.policy(task).expires)
+        if visibility is not None and expires < visibility:
+            yield Finding(
+                code="expires-before-redelivery",
+                what=f"records of {task.name!r} expire after {expires:g} s, redeliveries come after {visibility:g} s",
+                remedy=f"Idempotency(..., expires={visibility:g}) for {task.name!r}, or more",
+            )
+        if result_seconds is not None and result_seconds < expires and not task.ignore_result:
+            yield Finding(
+                code="result-expires-first",
+                what=f"results expire after {result_seconds:g} s, records of {task.name!r} after {expires:g} s",
+                remedy=f"app.conf.result_expires = {expires:g}",
+            )
+
+
+def check_delivery_limits(found: Surroundings) -> Iterator[Finding]:
+    """Find RabbitMQ queues that drop a message before its crash loop is reported."""
+    most = max((found.policy(task).max_crashes or 0 for task in found.tasks), default=0)
+    for name, queue in sorted(found.app.amqp.queues.items()):
+        limit = (queue.queue_arguments or {}).get("x-delivery-limit")
+        if limit is not None and limit <= most:
+            yield Finding(
+                code="delivery-limit-below-max-crashes",
+                what=f"queue {name!r} has x-delivery-limit {limit}, and a task has max_crashes={most}",
+                remedy=f'Queue({name!r}, queue_arguments={{"x-queue-type": "quorum", "x-delivery-limit": {most + 5}}})',
+            )
+
+
+def _visibility_remedy(timeout: float) -> str:
+    return f'app.conf.broker_transport_options = {{"visibility_timeout": {timeout:g}}}, with its other options'

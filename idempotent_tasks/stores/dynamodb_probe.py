@@ -1,0 +1,126 @@
+"""What stands between a store and its table: asked for at the table itself, without writing anything."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb_layout import Layout
+from idempotent_tasks.stores.dynamodb_table import describe, key_schema_problem, ttl_problem
+
+__all__ = ["PROBLEMS", "WORKER_ACTIONS", "TableProblem", "probe"]
+
+#: Every ``TableProblem.code``.
+PROBLEMS: Final = (
+    "clock-offset",
+    "permission-missing",
+    "store-refuses",
+    "store-unreachable",
+    "table-key-schema",
+    "table-missing",
+    "table-ttl-off",
+)
+
+#: What a worker does with the table; the last two only when it starts, to check it.
+WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", "DescribeTable", "DescribeTimeToLive")
+#: DynamoDB's and IAM's words for a missing permission.
+_DENIALS: Final = ("AccessDeniedException", "AccessDenied")
+#: A machine whose clock is further off, in seconds, is told.
+CLOCK_TOLERANCE_SECONDS: Final = 5.0
+#: No task has this name, so no record this key; and no condition that contradicts itself is ever true.
+_PROBED_KEY: Final = "idempotent_tasks#probe"
+_NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableProblem:
+    """Something that is not as the store needs it."""
+
+    #: One of `PROBLEMS`.
+    code: str
+    what: str
+    remedy: str
+
+
+def probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
+    """Find what is wrong with a table, its permissions and this machine's clock; never raises.
+
+    Sends `WORKER_ACTIONS`, one request each: the writes under a condition that cannot be true, on a key that no
+    record has.  DynamoDB bills each of the writes and the read as one unit.
+    """
+    try:
+        yield from _probe(connection, table, layout)
+    except StoreUnavailableError as error:
+        remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or mend the store's URL"
+        yield TableProblem(code="store-unreachable", what=str(error), remedy=remedy)
+    except (StoreMisconfiguredError, RecordCorruptError) as error:
+        yield TableProblem(code="store-refuses", what=str(error), remedy="what the message says")
+
+
+def _probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
+    denied = [action for action, ask in _questions(connection, table, layout) if _is_denied(ask)]
+    for action in denied:
+        yield TableProblem(
+            code="permission-missing",
+            what=f"dynamodb:{action} on table {table!r} is not allowed",
+            remedy=f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}',
+        )
+    if "DescribeTable" not in denied:
+        description = describe(connection, table)
+        if description is None:
+            yield TableProblem(
+                code="table-missing",
+                what=f"table {table!r} does not exist at {connection!r}",
+                remedy="celery -A <app> idempotency create-table",
+            )
+            return
+        problem = key_schema_problem(description, table, layout)
+        if problem is not None:
+            remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
+            yield TableProblem(code="table-key-schema", what=problem, remedy=remedy)
+    if "DescribeTimeToLive" not in denied:
+        problem = ttl_problem(connection, table, layout)
+        if problem is not None:
+            yield TableProblem(
+                code="table-ttl-off",
+                what=problem,
+                remedy=f"aws dynamodb update-time-to-live --table-name {table} --time-to-live-specification "
+                f"Enabled=true,AttributeName={layout.expiry_attr}",
+            )
+    yield from _clock_problem(connection)
+
+
+def _questions(connection: Connection, table: str, layout: Layout) -> Iterator[tuple[str, Callable[[], object]]]:
+    never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": layout.names(_NEVER)}
+    key = layout.key(_PROBED_KEY)
+
+    def ask(operation: str, **parameters: Any) -> Callable[[], object]:
+        return lambda: connection.request(operation, TableName=table, **parameters)
+
+    yield "UpdateItem", ask("update_item", Key=key, **never)
+    yield "PutItem", ask("put_item", Item=key, **never)
+    yield "GetItem", ask("get_item", Key=key)
+    yield "DescribeTable", ask("describe_table")
+    yield "DescribeTimeToLive", ask("describe_time_to_live")
+
+
+def _is_denied(ask: Callable[[], object]) -> bool:
+    """Ask, and tell whether the answer is that the action is not allowed; anything else is for others to find."""
+    try:
+        ask()
+    except (StoreMisconfiguredError, RecordCorruptError) as error:
+        response = getattr(error.__cause__, "response", {})
+        return response.get("Error", {}).get("Code") in _DENIALS
+    return False
+
+
+def _clock_problem(connection: Connection) -> Iterator[TableProblem]:
+    offset = connection.clock.offset_seconds
+    if abs(offset) > CLOCK_TOLERANCE_SECONDS:
+        side = "behind" if offset > 0 else "ahead of"
+        yield TableProblem(
+            code="clock-offset",
+            what=f"this machine's clock is {abs(offset):.0f} s {side} DynamoDB's",
+            remedy="have the machine keep its time: timedatectl set-ntp true",
+        )

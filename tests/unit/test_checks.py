@@ -1,0 +1,233 @@
+"""What the checks find in an app's configuration: each kind provoked, and gone once its remedy was applied."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.worker import WorkController
+from kombu import Queue
+
+from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
+from idempotent_tasks.stores.dynamodb_probe import PROBLEMS
+
+REDIS = "redis://localhost:1"
+QUORUM = {"x-queue-type": "quorum"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A configuration that a check objects to, and the one that its remedy makes of it."""
+
+    #: What is wrong: options of the task, settings, and what the worker was started with.
+    task: dict[str, Any] = field(default_factory=dict)
+    conf: dict[str, Any] = field(default_factory=dict)
+    worker: dict[str, Any] = field(default_factory=dict)
+    #: The same after the remedy; what is not named stays.
+    mended_task: dict[str, Any] = field(default_factory=dict)
+    mended_conf: dict[str, Any] = field(default_factory=dict)
+    mended_worker: dict[str, Any] = field(default_factory=dict)
+    #: What the remedy says, in part.
+    remedy: str
+
+
+def do_nothing() -> None:
+    """Be a body."""
+
+
+def visibility(seconds: int, **more: Any) -> dict[str, Any]:
+    """Return the settings of a Redis broker."""
+    return {"broker_url": REDIS, "broker_transport_options": {"visibility_timeout": seconds}, **more}
+
+
+def queue_with(limit: int) -> dict[str, Any]:
+    """Return the settings of a quorum queue."""
+    return {"task_queues": [Queue("quorum", queue_arguments={**QUORUM, "x-delivery-limit": limit})]}
+
+
+CASES = {
+    "acks-late-off": Case(task={"acks_late": False}, mended_task={"acks_late": True}, remedy="drop acks_late=False"),
+    "reject-on-worker-lost-off": Case(
+        task={"reject_on_worker_lost": False},
+        mended_task={"reject_on_worker_lost": True},
+        remedy="drop reject_on_worker_lost=False",
+    ),
+    "transport-never-redelivers": Case(
+        conf={"broker_url": "filesystem://"}, mended_conf={"broker_url": REDIS}, remedy="app.conf.broker_url"
+    ),
+    "visibility-below-time-limit": Case(
+        task={"time_limit": 600},
+        conf=visibility(300, worker_prefetch_multiplier=1),
+        mended_task={"time_limit": 300},
+        mended_conf=visibility(660),
+        remedy='{"visibility_timeout": 660}',
+    ),
+    "prefetch-outlives-visibility": Case(
+        task={"time_limit": 1000},
+        conf={"broker_url": REDIS, "worker_prefetch_multiplier": 4},
+        mended_conf={"worker_prefetch_multiplier": 1},
+        remedy="app.conf.worker_prefetch_multiplier = 1",
+    ),
+    "prefetch-unlimited": Case(
+        conf={"worker_prefetch_multiplier": 0},
+        mended_conf={"worker_prefetch_multiplier": 1},
+        remedy="app.conf.worker_prefetch_multiplier = 1",
+    ),
+    "eta-task-limit-low": Case(
+        conf={"worker_eta_task_limit": 8, "worker_concurrency": 2, "worker_prefetch_multiplier": 4},
+        mended_conf={"worker_eta_task_limit": 1000},
+        remedy="app.conf.worker_eta_task_limit = 1000",
+    ),
+    "time-limit-ignored": Case(
+        task={"time_limit": 60},
+        worker={"pool": "celery.concurrency.thread"},
+        mended_worker={"pool": "celery.concurrency.prefork"},
+        remedy="--pool prefork",
+    ),
+    "expires-before-redelivery": Case(
+        task={"idempotency": Idempotency(expires=60)},
+        conf=visibility(300),
+        mended_task={"idempotency": Idempotency(expires=300)},
+        remedy="expires=300",
+    ),
+    "result-expires-first": Case(
+        conf={"result_expires": 60}, mended_conf={"result_expires": 3600}, remedy="app.conf.result_expires = 3600"
+    ),
+    "delivery-limit-below-max-crashes": Case(
+        conf=queue_with(5), mended_conf=queue_with(10), remedy='"x-delivery-limit": 10'
+    ),
+    "celery-unsupported": Case(
+        worker={"celery_version": "5.3.6"}, mended_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"
+    ),
+}
+
+Look = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def look(app: Celery) -> Look:
+    """Look at the app with one guarded task and a configuration; a broker that redelivers is the default."""
+
+    def look(task: dict[str, Any], conf: dict[str, Any], worker: dict[str, Any]) -> list[Finding]:
+        app.conf.update({"broker_url": "amqp://localhost", **conf})
+        app.__dict__.pop("amqp", None)
+        app.tasks.pop("shop.charge", None)
+        app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, **task)
+        surroundings = Surroundings.of_app(app, "celery.concurrency.prefork")
+        return findings(replace(surroundings, **worker))
+
+    return look
+
+
+@pytest.mark.parametrize(("code", "case"), CASES.items(), ids=CASES)
+def test_what_is_wrong_is_found_and_its_remedy_mends_it(look: Look, code: str, case: Case) -> None:
+    """The finding names the task or setting and what to paste; nothing is left to find when that was done."""
+    (finding,) = look(case.task, case.conf, case.worker)
+    assert finding.code == code
+    assert case.remedy in finding.remedy
+    assert finding.why == WHY[code]
+    assert not look(
+        {**case.task, **case.mended_task}, {**case.conf, **case.mended_conf}, {**case.worker, **case.mended_worker}
+    )
+
+
+def test_every_kind_of_finding_is_provoked() -> None:
+    """What the table is asked is provoked at a real one, by the contract tests."""
+    assert set(CASES) | set(PROBLEMS) == set(WHY)
+    assert not set(CASES) & set(PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "found"),
+    [
+        ("redis://localhost", {}, ["visibility-below-time-limit"]),
+        ("sqs://", {}, ["visibility-below-time-limit"]),
+        ("sqs://", {"visibility_timeout": 43_200}, []),
+        ("amqp://localhost", {}, []),
+        ("sqla+sqlite://", {}, ["transport-never-redelivers"]),
+    ],
+)
+def test_each_broker_has_its_own_visibility(look: Look, url: str, options: dict[str, Any], found: list[str]) -> None:
+    """An hour on Redis and half an hour on SQS unless the app says otherwise; RabbitMQ has none."""
+    conf = {"broker_url": url, "broker_transport_options": options, "worker_prefetch_multiplier": 1}
+    task = {"time_limit": 4000, "idempotency": {"expires": 86_400}}
+    assert [each.code for each in look(task, {**conf, "result_expires": None}, {})] == found
+
+
+def test_a_task_without_a_limit_takes_the_workers(look: Look) -> None:
+    """``--time-limit`` counts where the task says nothing, and is no worse ignored than a task's own."""
+    threads = {"worker_time_limit": 60.0, "pool": "celery.concurrency.thread"}
+    (finding,) = look({}, {}, threads)
+    assert finding.code == "time-limit-ignored"
+    assert "'shop.charge' has a time limit of 60 s, which the thread pool does not enforce" in finding.what
+
+
+def test_what_is_accepted_is_not_found(look: Look) -> None:
+    """A finding that its owner knows and lives with is named in a setting and not told again."""
+    silenced = {"idempotency_silenced_checks": ["result-expires-first"], "result_expires": 60}
+    assert look({}, silenced, {}) == []
+
+
+def test_a_kind_of_finding_must_be_known() -> None:
+    """A code without a reason is a mistake in the check."""
+    with pytest.raises(ValueError, match="no kind of finding is called 'odd'"):
+        Finding(code="odd", what="it", remedy="that")
+
+
+class TestWorker:
+    """The same at the start of a real worker."""
+
+    def start(self, app: Celery, mode: str | None) -> WorkController:
+        """Make a worker, up to where its pool would start, of an app with one finding on this broker in memory."""
+        app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False)
+        app.conf.idempotency_checks = mode
+        return WorkController(app=app, pool="solo", concurrency=1)
+
+    @pytest.mark.parametrize("mode", [None, "warn"])
+    def test_findings_are_logged(self, app: Celery, caplog: pytest.LogCaptureFixture, mode: str | None) -> None:
+        """One warning each, with its code as a field."""
+        assert self.start(app, mode)
+        (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+        assert record.__dict__["idempotency_finding"] == "transport-never-redelivers"
+        assert "Remedy: app.conf.broker_url" in record.getMessage()
+
+    def test_an_ignoring_worker_asks_nothing(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+        """Nothing is looked at, so nothing is told."""
+        assert self.start(app, "ignore")
+        assert not caplog.records
+
+    def test_a_strict_worker_does_not_start(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+        """The last line says which findings kept it from starting, and how to accept them."""
+        with pytest.raises(SystemExit, match=r"transport-never-redelivers.*idempotency_silenced_checks"):
+            self.start(app, "error")
+        assert caplog.records[-1].levelno == logging.CRITICAL
+
+    def test_a_check_that_fails_stops_nobody(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
+        """A worker that cannot be checked goes its way, and says so; here it is Celery's own setting that is wrong."""
+        app.conf.worker_eta_task_limit = "many"
+        assert self.start(app, "error")
+        assert "the start-up checks failed" in caplog.text
+
+    def test_an_unknown_mode_is_a_wrong_setting(self, app: Celery) -> None:
+        """As every wrong setting it stops the worker."""
+        with pytest.raises(SystemExit, match=r"idempotency_checks='loud' is not one of"):
+            self.start(app, "loud")
+
+    @pytest.mark.parametrize("codes", ["table-ttl-off", 5, ["tabel-ttl-off"]], ids=str)
+    def test_a_finding_that_does_not_exist_cannot_be_silenced(self, app: Celery, codes: Any) -> None:
+        """A typing error would otherwise be a finding that nobody expects any more."""
+        app.conf.idempotency_silenced_checks = codes
+        with pytest.raises(SystemExit, match=r"idempotency_silenced_checks=.* is not a list of"):
+            self.start(app, None)
+
+
+def test_the_documents_explain_every_finding() -> None:
+    """`docs/checks.md` has a section for each code, with the reason that the finding itself gives."""
+    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text()
+    sections = dict(re.findall(r"^### `([a-z-]+)`\n\n.+?\n\n\*Why:\* (.+)\.$", text, re.MULTILINE))
+    assert sections == WHY
