@@ -47,12 +47,25 @@ LAYERS = {
     "checks.*": 6,
     "": 7,
     "cli": 8,
+    "cli.*": 8,
     "demo": 8,
     "demo.*": 8,
     "__main__": 9,
 }
 
-CELERY_SIDE = ("checks.*", "task", "reception", "request", "hooks", "deferral", "settings", "cli", "demo", "demo.*")
+CELERY_SIDE = (
+    "checks.*",
+    "task",
+    "reception",
+    "request",
+    "hooks",
+    "deferral",
+    "settings",
+    "cli",
+    "cli.*",
+    "demo",
+    "demo.*",
+)
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {
@@ -60,11 +73,11 @@ HOMES = {
     "boto3": ("stores.dynamodb*",),
     "botocore": ("stores.dynamodb*",),
     "celery": CELERY_SIDE,
-    "click": ("cli", "demo", "demo.*", "__main__"),
+    "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
     "jmespath": ("keys",),
     "kombu": (*CELERY_SIDE, "codec"),
     "redis": ("demo.*",),
-    "rich": ("cli", "demo", "demo.*"),
+    "rich": ("cli.watch", "demo", "demo.*"),
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("retries",),
     "time": ("clock",),

@@ -1,0 +1,108 @@
+"""What all commands share: the app's store, errors as one line with an exit code, ages and moments as arguments."""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import update_wrapper
+from typing import Any, Final, NoReturn
+
+import click
+
+from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
+from idempotent_tasks.settings import settings_of
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb_operations import Operations
+
+__all__ = ["Desk", "Moment", "at_desk", "confirm", "refuse"]
+
+REFUSED: Final = 1
+USAGE: Final = 2
+STORE: Final = 3
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What a command works on."""
+
+    app: Any
+    store: DynamoDBStore
+
+    @property
+    def operations(self) -> Operations:
+        """The table as an operator sees it."""
+        return Operations(self.store)
+
+    def now(self) -> float:
+        """Return epoch seconds by DynamoDB's clock."""
+        return self.store.clock.now()
+
+
+def at_desk(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `Desk`, and end it with one line instead of a traceback where the library raises."""
+
+    @click.pass_context
+    def run(context: click.Context, *args: Any, **options: Any) -> None:
+        try:
+            command(_desk(context.obj.app), *args, **options)
+        except StoreError as error:
+            _end(error, STORE)
+        except ConfigurationError as error:
+            _end(error, USAGE)
+        except IdempotencyError as error:
+            _end(error, REFUSED)
+
+    return update_wrapper(run, command)
+
+
+def _desk(app: Any) -> Desk:
+    # The tasks have the prefixes of the keys.
+    app.loader.import_default_modules()
+    store = settings_of(app).store
+    if not isinstance(store, DynamoDBStore):
+        kind = type(store).__name__
+        raise ConfigurationError(f"the app's store is a {kind}, which only the process that made it can look into")
+    return Desk(app=app, store=store)
+
+
+def _end(error: IdempotencyError, code: int) -> NoReturn:
+    click.echo(f"Error: {error}", err=True)
+    raise SystemExit(code)
+
+
+def refuse(why: str) -> NoReturn:
+    """End the command: it did nothing, for this reason."""
+    click.echo(why, err=True)
+    raise SystemExit(REFUSED)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is changed; ``yes`` was said already, and a script that has not said it is refused."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        refuse(f"{question} Nobody can be asked here: say --yes.")
+    click.confirm(question, abort=True)
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3
+    """A moment in the past: ``90s``, ``15m``, ``12h``, ``7d`` or ``2w`` ago, or an ISO 8601 date or time (UTC)."""
+
+    name = "AGE|DATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return epoch seconds; what is a moment already stays."""
+        if isinstance(value, float):
+            return value
+        ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value)
+        if ago:
+            return SystemClock().now() - float(ago[1]) * _UNITS[ago[2]]
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither an age such as 90s, 15m, 12h, 7d or 2w nor a date", param, ctx)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,105 @@
+"""A record as people and as programs read it; pure."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from idempotent_tasks.liveness import has_ended
+from idempotent_tasks.records import Record, Status
+
+__all__ = ["STATES", "columns", "facts", "is_live", "state", "written_at"]
+
+#: What a record says now.
+STATES: Final = ("running", "free", "completed", "failed", "expired")
+
+
+def state(record: Record, now: float) -> str:
+    """Return one of `STATES`: a claim in progress is ``running`` until it expires, and ``free`` after that.
+
+    Args:
+        record: the record.
+        now: epoch seconds by the store's clock.
+    """
+    match record.status_at(now):
+        case Status.INPROGRESS:
+            return "running" if record.held_until > now else "free"
+        case status:
+            return str(status).lower()
+
+
+def is_live(record: Record, now: float) -> bool:
+    """Return whether a claim may still have a body that runs under it."""
+    return state(record, now) == "running" and not has_ended(record.process)
+
+
+def written_at(record: Record) -> float | None:
+    """Return when the record was last committed or claimed, in epoch seconds; None where it does not say so."""
+    moment = record.completed_at or record.claimed_at
+    return None if moment is None else moment / 1000
+
+
+def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:
+    """Return state, age, time left, attempt, task id and key, for a line of a list."""
+    written = written_at(record)
+    return (
+        state(record, now),
+        "?" if written is None else _span(now - written),
+        _span(_time_left(record, now)),
+        str(record.attempt),
+        record.task_id or "?",
+        record.key,
+    )
+
+
+def facts(record: Record, now: float, *, data: bool) -> dict[str, Any]:
+    """Return everything about a record by name, in JSON's types; moments as ISO 8601 in UTC.
+
+    Args:
+        record: the record.
+        now: epoch seconds by the store's clock.
+        data: whether the outcome's data is shown, or only its size.
+    """
+    size = None if record.data is None else len(record.data if isinstance(record.data, bytes) else record.data.encode())
+    told = {
+        "key": record.key,
+        "state": state(record, now),
+        "task": record.task,
+        "task_id": record.task_id,
+        "worker": record.worker,
+        "process": record.process,
+        "process_has_ended": has_ended(record.process) or None,
+        "claimed_at": _iso(record.claimed_at),
+        "completed_at": _iso(record.completed_at),
+        "held_until": _iso(record.in_progress_expiration) if record.status is Status.INPROGRESS else None,
+        "expires_at": _iso(record.expiration * 1000),
+        "seconds_left": round(_time_left(record, now), 1),
+        "attempt": record.attempt,
+        "fence": record.fence,
+        "error": record.error,
+        "validation": record.validation,
+        "codec": record.codec,
+        "data_bytes": size,
+        "deferred": dict(record.deferred) or None,
+        "dispatched": sorted(record.dispatched) or None,
+    }
+    if data and record.data is not None:
+        told["data"] = record.data if isinstance(record.data, str) else record.data.hex()
+    return told
+
+
+def _time_left(record: Record, now: float) -> float:
+    """Return for how long a claim lives, or an outcome is kept, in seconds."""
+    until = record.held_until if record.status is Status.INPROGRESS else float(record.expiration)
+    return max(0.0, until - now)
+
+
+def _iso(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"

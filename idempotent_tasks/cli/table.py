@@ -1,0 +1,28 @@
+"""``idempotency create-table`` and ``template``: how the table comes to be."""
+
+import click
+
+from idempotent_tasks.cli.command import Desk, at_desk
+from idempotent_tasks.cli.templates import TEMPLATES, Table
+
+__all__ = ["create_table", "template"]
+
+
+@click.command("create-table")
+@at_desk
+def create_table(desk: Desk) -> None:
+    """Create the app's table with on-demand billing and TTL, or complete it; repeating it is harmless."""
+    desk.store.create_table()
+    click.echo(f"table {desk.store.table!r} is ready, with TTL on {desk.store.layout.expiry_attr!r}")
+
+
+@click.command()
+@click.option("--format", "form", type=click.Choice(sorted(TEMPLATES)), required=True)
+@click.option("--point-in-time-recovery", "recovery", is_flag=True, help="Turn backups on, which cost extra.")
+@at_desk
+def template(desk: Desk, *, form: str, recovery: bool) -> None:
+    """Print the app's table, or the permissions on it, for a tool that manages infrastructure.
+
+    ``iam`` has two statements: what workers need, and what operators need for this command line besides.
+    """
+    click.echo(TEMPLATES[form](Table.of(desk.store, point_in_time_recovery=recovery)))

@@ -1,0 +1,139 @@
+"""The table and its permissions as text for CloudFormation, Terraform, CDK and IAM; pure."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
+from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
+
+__all__ = ["TEMPLATES", "Table"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What a template says."""
+
+    name: str
+    partition_key: str
+    sort_key: str | None
+    ttl_attribute: str
+    point_in_time_recovery: bool
+
+    @classmethod
+    def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool) -> Self:
+        """Return the table that a store needs; one that is named by its ARN keeps only its name."""
+        layout = store.layout
+        return cls(
+            name=store.table.rpartition("/")[2],
+            partition_key=layout.key_attr,
+            sort_key=layout.sort_key_attr,
+            ttl_attribute=layout.expiry_attr,
+            point_in_time_recovery=point_in_time_recovery,
+        )
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """Each key attribute and its role."""
+        sort = {} if self.sort_key is None else {self.sort_key: "RANGE"}
+        return {self.partition_key: "HASH", **sort}
+
+
+def _cloudformation(table: Table) -> str:
+    properties: dict[str, Any] = {
+        "TableName": table.name,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in table.keys],
+        "KeySchema": [{"AttributeName": name, "KeyType": role} for name, role in table.keys.items()],
+        "TimeToLiveSpecification": {"AttributeName": table.ttl_attribute, "Enabled": True},
+        "PointInTimeRecoverySpecification": {"PointInTimeRecoveryEnabled": table.point_in_time_recovery},
+    }
+    resource = {
+        "Type": "AWS::DynamoDB::Table",
+        # Records are the memory of what has run: a stack that goes must not take them along.
+        "DeletionPolicy": "Retain",
+        "UpdateReplacePolicy": "Retain",
+        "Properties": properties,
+    }
+    return json.dumps({"AWSTemplateFormatVersion": "2010-09-09", "Resources": {"IdempotencyTable": resource}}, indent=2)
+
+
+def _terraform(table: Table) -> str:
+    sort = "" if table.sort_key is None else f'  range_key    = "{table.sort_key}"\n'
+    attributes = "".join(f'\n  attribute {{\n    name = "{name}"\n    type = "S"\n  }}\n' for name in table.keys)
+    return f"""resource "aws_dynamodb_table" "idempotency" {{
+  name         = "{table.name}"
+  billing_mode = "PAY_PER_REQUEST"
+  hash_key     = "{table.partition_key}"
+{sort}{attributes}
+  ttl {{
+    attribute_name = "{table.ttl_attribute}"
+    enabled        = true
+  }}
+
+  point_in_time_recovery {{
+    enabled = {str(table.point_in_time_recovery).lower()}
+  }}
+
+  lifecycle {{
+    prevent_destroy = true
+  }}
+}}"""
+
+
+def _cdk_python(table: Table) -> str:
+    def attribute(name: str) -> str:
+        return f'dynamodb.Attribute(name="{name}", type=dynamodb.AttributeType.STRING)'
+
+    sort = "" if table.sort_key is None else f"            sort_key={attribute(table.sort_key)},\n"
+    recovery = (
+        "            point_in_time_recovery_specification=dynamodb.PointInTimeRecoverySpecification(\n"
+        "                point_in_time_recovery_enabled=True\n            ),\n"
+        if table.point_in_time_recovery
+        else ""
+    )
+    return f"""from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import aws_dynamodb as dynamodb
+from constructs import Construct
+
+
+class IdempotencyStack(Stack):
+    def __init__(self, scope: Construct, construct_id: str, **kwargs) -> None:
+        super().__init__(scope, construct_id, **kwargs)
+        self.table = dynamodb.Table(
+            self,
+            "IdempotencyTable",
+            table_name="{table.name}",
+            partition_key={attribute(table.partition_key)},
+{sort}            billing_mode=dynamodb.BillingMode.PAY_PER_REQUEST,
+            time_to_live_attribute="{table.ttl_attribute}",
+{recovery}            removal_policy=RemovalPolicy.RETAIN,
+        )"""
+
+
+def _iam(table: Table) -> str:
+    resource = f"arn:aws:dynamodb:*:*:table/{table.name}"
+
+    def statement(who: str, actions: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "Sid": who,
+            "Effect": "Allow",
+            "Action": [f"dynamodb:{action}" for action in actions],
+            "Resource": resource,
+        }
+
+    statements = [
+        statement("IdempotencyWorker", WORKER_ACTIONS),
+        statement("IdempotencyOperator", (*WORKER_ACTIONS, *OPERATOR_ACTIONS)),
+    ]
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+
+
+TEMPLATES: Final[Mapping[str, Callable[[Table], str]]] = {
+    "cdk-python": _cdk_python,
+    "cloudformation": _cloudformation,
+    "iam": _iam,
+    "terraform": _terraform,
+}

@@ -1,0 +1,134 @@
+"""``idempotency watch``: claims in flight with the time they have left, and what workers report, as it happens."""
+
+import json
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import click
+
+from idempotent_tasks.cli.command import Desk, at_desk
+from idempotent_tasks.cli.portrait import columns, facts
+from idempotent_tasks.cli.records import matching
+from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.records import Record
+
+__all__ = ["watch"]
+
+#: Seconds over which rates are counted.
+WINDOW: Final = 10.0
+#: Rows that fit a screen.
+MOST_SHOWN: Final = 30
+#: How event types of `idempotent_tasks.observers.celery_events` begin.
+EVENT_PREFIX: Final = "idempotency-"
+COUNTED: Final = ("claimed", "committed", "replayed", "deferred", "released", "crashlooped", "superseded", "lost")
+NO_EVENTS: Final = 'no events yet: workers send them with -E and app.conf.idempotency_observers = ["log", "celery"]'
+_clock = SystemClock()
+
+
+@dataclass
+class Rates:
+    """How many events of each kind came in the last seconds."""
+
+    seen: deque[tuple[float, str]] = field(default_factory=deque)
+    total: int = 0
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Count one Celery event, if it is one of ours."""
+        kind = str(event["type"])
+        if kind.startswith(EVENT_PREFIX):
+            self.total += 1
+            self.seen.append((_clock.now(), kind.removeprefix(EVENT_PREFIX)))
+
+    def per_second(self) -> dict[str, float]:
+        """Return the rate of each kind in `COUNTED` over the last `WINDOW` seconds."""
+        oldest = _clock.now() - WINDOW
+        while self.seen and self.seen[0][0] < oldest:
+            self.seen.popleft()
+        counts = Counter(kind for _, kind in self.seen)
+        return {kind: round(counts[kind] / WINDOW, 1) for kind in COUNTED}
+
+
+@click.command()
+@click.option("--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
+@click.option("--task", help="Only claims of this task.")
+@click.option("--once", is_flag=True, help="Print one picture as an object of JSON, after one interval, and end.")
+@at_desk
+def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
+    """Watch the claims in flight, and how many replays, deferrals and crash loops a second workers report.
+
+    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers that run with -E and
+    the observer "celery".  Ends with Ctrl-C.
+    """
+    rates = Rates()
+    with _receiving(desk.app, rates):
+        if once:
+            _clock.sleep(interval)
+            told = [facts(claim, desk.now(), data=False) for claim in _claims(desk, task)]
+            click.echo(json.dumps({"in_flight": told, "per_second": rates.per_second(), "events": rates.total}))
+            return
+        with suppress(KeyboardInterrupt):
+            _show(desk, task, rates, interval)
+
+
+def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
+    try:
+        from rich.console import Group  # noqa: PLC0415 - needs the optional extra
+        from rich.live import Live  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise click.ClickException(
+            "watch draws with rich: pip install 'idempotent-tasks[cli]', or use --once"
+        ) from None
+
+    def picture() -> Group:
+        claims = _claims(desk, task)
+        table = Table(title=f"{len(claims)} claims in flight in {desk.store.table}", expand=True)
+        for name in ("age", "left", "attempt", "task id", "worker", "key"):
+            table.add_column(name, justify="right" if name in ("age", "left", "attempt") else "left", no_wrap=True)
+        for claim in claims[:MOST_SHOWN]:
+            _, age, left, attempt, task_id, key = columns(claim, desk.now())
+            table.add_row(age, left, attempt, task_id, claim.worker or "?", key)
+        told = "   ".join(f"{kind} {rate:g}/s" for kind, rate in rates.per_second().items())
+        return Group(table, Text(told if rates.total else NO_EVENTS))
+
+    with Live(picture(), refresh_per_second=4, screen=True) as live:
+        while True:
+            _clock.sleep(interval)
+            live.update(picture())
+
+
+def _claims(desk: Desk, task: str | None) -> list[Record]:
+    """Return the claims in flight, those that expire first before the others."""
+    running = matching(desk, states=("running",), task=task, before=None)
+    return sorted((each for each in running if isinstance(each, Record)), key=lambda claim: claim.held_until)
+
+
+@contextmanager
+def _receiving(app: Any, rates: Rates) -> Iterator[None]:
+    """Count the events of the broker from a thread; without a broker there are none."""
+    ended = threading.Event()
+
+    def receive() -> None:
+        while not ended.is_set():
+            with (
+                suppress(OSError, *app.connection_for_read().connection_errors),
+                app.connection_for_read() as connection,
+            ):
+                receiver = app.events.Receiver(connection, handlers={"*": rates.add})
+                while not ended.is_set():
+                    with suppress(TimeoutError):
+                        receiver.capture(limit=None, timeout=1.0, wakeup=False)
+            ended.wait(1.0)
+
+    thread = threading.Thread(target=receive, name="idempotency-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5.0)

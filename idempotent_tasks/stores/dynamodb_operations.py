@@ -1,0 +1,150 @@
+"""What an operator does with a table of records: look through it, free a key, delete records.
+
+Every write is conditional on the record that the operator was shown, so a delivery that was faster wins.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from idempotent_tasks.errors import RecordCorruptError
+from idempotent_tasks.records import Record, Status
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb_client import Written
+from idempotent_tasks.stores.dynamodb_layout import Item, Update, Value
+
+__all__ = ["OPERATOR_ACTIONS", "Corrupt", "Operations"]
+
+#: What these operations, and the creation of the table, need beside what a worker needs.
+OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
+#: Everything of a record but its data.
+_SHOWN: Final = (
+    "key",
+    "status",
+    "expiration",
+    "in_progress_expiration",
+    "validation",
+    "owner",
+    "fence",
+    "attempt",
+    "task",
+    "task_id",
+    "worker",
+    "process",
+    "claimed_at",
+    "completed_at",
+    "codec",
+    "error",
+    "deferred",
+    "dispatched",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """An item of the table that is no record."""
+
+    key: str
+    why: str
+
+
+class Operations:
+    """An operator's view of one store; every call raises the store's errors (`idempotent_tasks.stores.Store`)."""
+
+    def __init__(self, store: DynamoDBStore) -> None:
+        self._store = store
+        self._layout = store.layout
+
+    def records(self, *, status: Status | None = None, task: str | None = None) -> Iterator[Record | Corrupt]:
+        """Go through the table page by page, without the records' data.
+
+        DynamoDB bills for every item that is looked at, whatever the filter.
+
+        Args:
+            status: only records in which this status is stored.
+            task: only records that this task claimed.
+        """
+        wanted: dict[str, Value] = {}
+        if status is not None:
+            wanted["status"] = status
+        if task is not None:
+            wanted["task"] = task
+        start: Item | None = None
+        while True:
+            page = self._page(wanted, start)
+            yield from map(self._record, page["Items"])
+            start = page.get("LastEvaluatedKey")
+            if not start:
+                return
+
+    def release(self, record: Record, reason: str, *, force: bool = False) -> bool:
+        """Free the key of a claim, and return whether the record was still as shown.
+
+        The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: its keeper
+        learns of the loss, its commit counts unless another delivery has claimed the key by then.
+
+        Args:
+            record: the claim as it was shown.
+            reason: goes into the record's ``error``.
+            force: also if the claim was renewed since.
+        """
+        condition, operands = self._unchanged(record, force=force)
+        values: dict[str, Value] = {"in_progress_expiration": 0, "attempt": 0, "error": reason}
+        update = Update(values=values, condition=condition, operands=operands)
+        return self._carried_out("update_item", Key=self._layout.key(record.key), **self._layout.update(update))
+
+    def delete(self, record: Record, *, force: bool = False) -> bool:
+        """Delete a record, and return whether it was still as shown; arguments as for `release`."""
+        condition, operands = self._unchanged(record, force=force)
+        given = self._layout.update(Update(condition=condition, operands=operands))
+        del given["UpdateExpression"]
+        return self._carried_out("delete_item", Key=self._layout.key(record.key), **given)
+
+    def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
+        seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
+        if not force:
+            seen["in_progress_expiration"] = record.in_progress_expiration
+        clauses = [
+            f"attribute_not_exists(#{role})" if seen[role] is None else f"#{role} = :seen_{role}" for role in seen
+        ]
+        operands = {f"seen_{role}": value for role, value in seen.items() if value is not None}
+        return " AND ".join(clauses), operands
+
+    def _carried_out(self, operation: str, **parameters: Any) -> bool:
+        answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
+        return isinstance(answer, Written)
+
+    def _page(self, wanted: dict[str, Value], start: Item | None) -> dict[str, Any]:
+        layout, partition = self._layout, self._layout.sort_key_attr is not None
+        projection = ", ".join(f"#{role}" for role in _SHOWN)
+        names = layout.names(projection)
+        values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
+        given: dict[str, Any] = {}
+        if wanted:
+            given["FilterExpression"] = " AND ".join(f"#{role} = :{role}" for role in wanted)
+        if partition:
+            names["#sort"] = layout.sort_key_attr or ""
+            projection += ", #sort"
+            given["KeyConditionExpression"] = "#key = :partition"
+            values[":partition"] = {"S": layout.static_pk_value}
+        if values:
+            given["ExpressionAttributeValues"] = values
+        if start:
+            given["ExclusiveStartKey"] = start
+        answer = self._store.connection.request(
+            "query" if partition else "scan",
+            TableName=self._store.table,
+            ProjectionExpression=projection,
+            ExpressionAttributeNames=names,
+            **given,
+        )
+        # Nothing is refused where nothing is written.
+        return answer.answer if isinstance(answer, Written) else {"Items": []}
+
+    def _record(self, item: Item) -> Record | Corrupt:
+        attribute = self._layout.sort_key_attr or self._layout.key_attr
+        key = str(item.get(attribute, {}).get("S", ""))
+        try:
+            return self._layout.record(key, item)
+        except RecordCorruptError as error:
+            return Corrupt(key, error.message)

@@ -1,0 +1,321 @@
+"""The operator's commands against a real table: what they print, what they change, what they refuse."""
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
+
+from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
+from idempotent_tasks.cli import idempotency
+from idempotent_tasks.liveness import current_process
+from idempotent_tasks.records import Busy, Granted
+from idempotent_tasks.stores.dynamodb_operations import Operations
+from tests.support.forking import Child
+from tests.support.guarding import done, grant, wish
+from tests.support.wire import Wire, lose_answer, refuse
+
+Run = Callable[..., Result]
+
+RESULT = '"of which nobody is to know"'
+
+
+def charge(order: int) -> int:
+    """Be a body."""
+    return order
+
+
+@pytest.fixture
+def app(dynamodb: DynamoDBStore) -> Celery:
+    """An app over this test's table."""
+    app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+    app.conf.idempotency_store = dynamodb
+    app.task(charge, name="shop.charge", base=IdempotentTask, shared=False)
+    app.task(charge, name="shop.old", base=IdempotentTask, shared=False, idempotency=Idempotency(prefix="renamed"))
+    return app
+
+
+@pytest.fixture
+def run(app: Celery) -> Run:
+    """Run a command as ``celery -A shop idempotency`` does."""
+
+    def run(*words: str, app: Celery = app) -> Result:
+        return CliRunner().invoke(idempotency, list(words), obj=SimpleNamespace(app=app))
+
+    return run
+
+
+@pytest.fixture
+def records(dynamodb: DynamoDBStore) -> DynamoDBStore:
+    """A table with one record of each state; keys are named after it."""
+    grant(dynamodb, "r", key="shop.charge#running", lease_seconds=600)
+    dynamodb.release(grant(dynamodb, "f", key="shop.charge#free"), "Retry")
+    dynamodb.commit(grant(dynamodb, "c", key="shop.charge#completed"), done(RESULT), 3600)
+    return dynamodb
+
+
+class TestList:
+    """``list``."""
+
+    def test_a_line_for_each_record(self, run: Run, records: DynamoDBStore) -> None:
+        """State, age, time left, attempt, task id and key; never the result."""
+        result = run("list")
+        assert result.exit_code == 0
+        lines = {line.split()[-1]: line.split() for line in result.stdout.splitlines()[1:-1]}
+        assert {key: words[0] for key, words in lines.items()} == {
+            "shop.charge#running": "running",
+            "shop.charge#free": "free",
+            "shop.charge#completed": "completed",
+        }
+        assert lines["shop.charge#running"][4] == "id-r"
+        assert result.stdout.splitlines()[-1] == "3 records"
+        assert RESULT not in result.output
+
+    @pytest.mark.parametrize(
+        ("words", "keys"),
+        [
+            (["--status", "free"], ["shop.charge#free"]),
+            (["--status", "free", "--status", "running"], ["shop.charge#free", "shop.charge#running"]),
+            (["--task", "shop.other"], []),
+            (["--before", "1h"], []),
+            (["--before", "2099-01-01"], ["shop.charge#completed", "shop.charge#free", "shop.charge#running"]),
+            (["--after", "2099-01-01T00:00:00+02:00"], []),
+        ],
+        ids=" ".join,
+    )
+    def test_selections(self, run: Run, records: DynamoDBStore, words: list[str], keys: list[str]) -> None:
+        """By state, task and age; each object on a line of its own for a program."""
+        result = run("list", "--json", *words)
+        assert sorted(json.loads(line)["key"] for line in result.stdout.splitlines()) == keys
+
+    def test_a_limit(self, run: Run, records: DynamoDBStore) -> None:
+        """The command ends when it has shown enough."""
+        assert len(run("list", "--json", "--limit", "2").stdout.splitlines()) == 2
+
+    def test_what_is_no_record_is_counted(self, run: Run, records: DynamoDBStore, raw: Any) -> None:
+        """Somebody else's item is told beside the list."""
+        raw.put_item(TableName=records.table, Item={"id": {"S": "other"}, "status": {"S": "odd"}})
+        result = run("list")
+        assert "'other' is no record" in result.stderr
+        assert result.stdout.splitlines()[-1] == "3 records, 1 items that are none"
+
+
+class TestShow:
+    """``show``."""
+
+    def test_who_holds_a_key(self, run: Run, records: DynamoDBStore) -> None:
+        """Holder, time left and attempts."""
+        told = json.loads(run("show", "shop.charge#running", "--json").stdout)
+        assert (told["state"], told["task_id"], told["worker"], told["attempt"]) == (
+            "running",
+            "id-r",
+            "worker@host",
+            1,
+        )
+        assert 590 < told["seconds_left"] <= 600
+        assert told["held_until"] > told["claimed_at"]
+
+    def test_the_result_only_on_demand(self, run: Run, records: DynamoDBStore) -> None:
+        """Its size is told, it is not."""
+        quiet = run("show", "shop.charge#completed")
+        assert RESULT not in quiet.output
+        assert f"data_bytes    {len(RESULT)}" in quiet.stdout
+        assert json.loads(run("show", "shop.charge#completed", "--json", "--data").stdout)["data"] == RESULT
+
+    @pytest.mark.parametrize(
+        ("key", "words"), [("shop.charge#t1", []), ("renamed#t1", []), ("shop.charge#of", ["--scan"])]
+    )
+    def test_by_task_id(self, run: Run, dynamodb: DynamoDBStore, key: str, words: list[str]) -> None:
+        """A task's own prefix leads to its record; a key from the arguments only a scan finds."""
+        grant(dynamodb, key=key, task_id="t1")
+        assert json.loads(run("show", "t1", "--json", *words).stdout)["key"] == key
+
+    def test_nothing_there(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """Exit code 1, and how to look further."""
+        result = run("show", "t1")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "no record: 't1'; --scan" in result.stderr
+
+
+class TestRelease:
+    """``release``."""
+
+    def test_a_claim_of_a_process_that_has_ended(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """Nobody runs under it any more, as this machine can tell: no force is needed, and the next delivery runs."""
+        grant(dynamodb, key="shop.charge#1", process=Child(current_process).result(), lease_seconds=600)
+        assert json.loads(run("show", "shop.charge#1", "--json").stdout)["process_has_ended"] is True
+        assert run("release", "shop.charge#1", "--yes").exit_code == 0
+        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+
+    def test_by_force(self, run: Run, records: DynamoDBStore) -> None:
+        """An operator who knows better frees a live claim."""
+        assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 0
+        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Granted)
+
+    def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
+        """Who holds it and for how long is said; nothing changes."""
+        result = run("release", "shop.charge#running", "--yes")
+        assert result.exit_code == 1
+        assert "is held by id-r on worker@host for another" in result.stderr
+        assert "--force" in result.stderr
+        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+
+    @pytest.mark.parametrize(
+        ("key", "why"),
+        [
+            ("shop.charge#free", "is free already"),
+            ("shop.charge#completed", "has an outcome"),
+            ("shop.charge#none", "no record"),
+            ("some-task-id", "is no key"),
+        ],
+    )
+    def test_nothing_to_release(self, run: Run, records: DynamoDBStore, key: str, why: str) -> None:
+        """Exit code 1 and the reason."""
+        result = run("release", key, "--yes", "--force")
+        assert result.exit_code == 1
+        assert why in result.stderr
+
+    def test_nobody_to_ask(self, run: Run, records: DynamoDBStore) -> None:
+        """A script that does not say --yes changes nothing."""
+        result = run("release", "shop.charge#running", "--force")
+        assert result.exit_code == 1
+        assert "say --yes" in result.stderr
+        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+
+    def test_a_record_that_changed_meanwhile(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
+        """Whoever was faster wins, and the operator is told."""
+
+        def successor(forward: Any) -> Any:
+            wire.mend()
+            claim = records.get("shop.charge#running")
+            records.commit(grant_of(records, claim.owner or ""), done(), 3600)
+            return forward()
+
+        wire.break_when(lambda operation, _: operation == "UpdateItem", successor)
+        result = run("release", "shop.charge#running", "--yes", "--force")
+        assert result.exit_code == 1
+        assert "changed since it was read, nothing was done" in result.stderr
+        assert records.get("shop.charge#running").status is Status.COMPLETED
+
+
+def grant_of(store: DynamoDBStore, owner: str) -> Any:
+    """Return the claim that this owner holds already."""
+    return grant(store, owner, key="shop.charge#running")
+
+
+class TestForget:
+    """``forget``."""
+
+    def test_an_outcome(self, run: Run, records: DynamoDBStore) -> None:
+        """The next delivery is a first one."""
+        assert run("forget", "shop.charge#completed", "--yes").exit_code == 0
+        with pytest.raises(RecordNotFoundError):
+            records.get("shop.charge#completed")
+
+    def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
+        """As with `release`."""
+        assert run("forget", "shop.charge#running", "--yes").exit_code == 1
+        assert records.get("shop.charge#running").owner == "r"
+        assert run("forget", "shop.charge#running", "--yes", "--force").exit_code == 0
+
+
+class TestPurge:
+    """``purge``."""
+
+    def test_counted_shown_asked(self, run: Run, records: DynamoDBStore) -> None:
+        """Without --yes it is a dry run where nobody can be asked."""
+        result = run("purge", "--status", "completed", "--before", "2099-01-01")
+        assert result.exit_code == 1
+        assert "1 records" in result.stdout
+        assert "shop.charge#completed" in result.stdout
+        assert records.get("shop.charge#completed").status is Status.COMPLETED
+
+    def test_deleted(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """Everything that was selected, and nothing else."""
+        for number in range(300):
+            dynamodb.commit(grant(dynamodb, key=f"shop.charge#{number}"), done(), 3600)
+        grant(dynamodb, key="shop.charge#running")
+        result = run("purge", "--status", "completed", "--status", "running", "--before", "2099-01-01", "--yes")
+        assert result.exit_code == 0
+        assert "300 records, 5 of them above" in result.stdout
+        assert "deleted 300" in result.stdout
+        assert [each.key for each in Operations(dynamodb).records()] == ["shop.charge#running"]
+
+    def test_nothing_old_enough(self, run: Run, records: DynamoDBStore) -> None:
+        """Not even asked."""
+        result = run("purge", "--status", "completed", "--before", "1d")
+        assert (result.exit_code, result.stdout) == (0, "no such records\n")
+
+
+class TestErrors:
+    """One line, the right exit code, no traceback."""
+
+    def test_a_store_that_is_away(self, run: Run, dynamodb: DynamoDBStore, wire: Wire) -> None:
+        """Exit code 3."""
+        with wire.outage(refuse):
+            result = run("list")
+        assert result.exit_code == 3
+        assert result.stderr.startswith("Error: dynamodb:")
+        assert "Traceback" not in result.output
+
+    @pytest.mark.parametrize("words", [["list"], ["check"]], ids=" ".join)
+    def test_a_wrong_setting(self, run: Run, words: list[str]) -> None:
+        """Exit code 2."""
+        app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+        app.conf.idempotency_store = "nonsense"
+        result = run(*words, app=app)
+        assert result.exit_code == 2
+        assert "unusable idempotency store" in result.stderr
+
+    def test_a_store_in_memory(self, run: Run) -> None:
+        """Only its own process can look into it."""
+        app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+        app.conf.idempotency_store = "memory://"
+        result = run("list", app=app)
+        assert result.exit_code == 2
+        assert "which only the process that made it can look into" in result.stderr
+
+    def test_a_lost_answer_is_told(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
+        """The operator does not know whether it was done, and learns that from the exit code; a second look tells."""
+        wire.clear()
+        wire.break_nth("UpdateItem", 1, lose_answer)
+        assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 3
+        assert "is free already" in run("release", "shop.charge#running", "--yes").stderr
+
+
+class TestCheck:
+    """``check``."""
+
+    def test_nothing_found(self, run: Run, app: Celery) -> None:
+        """Exit code 0."""
+        result = run("check")
+        assert (result.exit_code, result.stdout) == (0, "0 findings\n")
+
+    def test_findings(self, run: Run, app: Celery) -> None:
+        """Exit code 1, what, why and the remedy; the same for programs."""
+        app.conf.result_expires = 60
+        app.tasks.pop("shop.old")
+        result = run("check")
+        assert result.exit_code == 1
+        assert "result-expires-first: results expire after 60 s" in result.stdout
+        assert "remedy: app.conf.result_expires = 3600" in result.stdout
+        (finding,) = json.loads(run("check", "--json").stdout)
+        assert (finding["code"], finding["remedy"]) == ("result-expires-first", "app.conf.result_expires = 3600")
+
+
+def test_watch_once(run: Run, records: DynamoDBStore) -> None:
+    """One picture for a script: the claims in flight and the rates, which are 0 where nobody reports."""
+    told = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
+    assert [each["key"] for each in told["in_flight"]] == ["shop.charge#running"]
+    assert set(told["per_second"].values()) == {0.0}
+
+
+def test_the_table_is_made_by_the_command(run: Run, dynamodb: DynamoDBStore, raw: Any) -> None:
+    """And completed by it."""
+    raw.delete_table(TableName=dynamodb.table)
+    assert "table-missing" in run("check").stdout
+    assert run("create-table").exit_code == run("create-table").exit_code == 0
+    assert run("check").exit_code == 0
