@@ -14,6 +14,7 @@ from idempotent_tasks.cli.command import Desk, at_desk
 from idempotent_tasks.cli.portrait import columns, facts
 from idempotent_tasks.cli.records import matching
 from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.observers.celery_events import TOLD, event_type
 from idempotent_tasks.records import Record
 
 __all__ = ["watch"]
@@ -22,10 +23,11 @@ __all__ = ["watch"]
 WINDOW: Final = 10.0
 #: Rows that fit a screen.
 MOST_SHOWN: Final = 30
-#: How event types of `idempotent_tasks.observers.celery_events` begin.
-EVENT_PREFIX: Final = "idempotency-"
-COUNTED: Final = ("claimed", "committed", "replayed", "deferred", "released", "crashlooped", "superseded", "lost")
-NO_EVENTS: Final = 'no events yet: workers send them with -E and app.conf.idempotency_observers = ["log", "celery"]'
+#: Seconds between two looks at whether to end, or to connect again.
+RECONNECT_SECONDS: Final = 0.2
+#: What is counted: the type of the Celery event, and its name here.
+COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in TOLD}
+NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
 _clock = SystemClock()
 
 
@@ -38,18 +40,18 @@ class Rates:
 
     def add(self, event: dict[str, Any]) -> None:
         """Count one Celery event, if it is one of ours."""
-        kind = str(event["type"])
-        if kind.startswith(EVENT_PREFIX):
+        kind = COUNTED.get(event["type"])
+        if kind is not None:
             self.total += 1
-            self.seen.append((_clock.now(), kind.removeprefix(EVENT_PREFIX)))
+            self.seen.append((_clock.now(), kind))
 
     def per_second(self) -> dict[str, float]:
-        """Return the rate of each kind in `COUNTED` over the last `WINDOW` seconds."""
+        """Return the rate of each kind over the last `WINDOW` seconds."""
         oldest = _clock.now() - WINDOW
         while self.seen and self.seen[0][0] < oldest:
             self.seen.popleft()
         counts = Counter(kind for _, kind in self.seen)
-        return {kind: round(counts[kind] / WINDOW, 1) for kind in COUNTED}
+        return {kind: round(counts[kind] / WINDOW, 1) for kind in COUNTED.values()}
 
 
 @click.command()
@@ -60,8 +62,8 @@ class Rates:
 def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
     """Watch the claims in flight, and how many replays, deferrals and crash loops a second workers report.
 
-    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers that run with -E and
-    the observer "celery".  Ends with Ctrl-C.
+    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers with the
+    observer "celery".  Ends with Ctrl-C.
     """
     rates = Rates()
     with _receiving(desk.app, rates):
@@ -114,16 +116,11 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     ended = threading.Event()
 
     def receive() -> None:
-        while not ended.is_set():
-            with (
-                suppress(OSError, *app.connection_for_read().connection_errors),
-                app.connection_for_read() as connection,
-            ):
-                receiver = app.events.Receiver(connection, handlers={"*": rates.add})
-                while not ended.is_set():
-                    with suppress(TimeoutError):
-                        receiver.capture(limit=None, timeout=1.0, wakeup=False)
-            ended.wait(1.0)
+        with app.connection_for_read() as broker:
+            away = (OSError, *broker.connection_errors)
+            while not ended.wait(RECONNECT_SECONDS):
+                with suppress(*away):
+                    _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}))
 
     thread = threading.Thread(target=receive, name="idempotency-watch", daemon=True)
     thread.start()
@@ -132,3 +129,10 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(5.0)
+
+
+def _count_until(ended: threading.Event, receiver: Any) -> None:
+    with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=RECONNECT_SECONDS)
