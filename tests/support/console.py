@@ -88,7 +88,8 @@ class Console:
 
     def _start_worker(self, words: list[str]) -> None:
         log = self._folder / f"worker-{len(self._workers)}.log"
-        worker = ChildProcess([sys.executable, "-m", *words], log, self._environment, self._folder)
+        level = () if "--loglevel" in words else ("--loglevel", "INFO")  # else no line says that it is ready
+        worker = ChildProcess([sys.executable, "-m", *words, *level, "--without-gossip", "--without-mingle"], log, self._environment, self._folder)
         self._workers.append(worker)
         wait_for(
             lambda: " ready." in log.read_text(errors="replace") or worker.returncode is not None,
