@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, Self
 from idempotent_tasks.records import ClaimRequest
 
 __all__ = [
+    "KINDS",
     "Claimed",
     "Committed",
     "CrashLooped",
@@ -68,6 +69,8 @@ class Committed(Event):
     fence: int
     #: Whether a later delivery can have the result.
     replayable: bool
+    #: Seconds from the claim to the commit.
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +87,8 @@ class Replayed(Event):
 
     #: The task id whose run gave the outcome, where the record names it.
     holder_task_id: str | None
+    #: Seconds since the outcome was stored; None where the record does not say when.
+    age_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +164,24 @@ class Lost(Event):
 
     level = logging.ERROR
 
+
+#: Every kind of event.
+KINDS: Final[tuple[type[Event], ...]] = (
+    Claimed,
+    Committed,
+    Released,
+    Replayed,
+    Deferred,
+    Merged,
+    Dispatched,
+    Skipped,
+    Superseded,
+    Unrecorded,
+    Mismatched,
+    CrashLooped,
+    Renewed,
+    Lost,
+)
 
 Observer = Callable[[Event], None]
 

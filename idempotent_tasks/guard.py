@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from idempotent_tasks import events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import NONE, decode_result, encode_result, unreplayable
 from idempotent_tasks.errors import (
     CrashLoopError,
@@ -42,7 +43,7 @@ from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import Store
 from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed, Verdict
 
-__all__ = ["ActiveRun", "Guard", "Keeping"]
+__all__ = ["Guard", "Keeping"]
 
 T = TypeVar("T")
 
@@ -55,38 +56,6 @@ HOLDER_ENDED: Final = "HolderEnded"
 PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
 #: Seconds between two looks at a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
-
-
-class ActiveRun:
-    """A body that runs under a claim; ``self.idempotency`` inside it."""
-
-    def __init__(self, claim: Claim, release: Callable[..., None]) -> None:
-        self.claim = claim
-        self.handed_over = False
-        #: Whether the claim is known to be gone: another delivery may be running the body too.
-        self.lost = False
-        self._release = release
-
-    @property
-    def key(self) -> str:
-        """The record's key: pass it downstream, so that a repeated effect is recognised there."""
-        return self.claim.key
-
-    @property
-    def fence(self) -> int:
-        """The claim's fence: a later run of the key has a larger one."""
-        return self.claim.fence
-
-    @property
-    def attempt(self) -> int:
-        """1 for a first try; each run that crashed since the last clean end adds 1."""
-        return self.claim.attempt
-
-    def hand_over(self, reason: str, *, crashed: bool = False) -> None:
-        """Free the key now: the body is over, or a message that will claim it is about to be published."""
-        if not self.handed_over:
-            self.handed_over = True
-            self._release(self.claim, reason, crashed=crashed)
 
 
 Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
@@ -176,7 +145,7 @@ class Guard:
                 raise
         if run.handed_over:
             return Returned(values[0])
-        return self._despite_interrupts(lambda: self._finish(run.claim, values[0]))
+        return self._despite_interrupts(lambda: self._finish(run, values[0]))
 
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
         ends = isinstance(error, PROCESS_ENDS)
@@ -196,17 +165,18 @@ class Guard:
         )
         raise CrashLoopError(msg, claim.request.task, claim.key)
 
-    def _finish(self, claim: Claim, value: Any) -> Verdict:
+    def _finish(self, run: ActiveRun, value: Any) -> Verdict:
         try:
             outcome = encode_result(value, self.store.max_data_bytes)
         except ResultEncodingError as error:
-            verdict = self._commit(claim, unreplayable(error.message), value)
+            verdict = self._commit(run, unreplayable(error.message), value)
             if isinstance(verdict, Returned):
-                raise ResultEncodingError(error.message, claim.request.task, claim.key) from None
+                raise ResultEncodingError(error.message, run.claim.request.task, run.key) from None
             return verdict
-        return self._commit(claim, outcome, value)
+        return self._commit(run, outcome, value)
 
-    def _commit(self, claim: Claim, outcome: Outcome, value: Any) -> Verdict:
+    def _commit(self, run: ActiveRun, outcome: Outcome, value: Any) -> Verdict:
+        claim = run.claim
         # Past the claim's end too, since the owner alone decides: the effect is done, and only the record is wanting.
         until = self._at_the_latest(max(claim.expires_at, self.store.clock.now() + STORE_PATIENCE))
         try:
@@ -217,7 +187,13 @@ class Guard:
         if isinstance(answer, Superseded):
             self._tell(events.Superseded, claim.request, fence=claim.fence)
             return self._yield_to(claim, answer.record)
-        self._tell(events.Committed, claim.request, fence=claim.fence, replayable=outcome.codec != NONE)
+        self._tell(
+            events.Committed,
+            claim.request,
+            fence=claim.fence,
+            replayable=outcome.codec != NONE,
+            seconds=round(self.store.clock.now() - run.began_at, 3),
+        )
         return Returned(value)
 
     def _store_outcome(self, claim: Claim, outcome: Outcome) -> CommitAnswer:
@@ -239,7 +215,9 @@ class Guard:
 
     def _replay(self, request: ClaimRequest, record: Record) -> Replayed:
         value = decode_result(record)
-        self._tell(events.Replayed, request, holder_task_id=record.task_id)
+        completed = record.completed_at
+        age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
+        self._tell(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)
         return Replayed(value, dispatched=request.task_id in record.dispatched)
 
     def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:

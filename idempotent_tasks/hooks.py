@@ -35,6 +35,9 @@ def check_worker(sender: Any, **_: Any) -> None:
         return
     remember_worker(sender)
     try:
+        if settings_of(sender.app).disabled:
+            logger.warning("idempotency is DISABLED: bodies run unguarded, each delivery of a message runs its body")
+            return
         pool_cls = get_implementation(sender.pool_cls)
         _check_pool(settings_of(sender.app).store, pool_cls)
         surroundings = Surroundings.of_worker(sender, pool_cls.__module__)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from idempotent_tasks import events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.guard import ActiveRun
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import Lost
 from idempotent_tasks.stores import Store

@@ -11,10 +11,11 @@ from uuid import uuid4
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from idempotent_tasks import continuation, deferral, events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError, StoreUnavailableError
-from idempotent_tasks.guard import STORE_PATIENCE, ActiveRun, Guard
+from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended

@@ -19,6 +19,7 @@ from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNE
 from idempotent_tasks.departed import Departed
 from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
+from idempotent_tasks.settings import settings_of
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
 
@@ -100,6 +101,8 @@ class GuardedRequest(Request):
 
     def release_claim(self, reason: str, *, crashed: bool) -> Future[None] | None:
         """Release the claim when the child is gone; return None where no child was given the delivery."""
+        if settings_of(self._app).disabled:
+            return None
         if self._releasing is None and self.worker_pid is not None and is_prefork(self._pool_cls):
             reception = self.task.reception(self._context, self._args, self._kwargs)
             self._releasing = _departed.release(reception, self.worker_pid, reason, crashed=crashed)

@@ -1,5 +1,6 @@
 """An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
 
+import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from kombu.utils.imports import symbol_by_name
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers, log_event
 from idempotent_tasks.findings import WHY
+from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
@@ -22,7 +24,11 @@ __all__ = ["Settings", "settings_of"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", *_FIELDS)
+_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", "disabled", *_FIELDS)
+#: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
+DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
+_ON: Final = ("1", "true", "yes", "on")
+_OFF: Final = ("0", "false", "no", "off")
 #: What ``idempotency_checks`` may be.
 CHECK_MODES: Final = ("ignore", "warn", "error")
 
@@ -40,6 +46,8 @@ class Settings:
     checks: str = "warn"
     #: The codes of findings that are known and accepted.
     silenced_checks: frozenset[str] = frozenset()
+    #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
+    disabled: bool = False
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
@@ -79,7 +87,16 @@ def _load(app: Any, spelled_store: Any) -> Settings:
         defaults=defaults,
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
+        disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
     )
+
+
+def _switch(spelled: Any) -> bool:
+    text = "0" if spelled is None else str(spelled).strip().lower()
+    if text not in _ON + _OFF:
+        msg = f"idempotency_disabled, or {DISABLED_VARIABLE}, is {spelled!r}, not one of {', '.join(_ON + _OFF)}"
+        raise ConfigurationError(msg)
+    return text in _ON
 
 
 def _check_mode(spelled: Any) -> str:
@@ -127,9 +144,12 @@ def _store(spelled: Any, app_name: str) -> Store:
 def _observers(spelled: Any) -> list[Observer]:
     listed = spelled if isinstance(spelled, Sequence) and not isinstance(spelled, str) else [spelled]
     try:
-        observers = [symbol_by_name(each) for each in listed]
+        observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}") from error
+        hint = "short names are " + ", ".join(SHORT_NAMES)
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
+            hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
+        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}; {hint}") from error
     for observer in observers:
         if not callable(observer):
             raise ConfigurationError(f"idempotency_observers holds {observer!r}, which is not callable")

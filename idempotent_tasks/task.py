@@ -8,8 +8,8 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, read_delivery
-from idempotent_tasks.guard import ActiveRun
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.reception import Reception, UnguardedRun
@@ -72,6 +72,8 @@ class IdempotentTask(Task):
             # Not super(): whether that sees this request or a new one depends on celery.app.trace's stack protection.
             return self.run(*args, **kwargs)
         setattr(request, _RECEIVED, True)
+        if settings_of(self.app).disabled:
+            return self._run_body(UnguardedRun(), args, kwargs)
         return self.reception(request, args, kwargs).handle(lambda run: self._run_body(run, args, kwargs))
 
     def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:

@@ -4,8 +4,10 @@ Four things break no promise, because no guard outside the effect can prevent th
 of kinds of their own, and every contender is judged alike:
 
 * an effect whose run was killed before its outcome was stored, and that a later run repeats (`Kind.LIMIT`);
-* a run that was paused, and that another run overtook before it could know that it had gone on (`Kind.ZOMBIE_RUN`);
-* the second effect of such a pair (`Kind.ZOMBIE_EFFECT`);
+* a start beside a run that was paused, and that this or an earlier start overtook before the paused one could know that
+  it had gone on (`Kind.ZOMBIE_RUN`);
+* the second effect of a pair of which one overtook the other so, and an effect that repeats one of an overtaken run
+  whose outcome was discarded (`Kind.ZOMBIE_EFFECT`);
 * a message that nobody acknowledged and that is nowhere (`Kind.VANISHED`): kombu takes a message out of Redis before
   it notes it as unacknowledged, and a worker that is killed in between takes it along. On a broker that keeps
   messages until they are acknowledged, the same is a lost key.
@@ -80,25 +82,29 @@ def check(events: Iterable[Event], keys: Sequence[str], *, forgetful: bool = Fal
 def _effects(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
     done = sorted((run for run in runs if run.effect is not None), key=_effect_at)
     for number, run in enumerate(done[1:], start=1):
-        excuses = [_excuse(earlier, run) for earlier in done[:number]]
+        excuses = [_excuse(earlier, run, runs) for earlier in done[:number]]
         kind = next((excuse for excuse in (Kind.DUPLICATED, Kind.ZOMBIE_EFFECT) if excuse in excuses), Kind.LIMIT)
         first = done[excuses.index(kind)]
         text = f"effect {number + 1} of {key} by {_name(run)}; {_name(first)} had it at {_effect_at(first):.3f}"
         yield _finding(kind, run.effect, (first, run), text)
 
 
-def _excuse(earlier: Run, later: Run) -> Kind:
+def _excuse(earlier: Run, later: Run, runs: Sequence[Run]) -> Kind:
     """Return why a later effect repeats an earlier one; `Kind.DUPLICATED` where nothing excuses it."""
     # Two runs that were alive at once are no repetition of a dead run's effect, whatever befell one of them.
     if earlier.killed is not None and later.started.at >= earlier.killed.at:
         return Kind.LIMIT
-    return Kind.ZOMBIE_EFFECT if _overtaken(earlier, later) or _overtaken(later, earlier) else Kind.DUPLICATED
+    if _overtaken(earlier, later) or _overtaken(later, earlier):
+        return Kind.ZOMBIE_EFFECT
+    # Where the one that overtook it had no outcome either, somebody has to run the body again.
+    unrecorded = earlier.discarded and _overtaken_before(earlier, later.started.at, runs)
+    return Kind.ZOMBIE_EFFECT if unrecorded else Kind.DUPLICATED
 
 
 def _overlaps(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
     for first, second in combinations(runs, 2):
         if first.alive_at(second.started.at):
-            kind = Kind.ZOMBIE_RUN if _overtaken(first, second) else Kind.OVERLAP
+            kind = Kind.ZOMBIE_RUN if _overtaken_before(first, second.started.at, runs) else Kind.OVERLAP
             text = f"{_name(second)} of {key} starts while {_name(first)} runs, since {first.started.at:.3f}"
             yield _finding(kind, second.started, (first, second), text)
 
@@ -106,6 +112,11 @@ def _overlaps(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
 def _overtaken(paused: Run, other: Run) -> bool:
     """Return whether the other run started while this one was paused, or before it could know that it was late."""
     return any(pause.begin.at <= other.started.at <= pause.end + OVERTAKING_SECONDS for pause in paused.pauses)
+
+
+def _overtaken_before(paused: Run, at: float, runs: Sequence[Run]) -> bool:
+    """Return whether a run was overtaken while it was paused, by anybody, until this time."""
+    return any(other is not paused and other.started.at <= at and _overtaken(paused, other) for other in runs)
 
 
 def _answers(key: str, runs: Sequence[Run], messages: Messages, *, forgetful: bool) -> Iterator[Finding]:

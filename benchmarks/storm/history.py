@@ -75,6 +75,10 @@ class Pause:
     end: float
 
 
+#: The states in which Celery lets go of a delivery without an outcome.
+NO_OUTCOME = ("IGNORED", "REJECTED", "RETRY")
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """One run of a key's body."""
@@ -94,6 +98,11 @@ class Run:
     def key(self) -> str:
         """Its key."""
         return self.started.key
+
+    @property
+    def discarded(self) -> bool:
+        """Whether no publisher, and no later delivery, can have its outcome: none came, or another's counts."""
+        return self.settled is None or self.settled.state in NO_OUTCOME
 
     @property
     def until(self) -> float:

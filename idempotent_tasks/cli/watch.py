@@ -14,18 +14,22 @@ from idempotent_tasks.cli.command import Desk, at_desk
 from idempotent_tasks.cli.portrait import columns, facts
 from idempotent_tasks.cli.records import matching
 from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.observers.celery_events import TOLD, event_type
 from idempotent_tasks.records import Record
 
 __all__ = ["watch"]
 
 #: Seconds over which rates are counted.
 WINDOW: Final = 10.0
-#: Rows that fit a screen.
-MOST_SHOWN: Final = 30
-#: How event types of `idempotent_tasks.observers.celery_events` begin.
-EVENT_PREFIX: Final = "idempotency-"
-COUNTED: Final = ("claimed", "committed", "replayed", "deferred", "released", "crashlooped", "superseded", "lost")
-NO_EVENTS: Final = 'no events yet: workers send them with -E and app.conf.idempotency_observers = ["log", "celery"]'
+#: Rows of the screen that are no claims.
+FRAME_ROWS: Final = 6
+#: Columns of a UUID.
+TASK_ID_WIDTH: Final = 36
+#: Seconds between two looks at whether to end, or to connect again.
+RECONNECT_SECONDS: Final = 0.2
+#: What is counted: the type of the Celery event, and its name here.
+COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in TOLD}
+NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
 _clock = SystemClock()
 
 
@@ -38,18 +42,18 @@ class Rates:
 
     def add(self, event: dict[str, Any]) -> None:
         """Count one Celery event, if it is one of ours."""
-        kind = str(event["type"])
-        if kind.startswith(EVENT_PREFIX):
+        kind = COUNTED.get(event["type"])
+        if kind is not None:
             self.total += 1
-            self.seen.append((_clock.now(), kind.removeprefix(EVENT_PREFIX)))
+            self.seen.append((_clock.now(), kind))
 
     def per_second(self) -> dict[str, float]:
-        """Return the rate of each kind in `COUNTED` over the last `WINDOW` seconds."""
+        """Return the rate of each kind over the last `WINDOW` seconds."""
         oldest = _clock.now() - WINDOW
         while self.seen and self.seen[0][0] < oldest:
             self.seen.popleft()
         counts = Counter(kind for _, kind in self.seen)
-        return {kind: round(counts[kind] / WINDOW, 1) for kind in COUNTED}
+        return {kind: round(counts[kind] / WINDOW, 1) for kind in COUNTED.values()}
 
 
 @click.command()
@@ -60,8 +64,8 @@ class Rates:
 def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
     """Watch the claims in flight, and how many replays, deferrals and crash loops a second workers report.
 
-    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers that run with -E and
-    the observer "celery".  Ends with Ctrl-C.
+    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers with the
+    observer "celery".  Ends with Ctrl-C.
     """
     rates = Rates()
     with _receiving(desk.app, rates):
@@ -76,7 +80,8 @@ def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
 
 def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
     try:
-        from rich.console import Group  # noqa: PLC0415 - needs the optional extra
+        from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - needs the optional extra
+        from rich.console import Console, Group  # noqa: PLC0415
         from rich.live import Live  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
@@ -85,18 +90,27 @@ def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
             "watch draws with rich: pip install 'idempotent-tasks[cli]', or use --once"
         ) from None
 
+    console = Console()
+
     def picture() -> Group:
         claims = _claims(desk, task)
-        table = Table(title=f"{len(claims)} claims in flight in {desk.store.table}", expand=True)
-        for name in ("age", "left", "attempt", "task id", "worker", "key"):
-            table.add_column(name, justify="right" if name in ("age", "left", "attempt") else "left", no_wrap=True)
-        for claim in claims[:MOST_SHOWN]:
+        told = "   ".join(f"{kind} {rate:g}" for kind, rate in rates.per_second().items() if rate) or "nothing"
+        table = Table(box=SIMPLE_HEAD, expand=True)
+        for name in ("age", "left", "attempt"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+        table.add_column("task id", no_wrap=True, min_width=TASK_ID_WIDTH)
+        for name in ("worker", "key"):
+            table.add_column(name, no_wrap=True)
+        for claim in claims[: max(1, console.height - FRAME_ROWS)]:
             _, age, left, attempt, task_id, key = columns(claim, desk.now())
             table.add_row(age, left, attempt, task_id, claim.worker or "?", key)
-        told = "   ".join(f"{kind} {rate:g}/s" for kind, rate in rates.per_second().items())
-        return Group(table, Text(told if rates.total else NO_EVENTS))
+        return Group(
+            Text(f"{len(claims)} claims in flight in {desk.store.table}; those that expire first come first"),
+            Text(f"a second, over {WINDOW:g} s:   {told}" if rates.total else NO_EVENTS),
+            table,
+        )
 
-    with Live(picture(), refresh_per_second=4, screen=True) as live:
+    with Live(picture(), console=console, refresh_per_second=4, screen=True) as live:
         while True:
             _clock.sleep(interval)
             live.update(picture())
@@ -114,16 +128,11 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     ended = threading.Event()
 
     def receive() -> None:
-        while not ended.is_set():
-            with (
-                suppress(OSError, *app.connection_for_read().connection_errors),
-                app.connection_for_read() as connection,
-            ):
-                receiver = app.events.Receiver(connection, handlers={"*": rates.add})
-                while not ended.is_set():
-                    with suppress(TimeoutError):
-                        receiver.capture(limit=None, timeout=1.0, wakeup=False)
-            ended.wait(1.0)
+        with app.connection_for_read() as broker:
+            away = (OSError, *broker.connection_errors)
+            while not ended.wait(RECONNECT_SECONDS):
+                with suppress(*away):
+                    _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}))
 
     thread = threading.Thread(target=receive, name="idempotency-watch", daemon=True)
     thread.start()
@@ -132,3 +141,10 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(5.0)
+
+
+def _count_until(ended: threading.Event, receiver: Any) -> None:
+    with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=RECONNECT_SECONDS)

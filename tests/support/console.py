@@ -1,6 +1,7 @@
 """The commands of a document's console blocks: run, left running where they are workers, or checked to exist."""
 
 import doctest
+import io
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Final
 
@@ -136,12 +138,13 @@ def _check_celery(words: list[str]) -> None:
     """Have Celery's command line parse the words, as far as a command that does nothing yet."""
     context = click.Context(celery_command, obj=CLIContext(app=Celery(PLACEHOLDER), no_color=True, workdir=None))
     command: click.Command = celery_command
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and words[0] != "--help":
         name, *words = words
         found = command.get_command(context, name)
         assert found is not None, f"celery has no command {name}"
         command = found
-    command.make_context(command.name, words, parent=context)
+    with suppress(click.exceptions.Exit), redirect_stdout(io.StringIO()):  # --help ends so
+        command.make_context(command.name, words, parent=context)
 
 
 def _check_install(what: list[str]) -> None:

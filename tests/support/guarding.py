@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun, Guard, Keeping
+from idempotent_tasks.guard import Guard, Keeping
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Claim, ClaimRequest, Granted, Outcome, Status
 from idempotent_tasks.stores import Store

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun
 from idempotent_tasks.keeper import Keeper, Term
 from idempotent_tasks.records import Claim
 from idempotent_tasks.stores import Store

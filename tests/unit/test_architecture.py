@@ -15,6 +15,7 @@ PACKAGE = "idempotent_tasks"
 #: Each module's layer, by name or pattern. A module imports from its own layer or from lower ones, never in a circle.
 LAYERS = {
     "errors": 0,
+    "active_run": 2,
     "records": 1,
     "findings": 1,
     "delivery": 1,
@@ -24,6 +25,8 @@ LAYERS = {
     "keys": 2,
     "stores": 2,
     "events": 2,
+    "observers": 2,
+    "observers.*": 3,
     "stores.dynamodb*": 3,
     "stores.memory": 3,
     "retries": 3,
@@ -61,6 +64,7 @@ CELERY_SIDE = (
     "hooks",
     "deferral",
     "settings",
+    "observers.celery_events",
     "cli",
     "cli.*",
     "demo",
@@ -76,6 +80,8 @@ HOMES = {
     "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
     "jmespath": ("keys",),
     "kombu": (*CELERY_SIDE, "codec"),
+    "opentelemetry": ("observers.opentelemetry_api",),
+    "prometheus_client": ("observers.prometheus_metrics",),
     "redis": ("demo.*",),
     "rich": ("cli.watch", "demo", "demo.*"),
     "roto_aws": ("demo", "demo.*"),

@@ -184,6 +184,33 @@ def test_paused_run_that_is_overtaken_is_a_zombie() -> None:
     assert not any(finding.kind.breaks_promise for finding in book.findings())
 
 
+def zombie_and_dead_successor(state: str) -> Book:
+    """Tell of a paused run, of one that overtook it and was killed, of the paused one's effect, and of a third run."""
+    book = Book()
+    book.published("m1", result="c")
+    book.run("a", 1.0)
+    book.add(What.PAUSED, 2.0, pid=CHILD, worker=W1)
+    book.run("b", 6.0, pid=OTHER, worker=W2)
+    book.kill_child(8.0, OTHER, W2)
+    about = {"run": "a", "task_id": "m1", "pid": CHILD, "value": "a"}
+    book.add(What.EFFECT, 9.0, **about)
+    book.add(What.RESUMED, 9.0, pid=CHILD, worker=W1)
+    book.run("c", 9.0 + OVERTAKING_SECONDS + 1, effect=13.0, ended=14.0, pid=OTHER + 1)
+    book.add(What.ENDED, 15.0, **about)
+    book.add(What.OVER, 15.1, task_id="m1", pid=CHILD, key="", state=state)
+    return book
+
+
+def test_effect_of_a_zombie_whose_successor_died_is_a_zombies_effect() -> None:
+    """What a run did after it was overtaken is on nobody's record, so a third run repeats it, beside it too."""
+    assert zombie_and_dead_successor("IGNORED").kinds() == [Kind.ZOMBIE_RUN, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT]
+
+
+def test_zombie_whose_result_counts_excuses_no_other_run() -> None:
+    """One that hands in its result all the same is a run like any other, and its effect was not to be repeated."""
+    assert Kind.DUPLICATED in zombie_and_dead_successor("SUCCESS").kinds()
+
+
 def test_pause_excuses_no_start_long_after_it() -> None:
     """A run that went on, and had the time to see that its claim held, must not be overtaken any more."""
     book = Book()

@@ -14,10 +14,10 @@ NAMED: dict[str, Any] = {"task": "shop.charge", "task_id": "4f1c", "key": "shop.
 #: One event of each kind, and the level of its log record.
 SAMPLES = [
     (events.Claimed(**NAMED, fence=9, attempt=2), logging.DEBUG),
-    (events.Committed(**NAMED, fence=9, replayable=True), logging.DEBUG),
+    (events.Committed(**NAMED, fence=9, replayable=True, seconds=1.5), logging.DEBUG),
     (events.Renewed(**NAMED), logging.DEBUG),
     (events.Released(**NAMED, reason="Retry"), logging.INFO),
-    (events.Replayed(**NAMED, holder_task_id="77aa"), logging.INFO),
+    (events.Replayed(**NAMED, holder_task_id="77aa", age_seconds=12.5), logging.INFO),
     (events.Deferred(**NAMED, countdown_seconds=1.25, reason="busy"), logging.INFO),
     (events.Merged(**NAMED), logging.INFO),
     (events.Skipped(**NAMED), logging.INFO),
@@ -36,6 +36,7 @@ def test_every_kind_has_a_sample() -> None:
     """No kind of event hides from these tests."""
     kinds = {name for name in events.__all__ if dataclasses.is_dataclass(getattr(events, name))}
     assert kinds - {"Event"} == {type(event).__name__ for event, _ in SAMPLES}
+    assert {type(event) for event, _ in SAMPLES} == set(events.KINDS)
 
 
 @each_event

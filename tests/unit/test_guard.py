@@ -7,6 +7,7 @@ import pytest
 from celery.exceptions import Ignore, Reject, Retry
 
 from idempotent_tasks import events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import NONE
 from idempotent_tasks.errors import (
     CrashLoopError,
@@ -15,7 +16,7 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
 )
 from idempotent_tasks.events import log_event
-from idempotent_tasks.guard import ActiveRun, Guard
+from idempotent_tasks.guard import Guard
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore

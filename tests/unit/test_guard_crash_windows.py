@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import (
     RecordCorruptError,
     ResultEncodingError,
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE, ActiveRun
+from idempotent_tasks.guard import STORE_PATIENCE
 from idempotent_tasks.records import Busy, Status, Superseded
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Returned, Unclaimed

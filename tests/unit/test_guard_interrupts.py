@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import ActiveRun, Guard
+from idempotent_tasks.guard import Guard
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Status
 from idempotent_tasks.testing import FakeClock, MemoryStore

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.guard import ActiveRun
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.records import Busy, Status, Vanished
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Replayed, Returned

@@ -20,7 +20,7 @@ LONG_SECONDS = 20.0
 
 FORKED = """
 import os, sys, threading
-from idempotent_tasks.guard import ActiveRun
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.keeper import Keeper, Term
 from idempotent_tasks.records import ClaimRequest
 from idempotent_tasks.testing import MemoryStore

@@ -70,7 +70,7 @@ def test_a_django_style_typo_is_refused() -> None:
     [
         ("idempotency_stroe", "did you mean 'idempotency_store'?"),
         ("idempotency_expire", "did you mean 'idempotency_expires'?"),
-        ("idempotency_enabled", "known are ['idempotency_store', 'idempotency_observers', 'idempotency_checks'"),
+        ("idempotency_zzz", "known are ['idempotency_store', 'idempotency_observers', 'idempotency_checks'"),
     ],
 )
 def test_an_unknown_setting_is_met_with_a_hint(name: str, hint: str) -> None:

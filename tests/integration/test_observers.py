@@ -1,0 +1,150 @@
+"""What people see who run monitors: real workers report to Celery's events and to Prometheus."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from celery import Celery
+from celery.events.state import State
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.conftest import MakeRig
+from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.processes import free_port
+from tests.support.waiting import wait_for
+from tests.support.wire import Wire
+
+on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
+on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+BY_ORDER = {"charge": {"time_limit": 60, "idempotency": {"key": "order"}}}
+JOURNAL = "tests.support.observer:observe"
+WITHIN_SECONDS = 20.0
+
+
+def wait_until_told(seen: list[dict[str, Any]], kind: str, task_id: str) -> None:
+    """Return when a monitor saw an event of a task."""
+    wait_for(
+        lambda: any(each["type"] == kind and each.get("uuid") == task_id for each in list(seen)),
+        WITHIN_SECONDS,
+        lambda: f"the monitor saw only {[each['type'] for each in seen]}, no {kind}",
+    )
+
+
+@contextmanager
+def monitor(app: Celery) -> Iterator[list[dict[str, Any]]]:
+    """Receive what `celery events` and Flower receive."""
+    seen: list[dict[str, Any]] = []
+    ended, listening = threading.Event(), threading.Event()
+
+    def receive() -> None:
+        with app.connection_for_read() as base:
+            receiver = app.events.Receiver(base, handlers={"*": seen.append})
+            with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
+                listening.set()
+                while not ended.is_set():
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=0.2)
+
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    assert listening.wait(WITHIN_SECONDS)
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join(WITHIN_SECONDS)
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
+def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig) -> None:
+    """A monitor's own model of the duplicate was REPLAYED before it became SUCCESS; a first run costs no message."""
+    rig = make_guarded(tasks=BY_ORDER, settings={"idempotency_observers": ["celery", JOURNAL]})
+    rig.start_worker(1, "--task-events")
+    with monitor(rig.app) as seen:
+        first = rig.send("charge", "ord-1", 17)
+        assert rig.result(first) == 17
+        second = rig.send("charge", "ord-1", 18)
+        assert rig.result(second) == 17
+        for kind in ("task-replayed", "task-succeeded"):
+            wait_until_told(seen, kind, second.id)
+    # The model that both monitors have of what they receive.
+    state, states = State(), []
+    for event in seen:
+        state.event(dict(event))
+        if event.get("uuid") == second.id:
+            states.append(state.tasks[second.id].state)
+    assert "REPLAYED" in states
+    (replayed,) = [each for each in seen if each["type"] == "task-replayed"]
+    assert (replayed["name"], replayed["holder_task_id"]) == ("charge", first.id)
+    assert not [each["type"] for each in seen if each["type"] in ("task-claimed", "task-committed")]
+
+
+@on_redis
+def test_a_deferral_is_a_state_for_monitors(make_guarded: MakeRig) -> None:
+    """Celery reports nothing of a delivery that is deferred; the monitor shows it as DEFERRED."""
+    rig = make_guarded(tasks=BY_ORDER, settings={"idempotency_observers": ["celery", JOURNAL]})
+    rig.journal.shut("before-effect")
+    rig.start_worker(2, "--task-events")
+    with monitor(rig.app) as seen:
+        first = rig.send("charge", "ord-1", 17)
+        rig.journal.wait_for("at-gate")
+        second = rig.send("charge", "ord-1", 18)
+        rig.journal.wait_for("Deferred", id=second.id)
+        rig.journal.open("before-effect")
+        assert rig.result(first) == rig.result(second) == 17
+        wait_until_told(seen, "task-deferred", second.id)
+
+
+@on_redis
+def test_prometheus_scrapes_the_sum_of_a_pool(
+    make_guarded: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent serves what its children counted, one that was killed included, and what it did for that one."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    port = free_port()
+    settings = {"idempotency_observers": ["prometheus", JOURNAL]}
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER, settings=settings, metrics_port=port)
+    worker = rig.start_worker(2)
+    rig.journal.shut("before-effect")
+    killed = rig.send("charge", "ord-1", 17)
+    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    rig.journal.open("before-effect")
+    assert rig.result(killed) == 17
+    assert rig.result(rig.send("charge", "ord-1", 18)) == 17
+    counts = scraped(port)
+    assert counts["claimed"] == 2
+    assert counts["committed"] == counts["replayed"] == counts["released"] == 1
+
+
+def scraped(port: int) -> dict[str, float]:
+    """Return the counter of events by kind, as Prometheus parses it."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WITHIN_SECONDS) as answer:
+        families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
+    return {each.labels["event"]: each.value for each in families["idempotent_tasks_events"].samples}
+
+
+@on_redis
+@on_ministack
+def test_a_disabled_worker_asks_the_store_nothing(
+    make_guarded: MakeRig, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``IDEMPOTENCY_DISABLED=1`` duplicates both run, as without the library, and a killed child frees nothing."""
+    monkeypatch.setenv("IDEMPOTENCY_DISABLED", "1")
+    rig = make_guarded(wire.endpoint, visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER)
+    wire.clear()
+    worker = rig.start_worker(1)
+    rig.journal.shut("before-effect")
+    first = rig.send("charge", "ord-1", 17)
+    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    rig.journal.open("before-effect")
+    assert rig.result(first) == 17
+    assert rig.result(rig.send("charge", "ord-1", 18)) == 18
+    assert rig.journal.count("effect") == 2
+    assert wire.operations() == []
+    assert "idempotency is DISABLED" in worker.log()
