@@ -40,7 +40,7 @@ EVENTS = "idempotent_tasks.events"
 
 
 def read_google_style(_app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]) -> None:
-    """Turn the sections of a docstring into fields; napoleon itself would take an attribute's first words for a type."""
+    """Turn a docstring's sections into fields; napoleon itself would take an attribute's first words for a type."""
     if what not in {"attribute", "property"}:
         lines[:] = GoogleDocstring(lines, what=what).lines()
 

@@ -16,11 +16,13 @@ from tests.support.redis_server import redis_server
 
 ROOT = Path(__file__).parents[2]
 PROPERTY = "code blocks"
-NOT_WRITTEN_HERE = {"_build"}
+#: Those of the examples are executed with their applications, by test_examples.py.
+PLACES = ("*.md", "benchmarks/*.md", "docs/**/*.md")
 DOCUMENTS = [
     path
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-    if not NOT_WRITTEN_HERE & set(path.parts) and "```" in path.read_text(encoding="utf-8")
+    for place in PLACES
+    for path in sorted(ROOT.glob(place))
+    if "_build" not in path.parts and "```" in path.read_text(encoding="utf-8")
 ]
 #: The queue of the examples on RabbitMQ, which may be a server with other queues.
 QUEUE = "shop-orders"
@@ -52,9 +54,7 @@ def replacements(
 
 
 @pytest.fixture
-def book(
-    path: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Book]:
+def book(path: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
     """The document, in a folder that Python imports from."""
     folder = tmp_path / "reader"
     folder.mkdir()

@@ -116,7 +116,8 @@ def test_the_page_gives_the_units_that_the_protocol_costs(dynamodb: DynamoDBStor
             rows.setdefault(name, []).append(figure)
     page = PAGE.read_text(encoding="utf-8")
     shown = {
-        name: [int(cell) for cell in cells.split("|")] for name, cells in re.findall(r"^\| ([a-z ]+) \| \d \|([\d| ]+)\|$", page, re.MULTILINE)
+        name: [int(cell) for cell in cells.split("|")]
+        for name, cells in re.findall(r"^\| ([a-z ]+) \| \d \|([\d| ]+)\|$", page, re.MULTILINE)
     }
     assert shown == rows
 

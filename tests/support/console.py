@@ -63,7 +63,8 @@ class Console:
         Returns:
             False if they were only checked to exist.
         """
-        return any([self._run_one(command, expected) for command, expected in _commands(source)])
+        ran = [self._run_one(command, expected) for command, expected in _commands(source)]
+        return any(ran)
 
     def _run_one(self, command: str, expected: str) -> bool:
         words = [word for word in shlex.split(command, comments=True) if not re.match(r"[A-Z_]+=", word)]
@@ -91,7 +92,12 @@ class Console:
     def _start_worker(self, words: list[str]) -> None:
         log = self._folder / f"worker-{len(self._workers)}.log"
         level = () if "--loglevel" in words else ("--loglevel", "INFO")  # else no line says that it is ready
-        worker = ChildProcess([sys.executable, "-m", *words, *level, "--without-gossip", "--without-mingle"], log, self._environment, self._folder)
+        worker = ChildProcess(
+            [sys.executable, "-m", *words, *level, "--without-gossip", "--without-mingle"],
+            log,
+            self._environment,
+            self._folder,
+        )
         self._workers.append(worker)
         wait_for(
             lambda: " ready." in log.read_text(errors="replace") or worker.returncode is not None,

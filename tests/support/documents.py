@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest import SkipTest
@@ -79,12 +80,14 @@ class Book:
         """
         document = Sybil(parsers=[SkipParser(), self._blocks]).parse(self._path)
         document.namespace = self.namespace
-        self._refuse_unseen(document)
+        blocks = self._count_blocks(document)
         for example in document.examples():
             try:
                 example.evaluate()
             except SkipTest as reason:
                 self.tally.skipped.append(f"{self._path.name}:{example.line}: {reason}")
+        done = self.tally.executed + self.tally.checked + len(self.tally.skipped)
+        assert done == blocks, f"{blocks - done} blocks of {self._path} are skipped without a reason"
         assert not self._unused, f"nothing runs or imports {sorted(self._unused)}"
 
     def close(self) -> None:
@@ -97,11 +100,12 @@ class Book:
             region.evaluator = self._evaluate
             yield region
 
-    def _refuse_unseen(self, document: Document) -> None:
+    def _count_blocks(self, document: Document) -> int:
         tokens = MarkdownIt().parse(document.text)
         fences = [token for token in tokens if token.type == "fence" and not token.info.startswith("{")]
         seen = list(self._blocks(document))
         assert len(seen) == len(fences), f"{len(fences)} blocks in {self._path}, {len(seen)} of them with a language"
+        return len(fences)
 
     def _evaluate(self, example: Example) -> None:
         language = example.region.lexemes["language"]
@@ -142,7 +146,9 @@ class Book:
 
     def _run_session(self, source: str, example: Example) -> None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
-        session = doctest.DocTestParser().get_doctest(source, self.namespace, self._path.name, example.path, example.line)
+        session = doctest.DocTestParser().get_doctest(
+            source, self.namespace, self._path.name, example.path, example.line
+        )
         runner = doctest.DocTestRunner(verbose=False, optionflags=flags)
         report = io.StringIO()
         runner.run(session, out=report.write, clear_globs=False)
@@ -152,14 +158,11 @@ class Book:
     def _look_for(self, text: str) -> None:
         """Wait until every line of a text block stands in what the document printed and its workers logged."""
         for line in filter(None, map(str.strip, text.splitlines())):
-            wait_for(
-                lambda line=line: any(matches(f"...{line}...", each) for each in self._everything().splitlines()),
-                LOG_SECONDS,
-                lambda line=line: f"nothing printed {line!r}:\n{self._everything()}",
-            )
+            wait_for(partial(self._was_printed, line), LOG_SECONDS, f"nothing printed {line!r}")
 
-    def _everything(self) -> str:
-        return f"{self._printed.getvalue()}\n{self._console.printed()}"
+    def _was_printed(self, line: str) -> bool:
+        printed = f"{self._printed.getvalue()}\n{self._console.printed()}"
+        return any(matches(f"...{line}...", each) for each in printed.splitlines())
 
     def _mark_used(self, source: str) -> None:
         self._unused = {name for name in self._unused if not re.search(rf"\b{name}\b", source)}
