@@ -1,4 +1,8 @@
-"""The commands of a document's console blocks: run, left running where they are workers, or checked to exist."""
+"""The commands of a document's console blocks: run, left running where they are workers, or checked to exist.
+
+Lines after a command are what it prints.  Commands of the app ``proj``, installations and servers are checked: their
+names, options, extras and services exist.
+"""
 
 import doctest
 import io
