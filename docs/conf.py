@@ -46,7 +46,7 @@ def read_google_style(_app: Sphinx, what: str, _name: str, _obj: object, _option
 
 
 def resolve_short_name(
-    _app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.reference | None:
     """Link a name that a docstring gives without its module, if one documented object is meant."""
     if node.get("refdomain") != "py":
@@ -60,7 +60,7 @@ def resolve_short_name(
     if len(found) != 1:
         return None
     ((name, entry),) = found
-    return make_refnode(env.app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
 
 
 def setup(app: Sphinx) -> None:

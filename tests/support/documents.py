@@ -1,8 +1,8 @@
 """Documents whose code blocks are executed, one after the other, in one folder and one namespace a document.
 
 A Python block that begins with ``# name.py`` is written to that file; one that begins with ``>>>`` is a session whose
-answers are compared; any other is run.  A ``text`` block is looked for in what was printed and logged.  A block that cannot
-run is preceded by ``<!--- skip: next "reason" -->``.
+answers are compared; any other is run.  A ``text`` block is looked for in what was printed and logged.  A block that
+cannot run is preceded by ``<!--- skip: next "reason" -->``.
 """
 
 import configparser

@@ -79,6 +79,12 @@ def test_the_table_of_settings_is_complete_and_its_defaults_are_the_codes() -> N
             assert rows[field.name] == shown
 
 
+def test_the_options_of_a_task_are_shown_with_their_defaults() -> None:
+    """The reference spells out a signature that the class itself leaves open."""
+    (shown,) = re.findall(r"idempotent_tasks\.Idempotency\(\*, (.*)\)$", REFERENCE, re.MULTILINE)
+    assert shown == ", ".join(f"{field.name}={field.default!r}" for field in fields(Idempotency))
+
+
 def test_the_reference_needs_no_extra() -> None:
     """Every module that the reference reads can be imported with nothing but what the package asks for."""
     command = [sys.executable, "-c", IMPORTING, *AUTODOC.findall(REFERENCE)]
