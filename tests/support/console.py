@@ -1,7 +1,7 @@
 """The commands of a document's console blocks: run, left running where they are workers, or checked to exist.
 
-Lines after a command are what it prints.  Commands of the app ``proj``, installations and servers are checked: their
-names, options, extras and services exist.
+Lines after a command are what it prints.  Commands of the app ``proj``, installations, servers and
+benchmarks are checked: their names, options, extras and services exist.
 """
 
 import doctest
@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -137,6 +138,8 @@ def _is_checked(words: list[str]) -> bool:
             _check_help(name, [word for word in rest if word.startswith("-")])
         case [name, *_] if name.startswith("scripts/") or name == ".ci/run":
             assert os.access(ROOT / name, os.X_OK), f"{name} is not an executable file of the repository"
+        case ["python", "-m", module, *_] if module.startswith("benchmarks."):  # they measure for minutes
+            assert find_spec(module) is not None, f"there is no module {module}"
         case ["cd", folder]:
             assert (ROOT / folder).is_dir(), f"there is no folder {folder}"
         case _:
