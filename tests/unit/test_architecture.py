@@ -15,6 +15,7 @@ PACKAGE = "idempotent_tasks"
 #: Each module's layer, by name or pattern. A module imports from its own layer or from lower ones, never in a circle.
 LAYERS = {
     "errors": 0,
+    "forks": 0,
     "active_run": 2,
     "records": 1,
     "findings": 1,
