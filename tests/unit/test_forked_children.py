@@ -9,8 +9,8 @@ from celery import Celery
 from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, forks, settings
-from idempotent_tasks.departed import Departed
 from idempotent_tasks.delivery import OWNER_ENTRY
+from idempotent_tasks.departed import Departed
 from idempotent_tasks.events import Event
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Granted

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events.state import State
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
@@ -16,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import REGISTRY
 
 from idempotent_tasks import ConfigurationError, events
-from idempotent_tasks.observers import SHORT_NAMES, opentelemetry_api, prometheus_metrics
+from idempotent_tasks.observers import SHORT_NAMES, celery_events, opentelemetry_api, prometheus_metrics
 from idempotent_tasks.settings import settings_of
 from tests.unit.test_events import NAMED, SAMPLES
 
@@ -114,6 +115,23 @@ class TestOpenTelemetry:
         durations = found["idempotent_tasks.run.duration"]
         assert durations.unit == "s"
         assert any(isinstance(each, HistogramDataPoint) and each.sum >= 1.5 for each in durations.data.data_points)
+
+
+class TestCeleryEvents:
+    """``idempotent_tasks.observers.celery_events``, as the model of Celery's monitors takes them."""
+
+    @pytest.mark.parametrize(("event", "level"), SAMPLES, ids=[type(event).__name__ for event, _ in SAMPLES])
+    def test_only_what_celery_does_not_show_is_a_state(self, event: events.Event, level: int) -> None:
+        """A task that runs again after a release is shown as started, not as released for ever."""
+        state, told = State(), {"uuid": "4f1c", "hostname": "w1@shop", "pid": 1, "utcoffset": 0}
+        kinds = ["task-received", "task-started", celery_events.event_type(type(event)), "task-started"]
+        for clock, kind in enumerate(kinds, 1):
+            state.event(
+                {**told, "type": kind, "timestamp": float(clock), "local_received": float(clock), "clock": clock}
+            )
+        name = type(event).__name__
+        assert state.tasks["4f1c"].state == (name.upper() if name in {"Replayed", "Deferred", "Skipped"} else "STARTED")
+        assert list(state.workers) == ["w1@shop"]
 
 
 class TestNames:
