@@ -221,12 +221,13 @@ class Observers:
     """
 
     def __init__(self, observers: Sequence[Observer], interrupts: tuple[type[BaseException], ...] = ()) -> None:
-        self._observers = tuple(observers)
+        #: In this order.
+        self.told = tuple(observers)
         self._interrupts = interrupts
 
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
-        for observer in self._observers:
+        for observer in self.told:
             try:
                 observer(event)
             except self._interrupts:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from celery import current_app
+from celery import _state
 from kombu import pools
 
 from idempotent_tasks import events
@@ -70,7 +70,7 @@ class _Line:
         told = {field.name: getattr(event, field.name) for field in fields(event)}
         task, task_id, hostname = told.pop("task"), told.pop("task_id"), told.pop("worker")
         try:
-            with self._dispatcher(current_app._get_current_object(), hostname or None) as dispatcher:
+            with self._dispatcher(_state.get_current_app(), hostname or None) as dispatcher:
                 dispatcher.send(
                     event_type(type(event)), uuid=task_id, name=task, retry=True, retry_policy=_RETRY, **told
                 )

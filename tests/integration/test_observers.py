@@ -154,29 +154,33 @@ def test_prometheus_scrapes_the_sum_of_a_pool(
     make_guarded: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent serves what its children counted, one that was killed included, and what it did for that one."""
-    folder = tmp_path / "metrics"
-    folder.mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
     port = free_port()
-    settings = {"idempotency_observers": ["prometheus", JOURNAL]}
-    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER, settings=settings, metrics_port=port)
+    settings = {"idempotency_observers": [JOURNAL], "idempotency_prometheus_port": port}
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER, settings=settings)
     worker = rig.start_worker(2)
     rig.journal.shut("before-effect")
     killed = rig.send("charge", "ord-1", 17)
-    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    child = rig.journal.wait_for("at-gate")["pid"]
+    assert scraped(port)["idempotent_tasks_claims_in_flight"] == 1
+    worker.kill_child(child)
+    rig.journal.wait_for("at-gate", times=2)
+    assert scraped(port)["idempotent_tasks_claims_in_flight"] == 1, "the killed child still counts"
     rig.journal.open("before-effect")
     assert rig.result(killed) == 17
     assert rig.result(rig.send("charge", "ord-1", 18)) == 17
-    counts = scraped(port)
-    assert counts["claimed"] == 2
-    assert counts["committed"] == counts["replayed"] == counts["released"] == 1
+    values = scraped(port)
+    assert values["idempotent_tasks_claims_in_flight"] == 0
+    assert (values["claimed"], values["idempotent_tasks_attempts_sum"]) == (2, 3)
+    assert values["committed"] == values["replayed"] == values["released"] == 1
+    assert values["lost"] == 0
 
 
 def scraped(port: int) -> dict[str, float]:
-    """Return the counter of events by kind, as Prometheus parses it."""
+    """Return, as Prometheus parses them, the counts by kind of event, and every other sample by its name."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WITHIN_SECONDS) as answer:
-        families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
-    return {each.labels["event"]: each.value for each in families["idempotent_tasks_events"].samples}
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {each.labels.get("event", each.name): each.value for family in families for each in family.samples}
 
 
 @on_redis

@@ -7,7 +7,7 @@ from celery.concurrency.solo import TaskPool
 from celery.utils.imports import instantiate
 from kombu.message import Message
 
-__all__ = ["HOSTNAME", "UNREACHABLE", "InlineWorker"]
+__all__ = ["UNREACHABLE", "InlineWorker"]
 
 HOSTNAME = "inline@host"
 

@@ -69,6 +69,7 @@ class Locking:
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
+        """Be told."""
         with self._lock:
             self.inside.set()
             self.go_on.wait(BOUND_SECONDS)

@@ -3,6 +3,7 @@
 import builtins
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,30 @@ class TestPrometheus:
         prometheus_metrics.observe(events.Replayed(**TASK, holder_task_id=None, age_seconds=None))
         assert sample("idempotent_tasks_run_seconds_sum") == runs + 1.5
         assert sample("idempotent_tasks_replay_age_seconds_sum") == ages + 12.5
+
+    def test_crashes_and_deferrals_are_measured(self) -> None:
+        """How many claims were no first try, and how often messages were put off."""
+        attempts, deferrals = sample("idempotent_tasks_attempts_sum"), sample("idempotent_tasks_deferrals_sum")
+        prometheus_metrics.observe(events.Claimed(**TASK, fence=9, attempt=3))
+        prometheus_metrics.observe(events.Deferred(**TASK, countdown_seconds=1.25, reason="busy", deferrals=4))
+        prometheus_metrics.observe(events.Released(**TASK, reason="Retry"))
+        assert sample("idempotent_tasks_attempts_sum") == attempts + 3
+        assert sample("idempotent_tasks_deferrals_sum") == deferrals + 4
+
+    @pytest.mark.parametrize("end", ["Committed", "Released", "Superseded", "Unrecorded", "Lost"])
+    def test_claims_in_flight(self, end: str) -> None:
+        """Each claim counts once until its run ends, or it is lost; ends of claims elsewhere change nothing."""
+        (ending,) = [event for event, _ in SAMPLES if type(event).__name__ == end]
+        one, other = (replace(ending, task="shop.observed", task_id=task_id) for task_id in ("one", "other"))
+        prometheus_metrics.observe(other)
+        for _ in range(2):
+            prometheus_metrics.observe(events.Claimed(**{**TASK, "task_id": "one"}, fence=9, attempt=1))
+        assert sample("idempotent_tasks_claims_in_flight") == 1
+        prometheus_metrics.observe(other)
+        assert sample("idempotent_tasks_claims_in_flight") == 1
+        prometheus_metrics.observe(one)
+        prometheus_metrics.observe(one)
+        assert sample("idempotent_tasks_claims_in_flight") == 0
 
     def test_every_kind_is_taken(self) -> None:
         """No event is too odd to count."""
