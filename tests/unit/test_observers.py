@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 from celery.events.state import State
 from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,6 +21,7 @@ from prometheus_client import REGISTRY
 from idempotent_tasks import ConfigurationError, events
 from idempotent_tasks.observers import SHORT_NAMES, celery_events, opentelemetry_api, prometheus_metrics
 from idempotent_tasks.settings import settings_of
+from tests.support.shop import Shop
 from tests.unit.test_events import NAMED, SAMPLES
 
 #: A name of its own: the metrics of a process are everybody's.
@@ -115,7 +117,32 @@ class TestOpenTelemetry:
         assert event.attributes is not None
         assert event.attributes["idempotency.age_seconds"] == 12.5
         assert span.attributes is not None
-        assert dict(span.attributes) == {"idempotency.key": "shop.charge#17", "idempotency.event": "replayed"}
+        assert dict(span.attributes) == {"idempotency.key": "shop.charge#17", "idempotency.outcome": "replayed"}
+
+    def test_what_follows_does_not_hide_the_outcome(self, spans: InMemorySpanExporter) -> None:
+        """Whoever looks for runs of a second attempt, or for what was committed, finds them by an attribute."""
+        with trace.get_tracer("tests").start_as_current_span("run/shop.observed"):
+            for event in (events.Claimed(**TASK, fence=9, attempt=2), COMMITTED, events.Dispatched(**TASK)):
+                opentelemetry_api.observe(event)
+        span = spans.get_finished_spans()[-1]
+        assert [each.name.partition(".")[2] for each in span.events] == ["claimed", "committed", "dispatched"]
+        assert span.attributes is not None
+        assert (span.attributes["idempotency.attempt"], span.attributes["idempotency.outcome"]) == (2, "committed")
+
+    def test_the_span_is_the_one_of_celerys_instrumentation(self, spans: InMemorySpanExporter, shop: Shop) -> None:
+        """The duplicate's own span says that it was a replay."""
+        shop.app.conf.idempotency_observers = ["opentelemetry"]
+        shop.sells(lambda task: 17)
+        instrumentor = CeleryInstrumentor()  # type: ignore[no-untyped-call]
+        instrumentor.instrument()
+        try:
+            for _ in range(2):
+                shop.deliver()
+        finally:
+            instrumentor.uninstrument()
+        ran = [each for each in spans.get_finished_spans() if each.name == "run/shop.charge"]
+        outcomes = [(each.attributes or {}).get("idempotency.outcome") for each in ran]
+        assert outcomes == ["committed", "replayed"]
 
     def test_nothing_is_traced_outside_a_span(self, spans: InMemorySpanExporter) -> None:
         """Nor does it fail, whatever the event."""
@@ -133,7 +160,7 @@ class TestOpenTelemetry:
         (point,) = [
             each
             for each in found["idempotent_tasks.events"].data.data_points
-            if each.attributes == {"celery.task": "shop.observed", "idempotency.event": "committed"}
+            if each.attributes == {"celery.task_name": "shop.observed", "idempotency.event": "committed"}
         ]
         assert isinstance(point, NumberDataPoint)
         assert point.value >= 1
