@@ -38,7 +38,7 @@ _deferrals = Histogram(
     "idempotent_tasks_deferrals", "How often a message had been deferred.", ["task"], buckets=COUNT_BUCKETS
 )
 
-#: By task: a series for each kind of event, from 0 on, without which Prometheus would see no increase in a first event.
+#: By task: a series for each kind of event.  All begin at 0: Prometheus sees no increase where a series begins at 1.
 _series: Final[dict[str, dict[type[events.Event], Counter]]] = {}
 #: After these a body does not run under its claim any more.
 _ENDS: Final = (events.Committed, events.Released, events.Superseded, events.Unrecorded, events.Lost)
@@ -50,6 +50,8 @@ def observe(event: events.Event) -> None:
     """Count the event, in memory or in this process's file."""
     task = event.task
     if task not in _series:
+        for metric in (_running, _runs, _ages, _attempts, _deferrals):
+            metric.labels(task)
         _series[task] = {kind: _events.labels(task, kind.__name__.lower()) for kind in events.KINDS}
     _series[task][type(event)].inc()
     match event:
