@@ -10,6 +10,7 @@ from typing import Final
 from opentelemetry import metrics, trace
 
 from idempotent_tasks import events
+from idempotent_tasks.errors import CrashLoopError
 
 __all__ = ["observe"]
 
@@ -43,5 +44,9 @@ def observe(event: events.Event) -> None:
     span.set_attribute("idempotency.key", event.key)
     if isinstance(event, events.Claimed):
         span.set_attribute("idempotency.attempt", event.attempt)
-    if not isinstance(event, _ON_THE_WAY):
+    if not isinstance(event, _ON_THE_WAY) and not _follows_a_crash_loop(event):
         span.set_attribute("idempotency.outcome", name)
+
+
+def _follows_a_crash_loop(event: events.Event) -> bool:
+    return isinstance(event, events.Released) and event.reason == CrashLoopError.__name__

@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY
 from idempotent_tasks import ConfigurationError, events
 from idempotent_tasks.observers import SHORT_NAMES, celery_events, opentelemetry_api, prometheus_metrics
 from idempotent_tasks.settings import settings_of
+from idempotent_tasks.testing import MemoryStore
 from tests.support.shop import Shop
 from tests.unit.test_events import NAMED, SAMPLES
 
@@ -128,6 +129,18 @@ class TestOpenTelemetry:
         assert [each.name.partition(".")[2] for each in span.events] == ["claimed", "committed", "dispatched"]
         assert span.attributes is not None
         assert (span.attributes["idempotency.attempt"], span.attributes["idempotency.outcome"]) == (2, "committed")
+
+    def test_a_crash_loop_is_found(self, spans: InMemorySpanExporter, shop: Shop, store: MemoryStore) -> None:
+        """The release that follows does not make it one of many."""
+        shop.app.conf.idempotency_observers = ["opentelemetry"]
+        shop.sells(lambda task: 17, idempotency={"max_crashes": 1})
+        store.release(shop.claim_elsewhere(), "WorkerLostError", crashed=True)
+        with trace.get_tracer("tests").start_as_current_span("run/shop.looping"):
+            shop.deliver()
+        span = spans.get_finished_spans()[-1]
+        assert [each.name.partition(".")[2] for each in span.events] == ["crashlooped", "released"]
+        assert span.attributes is not None
+        assert span.attributes["idempotency.outcome"] == "crashlooped"
 
     def test_the_span_is_the_one_of_celerys_instrumentation(self, spans: InMemorySpanExporter, shop: Shop) -> None:
         """The duplicate's own span says that it was a replay."""
