@@ -14,6 +14,7 @@ from celery import Celery, _state
 from celery.events.state import State
 from prometheus_client.parser import text_string_to_metric_families
 
+from idempotent_tasks.delivery import DEFERRALS_HEADER
 from idempotent_tasks.events import Replayed
 from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig
@@ -199,6 +200,9 @@ def test_a_disabled_worker_asks_the_store_nothing(
     rig.journal.open("before-effect")
     assert rig.result(first) == 17
     assert rig.result(rig.send("charge", "ord-1", 18)) == 18
-    assert rig.journal.count("effect") == 2
+    # A copy that was deferred before the switch was thrown.
+    assert rig.result(rig.send("charge", "ord-1", 19, headers={DEFERRALS_HEADER: 3})) == 19
+    assert rig.journal.count("effect") == 3
+    worker.process.terminate()
     assert wire.operations() == []
     assert "idempotency is DISABLED" in worker.log()
