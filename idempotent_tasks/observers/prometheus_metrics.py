@@ -105,7 +105,7 @@ class _PoolCollector(MultiProcessCollector):
         """Return the sums."""
         for file in Path(os.environ[FOLDER_VARIABLE]).glob("gauge_live*.db"):
             pid = file.stem.rpartition("_")[2]
-            if not _lives(int(pid)):
+            if pid.isdecimal() and not _lives(int(pid)):
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
         metrics: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
         return metrics
