@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Final
 
-from idempotent_tasks import events
+from idempotent_tasks import events, forks
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
 from idempotent_tasks.reception import Reception
@@ -54,7 +54,9 @@ class _Freeing:
             return True
         if not isinstance(answer, Released):
             return False
-        self.settings.observe(events.Released.about(self.request, reason=self.reason))
+        # Just now the worker forks the successor of the dead process.
+        with forks.held():
+            self.settings.observe(events.Released.about(self.request, reason=self.reason))
         return True
 
 

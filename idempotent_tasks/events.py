@@ -44,11 +44,13 @@ class Event:
     task_id: str
     #: The record's key; a digest of the arguments, never the arguments.
     key: str
+    #: The node name of the worker that has the delivery; empty outside a worker.
+    worker: str
 
     @classmethod
     def about(cls, request: ClaimRequest, **details: Any) -> Self:
         """Return the event of one delivery, by the claim that it asks for and the event's own fields."""
-        return cls(task=request.task, task_id=request.task_id, key=request.key, **details)
+        return cls(task=request.task, task_id=request.task_id, key=request.key, worker=request.worker, **details)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +101,8 @@ class Deferred(Event):
     countdown_seconds: float
     #: ``busy``, or the type of the store's error.
     reason: str
+    #: How often this message has been deferred by now; 1 for the first time.
+    deferrals: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +189,8 @@ KINDS: Final[tuple[type[Event], ...]] = (
 
 Observer = Callable[[Event], None]
 
-_EVENT_FIELDS: Final = ("task", "task_id", "key")
+#: What the log's text says in its own way, or leaves to the ``extra``.
+_EVENT_FIELDS: Final = ("task", "task_id", "key", "worker")
 
 
 def log_event(event: Event) -> None:
@@ -216,12 +221,13 @@ class Observers:
     """
 
     def __init__(self, observers: Sequence[Observer], interrupts: tuple[type[BaseException], ...] = ()) -> None:
-        self._observers = tuple(observers)
+        #: In this order.
+        self.told = tuple(observers)
         self._interrupts = interrupts
 
     def __call__(self, event: Event) -> None:
         """Pass an event on."""
-        for observer in self._observers:
+        for observer in self.told:
             try:
                 observer(event)
             except self._interrupts:

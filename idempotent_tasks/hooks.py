@@ -1,6 +1,7 @@
 """Worker signals: what is remembered, checked and refused before a worker takes its first message."""
 
 import logging
+import os
 from typing import Any, NoReturn
 
 from celery.concurrency import get_implementation
@@ -10,7 +11,7 @@ from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.request import is_prefork, release_running, remember_worker
-from idempotent_tasks.settings import settings_of
+from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
@@ -35,11 +36,12 @@ def check_worker(sender: Any, **_: Any) -> None:
         return
     remember_worker(sender)
     try:
-        if settings_of(sender.app).disabled:
+        settings, pool_cls = settings_of(sender.app), get_implementation(sender.pool_cls)
+        _serve_metrics(settings, pool_cls)
+        if settings.disabled:
             logger.warning("idempotency is DISABLED: bodies run unguarded, each delivery of a message runs its body")
             return
-        pool_cls = get_implementation(sender.pool_cls)
-        _check_pool(settings_of(sender.app).store, pool_cls)
+        _check_pool(settings.store, pool_cls)
         surroundings = Surroundings.of_worker(sender, pool_cls.__module__)
     except ConfigurationError as error:
         _refuse(error)
@@ -67,6 +69,27 @@ def _check_pool(store: Any, pool_cls: Any) -> None:
             'use "dynamodb://REGION/TABLE", or the pool "solo" or "threads"'
         )
         raise ConfigurationError(msg)
+
+
+def _serve_metrics(settings: Settings, pool_cls: Any) -> None:
+    if settings.prometheus is None:
+        return
+    from idempotent_tasks.observers.prometheus_metrics import FOLDER_VARIABLE, serve  # noqa: PLC0415 - optional extra
+
+    if is_prefork(pool_cls) and not os.environ.get(FOLDER_VARIABLE):
+        msg = (
+            "idempotency_prometheus_port is set, but a prefork worker's processes count each for itself; "
+            f"set the environment variable {FOLDER_VARIABLE} to a folder of this worker's own, empty when it starts"
+        )
+        raise ConfigurationError(msg)
+    address, port = settings.prometheus
+    try:
+        port = serve(port, address)
+    except OSError:
+        # Another worker, which may be about to end: no reason not to work.
+        logger.exception("the metrics cannot be served on %s:%s; give each worker a port of its own", address, port)
+    else:
+        logger.info("metrics are served on %s:%s", address, port)
 
 
 def _check(surroundings: Surroundings) -> None:

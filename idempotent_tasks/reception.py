@@ -219,7 +219,8 @@ class Reception:
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
             )
             return Reject(error, requeue=True)
-        self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason)
+        deferrals = self.delivery.deferrals + 1
+        self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason, deferrals=deferrals)
         return Ignore()
 
     def _note_dispatch(self) -> None:

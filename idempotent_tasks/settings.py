@@ -24,11 +24,14 @@ __all__ = ["Settings", "settings_of"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", "disabled", *_FIELDS)
+_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", "disabled", "prometheus_port", *_FIELDS)
 #: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
 DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
+#: The same for ``idempotency_prometheus_port``.
+PORT_VARIABLE: Final = "IDEMPOTENCY_PROMETHEUS_PORT"
 _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
+_LAST_PORT: Final = 65_535
 #: What ``idempotency_checks`` may be.
 CHECK_MODES: Final = ("ignore", "warn", "error")
 
@@ -48,6 +51,8 @@ class Settings:
     silenced_checks: frozenset[str] = frozenset()
     #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
+    #: The address and port on which a worker serves its Prometheus metrics.
+    prometheus: tuple[str, int] | None = None
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
@@ -80,14 +85,16 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     given = {name: app.conf.get(_PREFIX + name) for name in _FIELDS}
     defaults = {name: value for name, value in given.items() if value is not None}
     Idempotency.of(defaults)
-    observers = app.conf.get("idempotency_observers")
+    prometheus = _endpoint(os.environ.get(PORT_VARIABLE) or app.conf.get("idempotency_prometheus_port"))
+    observers = _observers(app.conf.get("idempotency_observers"), served=prometheus is not None)
     return Settings(
         store=_store(spelled_store, app.main or ""),
-        observe=Observers([log_event] if observers is None else _observers(observers), (SoftTimeLimitExceeded,)),
+        observe=Observers(observers, (SoftTimeLimitExceeded,)),
         defaults=defaults,
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
         disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
+        prometheus=prometheus,
     )
 
 
@@ -97,6 +104,16 @@ def _switch(spelled: Any) -> bool:
         msg = f"idempotency_disabled, or {DISABLED_VARIABLE}, is {spelled!r}, not one of {', '.join(_ON + _OFF)}"
         raise ConfigurationError(msg)
     return text in _ON
+
+
+def _endpoint(spelled: Any) -> tuple[str, int] | None:
+    if spelled is None:
+        return None
+    address, _, port = str(spelled).rpartition(":")
+    if not port.isascii() or not port.isdecimal() or int(port) > _LAST_PORT:
+        msg = f"idempotency_prometheus_port, or {PORT_VARIABLE}, is {spelled!r}, neither PORT nor ADDRESS:PORT"
+        raise ConfigurationError(msg)
+    return address.strip("[]") or "127.0.0.1", int(port)
 
 
 def _check_mode(spelled: Any) -> str:
@@ -141,8 +158,18 @@ def _store(spelled: Any, app_name: str) -> Store:
     raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
 
 
-def _observers(spelled: Any) -> list[Observer]:
+def _observers(spelled: Any, *, served: bool) -> list[Observer]:
+    if spelled is None:
+        spelled = [log_event]
     listed = spelled if isinstance(spelled, Sequence) and not isinstance(spelled, str) else [spelled]
+    observers = _imported(listed)
+    if served:
+        # What is served must be counted, and once.
+        observers += [each for each in _imported(["prometheus"]) if each not in observers]
+    return observers
+
+
+def _imported(listed: Sequence[Any]) -> list[Observer]:
     try:
         observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
     except (ImportError, AttributeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Final
 from opentelemetry import metrics, trace
 
 from idempotent_tasks import events
+from idempotent_tasks.errors import CrashLoopError
 
 __all__ = ["observe"]
 
@@ -18,16 +19,34 @@ _events: Final = _meter.create_counter("idempotent_tasks.events", description="W
 _runs: Final = _meter.create_histogram(
     "idempotent_tasks.run.duration", unit="s", description="From the claim of a key to the commit of its outcome."
 )
+_ages: Final = _meter.create_histogram(
+    "idempotent_tasks.replay.age", unit="s", description="How old replayed outcomes were."
+)
+#: What happens on the way, and says nothing of how the delivery ended.
+_ON_THE_WAY: Final = (events.Claimed, events.Renewed, events.Dispatched)
 
 
 def observe(event: events.Event) -> None:
-    """Count the event, and write it into the current span: an event of its own, the last one also as an attribute."""
+    """Count the event, and write it into the current span: as an event of it, and as attributes to search for."""
     name = type(event).__name__.lower()
-    _events.add(1, {"celery.task": event.task, "idempotency.event": name})
-    if isinstance(event, events.Committed):
-        _runs.record(event.seconds, {"celery.task": event.task})
+    task = {"celery.task_name": event.task}
+    _events.add(1, {**task, "idempotency.event": name})
+    match event:
+        case events.Committed(seconds=seconds):
+            _runs.record(seconds, task)
+        case events.Replayed(age_seconds=age) if age is not None:
+            _ages.record(age, task)
     span = trace.get_current_span()
-    if span.is_recording():
-        told = {f"idempotency.{each.name}": getattr(event, each.name) for each in fields(event)}
-        span.add_event(f"idempotency.{name}", {each: value for each, value in told.items() if value is not None})
-        span.set_attributes({"idempotency.key": event.key, "idempotency.event": name})
+    if not span.is_recording():
+        return
+    told = {f"idempotency.{each.name}": getattr(event, each.name) for each in fields(event)}
+    span.add_event(f"idempotency.{name}", {each: value for each, value in told.items() if value is not None})
+    span.set_attribute("idempotency.key", event.key)
+    if isinstance(event, events.Claimed):
+        span.set_attribute("idempotency.attempt", event.attempt)
+    if not isinstance(event, _ON_THE_WAY) and not _follows_a_crash_loop(event):
+        span.set_attribute("idempotency.outcome", name)
+
+
+def _follows_a_crash_loop(event: events.Event) -> bool:
+    return isinstance(event, events.Released) and event.reason == CrashLoopError.__name__

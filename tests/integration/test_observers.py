@@ -1,20 +1,27 @@
 """What people see who run monitors: real workers report to Celery's events and to Prometheus."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from celery.events.state import State
 from prometheus_client.parser import text_string_to_metric_families
 
+from idempotent_tasks.delivery import DEFERRALS_HEADER
+from idempotent_tasks.events import Replayed
+from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig
+from tests.support.app import build_app
 from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.processes import free_port
+from tests.support.tcp import Tcp
 from tests.support.waiting import wait_for
 from tests.support.wire import Wire
 
@@ -23,6 +30,8 @@ on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indir
 BY_ORDER = {"charge": {"time_limit": 60, "idempotency": {"key": "order"}}}
 JOURNAL = "tests.support.observer:observe"
 WITHIN_SECONDS = 20.0
+#: Far below the minutes for which a client of a broker waits by itself.
+HELD_SECONDS = 10.0
 
 
 def wait_until_told(seen: list[dict[str, Any]], kind: str, task_id: str) -> None:
@@ -63,7 +72,7 @@ def monitor(app: Celery) -> Iterator[list[dict[str, Any]]]:
 def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig) -> None:
     """A monitor's own model of the duplicate was REPLAYED before it became SUCCESS; a first run costs no message."""
     rig = make_guarded(tasks=BY_ORDER, settings={"idempotency_observers": ["celery", JOURNAL]})
-    rig.start_worker(1, "--task-events")
+    worker = rig.start_worker(1, "--task-events")
     with monitor(rig.app) as seen:
         first = rig.send("charge", "ord-1", 17)
         assert rig.result(first) == 17
@@ -80,7 +89,8 @@ def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig) -> None:
     assert "REPLAYED" in states
     (replayed,) = [each for each in seen if each["type"] == "task-replayed"]
     assert (replayed["name"], replayed["holder_task_id"]) == ("charge", first.id)
-    assert not [each["type"] for each in seen if each["type"] in ("task-claimed", "task-committed")]
+    assert not {"claimed", "committed"} & {each["type"].partition("-")[2] for each in seen}
+    assert {each["hostname"] for each in seen} == {worker.name}
 
 
 @on_redis
@@ -99,34 +109,79 @@ def test_a_deferral_is_a_state_for_monitors(make_guarded: MakeRig) -> None:
         wait_until_told(seen, "task-deferred", second.id)
 
 
+def replayed_event(task_id: str) -> Replayed:
+    """Return an event that nobody but a monitor sees."""
+    return Replayed(
+        task="charge", task_id=task_id, key="charge#ord-1", worker="w1@shop", holder_task_id=None, age_seconds=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("broker", "fault"), [("redis", "swallow"), ("redis", "refuse"), ("rabbitmq", "refuse")], indirect=["broker"]
+)
+def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
+    make_rig: MakeRig, tcp: Tcp, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first event fails within seconds, the next ones cost nothing; when the broker is back they come again."""
+    rig = make_rig()
+    with monitor(rig.app) as seen:
+        app = build_app(replace(rig.config, broker_url=tcp.url(rig.config.broker_url)))
+        monkeypatch.setattr(_state._tls, "current_app", app)
+        monkeypatch.setattr(celery_events, "_line", celery_events._Line())
+        celery_events.observe(replayed_event("before"))
+        wait_until_told(seen, "task-replayed", "before")
+        getattr(tcp, fault)()
+        if fault == "refuse":
+            tcp.cut()
+        begun = time.monotonic()
+        with pytest.raises(Exception, match=r".") as lost:
+            celery_events.observe(replayed_event("lost"))
+        assert time.monotonic() - begun < HELD_SECONDS, lost
+        tried = tcp.taken, tcp.refused
+        celery_events.observe(replayed_event("not sent"))
+        assert (tcp.taken, tcp.refused) == tried
+        tcp.mend()
+        monkeypatch.setattr(celery_events._line, "_silent_until", 0.0)
+        celery_events.observe(replayed_event("after"))
+        wait_until_told(seen, "task-replayed", "after")
+        assert {each.get("uuid") for each in seen} == {"before", "after"}
+        # A name of another kind would be a worker of its own for a monitor.
+        assert {each["hostname"] for each in seen} == {"w1@shop"}
+        app.close()
+
+
 @on_redis
 def test_prometheus_scrapes_the_sum_of_a_pool(
     make_guarded: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent serves what its children counted, one that was killed included, and what it did for that one."""
-    folder = tmp_path / "metrics"
-    folder.mkdir()
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
     port = free_port()
-    settings = {"idempotency_observers": ["prometheus", JOURNAL]}
-    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER, settings=settings, metrics_port=port)
+    settings = {"idempotency_observers": [JOURNAL], "idempotency_prometheus_port": port}
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=BY_ORDER, settings=settings)
     worker = rig.start_worker(2)
     rig.journal.shut("before-effect")
     killed = rig.send("charge", "ord-1", 17)
-    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    child = rig.journal.wait_for("at-gate")["pid"]
+    assert scraped(port)["idempotent_tasks_claims_in_flight"] == 1
+    worker.kill_child(child)
+    rig.journal.wait_for("at-gate", times=2)
+    assert scraped(port)["idempotent_tasks_claims_in_flight"] == 1, "the killed child still counts"
     rig.journal.open("before-effect")
     assert rig.result(killed) == 17
     assert rig.result(rig.send("charge", "ord-1", 18)) == 17
-    counts = scraped(port)
-    assert counts["claimed"] == 2
-    assert counts["committed"] == counts["replayed"] == counts["released"] == 1
+    values = scraped(port)
+    assert values["idempotent_tasks_claims_in_flight"] == 0
+    assert (values["claimed"], values["idempotent_tasks_attempts_sum"]) == (2, 3)
+    assert values["committed"] == values["replayed"] == values["released"] == 1
+    assert values["lost"] == 0
 
 
 def scraped(port: int) -> dict[str, float]:
-    """Return the counter of events by kind, as Prometheus parses it."""
+    """Return, as Prometheus parses them, the counts by kind of event, and every other sample by its name."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WITHIN_SECONDS) as answer:
-        families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
-    return {each.labels["event"]: each.value for each in families["idempotent_tasks_events"].samples}
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {each.labels.get("event", each.name): each.value for family in families for each in family.samples}
 
 
 @on_redis
@@ -145,6 +200,9 @@ def test_a_disabled_worker_asks_the_store_nothing(
     rig.journal.open("before-effect")
     assert rig.result(first) == 17
     assert rig.result(rig.send("charge", "ord-1", 18)) == 18
-    assert rig.journal.count("effect") == 2
+    # A copy that was deferred before the switch was thrown.
+    assert rig.result(rig.send("charge", "ord-1", 19, headers={DEFERRALS_HEADER: 3})) == 19
+    assert rig.journal.count("effect") == 3
+    worker.process.terminate()
     assert wire.operations() == []
     assert "idempotency is DISABLED" in worker.log()

@@ -55,8 +55,6 @@ class AppConfig:
     tasks: dict[str, Options] = field(default_factory=dict)
     #: The worker is to think that it is on a machine of its own, whose clock is ahead by so many seconds.
     elsewhere_skew_seconds: float | None = None
-    #: Where the worker's parent process serves its metrics; 0 for nowhere.
-    metrics_port: int = 0
     #: Celery itself is not to notice that a process of the pool has ended.
     blind_to_exits: bool = False
 

@@ -31,15 +31,6 @@ def hold_success(**_: Any) -> None:
 signals.task_success.receivers.insert(0, signals.task_success.receivers.pop())
 
 
-@signals.worker_init.connect
-def serve_metrics(**_: Any) -> None:
-    """Serve the metrics of the parent process and its pool, where the test wants them."""
-    if config.metrics_port:
-        from idempotent_tasks.observers.prometheus_metrics import serve
-
-        serve(config.metrics_port)
-
-
 @signals.worker_ready.connect
 def say_ready(sender: Any, **_: Any) -> None:
     """Tell the test that this worker consumes."""

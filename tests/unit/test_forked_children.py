@@ -1,15 +1,21 @@
 """Children that are forked while a thread of their parent is at work: they wait for no lock that nobody opens."""
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, settings
+from idempotent_tasks import IdempotentTask, forks, settings
+from idempotent_tasks.delivery import OWNER_ENTRY
+from idempotent_tasks.departed import Departed
+from idempotent_tasks.events import Event
 from idempotent_tasks.reception import Reception
+from idempotent_tasks.records import Granted
 from idempotent_tasks.settings import settings_of
+from idempotent_tasks.testing import MemoryStore
 from tests.support.forking import Child
 
 BOUND_SECONDS = 30.0
@@ -53,3 +59,68 @@ def test_settings_that_a_thread_of_the_parent_reads(app: Celery) -> None:
     known = settings_of(app)
     with settings._loading:
         assert Child(lambda: settings_of(app) is known).result()
+
+
+class Locking:
+    """An observer with a lock, as clients of monitors have; in the parent's thread it stays inside until told."""
+
+    def __init__(self) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Be told."""
+        with self._lock:
+            self.inside.set()
+            self.go_on.wait(BOUND_SECONDS)
+
+    def tell_in_a_child(self) -> bool:
+        """Tell it as a body's process does; return whether it could be told."""
+        told = self._lock.acquire(timeout=BOUND_SECONDS / 6)
+        if told:
+            self._lock.release()
+        return told
+
+
+@pytest.fixture
+def released_by_a_thread(app: Celery, store: MemoryStore) -> Iterator[Locking]:
+    """An observer that a thread of the parent is telling of a dead child's claim, which it released."""
+    observer = Locking()
+    app.conf.idempotency_observers = [observer]
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.charge")
+    def charge() -> None:
+        """Be a body."""
+
+    task: Any = charge
+    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
+    assert isinstance(store.claim(reception.claim_request), Granted)
+    # A process that is not there any more: its id is above the largest that Linux gives.
+    releasing = Departed().release(reception, 2**22 + 1, "WorkerLostError", crashed=True)
+    assert observer.inside.wait(BOUND_SECONDS)
+    yield observer
+    observer.go_on.set()
+    releasing.result(BOUND_SECONDS)
+
+
+def test_an_observer_that_a_thread_of_the_parent_tells(
+    released_by_a_thread: Locking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A successor is forked when the observer has opened its locks, and can tell it of its own claims."""
+    monkeypatch.setattr(forks, "PATIENCE", BOUND_SECONDS)
+    threading.Timer(0.2, released_by_a_thread.go_on.set).start()
+    assert Child(released_by_a_thread.tell_in_a_child).result()
+
+
+def test_an_observer_that_never_returns(released_by_a_thread: Locking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool gets its successor all the same, after a bounded time."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.05)
+    assert Child(lambda: True).result()
+
+
+def test_an_observer_that_forks(app: Celery) -> None:
+    """It does not wait for itself."""
+    with forks.held():
+        assert Child(lambda: True).result()
+    with forks.held():
+        pass

@@ -1,7 +1,9 @@
 """Worker start: a real worker controller is refused where its configuration cannot keep the promise."""
 
 import logging
+import socket
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from celery import Celery
@@ -9,10 +11,13 @@ from celery.worker import WorkController
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.delivery import HARD_LIMIT_ENTRY
+from idempotent_tasks.settings import PORT_VARIABLE
 from tests.support.inline import InlineWorker
+from tests.support.processes import free_port, listening
 
 #: A port of the local host on which nothing listens.
 NOWHERE = "dynamodb://127.0.0.1:1/keys"
+BOUND_SECONDS = 30.0
 
 
 def do_nothing() -> None:
@@ -92,3 +97,51 @@ def test_a_started_worker_is_remembered(app: Celery, worker: InlineWorker) -> No
     message.ack()
     assert request.request_dict[HARD_LIMIT_ENTRY] == 40.0
     del controller
+
+
+class TestMetrics:
+    """``idempotency_prometheus_port``."""
+
+    @pytest.fixture
+    def port(self, app: Celery) -> int:
+        """A free port of the app's setting."""
+        guard_a_task(app)
+        app.conf.idempotency_prometheus_port = port = free_port()
+        return port
+
+    def test_a_worker_serves_its_metrics(self, app: Celery, port: int) -> None:
+        """Without a line of code: the observer counts, the worker serves, on this machine only."""
+        assert start(app)
+        assert app.tasks["shop.charge"].apply().successful()
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=BOUND_SECONDS) as answer:
+            assert 'idempotent_tasks_events_total{event="committed",task="shop.charge"}' in answer.read().decode()
+
+    def test_the_environment_beats_the_setting(
+        self, app: Celery, port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Two workers of one app on one machine need two ports."""
+        other = free_port()
+        monkeypatch.setenv(PORT_VARIABLE, str(other))
+        with caplog.at_level(logging.INFO, logger="idempotent_tasks"):
+            assert start(app)
+        assert f"metrics are served on 127.0.0.1:{other}" in caplog.messages
+        assert not listening(port)
+
+    def test_a_port_that_is_taken(self, app: Celery, port: int, caplog: pytest.LogCaptureFixture) -> None:
+        """The worker works all the same, and says what is wrong."""
+        with socket.create_server(("127.0.0.1", port)):
+            assert start(app)
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert f"the metrics cannot be served on 127.0.0.1:{port}" in record.getMessage()
+
+    def test_a_prefork_worker_needs_a_folder(self, app: Celery, port: int) -> None:
+        """Its parent would serve nothing but what it counts itself."""
+        with pytest.raises(SystemExit, match="PROMETHEUS_MULTIPROC_DIR"):
+            start(app, "prefork")
+        assert not listening(port)
+
+    def test_a_disabled_worker_is_scraped_on(self, app: Celery, port: int) -> None:
+        """An alert of a target that is gone would tell of another trouble than there is."""
+        app.conf.idempotency_disabled = True
+        assert start(app)
+        assert listening(port)

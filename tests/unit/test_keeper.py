@@ -95,7 +95,7 @@ def test_a_claim_is_renewed_at_a_third_of_its_lease(keeper: Keeper, counted: Fau
             record = counted.get(KEY)
             assert record.in_progress_expiration == run.claim.in_progress_expiration
             assert record.expiration > run.claim.expires_at
-    assert seen == [events.Renewed(task="shop.charge", task_id="id-one", key=KEY)] * 3
+    assert seen == [events.Renewed(task="shop.charge", task_id="id-one", key=KEY, worker="worker@host")] * 3
     assert not run.lost
 
 
@@ -174,7 +174,7 @@ def test_a_lost_claim_is_announced_once(keeper: Keeper, counted: FaultyStore, cl
         assert run.lost
         clock.advance(60)
         assert keeper.renew_due() is None
-    assert seen == [events.Lost(task="shop.charge", task_id="id-one", key=KEY)]
+    assert seen == [events.Lost(task="shop.charge", task_id="id-one", key=KEY, worker="worker@host")]
     assert renewals(counted) == 1
     assert counted.get(KEY).owner == other.owner
 

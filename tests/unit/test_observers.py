@@ -3,11 +3,14 @@
 import builtins
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events.state import State
 from opentelemetry import metrics, trace
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
 from opentelemetry.sdk.trace import TracerProvider
@@ -16,8 +19,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import REGISTRY
 
 from idempotent_tasks import ConfigurationError, events
-from idempotent_tasks.observers import SHORT_NAMES, opentelemetry_api, prometheus_metrics
+from idempotent_tasks.observers import SHORT_NAMES, celery_events, opentelemetry_api, prometheus_metrics
 from idempotent_tasks.settings import settings_of
+from idempotent_tasks.testing import MemoryStore
+from tests.support.shop import Shop
 from tests.unit.test_events import NAMED, SAMPLES
 
 #: A name of its own: the metrics of a process are everybody's.
@@ -49,6 +54,30 @@ class TestPrometheus:
         prometheus_metrics.observe(events.Replayed(**TASK, holder_task_id=None, age_seconds=None))
         assert sample("idempotent_tasks_run_seconds_sum") == runs + 1.5
         assert sample("idempotent_tasks_replay_age_seconds_sum") == ages + 12.5
+
+    def test_crashes_and_deferrals_are_measured(self) -> None:
+        """How many claims were no first try, and how often messages were put off."""
+        attempts, deferrals = sample("idempotent_tasks_attempts_sum"), sample("idempotent_tasks_deferrals_sum")
+        prometheus_metrics.observe(events.Claimed(**TASK, fence=9, attempt=3))
+        prometheus_metrics.observe(events.Deferred(**TASK, countdown_seconds=1.25, reason="busy", deferrals=4))
+        prometheus_metrics.observe(events.Released(**TASK, reason="Retry"))
+        assert sample("idempotent_tasks_attempts_sum") == attempts + 3
+        assert sample("idempotent_tasks_deferrals_sum") == deferrals + 4
+
+    @pytest.mark.parametrize("end", ["Committed", "Released", "Superseded", "Unrecorded", "Lost"])
+    def test_claims_in_flight(self, end: str) -> None:
+        """Each claim counts once until its run ends, or it is lost; ends of claims elsewhere change nothing."""
+        (ending,) = [event for event, _ in SAMPLES if type(event).__name__ == end]
+        one, other = (replace(ending, task="shop.observed", task_id=task_id) for task_id in ("one", "other"))
+        prometheus_metrics.observe(other)
+        for _ in range(2):
+            prometheus_metrics.observe(events.Claimed(**{**TASK, "task_id": "one"}, fence=9, attempt=1))
+        assert sample("idempotent_tasks_claims_in_flight") == 1
+        prometheus_metrics.observe(other)
+        assert sample("idempotent_tasks_claims_in_flight") == 1
+        prometheus_metrics.observe(one)
+        prometheus_metrics.observe(one)
+        assert sample("idempotent_tasks_claims_in_flight") == 0
 
     def test_every_kind_is_taken(self) -> None:
         """No event is too odd to count."""
@@ -89,7 +118,44 @@ class TestOpenTelemetry:
         assert event.attributes is not None
         assert event.attributes["idempotency.age_seconds"] == 12.5
         assert span.attributes is not None
-        assert dict(span.attributes) == {"idempotency.key": "shop.charge#17", "idempotency.event": "replayed"}
+        assert dict(span.attributes) == {"idempotency.key": "shop.charge#17", "idempotency.outcome": "replayed"}
+
+    def test_what_follows_does_not_hide_the_outcome(self, spans: InMemorySpanExporter) -> None:
+        """Whoever looks for runs of a second attempt, or for what was committed, finds them by an attribute."""
+        with trace.get_tracer("tests").start_as_current_span("run/shop.observed"):
+            for event in (events.Claimed(**TASK, fence=9, attempt=2), COMMITTED, events.Dispatched(**TASK)):
+                opentelemetry_api.observe(event)
+        span = spans.get_finished_spans()[-1]
+        assert [each.name.partition(".")[2] for each in span.events] == ["claimed", "committed", "dispatched"]
+        assert span.attributes is not None
+        assert (span.attributes["idempotency.attempt"], span.attributes["idempotency.outcome"]) == (2, "committed")
+
+    def test_a_crash_loop_is_found(self, spans: InMemorySpanExporter, shop: Shop, store: MemoryStore) -> None:
+        """The release that follows does not make it one of many."""
+        shop.app.conf.idempotency_observers = ["opentelemetry"]
+        shop.sells(lambda task: 17, idempotency={"max_crashes": 1})
+        store.release(shop.claim_elsewhere(), "WorkerLostError", crashed=True)
+        with trace.get_tracer("tests").start_as_current_span("run/shop.looping"):
+            shop.deliver()
+        span = spans.get_finished_spans()[-1]
+        assert [each.name.partition(".")[2] for each in span.events] == ["crashlooped", "released"]
+        assert span.attributes is not None
+        assert span.attributes["idempotency.outcome"] == "crashlooped"
+
+    def test_the_span_is_the_one_of_celerys_instrumentation(self, spans: InMemorySpanExporter, shop: Shop) -> None:
+        """The duplicate's own span says that it was a replay."""
+        shop.app.conf.idempotency_observers = ["opentelemetry"]
+        shop.sells(lambda task: 17)
+        instrumentor = CeleryInstrumentor()  # type: ignore[no-untyped-call]
+        instrumentor.instrument()
+        try:
+            for _ in range(2):
+                shop.deliver()
+        finally:
+            instrumentor.uninstrument()
+        ran = [each for each in spans.get_finished_spans() if each.name == "run/shop.charge"]
+        outcomes = [(each.attributes or {}).get("idempotency.outcome") for each in ran]
+        assert outcomes == ["committed", "replayed"]
 
     def test_nothing_is_traced_outside_a_span(self, spans: InMemorySpanExporter) -> None:
         """Nor does it fail, whatever the event."""
@@ -107,13 +173,30 @@ class TestOpenTelemetry:
         (point,) = [
             each
             for each in found["idempotent_tasks.events"].data.data_points
-            if each.attributes == {"celery.task": "shop.observed", "idempotency.event": "committed"}
+            if each.attributes == {"celery.task_name": "shop.observed", "idempotency.event": "committed"}
         ]
         assert isinstance(point, NumberDataPoint)
         assert point.value >= 1
         durations = found["idempotent_tasks.run.duration"]
         assert durations.unit == "s"
         assert any(isinstance(each, HistogramDataPoint) and each.sum >= 1.5 for each in durations.data.data_points)
+
+
+class TestCeleryEvents:
+    """``idempotent_tasks.observers.celery_events``, as the model of Celery's monitors takes them."""
+
+    @pytest.mark.parametrize(("event", "level"), SAMPLES, ids=[type(event).__name__ for event, _ in SAMPLES])
+    def test_only_what_celery_does_not_show_is_a_state(self, event: events.Event, level: int) -> None:
+        """A task that runs again after a release is shown as started, not as released for ever."""
+        state, told = State(), {"uuid": "4f1c", "hostname": "w1@shop", "pid": 1, "utcoffset": 0}
+        kinds = ["task-received", "task-started", celery_events.event_type(type(event)), "task-started"]
+        for clock, kind in enumerate(kinds, 1):
+            state.event(
+                {**told, "type": kind, "timestamp": float(clock), "local_received": float(clock), "clock": clock}
+            )
+        name = type(event).__name__
+        assert state.tasks["4f1c"].state == (name.upper() if name in {"Replayed", "Deferred", "Skipped"} else "STARTED")
+        assert list(state.workers) == ["w1@shop"]
 
 
 class TestNames:

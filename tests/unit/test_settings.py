@@ -8,7 +8,8 @@ import pytest
 from celery import Celery
 
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.events import Event, Lost
+from idempotent_tasks.events import Event, Lost, log_event
+from idempotent_tasks.observers import prometheus_metrics
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
@@ -34,7 +35,7 @@ def app_with(**settings: Any) -> Celery:
 
 def lost() -> Lost:
     """Return an event."""
-    return Lost(task="shop.charge", task_id="4f1c", key="k")
+    return Lost(task="shop.charge", task_id="4f1c", key="k", worker="w1@shop")
 
 
 def test_defaults_fill_what_a_task_leaves_open() -> None:
@@ -170,3 +171,35 @@ def test_an_unusable_observer_is_refused(spelled: Any) -> None:
     """A typing error in an observer's name is not found by the first lost claim."""
     with pytest.raises(ConfigurationError, match="idempotency_observers"):
         settings_of(app_with(idempotency_store="memory://", idempotency_observers=spelled))
+
+
+@pytest.mark.parametrize(
+    ("spelled", "served"),
+    [
+        (9464, ("127.0.0.1", 9464)),
+        ("9464", ("127.0.0.1", 9464)),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)),
+        ("[::1]:0", ("::1", 0)),
+        (None, None),
+    ],
+)
+def test_where_metrics_are_served(spelled: Any, served: tuple[str, int] | None) -> None:
+    """A port of this machine's own, or of an address."""
+    assert (
+        settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=spelled)).prometheus == served
+    )
+
+
+@pytest.mark.parametrize("spelled", ["", "http", "127.0.0.1", -1, 65_536, True, "localhost:", "²"])
+def test_what_is_no_port(spelled: Any) -> None:
+    """The error says how one is written."""
+    with pytest.raises(ConfigurationError, match="neither PORT nor ADDRESS:PORT"):
+        settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=spelled))
+
+
+def test_what_is_served_is_counted_once() -> None:
+    """The port brings the observer along, beside the log or what is named, unless that is the observer itself."""
+    port = {"idempotency_store": "memory://", "idempotency_prometheus_port": 9464}
+    assert settings_of(app_with(**port)).observe.told == (log_event, prometheus_metrics.observe)
+    named = app_with(**port, idempotency_observers=["prometheus", observer])
+    assert settings_of(named).observe.told == (prometheus_metrics.observe, observer)

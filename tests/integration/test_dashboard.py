@@ -1,0 +1,77 @@
+"""The Grafana dashboard: a real Prometheus scrapes a real worker, and every query of every panel has an answer."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import MakeRig
+from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.dashboard import queries
+from tests.support.processes import free_port
+from tests.support.prometheus_server import Prometheus, prometheus_scraping
+from tests.support.rig import Rig
+from tests.support.waiting import wait_for
+from tests.support.worker import Worker
+
+TASKS = {
+    "charge": {"time_limit": 60, "idempotency": {"key": "order", "validate": "value"}},
+    "die": {"time_limit": 60, "idempotency": {"key": "order", "max_crashes": 1}},
+}
+SCRAPED_SECONDS = 30.0
+#: What no test makes happen on purpose: it stays 0, and that 0 is what the panel shows.
+QUIET = ("unrecorded", "lost", "superseded")
+
+
+def cause_everything(rig: Rig, worker: Worker) -> None:
+    """Let a child be killed in a run, a duplicate be deferred, replays, a changed payload, and a crash loop."""
+    rig.journal.shut("before-effect")
+    killed = rig.send("charge", "ord-2", 17)
+    worker.kill_child(rig.journal.wait_for("at-gate", gate="before-effect")["pid"])
+    rig.journal.wait_for("at-gate", gate="before-effect", times=2)
+    duplicate = rig.send("charge", "ord-2", 17)
+    rig.journal.wait_for("Deferred", id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert rig.result(killed) == rig.result(duplicate) == 17
+    for published in (rig.send("charge", "ord-2", 18), rig.send("die", "ord-4")):
+        with pytest.raises(Exception, match=r"payload|in a row"):
+            rig.result(published)
+
+
+def unanswered(prometheus: Prometheus) -> dict[str, object]:
+    """Return the queries whose answer is empty, or no number, or 0 though what they count happened."""
+    answers = {name: prometheus.query(query) for name, query in queries().items()}
+    counting = {
+        name for name, query in queries().items() if "vector(0)" in query and not any(e in query for e in QUIET)
+    }
+    return {
+        name: values
+        for name, values in answers.items()
+        if not any(math.isfinite(value) and (value > 0 or name not in counting) for value in values)
+    }
+
+
+@pytest.mark.parametrize("broker", ["redis"], indirect=True)
+def test_every_query_of_the_dashboard_has_an_answer(
+    make_guarded: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is PromQL, reads series that the worker has, and yields a number when what it shows has happened."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+    port = free_port()
+    settings = {"idempotency_observers": ["tests.support.observer:observe"], "idempotency_prometheus_port": port}
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=TASKS, settings=settings)
+    worker = rig.start_worker(2)
+    with prometheus_scraping(port, tmp_path) as prometheus:
+        assert rig.result(rig.send("charge", "ord-1", 17)) == 17
+        with pytest.raises(Exception, match="in a row"):
+            rig.result(rig.send("die", "ord-3"))
+        # An increase is one over what was scraped before.
+        wait_for(
+            lambda: prometheus.label_values("task", "idempotent_tasks_events_total") == ["charge", "die"],
+            SCRAPED_SECONDS,
+            "Prometheus did not scrape both tasks",
+        )
+        cause_everything(rig, worker)
+        wait_for(
+            lambda: not unanswered(prometheus), SCRAPED_SECONDS, lambda: f"without an answer: {unanswered(prometheus)}"
+        )
