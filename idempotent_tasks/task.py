@@ -9,7 +9,9 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
+from idempotent_tasks.codec import PICKLE
 from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, read_delivery
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.reception import Reception, UnguardedRun
@@ -162,9 +164,20 @@ class IdempotentTask(Task):
         return self._signature
 
     def policy_under(self, settings: Settings) -> Idempotency:
-        """Return the task's policy, where it says nothing the app's defaults."""
+        """Return the task's policy, where it says nothing the app's defaults, and import what it names.
+
+        Raises:
+            ConfigurationError: a name cannot be imported, or the policy stores pickle and the app does not accept it.
+        """
         if self._resolved is None or self._resolved[0] is not settings:
-            self._resolved = (settings, self.idempotency_policy.over(settings.defaults))
+            policy = self.idempotency_policy.over(settings.defaults).imported()
+            if policy.codec == PICKLE and not settings.accepts_pickle:
+                msg = (
+                    f"task {self.name!r} has codec='pickle', which the app does not accept: who can write a record "
+                    "could run code here; use 'json', or add 'pickle' to app.conf.result_accept_content"
+                )
+                raise ConfigurationError(msg, self.name)
+            self._resolved = (settings, policy)
         return self._resolved[1]
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
