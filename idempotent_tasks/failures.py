@@ -11,7 +11,7 @@ from idempotent_tasks.records import Outcome, Record, Status
 
 __all__ = ["FAILURE", "decode_failure", "encode_failure"]
 
-#: JSON text, as a result's: ``type`` by module and name, ``args``, and the attributes beside them as ``state``.
+#: JSON text, as a result's: ``type`` by module and name; ``args`` and ``state`` as in ``BaseException.__reduce__``.
 FAILURE: Final = "failure"
 
 
@@ -23,8 +23,10 @@ def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outc
         interrupts: exceptions that something outside raises into this thread.
     """
     named = _name(type(error))
+    # As pickle has it, but for what the type itself says to that: `args` is not all that an OSError has.
+    _, args, *state = _builtin(type(error)).__reduce__(error)
     try:
-        data = json.dumps({"type": named, "args": list(error.args), "state": vars(error)})
+        data = json.dumps({"type": named, "args": list(args), "state": state[0] if state else {}})
     except interrupts:
         raise
     except Exception:  # noqa: BLE001 - whatever the forms of its arguments raise: it has none
@@ -82,9 +84,13 @@ def _find(name: str, types: Sequence[type[BaseException]]) -> type[BaseException
 
 
 def _rebuilt(kind: type[BaseException], args: list[Any], state: dict[str, Any]) -> BaseException:
-    builtin: Any = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+    builtin = _builtin(kind)
     error: BaseException = builtin.__new__(kind, *args)
-    # Of OSError and its like it sets what is no entry of __dict__.
     builtin.__init__(error, *args)
-    vars(error).update(state)
+    builtin.__setstate__(error, state)
     return error
+
+
+def _builtin(kind: type[BaseException]) -> Any:
+    """Return Python's own type that a type is derived from, which knows what it keeps beside ``__dict__``."""
+    return next(each for each in kind.__mro__ if each.__module__ == "builtins")

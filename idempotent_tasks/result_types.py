@@ -94,6 +94,7 @@ def _pydantics(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
 
     def encode(value: T) -> str:
         # A field that holds something else than it says would come back as something else.
-        return adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error").decode()
+        text: bytes = adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+        return text.decode()
 
     return encode, adapter.validate_json

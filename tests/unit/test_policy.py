@@ -28,6 +28,9 @@ def test_the_defaults() -> None:
         "lease": None,
         "grace": 5,
         "max_crashes": 5,
+        "codec": "json",
+        "store_failures": (),
+        "on_replay": None,
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
