@@ -40,6 +40,8 @@ def check_worker(sender: Any, **_: Any) -> None:
             return
         pool_cls = get_implementation(sender.pool_cls)
         _check_pool(settings_of(sender.app).store, pool_cls)
+        for task in tasks:
+            task.policy_under(settings_of(sender.app))
         surroundings = Surroundings.of_worker(sender, pool_cls.__module__)
     except ConfigurationError as error:
         _refuse(error)

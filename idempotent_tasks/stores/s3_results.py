@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from http import HTTPStatus
+from math import ceil
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -29,7 +30,12 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient, raise_interrupt
 
-__all__ = ["S3Results"]
+__all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
+
+#: What a worker does with objects, and with their bucket: without ``ListBucket`` S3 calls an absent object forbidden;
+#: the rules are looked at when a worker starts.
+OBJECT_ACTIONS: Final = ("s3:PutObject", "s3:GetObject")
+BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 
 #: Megabytes take longer than an item.
 _CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=10))
@@ -124,6 +130,15 @@ class S3Results:
     def __repr__(self) -> str:
         return f"S3Results({self.bucket!r}, {self.prefix!r} at {self._client!r})"
 
+    @property
+    def verifiable(self) -> bool:
+        """Whether the bucket may be asked before a worker forks: not with a ready-made client."""
+        return not self._client.ready_made
+
+    def client(self) -> Any:
+        """Return boto3's client of this process."""
+        return self._client.client_of_this_process()
+
     def put(self, data: bytes, expires_at: float) -> str:
         """Write an object, also where there is one of this name: its age, by which S3 deletes it, starts anew.
 
@@ -141,7 +156,7 @@ class S3Results:
         digest = sha256(data)
         key = f"{self.prefix}{digest.hexdigest()}"
         with self._translated("PutObject", self.bucket):
-            self._client.client_of_this_process().put_object(
+            self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
                 Body=data,
@@ -164,7 +179,7 @@ class S3Results:
             raise ResultUnavailableError("its result lies at what is no address of S3")
         try:
             with self._translated("GetObject", parts.netloc):
-                answer = self._client.client_of_this_process().get_object(Bucket=parts.netloc, Key=key)
+                answer = self.client().get_object(Bucket=parts.netloc, Key=key)
                 data: bytes = answer["Body"].read()
         except _AbsentError:
             msg = (
@@ -190,6 +205,11 @@ class S3Results:
         except (BotoCoreError, ValueError) as error:
             remedy = "mend the region, endpoint or credentials of idempotency_results_bucket"
             raise StoreMisconfiguredError(f"{said} cannot be sent: {error}; {remedy}") from error
+
+
+def days_of(retention_seconds: float) -> int:
+    """Return the days of a lifecycle rule that outlives a record: one more than it is kept, in whole days."""
+    return ceil(retention_seconds / 86_400) + 1
 
 
 class _AbsentError(StoreError):

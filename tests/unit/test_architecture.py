@@ -33,7 +33,7 @@ LAYERS = {
     "observers.*": 3,
     "stores.aws_client": 3,
     "stores.dynamodb*": 3,
-    "stores.s3_results": 3,
+    "stores.s3_*": 3,
     "stores.memory": 3,
     "retries": 3,
     "verdicts": 3,
@@ -85,7 +85,7 @@ CODECS = ("codec", "failures", "result_types")
 HOMES = {
     "billiard": CELERY_SIDE,
     "boto3": ("stores.aws_client", "stores.dynamodb*"),
-    "botocore": ("stores.aws_client", "stores.dynamodb*", "stores.s3_results"),
+    "botocore": ("stores.aws_client", "stores.dynamodb*", "stores.s3_*"),
     "celery": CELERY_SIDE,
     "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
     "jmespath": ("keys",),
