@@ -15,7 +15,6 @@ from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import NONE, unreplayable
 from idempotent_tasks.errors import (
     CrashLoopError,
-    IdempotencyError,
     PayloadMismatchError,
     RecordExistsError,
     ResultEncodingError,
@@ -78,8 +77,8 @@ class Guard:
     holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
-    #: Exceptions that say what becomes of the message; like interrupts they are never a key's outcome.
-    signals: tuple[type[BaseException], ...] = ()
+    #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
+    never_final: tuple[type[BaseException], ...] = ()
     #: As in `Outcomes`.
     results: ResultStore | None = None
     accepts_pickle: bool = False
@@ -158,8 +157,8 @@ class Guard:
         return self._despite_interrupts(lambda: self._finish(run, values[0]))
 
     def _is_final(self, run: ActiveRun, error: BaseException) -> bool:
-        never = (*self.interrupts, *self.signals, IdempotencyError)
-        return not run.handed_over and isinstance(error, self.policy.final_errors) and not isinstance(error, never)
+        final = isinstance(error, self.policy.final_errors) and not isinstance(error, self.never_final)
+        return final and not run.handed_over
 
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
         ends = isinstance(error, PROCESS_ENDS)

@@ -1,7 +1,7 @@
 """`Idempotency`: what one task asks of the library, checked when the task is declared."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -81,7 +81,7 @@ class Idempotency:
     grace: Duration = 5
     max_crashes: int = 5
     codec: ResultCodec = "json"
-    store_failures: FinalError | Iterable[FinalError] = ()
+    store_failures: FinalError | Collection[FinalError] = ()
     on_replay: OnReplay | None = None
 
     def __new__(cls, **given: Any) -> Self:
@@ -147,7 +147,7 @@ class Idempotency:
 
     def _failures(self) -> tuple[FinalError, ...]:
         listed = self.store_failures
-        if isinstance(listed, type | str) or not isinstance(listed, Iterable):
+        if isinstance(listed, type | str) or not isinstance(listed, Collection):
             return (listed,)
         return tuple(listed)
 
@@ -195,9 +195,12 @@ def _imported(field: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return resolve_name(value)
+        found = resolve_name(value)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"{field}={value!r} cannot be imported: {error}") from error
+    if isinstance(found, str):
+        raise ConfigurationError(f"{field}={value!r} is itself only a text")
+    return found
 
 
 def _check_seconds(name: str, value: object, *, positive: bool) -> None:

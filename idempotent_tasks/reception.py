@@ -14,7 +14,13 @@ from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError, StoreUnavailableError
+from idempotent_tasks.errors import (
+    IdempotencyError,
+    InProgressError,
+    MissingKeyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
@@ -26,7 +32,7 @@ from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable
 
-__all__ = ["Reception", "UnguardedRun"]
+__all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -35,6 +41,9 @@ NOTE_PATIENCE: Final = 1.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
+
+#: Exceptions that say what becomes of a message or of a claim, and never what came of a body.
+NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError)
 
 _keeper = Keeper()
 #: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
@@ -150,7 +159,7 @@ class Reception:
             watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
             interrupts=(SoftTimeLimitExceeded,),
-            signals=(TaskPredicate,),
+            never_final=NEVER_FINAL,
             results=self.settings.results,
             accepts_pickle=self.settings.accepts_pickle,
             recall=lambda record: recalled(self.task, record),

@@ -211,9 +211,10 @@ class TestFailures:
     )
     def test_anything_else_frees_the_key(self, bench: Bench, error: BaseException) -> None:
         """So do interrupts, the library's errors and what is no failure, even where everything is final."""
-        final = Declined if isinstance(error, ValueError) else Exception
+        kind = Declined if isinstance(error, ValueError) else Exception
+        never = (Interrupt, IdempotencyError, Ignore)
         with pytest.raises(type(error)):
-            bench.deliver("one", error, guard=guard(bench, policy={"store_failures": (final,)}, signals=(type(error),)))
+            bench.deliver("one", error, guard=guard(bench, policy={"store_failures": kind}, never_final=never))
         assert bench.deliver("two") == Returned("done")
 
     def test_a_retry_is_no_failure(self, bench: Bench) -> None:
