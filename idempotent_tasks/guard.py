@@ -187,11 +187,12 @@ class Guard:
             accepts_pickle=self.accepts_pickle,
             recall=self.recall,
             interrupts=self.interrupts,
+            at_the_latest=self._at_the_latest,
         )
 
     def _finish(self, run: ActiveRun, value: Any) -> Verdict:
         try:
-            outcome = self._outcomes.of_result(value, run.claim, self._patience_ends())
+            outcome = self._outcomes.of_result(value, run.claim)
         except ResultEncodingError as error:
             verdict = self._commit(run, unreplayable(error.message), Returned(value))
             if isinstance(verdict, Returned):
@@ -200,7 +201,7 @@ class Guard:
         return self._commit(run, outcome, Returned(value))
 
     def _fail(self, run: ActiveRun, error: BaseException) -> Verdict:
-        outcome = self._outcomes.of_failure(error, run.claim, self._patience_ends())
+        outcome = self._outcomes.of_failure(error, run.claim)
         return self._commit(run, outcome, Failed(error))
 
     def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
@@ -249,9 +250,9 @@ class Guard:
         verdict: Replayed | Failed
         try:
             if record.status is Status.FAILED:
-                verdict = Failed(self._outcomes.failure(record, self._patience_ends()), dispatched)
+                verdict = Failed(self._outcomes.failure(record), dispatched)
             else:
-                verdict = Replayed(self._outcomes.result(record, self._patience_ends()), dispatched)
+                verdict = Replayed(self._outcomes.result(record), dispatched)
         except StoreError as error:
             return Unreadable(error)
         except self.interrupts as error:

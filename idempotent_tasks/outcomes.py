@@ -3,9 +3,10 @@
 No Celery here: whoever can recall a result from elsewhere is given as a function.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from idempotent_tasks.codec import (
     NONE,
@@ -21,6 +22,7 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
     StoredFailureError,
     StoreError,
+    StoreUnavailableError,
 )
 from idempotent_tasks.failures import decode_failure, encode_failure
 from idempotent_tasks.policy import Idempotency
@@ -30,10 +32,12 @@ from idempotent_tasks.stores import ResultStore, Store
 
 __all__ = ["Outcomes", "Recalled", "whole_record"]
 
-T = TypeVar("T")
-
 #: Follows the name of the codec whose data lies in a bucket; the record has its address.
 ELSEWHERE: Final = "+s3"
+#: Seconds for which a bucket is asked again while it is unavailable.
+BUCKET_PATIENCE: Final = 5.0
+#: Seconds after which one try has failed, if nothing moves.
+UPLOAD_SECONDS: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +61,31 @@ class Outcomes:
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Exceptions that something outside raises into this thread at any moment.
     interrupts: Interrupts = ()
+    #: Returns the epoch seconds that it is given, or when this process is killed if that is before.
+    at_the_latest: Callable[[float], float] = lambda until: until
 
-    def of_result(self, value: Any, claim: Claim, until: float) -> Outcome:
+    def of_result(self, value: Any, claim: Claim) -> Outcome:
         """Return a result as an outcome that the store takes; what is too large lies in the bucket before.
 
         Args:
             value: what the body returned.
             claim: its claim.
-            until: epoch seconds after which the bucket is not asked again.
 
         Raises:
             ResultEncodingError: the result cannot be written.
         """
         outcome = encode_result(value, self.policy.codec, interrupts=self.interrupts)
-        return self._placed(outcome, claim, until)
+        return self._placed(outcome, claim)
 
-    def of_failure(self, error: BaseException, claim: Claim, until: float) -> Outcome:
+    def of_failure(self, error: BaseException, claim: Claim) -> Outcome:
         """Return a final failure likewise."""
-        return self._placed(encode_failure(error, interrupts=self.interrupts), claim, until)
+        return self._placed(encode_failure(error, interrupts=self.interrupts), claim)
 
-    def result(self, record: Record, until: float) -> Any:
+    def result(self, record: Record) -> Any:
         """Return the result of a completed record.
 
         Args:
             record: the record.
-            until: as for `of_result`.
 
         Raises:
             ResultUnavailableError: there is none, or it cannot be read.
@@ -90,17 +94,17 @@ class Outcomes:
         recalled = self.recall(record) if record.codec == NONE else None
         if recalled is not None:
             return recalled.value
-        whole = self._whole(record, until)
+        whole = self._whole(record)
         return decode_result(whole, accepts_pickle=self.accepts_pickle, interrupts=self.interrupts)
 
-    def failure(self, record: Record, until: float) -> BaseException:
+    def failure(self, record: Record) -> BaseException:
         """Return the exception of a failed record, or the `StoredFailureError` that says why it cannot be raised.
 
         Raises:
             StoreError: the bucket does not answer.
         """
         try:
-            whole = self._whole(record, until)
+            whole = self._whole(record)
             return decode_failure(whole, self.policy.final_errors, interrupts=self.interrupts)
         except StoredFailureError as error:
             return error
@@ -122,7 +126,7 @@ class Outcomes:
             raise ConfigurationError(msg, record.task, record.key)
         return wished
 
-    def _placed(self, outcome: Outcome, claim: Claim, until: float) -> Outcome:
+    def _placed(self, outcome: Outcome, claim: Claim) -> Outcome:
         size, bucket = size_of(outcome), self.results
         fits = size <= self.store.max_data_bytes
         if fits and (bucket is None or bucket.above_bytes is None or size <= bucket.above_bytes):
@@ -135,7 +139,7 @@ class Outcomes:
             claim.request.retention_seconds, claim.in_progress_expiration, self.store.clock.now()
         )
         try:
-            address = self._patiently(lambda: bucket.put(data, expires_at), until)
+            address = self._uploaded(bucket, data, expires_at)
         except StoreError as error:
             if fits:
                 return outcome
@@ -143,12 +147,13 @@ class Outcomes:
             return unreplayable(outcome.error or reason, outcome.status)
         return replace(outcome, codec=outcome.codec + ELSEWHERE, data=address)
 
-    def _whole(self, record: Record, until: float) -> Record:
+    def _whole(self, record: Record) -> Record:
         """Return a record with its data in it."""
         if not (record.codec or "").endswith(ELSEWHERE):
             return record
         try:
-            data = self._patiently(lambda: self._fetched(record.data), until)
+            until = self.at_the_latest(self.store.clock.now() + BUCKET_PATIENCE)
+            data = persistently(lambda: self._fetched(record.data), clock=self.store.clock, until=until)
         except ResultUnavailableError as error:
             msg = f"task {record.task_id} ran already, but {error.message}; the body does not run again"
             raise ResultUnavailableError(msg, record.task, record.key) from error
@@ -159,8 +164,13 @@ class Outcomes:
             raise ResultUnavailableError("its result lies in a bucket; set idempotency_results_bucket here too")
         return self.results.get(address)
 
-    def _patiently(self, call: Callable[[], T], until: float) -> T:
-        return persistently(call, clock=self.store.clock, until=until)
+    def _uploaded(self, bucket: ResultStore, data: bytes, expires_at: float) -> str:
+        clock = self.store.clock
+        # A try without an answer must leave time for the commit.
+        until = min(clock.now() + BUCKET_PATIENCE, self.at_the_latest(math.inf) - UPLOAD_SECONDS)
+        if until < clock.now():
+            raise StoreUnavailableError("too little time is left before the hard time limit")
+        return persistently(lambda: bucket.put(data, expires_at), clock=clock, until=until)
 
 
 def whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:

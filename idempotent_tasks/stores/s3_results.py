@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from http import HTTPStatus
+from io import BytesIO
 from math import ceil
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -38,7 +39,7 @@ OBJECT_ACTIONS: Final = ("s3:PutObject", "s3:GetObject")
 BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 
 #: Megabytes take longer than an item.
-_CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=10))
+_CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
 _TRANSIENT: Final = frozenset(
     {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
 )
@@ -159,7 +160,8 @@ class S3Results:
             self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
-                Body=data,
+                # Not the bytes: of those Python expects the socket to take all within one time-out.
+                Body=BytesIO(data),
                 ContentType="application/octet-stream",
                 ChecksumSHA256=b64encode(digest.digest()).decode(),
                 Metadata={"idempotency-expires": datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")},

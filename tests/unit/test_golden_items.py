@@ -95,21 +95,21 @@ def read(*parts: Item) -> Record:
 @pytest.mark.parametrize(("item", "value"), RESULTS.values(), ids=RESULTS.keys())
 def test_a_result_is_read(outcomes: Outcomes, item: Item, value: Any) -> None:
     """The result of an old item is what the body returned then, of the same type."""
-    result = outcomes.result(read(item), until=0)
+    result = outcomes.result(read(item))
     assert (result, type(result)) == (value, type(value))
 
 
 @pytest.mark.parametrize("item", FAILURES.values(), ids=FAILURES.keys())
 def test_a_failure_is_read(outcomes: Outcomes, item: Item) -> None:
     """The exception of an old item is what the body raised then."""
-    error = outcomes.failure(read(FAILED, item), until=0)
+    error = outcomes.failure(read(FAILED, item))
     assert (type(error), error.args, vars(error)) == (ValueError, ("declined", 51), {"bank": "north"})
 
 
 def test_nothing_is_read(outcomes: Outcomes) -> None:
     """An old item without data still says why."""
     with pytest.raises(ResultUnavailableError, match="500000 bytes"):
-        outcomes.result(read(NOTHING), until=0)
+        outcomes.result(read(NOTHING))
 
 
 def test_every_codec_has_an_item() -> None:

@@ -118,6 +118,17 @@ class TestBucket:
         with pytest.raises(ResultUnavailableError, match="its bucket failed"):
             bench.deliver("two")
 
+    @pytest.mark.parametrize(("seconds", "calls"), [(9, ["put"]), (7, [])])
+    def test_the_commit_comes_before_the_bucket(
+        self, bench: Bench, clock: FakeClock, store: MemoryStore, seconds: float, calls: list[str]
+    ) -> None:
+        """A bucket is not asked where the process is killed before a try without an answer would have ended."""
+        bucket = MemoryBucket()
+        hurried = replace(bench.guard(dies_at=clock.now() + seconds), results=bucket)
+        assert bench.deliver("one", LARGE, guard=hurried) == Returned(LARGE)
+        assert bucket.calls == calls
+        assert store.get(KEY).status is Status.COMPLETED
+
     @each_failure
     def test_a_bucket_that_does_not_give_it(self, bench: Bench, error: StoreError) -> None:
         """The replay is put off, and the body does not run."""
