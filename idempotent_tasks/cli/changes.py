@@ -11,6 +11,7 @@ import click
 from idempotent_tasks.cli.command import Desk, Moment, at_desk, confirm, refuse
 from idempotent_tasks.cli.portrait import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
+from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.records import Record, Status
 
 __all__ = ["forget", "purge", "release"]
@@ -95,11 +96,21 @@ def purge(desk: Desk, *, states: tuple[str, ...], before: float, task: str | Non
     confirm(f"Delete {count} records?", yes=yes)
     done = _delete_all(desk, condemned(), count, force=force)
     click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
+    if done[None]:
+        refuse(f"{done[None]} deletions had no answer; run the command again")
 
 
-def _delete_all(desk: Desk, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool]:
-    done: Counter[bool] = Counter()
+def _delete_all(desk: Desk, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool | None]:
+    """Return how many were deleted (True), had changed (False), or may have been deleted (None)."""
+    done: Counter[bool | None] = Counter()
     operations = desk.operations
+
+    def delete(record: Record) -> bool | None:
+        try:
+            return operations.delete(record, force=force)
+        except StoreUnavailableError:
+            return None
+
     with (
         ThreadPoolExecutor(PARALLEL) as threads,
         click.progressbar(length=count, label="deleting", file=sys.stderr) as bar,
@@ -107,8 +118,7 @@ def _delete_all(desk: Desk, records: Iterable[Record], count: int, *, force: boo
         source = iter(records)
         # In batches, so that a table of any size fits into memory.
         while batch := list(islice(source, PARALLEL * 8)):
-            answers = threads.map(lambda record: operations.delete(record, force=force), batch)
-            done.update(answers)
+            done.update(threads.map(delete, batch))
             bar.update(len(batch))
     return done
 

@@ -3,20 +3,28 @@
 Every write is conditional on the record that the operator was shown, so a delivery that was faster wins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from idempotent_tasks.errors import RecordCorruptError
 from idempotent_tasks.records import Record, Status
+from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_client import Written
 from idempotent_tasks.stores.dynamodb_layout import Item, Update, Value
 
 __all__ = ["OPERATOR_ACTIONS", "Corrupt", "Operations"]
 
+T = TypeVar("T")
+
 #: What these operations, and the creation of the table, need beside what a worker needs.
 OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
+#: A page of so many items is answered within a client's time-out by a server that is busy, too.
+PAGE_ITEMS: Final = 500
+#: Seconds for which a page is asked for again: what was listed so far must not be for nothing.
+PATIENCE: Final = 20.0
 #: Everything of a record but its data.
 _SHOWN: Final = (
     "key",
@@ -71,7 +79,7 @@ class Operations:
             wanted["task"] = task
         start: Item | None = None
         while True:
-            page = self._page(wanted, start)
+            page = self._patiently(partial(self._page, wanted, start))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
             if not start:
@@ -99,6 +107,10 @@ class Operations:
         given = self._layout.update(Update(condition=condition, operands=operands))
         del given["UpdateExpression"]
         return self._carried_out("delete_item", Key=self._layout.key(record.key), **given)
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        clock = self._store.clock
+        return persistently(read, clock=clock, until=clock.now() + PATIENCE)
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
@@ -134,6 +146,7 @@ class Operations:
         answer = self._store.connection.request(
             "query" if partition else "scan",
             TableName=self._store.table,
+            Limit=PAGE_ITEMS,
             ProjectionExpression=projection,
             ExpressionAttributeNames=names,
             **given,

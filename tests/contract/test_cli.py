@@ -102,6 +102,12 @@ class TestList:
         assert "'other' is no record" in result.stderr
         assert result.stdout.splitlines()[-1] == "3 records, 1 items that are none"
 
+    def test_a_page_that_fails_is_asked_for_again(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
+        """A list of many pages must not end with the first hiccup."""
+        wire.clear()
+        wire.break_nth("Scan", 1, refuse)
+        assert run("list").stdout.splitlines()[-1] == "3 records"
+
 
 class TestShow:
     """``show``."""
@@ -244,6 +250,16 @@ class TestPurge:
         assert "deleted 300" in result.stdout
         assert [each.key for each in Operations(dynamodb).records()] == ["shop.charge#running"]
 
+    def test_an_answer_that_is_lost_is_not_counted(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
+        """Nobody knows whether it was deleted: the exit code says so, and another run finishes it."""
+        wire.clear()
+        wire.break_nth("DeleteItem", 1, lose_answer)
+        words = ["purge", "--status", "completed", "--before", "2099-01-01", "--yes"]
+        result = run(*words)
+        assert result.exit_code == 1
+        assert "1 deletions had no answer; run the command again" in result.stderr
+        assert run(*words).stdout == "no such records\n"
+
     def test_nothing_old_enough(self, run: Run, records: DynamoDBStore) -> None:
         """Not even asked."""
         result = run("purge", "--status", "completed", "--before", "1d")
@@ -256,7 +272,7 @@ class TestErrors:
     def test_a_store_that_is_away(self, run: Run, dynamodb: DynamoDBStore, wire: Wire) -> None:
         """Exit code 3."""
         with wire.outage(refuse):
-            result = run("list")
+            result = run("show", "shop.charge#17")
         assert result.exit_code == 3
         assert result.stderr.startswith("Error: dynamodb:")
         assert "Traceback" not in result.output
@@ -300,7 +316,7 @@ class TestCheck:
         app.tasks.pop("shop.old")
         result = run("check")
         assert result.exit_code == 1
-        assert "result-expires-first: results expire after 60 s" in result.stdout
+        assert "result-expires-first: task 'shop.charge': records live up to 3600 s, results 60 s" in result.stdout
         assert "remedy: app.conf.result_expires = 3600" in result.stdout
         (finding,) = json.loads(run("check", "--json").stdout)
         assert (finding["code"], finding["remedy"]) == ("result-expires-first", "app.conf.result_expires = 3600")
