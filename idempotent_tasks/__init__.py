@@ -18,15 +18,18 @@ from idempotent_tasks.errors import (
     RecordNotFoundError,
     ResultEncodingError,
     ResultUnavailableError,
+    StoredFailureError,
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Record, Status
+from idempotent_tasks.result_types import register_type
 from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
+from idempotent_tasks.stores.s3_results import S3Results
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = [
@@ -48,11 +51,14 @@ __all__ = [
     "RecordNotFoundError",
     "ResultEncodingError",
     "ResultUnavailableError",
+    "S3Results",
     "Status",
     "Store",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
+    "StoredFailureError",
+    "register_type",
 ]
 
 del _hooks

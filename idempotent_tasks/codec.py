@@ -1,70 +1,180 @@
-"""A result to bytes under a codec's name, and back.  JSON as Celery writes it, so that a replay equals the result."""
+"""A result to text or bytes under a codec's name, and back.
 
+JSON as Celery writes it, so that a replay equals the result; compressed where it is long.  A codec's name says all that
+a reader must know, and a reader that does not know the name refuses.
+"""
+
+import pickle
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from kombu.utils import json
 
-from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError
+from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
 from idempotent_tasks.records import Outcome, Record, Status
 
-__all__ = ["JSON", "NONE", "decode_result", "encode_result", "unreplayable"]
+__all__ = [
+    "CODECS",
+    "COMPRESSED",
+    "JSON",
+    "NONE",
+    "PICKLE",
+    "Interrupts",
+    "as_bytes",
+    "compressed",
+    "decode_result",
+    "encode_result",
+    "loads",
+    "size_of",
+    "text_of",
+    "unreplayable",
+]
 
-#: JSON text with kombu's tags for dates, Decimal, UUID and bytes (``kombu.utils.json``).
+#: JSON text with kombu's tags for dates, Decimal, UUID, bytes and registered types (``kombu.utils.json``).
 JSON: Final = "json"
+#: Python's own format, which runs code when it is read: only where the app accepts it from its broker too.
+PICKLE: Final = "pickle"
 #: No result was stored.
 NONE: Final = "none"
+#: Follows the name of the codec whose data was compressed (:rfc:`1950`).
+COMPRESSED: Final = "+zlib"
+#: What a task may ask for.
+CODECS: Final = (JSON, PICKLE)
+
+#: Shorter data stays as it is, in bytes: a person can read it, and it costs a unit or two.
+COMPRESS_ABOVE: Final = 4096
+_TAG: Final = {"__type__", "__value__"}
+_LONGEST_TAG: Final = 100
+
+Interrupts = tuple[type[BaseException], ...]
 
 
-def encode_result(value: Any, max_data_bytes: int) -> Outcome:
-    """Return a body's result as an outcome; without data where it is larger than the store takes.
+def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
+    """Return a body's result as an outcome of whatever size.
 
     Args:
         value: what the body returned.
-        max_data_bytes: the store's limit for the encoded result, in bytes.
+        codec: one of `CODECS`.
+        interrupts: exceptions that something outside raises into this thread; they are no fault of the value's.
 
     Raises:
-        ResultEncodingError: the value cannot be written as JSON.
+        ResultEncodingError: the value cannot be written so.
     """
+    write: Callable[[Any], str | bytes] = pickle.dumps if codec == PICKLE else json.dumps
     try:
-        text: str = json.dumps(value)
-    except (TypeError, ValueError, RecursionError, AttributeError) as error:
+        data = write(value)
+    except interrupts:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the forms of the user's own types raise
         # The error's own text may quote the result.
+        kind = type(value).__qualname__
+        remedy = "have it picklable" if codec == PICKLE else "return JSON types, or register_type() its own"
         msg = (
-            f"the body succeeded, but its result of type {type(value).__qualname__} cannot be written as JSON "
-            f"({type(error).__name__}); return JSON types, or None"
+            f"the body succeeded, but its result of type {kind} cannot be written as {codec.upper()} "
+            f"({type(error).__name__}); {remedy}, or return None"
         )
         raise ResultEncodingError(msg) from None
-    size = len(text.encode())
-    if size > max_data_bytes:
-        return unreplayable(f"the result has {size} bytes as JSON, the store takes {max_data_bytes}")
-    return Outcome(status=Status.COMPLETED, codec=JSON, data=text)
+    return compressed(Outcome(status=Status.COMPLETED, codec=codec, data=data))
 
 
-def unreplayable(reason: str) -> Outcome:
-    """Return the outcome of a body that succeeded with a result that is not stored."""
-    return Outcome(status=Status.COMPLETED, codec=NONE, data=None, error=reason)
+def compressed(outcome: Outcome) -> Outcome:
+    """Return an outcome compressed where its data is long and that makes it smaller."""
+    if outcome.data is None or size_of(outcome) <= COMPRESS_ABOVE:
+        return outcome
+    smaller = zlib.compress(as_bytes(outcome.data))
+    if len(smaller) >= size_of(outcome):
+        return outcome
+    return replace(outcome, codec=outcome.codec + COMPRESSED, data=smaller)
 
 
-def decode_result(record: Record) -> Any:
+def size_of(outcome: Outcome | Record) -> int:
+    """Return how many bytes the data has."""
+    return 0 if outcome.data is None else len(as_bytes(outcome.data))
+
+
+def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
+    """Return the outcome of a body that came to an end, with a result that is not stored."""
+    return Outcome(status=status, codec=NONE, data=None, error=reason)
+
+
+def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: Interrupts = ()) -> Any:
     """Return the result in a completed record.
 
     A record without a codec's name was written by Powertools, as JSON text.
 
+    Args:
+        record: the record, with its data in it.
+        accepts_pickle: whether what only running code can read may be read.
+        interrupts: as for `encode_result`.
+
     Raises:
-        ResultUnavailableError: none was stored, or it cannot be read.
+        StoredFailureError: the record holds a failure.
+        ResultUnavailableError: no result was stored, or it cannot be read.
     """
     if record.status is Status.FAILED:
-        raise _unavailable(record, f"it failed for good ({record.error})")
+        raise StoredFailureError.of(record.error, "an error is no result", record.task, record.key)
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
-    if record.codec not in (JSON, None):
+    codec = (record.codec or JSON).removesuffix(COMPRESSED)
+    if codec not in CODECS:
         raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
-    if record.data is None:
+    if codec == PICKLE and not accepts_pickle:
+        why = "its result was stored as pickle, which this app does not accept; see accept_content"
+        raise _unavailable(record, why)
+    if record.data is None and record.codec in (JSON, None):
         return None
     try:
-        return json.loads(record.data)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError):
-        raise _unavailable(record, "its stored result is not readable JSON") from None
+        data = text_of(record)
+        return loads(data) if codec == JSON else pickle.loads(as_bytes(data))  # noqa: S301 - accepted by the app
+    except interrupts:
+        raise
+    except _UnmadeError as error:
+        raise _unavailable(record, f"its stored result is not readable JSON: {error}") from None
+    except Exception:  # noqa: BLE001 - the same; its text may quote the result
+        raise _unavailable(record, f"its stored result is not readable {codec.upper()}") from None
+
+
+def text_of(record: Record) -> str | bytes:
+    """Return a record's data without its compression.
+
+    Raises:
+        ValueError, zlib.error: it has none, or it is not compressed as its codec says.
+    """
+    if record.data is None:
+        raise ValueError("no data")
+    if not (record.codec or "").endswith(COMPRESSED):
+        return record.data
+    return zlib.decompress(as_bytes(record.data))
+
+
+def loads(data: str | bytes) -> Any:
+    """Read JSON as Celery does; raises what reading raises."""
+    return json.loads(data, object_hook=_made)
+
+
+class _UnmadeError(ValueError):
+    """A value with a type's tag cannot be made; quotes nothing of the value."""
+
+
+def _made(found: dict[str, Any]) -> Any:
+    try:
+        return json.object_hook(found)
+    except Exception as error:
+        tag = found.get("__type__")
+        if found.keys() != _TAG or not isinstance(tag, str) or len(tag) > _LONGEST_TAG:
+            raise
+        msg = (
+            f"a value of type {tag!r} cannot be made here ({type(error).__name__}); "
+            "register_type() it in every process that runs the task"
+        )
+        raise _UnmadeError(msg) from None
+
+
+def as_bytes(data: str | bytes) -> bytes:
+    """Return data as the bytes that a store counts."""
+    return data if isinstance(data, bytes) else data.encode()
 
 
 def _unavailable(record: Record, why: str) -> ResultUnavailableError:

@@ -1,6 +1,6 @@
-"""What follows a task: its links, the rest of its chain, its part of a chord.
+"""What follows a task: its links or error callbacks, the rest of its chain, its part of a chord.
 
-Celery sends it when the body, or a replay, has returned (``celery.app.trace.build_tracer``).
+Celery sends it when the body, or a replay, has returned or failed (``celery.app.trace.build_tracer``).
 """
 
 from collections.abc import Callable, Iterable
@@ -15,14 +15,14 @@ _TELL: Final = "idempotency_tell_when_sent"
 _NAMESPACE: Final = UUID("5d0e6a52-5b0e-4c39-9d6e-8a6a1f4c2b7e")
 
 
-def follows(request: Any) -> bool:
-    """Return whether anything is to be sent when the task of a ``celery.app.task.Context`` has succeeded."""
-    return bool(request.callbacks or request.chain or request.chord)
+def follows(request: Any, *, failed: bool = False) -> bool:
+    """Return whether anything is to be sent when the task of a ``celery.app.task.Context`` has succeeded or failed."""
+    return bool((request.errbacks if failed else request.callbacks) or request.chain or request.chord)
 
 
 def suppress(request: Any) -> None:
     """Let nothing follow, because it was sent before."""
-    request.callbacks = request.chain = request.chord = None
+    request.callbacks = request.errbacks = request.chain = request.chord = None
 
 
 def tell_when_sent(request: Any, tell: Callable[[], None]) -> None:

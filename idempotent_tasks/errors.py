@@ -10,7 +10,8 @@ The tree::
     ├── InProgressError             another delivery holds the key (on_busy="raise")
     ├── CrashLoopError              the body killed its worker too many times
     ├── ResultEncodingError         the body succeeded, its result cannot be stored
-    ├── ResultUnavailableError      a replay whose result was never stored
+    ├── ResultUnavailableError      a replay whose result was never stored, or is gone
+    │   └── StoredFailureError      a replay of a stored failure that cannot be raised again as it was
     ├── DuplicateError              refused when published (at_publish="raise")
     └── StoreError                  the store could not answer
         ├── StoreUnavailableError   for now: network, throttling, a 5xx
@@ -25,6 +26,7 @@ pickle and Celery's JSON result backends both rebuild an exception as ``type(*ar
 """
 
 from inspect import cleandoc
+from typing import Self
 
 __all__ = [
     "ConfigurationError",
@@ -43,6 +45,7 @@ __all__ = [
     "StoreError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
+    "StoredFailureError",
 ]
 
 
@@ -106,6 +109,26 @@ class ResultEncodingError(IdempotencyError):
 
 class ResultUnavailableError(IdempotencyError):
     """The task already ran; its result was not stored and cannot be replayed."""
+
+
+class StoredFailureError(ResultUnavailableError):
+    """The key failed for good; its error cannot be raised again as it was.
+
+    Attributes:
+        original: the error's type by module and name, where the record says it.
+    """
+
+    def __init__(
+        self, message: str = "", task: str | None = None, key: str | None = None, original: str | None = None
+    ) -> None:
+        super().__init__(message, task, key, original)
+        self.original = original
+
+    @classmethod
+    def of(cls, original: str | None, why: str, task: str | None, key: str) -> Self:
+        """Return the error for a record that names ``original``, and cannot raise it for the reason ``why``."""
+        msg = f"it failed for good ({original}), and the body does not run again; {why}"
+        return cls(msg, task, key, original)
 
 
 class DuplicateError(IdempotencyError):

@@ -26,6 +26,7 @@ __all__ = [
     "Skipped",
     "Superseded",
     "Unrecorded",
+    "Unreplayable",
     "log_event",
 ]
 
@@ -76,6 +77,15 @@ class Committed(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Unreplayable(Event):
+    """The outcome was stored without its data: a later delivery fails, unless the result backend has the result."""
+
+    level = logging.WARNING
+    #: Why there is no data; for a failure its type.
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Released(Event):
     """The body did not finish; the key is free for the next delivery."""
 
@@ -85,7 +95,7 @@ class Released(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed(Event):
-    """The stored outcome was returned; the body did not run."""
+    """The stored outcome was returned, or raised where it is a failure; the body did not run."""
 
     #: The task id whose run gave the outcome, where the record names it.
     holder_task_id: str | None
@@ -173,6 +183,7 @@ class Lost(Event):
 KINDS: Final[tuple[type[Event], ...]] = (
     Claimed,
     Committed,
+    Unreplayable,
     Released,
     Replayed,
     Deferred,

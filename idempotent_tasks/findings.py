@@ -19,6 +19,11 @@ WHY: Final = {
     "time-limit-ignored": "nothing ends a body that hangs; its claim is renewed for as long as its worker lives",
     "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again",
     "result-expires-first": "publishers can no longer read a result that a duplicate still gets replayed",
+    "pickled-results": "pickle runs code when it is read: whoever can write to the table or the bucket can run code in "
+    "the workers",
+    "results-bucket-refuses": "large results are returned but not stored, and replays of those that are wait for it",
+    "results-bucket-keeps": "large results stay in the bucket, and are paid for, for ever",
+    "results-bucket-expires-first": "a replay fails whose result S3 has deleted before the record expired",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before CrashLoopError makes the failure visible",
     "celery-unsupported": "the hooks that release the claims of dead processes are not as this library uses them",
     "store-unreachable": "no delivery can claim its key; all of them are deferred until the store answers",

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.codec import NONE, decode_result, encode_result, unreplayable
+from idempotent_tasks.codec import NONE, unreplayable
 from idempotent_tasks.errors import (
     CrashLoopError,
     PayloadMismatchError,
@@ -20,6 +21,7 @@ from idempotent_tasks.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from idempotent_tasks.outcomes import Outcomes, Recalled, whole_record
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import (
     Busy,
@@ -37,11 +39,10 @@ from idempotent_tasks.records import (
     Status,
     Superseded,
     Vanished,
-    expiration_seconds,
 )
 from idempotent_tasks.retries import persistently
-from idempotent_tasks.stores import Store
-from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed, Verdict
+from idempotent_tasks.stores import ResultStore, Store
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable, Verdict
 
 __all__ = ["Guard", "Keeping"]
 
@@ -76,6 +77,12 @@ class Guard:
     holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
+    #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
+    never_final: tuple[type[BaseException], ...] = ()
+    #: As in `Outcomes`.
+    results: ResultStore | None = None
+    accepts_pickle: bool = False
+    recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
     time_left: Callable[[], float] = lambda: math.inf
 
@@ -84,13 +91,14 @@ class Guard:
 
         Args:
             request: the claim to ask for.
-            body: the task's body; everything that it raises is passed on after the key was released.
+            body: the task's body; what it raises is passed on after the key was released, unless it is the outcome.
 
         Raises:
             PayloadMismatchError: the key was used with another payload.
             CrashLoopError: the body crashed ``max_crashes`` times in a row.
             ResultEncodingError: the body succeeded, its result cannot be stored.
             ResultUnavailableError: the key has an outcome without a readable result.
+            ConfigurationError: ``on_replay`` returned nothing; what it raises is passed on.
         """
         try:
             answer = self._claim(request)
@@ -128,9 +136,8 @@ class Guard:
             clock.sleep(min(WAIT_PAUSE, left))
 
     def _claim_once(self, request: ClaimRequest) -> ClaimAnswer:
-        clock = self.store.clock
-        until = self._at_the_latest(clock.now() + STORE_PATIENCE)
-        return persistently(lambda: self.store.claim(request), clock=clock, until=until)
+        until = self._patience_ends()
+        return persistently(lambda: self.store.claim(request), clock=self.store.clock, until=until)
 
     def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
         run = ActiveRun(claim, self._release)
@@ -139,6 +146,8 @@ class Guard:
             with self.keeping(run):
                 values.append(body(run))
         except BaseException as error:
+            if not values and self._is_final(run, error):
+                return self._despite_interrupts(partial(self._fail, run, error))
             # An interrupt after the body's return comes too late to mean anything.
             if not values or not isinstance(error, self.interrupts):
                 self._let_go(run, error)
@@ -146,6 +155,10 @@ class Guard:
         if run.handed_over:
             return Returned(values[0])
         return self._despite_interrupts(lambda: self._finish(run, values[0]))
+
+    def _is_final(self, run: ActiveRun, error: BaseException) -> bool:
+        final = isinstance(error, self.policy.final_errors) and not isinstance(error, self.never_final)
+        return final and not run.handed_over
 
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
         ends = isinstance(error, PROCESS_ENDS)
@@ -165,17 +178,34 @@ class Guard:
         )
         raise CrashLoopError(msg, claim.request.task, claim.key)
 
+    @property
+    def _outcomes(self) -> Outcomes:
+        return Outcomes(
+            store=self.store,
+            policy=self.policy,
+            results=self.results,
+            accepts_pickle=self.accepts_pickle,
+            recall=self.recall,
+            interrupts=self.interrupts,
+            at_the_latest=self._at_the_latest,
+        )
+
     def _finish(self, run: ActiveRun, value: Any) -> Verdict:
         try:
-            outcome = encode_result(value, self.store.max_data_bytes)
+            outcome = self._outcomes.of_result(value, run.claim)
         except ResultEncodingError as error:
-            verdict = self._commit(run, unreplayable(error.message), value)
+            verdict = self._commit(run, unreplayable(error.message), Returned(value))
             if isinstance(verdict, Returned):
                 raise ResultEncodingError(error.message, run.claim.request.task, run.key) from None
             return verdict
-        return self._commit(run, outcome, value)
+        return self._commit(run, outcome, Returned(value))
 
-    def _commit(self, run: ActiveRun, outcome: Outcome, value: Any) -> Verdict:
+    def _fail(self, run: ActiveRun, error: BaseException) -> Verdict:
+        outcome = self._outcomes.of_failure(error, run.claim)
+        return self._commit(run, outcome, Failed(error))
+
+    def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
+        """Store an outcome, and return the run's own verdict, or the one on the outcome that counts instead."""
         claim = run.claim
         # Past the claim's end too, since the owner alone decides: the effect is done, and only the record is wanting.
         until = self._at_the_latest(max(claim.expires_at, self.store.clock.now() + STORE_PATIENCE))
@@ -183,7 +213,7 @@ class Guard:
             answer = persistently(lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=until)
         except StoreError as error:
             self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
-            return Returned(value)
+            return verdict
         if isinstance(answer, Superseded):
             self._tell(events.Superseded, claim.request, fence=claim.fence)
             return self._yield_to(claim, answer.record)
@@ -194,7 +224,9 @@ class Guard:
             replayable=outcome.codec != NONE,
             seconds=round(self.store.clock.now() - run.began_at, 3),
         )
-        return Returned(value)
+        if outcome.codec == NONE:
+            self._tell(events.Unreplayable, claim.request, reason=outcome.error or "")
+        return verdict
 
     def _store_outcome(self, claim: Claim, outcome: Outcome) -> CommitAnswer:
         retention = claim.request.retention_seconds
@@ -202,7 +234,7 @@ class Guard:
         if not isinstance(answer, Vanished):
             return answer
         try:
-            self.store.restore(_whole_record(claim, outcome, self.store.clock.now()))
+            self.store.restore(whole_record(claim, outcome, self.store.clock.now()))
         except RecordExistsError as error:
             # Somebody claims and deletes it under our hands: look again.
             raise StoreUnavailableError(task=claim.request.task, key=claim.key) from error
@@ -213,12 +245,24 @@ class Guard:
             return Busy(record.held_until, record)
         return self._replay(claim.request, record)
 
-    def _replay(self, request: ClaimRequest, record: Record) -> Replayed:
-        value = decode_result(record)
+    def _replay(self, request: ClaimRequest, record: Record) -> Verdict:
+        dispatched = request.task_id in record.dispatched
+        verdict: Replayed | Failed
+        try:
+            if record.status is Status.FAILED:
+                verdict = Failed(self._outcomes.failure(record), dispatched)
+            else:
+                verdict = Replayed(self._outcomes.result(record), dispatched)
+        except StoreError as error:
+            return Unreadable(error)
+        except self.interrupts as error:
+            return Interrupted(error)
+        if isinstance(verdict, Replayed):
+            verdict = Replayed(self._outcomes.as_wished(verdict.value, record), dispatched)
         completed = record.completed_at
         age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
         self._tell(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)
-        return Replayed(value, dispatched=request.task_id in record.dispatched)
+        return verdict
 
     def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:
         """Free the key as well as the store allows; where it does not, the claim expires by itself."""
@@ -232,11 +276,10 @@ class Guard:
             return step()
 
     def _release_once(self, claim: Claim, reason: str, *, crashed: bool) -> None:
-        clock = self.store.clock
-        until = self._at_the_latest(clock.now() + STORE_PATIENCE)
+        until = self._patience_ends()
         try:
             answer: object = persistently(
-                lambda: self.store.release(claim, reason, crashed=crashed), clock=clock, until=until
+                lambda: self.store.release(claim, reason, crashed=crashed), clock=self.store.clock, until=until
             )
         except StoreError as error:
             answer = error
@@ -244,29 +287,12 @@ class Guard:
         if not isinstance(answer, Lost):
             self._tell(events.Released, claim.request, reason=reason)
 
+    def _patience_ends(self) -> float:
+        return self._at_the_latest(self.store.clock.now() + STORE_PATIENCE)
+
     def _at_the_latest(self, until: float) -> float:
         """Return the epoch seconds after which no further try starts: these, or before this process is killed."""
         return min(until, self.store.clock.now() + self.time_left())
 
     def _tell(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.observe(kind.about(request, **details))
-
-
-def _whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:
-    request = claim.request
-    return Record(
-        key=claim.key,
-        status=outcome.status,
-        expiration=expiration_seconds(request.retention_seconds, claim.in_progress_expiration, now),
-        in_progress_expiration=claim.in_progress_expiration,
-        data=outcome.data,
-        validation=request.validation,
-        owner=claim.owner,
-        fence=claim.fence,
-        task=request.task,
-        task_id=request.task_id,
-        worker=request.worker,
-        completed_at=int(now * 1000),
-        codec=outcome.codec,
-        error=outcome.error,
-    )

@@ -5,7 +5,7 @@ import os
 from typing import Any, NoReturn
 
 from celery.concurrency import get_implementation
-from celery.signals import task_success, worker_init, worker_shutdown
+from celery.signals import task_failure, task_success, worker_init, worker_shutdown
 
 from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
@@ -42,6 +42,8 @@ def check_worker(sender: Any, **_: Any) -> None:
             logger.warning("idempotency is DISABLED: bodies run unguarded, each delivery of a message runs its body")
             return
         _check_pool(settings.store, pool_cls)
+        for task in tasks:
+            task.policy_under(settings)
         surroundings = Surroundings.of_worker(sender, pool_cls.__module__)
     except ConfigurationError as error:
         _refuse(error)
@@ -49,9 +51,10 @@ def check_worker(sender: Any, **_: Any) -> None:
         _check(surroundings)
 
 
+@task_failure.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
 @task_success.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
 def note_dispatch(sender: Any, **_: Any) -> None:
-    """Note that what follows a task was sent: Celery tells of a success after that, and after the chord's count."""
+    """Note that what follows a task was sent: Celery tells of its end after that, and after the chord's count."""
     if isinstance(sender, IdempotentTask):
         continuation.sent(sender.request)
 

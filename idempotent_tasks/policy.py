@@ -1,26 +1,38 @@
 """`Idempotency`: what one task asks of the library, checked when the task is declared."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from difflib import get_close_matches
+from pkgutil import resolve_name
 from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
+from idempotent_tasks.records import Record
 
-__all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnStoreError", "seconds"]
+__all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
 
 #: Seconds, or a ``timedelta``.
 Duration = int | float | timedelta
 OnBusy = Literal["defer", "wait", "raise", "skip"]
 OnStoreError = Literal["defer", "raise", "run"]
 MissingKey = Literal["raise", "run"]
+ResultCodec = Literal["json", "pickle"]
+#: An exception's type, or its name as ``module:name``.
+FinalError = type[Exception] | str
+#: Takes the replayed result and its record and returns the result; or its name as ``module:name``.
+OnReplay = Callable[[Any, Record], Any] | str
 
-_CHOICES: Final[dict[str, Any]] = {"on_busy": OnBusy, "on_store_error": OnStoreError, "missing_key": MissingKey}
+_CHOICES: Final[dict[str, Any]] = {
+    "on_busy": OnBusy,
+    "on_store_error": OnStoreError,
+    "missing_key": MissingKey,
+    "codec": ResultCodec,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,11 @@ class Idempotency:
             whole time limit: a machine that vanishes is then recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
+        codec: how results are stored: ``json``, or ``pickle`` where the app accepts it.
+        store_failures: types of exceptions that are final: one of them, raised by the body, is stored as the key's
+            outcome, and later deliveries raise it again; any other frees the key.
+        on_replay: called with the result and the `Record` of each replay; returns the result.  What it raises is the
+            delivery's failure, and the record stays as it is.
 
     Raises:
         ConfigurationError: an unknown field, or a value that a field does not take.
@@ -63,6 +80,9 @@ class Idempotency:
     lease: Duration | None = None
     grace: Duration = 5
     max_crashes: int = 5
+    codec: ResultCodec = "json"
+    store_failures: FinalError | Collection[FinalError] = ()
+    on_replay: OnReplay | None = None
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which fields were given, so that settings fill the others only."""
@@ -89,6 +109,10 @@ class Idempotency:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:
             check_prefix(self.prefix)
+        for each in self._failures():
+            _check_failure(each)
+        if not (self.on_replay is None or callable(self.on_replay) or isinstance(self.on_replay, str)):
+            raise ConfigurationError(f"on_replay={self.on_replay!r} is neither callable nor a 'module:name'")
         sources = {"key": self.key, "validate": self.validate}
         selectors = {name: Selector.of(name, source) for name, source in sources.items() if source is not None}
         object.__setattr__(self, "_selectors", selectors)
@@ -102,6 +126,30 @@ class Idempotency:
     def validate_selector(self) -> Selector | None:
         """`validate`, compiled."""
         return self._compiled("validate")
+
+    @property
+    def final_errors(self) -> tuple[type[Exception], ...]:
+        """`store_failures`, but for what is only named; see `imported`."""
+        return tuple(each for each in self._failures() if isinstance(each, type))
+
+    def imported(self) -> "Idempotency":
+        """Return this policy with what it names as ``module:name`` imported.
+
+        Raises:
+            ConfigurationError: a name cannot be imported, or is something else than the field takes.
+        """
+        found = {
+            "store_failures": tuple(_imported("store_failures", each) for each in self._failures()),
+            "on_replay": _imported("on_replay", self.on_replay),
+        }
+        named = {name: each for name, each in found.items() if each != getattr(self, name) and name in self.given}
+        return Idempotency(**{**self.given, **named}) if named else self
+
+    def _failures(self) -> tuple[FinalError, ...]:
+        listed = self.store_failures
+        if isinstance(listed, type | str) or not isinstance(listed, Collection):
+            return (listed,)
+        return tuple(listed)
 
     def _compiled(self, name: str) -> Selector | None:
         selectors: dict[str, Selector] = self.__dict__["_selectors"]
@@ -136,6 +184,23 @@ class Idempotency:
 def seconds(duration: Duration) -> float:
     """Return a duration in seconds."""
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def _check_failure(kind: object) -> None:
+    if not isinstance(kind, str) and not (isinstance(kind, type) and issubclass(kind, Exception)):
+        raise ConfigurationError(f"store_failures={short(kind)} is no subclass of Exception, nor a 'module:name'")
+
+
+def _imported(field: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        found = resolve_name(value)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{field}={value!r} cannot be imported: {error}") from error
+    if isinstance(found, str):
+        raise ConfigurationError(f"{field}={value!r} is itself only a text")
+    return found
 
 
 def _check_seconds(name: str, value: object, *, positive: bool) -> None:

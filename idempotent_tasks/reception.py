@@ -8,24 +8,31 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskPredicate
 
 from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.errors import InProgressError, MissingKeyError, StoreError, StoreUnavailableError
+from idempotent_tasks.errors import (
+    IdempotencyError,
+    InProgressError,
+    MissingKeyError,
+    StoreError,
+    StoreUnavailableError,
+)
 from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.recall import recalled
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
-from idempotent_tasks.verdicts import Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable
 
-__all__ = ["Reception", "UnguardedRun"]
+__all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -34,6 +41,9 @@ NOTE_PATIENCE: Final = 1.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
+
+#: Exceptions that say what becomes of a message or of a claim, and never what came of a body.
+NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError)
 
 _keeper = Keeper()
 #: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
@@ -100,10 +110,16 @@ class Reception:
             case Replayed(value, dispatched):
                 self._prepare_what_follows(dispatched=dispatched)
                 return value
+            case Failed(failure, dispatched):
+                self._prepare_what_follows(dispatched=dispatched, failed=True)
+                raise failure
             case Busy(_, holder):
                 raise self._busy(holder)
             case Unclaimed(store_error):
                 return self._on_store_error(body, store_error)
+            case Unreadable(store_error):
+                # The body never runs here, whatever on_store_error says: the key has its outcome.
+                raise self._put_off(store_error)
             case Interrupted(interrupt):
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
@@ -143,6 +159,10 @@ class Reception:
             watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
             interrupts=(SoftTimeLimitExceeded,),
+            never_final=NEVER_FINAL,
+            results=self.settings.results,
+            accepts_pickle=self.settings.accepts_pickle,
+            recall=lambda record: recalled(self.task, record),
             time_left=self._time_left,
         )
 
@@ -161,10 +181,10 @@ class Reception:
         logger.warning("%s[%s] runs unguarded: %s", self.delivery.task, self.delivery.task_id, why)
         return body(UnguardedRun(key))
 
-    def _prepare_what_follows(self, *, dispatched: bool) -> None:
+    def _prepare_what_follows(self, *, dispatched: bool, failed: bool = False) -> None:
         request = self.task.request
         # An eager call is never delivered again, and its signatures are the caller's own objects.
-        if self.delivery.eager or not continuation.follows(request):
+        if self.delivery.eager or not continuation.follows(request, failed=failed):
             return
         if dispatched:
             continuation.suppress(request)
@@ -194,10 +214,13 @@ class Reception:
             return self._run_unguarded(body, self.claim_request.key, error)
         if isinstance(error, StoreUnavailableError):
             self._withdraw(type(error).__name__)
+        raise self._put_off(error)
+
+    def _put_off(self, error: StoreError) -> Exception:
         if self.policy.on_store_error == "raise" or self.delivery.eager:
-            raise error
+            return error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
-        raise self._deferred(None, type(error).__name__)
+        return self._deferred(None, type(error).__name__)
 
     def _withdraw(self, reason: str) -> None:
         """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from kombu.serialization import prepare_accept_content
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.errors import ConfigurationError
@@ -16,15 +17,27 @@ from idempotent_tasks.events import Observer, Observers, log_event
 from idempotent_tasks.findings import WHY
 from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.stores import Store
+from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
+from idempotent_tasks.stores.s3_results import S3Results
 
 __all__ = ["Settings", "settings_of"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", "disabled", "prometheus_port", *_FIELDS)
+_KNOWN: Final = (
+    "store",
+    "observers",
+    "checks",
+    "silenced_checks",
+    "disabled",
+    "prometheus_port",
+    "results_bucket",
+    *_FIELDS,
+)
+#: kombu's content type of pickle.
+PICKLE_CONTENT: Final = "application/x-python-serialize"
 #: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
 DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
 #: The same for ``idempotency_prometheus_port``.
@@ -49,6 +62,10 @@ class Settings:
     checks: str = "warn"
     #: The codes of findings that are known and accepted.
     silenced_checks: frozenset[str] = frozenset()
+    #: Where results lie that are larger than the store takes; None for nowhere.
+    results: ResultStore | None = None
+    #: Whether the app reads pickle from its broker or its result backend.
+    accepts_pickle: bool = False
     #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
@@ -91,11 +108,27 @@ def _load(app: Any, spelled_store: Any) -> Settings:
         store=_store(spelled_store, app.main or ""),
         observe=Observers(observers, (SoftTimeLimitExceeded,)),
         defaults=defaults,
+        results=_results(app.conf.get("idempotency_results_bucket")),
+        accepts_pickle=_accepts_pickle(app.conf),
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
         disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
         prometheus=prometheus,
     )
+
+
+def _results(spelled: Any) -> ResultStore | None:
+    if isinstance(spelled, str):
+        return S3Results.from_url(spelled)
+    if spelled is None or isinstance(spelled, ResultStore):
+        return spelled
+    kind = type(spelled).__name__
+    raise ConfigurationError(f"idempotency_results_bucket is a {kind}; write s3://BUCKET/PREFIX, or give an S3Results")
+
+
+def _accepts_pickle(conf: Any) -> bool:
+    accepted = [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
+    return PICKLE_CONTENT in prepare_accept_content(accepted)
 
 
 def _switch(spelled: Any) -> bool:

@@ -9,10 +9,12 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
+from idempotent_tasks.codec import PICKLE
 from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, read_delivery
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.reception import Reception, UnguardedRun
+from idempotent_tasks.reception import NEVER_FINAL, Reception, UnguardedRun
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["IdempotentTask"]
@@ -162,10 +164,29 @@ class IdempotentTask(Task):
         return self._signature
 
     def policy_under(self, settings: Settings) -> Idempotency:
-        """Return the task's policy, where it says nothing the app's defaults."""
+        """Return the task's policy, where it says nothing the app's defaults, and import what it names.
+
+        Raises:
+            ConfigurationError: a name cannot be imported, the policy stores pickle and the app does not accept it, or
+                it stores failures that are none.
+        """
         if self._resolved is None or self._resolved[0] is not settings:
-            self._resolved = (settings, self.idempotency_policy.over(settings.defaults))
+            policy = self.idempotency_policy.over(settings.defaults).imported()
+            self._check(policy, settings)
+            self._resolved = (settings, policy)
         return self._resolved[1]
+
+    def _check(self, policy: Idempotency, settings: Settings) -> None:
+        if policy.codec == PICKLE and not settings.accepts_pickle:
+            msg = (
+                "codec='pickle' is what the app does not accept: who can write a record could run code here; "
+                "use 'json', or add 'pickle' to app.conf.result_accept_content"
+            )
+            raise ConfigurationError(msg, self.name)
+        never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
+        if never:
+            msg = f"store_failures has {never}, which are never final: they say what becomes of a message or a claim"
+            raise ConfigurationError(msg, self.name)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
         if idempotency_key is not None:

@@ -6,7 +6,7 @@ from typing import Any
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.records import Busy
 
-__all__ = ["Interrupted", "Replayed", "Returned", "Unclaimed", "Verdict"]
+__all__ = ["Failed", "Interrupted", "Replayed", "Returned", "Unclaimed", "Unreadable", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,22 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """The key's outcome is a failure: the body's own just now, or one that is replayed."""
+
+    error: BaseException
+    #: As in `Replayed`.
+    dispatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The key has an outcome, and it cannot be read for now; the body did not run."""
+
+    error: StoreError
+
+
+@dataclass(frozen=True, slots=True)
 class Unclaimed:
     """The store could not answer the claim; the body did not run."""
 
@@ -39,4 +55,4 @@ class Interrupted:
     error: BaseException
 
 
-Verdict = Returned | Replayed | Busy | Unclaimed | Interrupted
+Verdict = Returned | Replayed | Failed | Unreadable | Busy | Unclaimed | Interrupted

@@ -1,8 +1,10 @@
 """A record as people and as programs read it; pure."""
 
+import zlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from idempotent_tasks.codec import as_bytes, text_of
 from idempotent_tasks.liveness import has_ended
 from idempotent_tasks.records import Record, Status
 
@@ -82,8 +84,17 @@ def facts(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "dispatched": sorted(record.dispatched) or None,
     }
     if data and record.data is not None:
-        told["data"] = record.data if isinstance(record.data, str) else record.data.hex()
+        told["data"] = _readable(record)
     return told
+
+
+def _readable(record: Record) -> str:
+    """Return the data as text, without its compression; in hexadecimal where it is none."""
+    try:
+        text = text_of(record)
+        return text if isinstance(text, str) else text.decode()
+    except (ValueError, zlib.error):
+        return as_bytes(record.data or b"").hex()
 
 
 def _time_left(record: Record, now: float) -> float:

@@ -8,8 +8,23 @@ from typing import Any, Final, Self
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
+from idempotent_tasks.stores.s3_results import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results, days_of
 
-__all__ = ["TEMPLATES", "Table"]
+__all__ = ["TEMPLATES", "Bucket", "Table"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """A bucket for large results, and after how many days it forgets them."""
+
+    name: str
+    prefix: str
+    days: int
+
+    @classmethod
+    def of(cls, results: S3Results, longest_seconds: float) -> Self:
+        """Return the bucket of an app whose records are kept for so many seconds at most."""
+        return cls(name=results.bucket, prefix=results.prefix, days=days_of(longest_seconds))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +36,11 @@ class Table:
     sort_key: str | None
     ttl_attribute: str
     point_in_time_recovery: bool
+    #: For results that a record is too small for.
+    bucket: Bucket | None = None
 
     @classmethod
-    def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool) -> Self:
+    def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool, bucket: Bucket | None = None) -> Self:
         """Return the table that a store needs; one that is named by its ARN keeps only its name."""
         layout = store.layout
         return cls(
@@ -32,6 +49,7 @@ class Table:
             sort_key=layout.sort_key_attr,
             ttl_attribute=layout.expiry_attr,
             point_in_time_recovery=point_in_time_recovery,
+            bucket=bucket,
         )
 
     @property
@@ -57,7 +75,29 @@ def _cloudformation(table: Table) -> str:
         "UpdateReplacePolicy": "Retain",
         "Properties": properties,
     }
-    return json.dumps({"AWSTemplateFormatVersion": "2010-09-09", "Resources": {"IdempotencyTable": resource}}, indent=2)
+    resources = {"IdempotencyTable": resource}
+    if table.bucket is not None:
+        resources["IdempotencyResults"] = _cloudformation_bucket(table.bucket)
+    return json.dumps({"AWSTemplateFormatVersion": "2010-09-09", "Resources": resources}, indent=2)
+
+
+def _cloudformation_bucket(bucket: Bucket) -> dict[str, Any]:
+    rule = {"Id": "IdempotencyResults", "Status": "Enabled", "Prefix": bucket.prefix, "ExpirationInDays": bucket.days}
+    return {
+        "Type": "AWS::S3::Bucket",
+        "DeletionPolicy": "Retain",
+        "UpdateReplacePolicy": "Retain",
+        "Properties": {
+            "BucketName": bucket.name,
+            "LifecycleConfiguration": {"Rules": [rule]},
+            "PublicAccessBlockConfiguration": {
+                "BlockPublicAcls": True,
+                "BlockPublicPolicy": True,
+                "IgnorePublicAcls": True,
+                "RestrictPublicBuckets": True,
+            },
+        },
+    }
 
 
 def _terraform(table: Table) -> str:
@@ -80,6 +120,39 @@ def _terraform(table: Table) -> str:
   lifecycle {{
     prevent_destroy = true
   }}
+}}{"" if table.bucket is None else _terraform_bucket(table.bucket)}"""
+
+
+def _terraform_bucket(bucket: Bucket) -> str:
+    return f"""
+
+resource "aws_s3_bucket" "idempotency_results" {{
+  bucket = "{bucket.name}"
+}}
+
+resource "aws_s3_bucket_public_access_block" "idempotency_results" {{
+  bucket                  = aws_s3_bucket.idempotency_results.id
+  block_public_acls       = true
+  block_public_policy     = true
+  ignore_public_acls      = true
+  restrict_public_buckets = true
+}}
+
+resource "aws_s3_bucket_lifecycle_configuration" "idempotency_results" {{
+  bucket = aws_s3_bucket.idempotency_results.id
+
+  rule {{
+    id     = "idempotency-results"
+    status = "Enabled"
+
+    filter {{
+      prefix = "{bucket.prefix}"
+    }}
+
+    expiration {{
+      days = {bucket.days}
+    }}
+  }}
 }}"""
 
 
@@ -94,9 +167,11 @@ def _cdk_python(table: Table) -> str:
         if table.point_in_time_recovery
         else ""
     )
-    return f"""from aws_cdk import RemovalPolicy, Stack
+    imports = "Duration, RemovalPolicy, Stack" if table.bucket else "RemovalPolicy, Stack"
+    s3 = "from aws_cdk import aws_s3 as s3\n" if table.bucket else ""
+    return f"""from aws_cdk import {imports}
 from aws_cdk import aws_dynamodb as dynamodb
-from constructs import Construct
+{s3}from constructs import Construct
 
 
 class IdempotencyStack(Stack):
@@ -110,6 +185,18 @@ class IdempotencyStack(Stack):
 {sort}            billing_mode=dynamodb.BillingMode.PAY_PER_REQUEST,
             time_to_live_attribute="{table.ttl_attribute}",
 {recovery}            removal_policy=RemovalPolicy.RETAIN,
+        ){"" if table.bucket is None else _cdk_bucket(table.bucket)}"""
+
+
+def _cdk_bucket(bucket: Bucket) -> str:
+    return f"""
+        self.results = s3.Bucket(
+            self,
+            "IdempotencyResults",
+            bucket_name="{bucket.name}",
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            lifecycle_rules=[s3.LifecycleRule(prefix="{bucket.prefix}", expiration=Duration.days({bucket.days}))],
+            removal_policy=RemovalPolicy.RETAIN,
         )"""
 
 
@@ -128,7 +215,16 @@ def _iam(table: Table) -> str:
         statement("IdempotencyWorker", WORKER_ACTIONS),
         statement("IdempotencyOperator", (*WORKER_ACTIONS, *OPERATOR_ACTIONS)),
     ]
+    if table.bucket is not None:
+        statements += _bucket_statements(table.bucket)
     return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+
+
+def _bucket_statements(bucket: Bucket) -> list[dict[str, Any]]:
+    arn = f"arn:aws:s3:::{bucket.name}"
+    objects = {"Sid": "IdempotencyResults", "Action": list(OBJECT_ACTIONS), "Resource": f"{arn}/{bucket.prefix}*"}
+    whole = {"Sid": "IdempotencyResultsBucket", "Action": list(BUCKET_ACTIONS), "Resource": arn}
+    return [{"Effect": "Allow", **each} for each in (objects, whole)]
 
 
 TEMPLATES: Final[Mapping[str, Callable[[Table], str]]] = {

@@ -18,7 +18,7 @@ from idempotent_tasks.records import (
     Renewed,
 )
 
-__all__ = ["MOST_NOTED", "Store"]
+__all__ = ["MOST_NOTED", "ResultStore", "Store"]
 
 #: How many deliveries a record notes as deferred, and how many as dispatched: it must stay a small item.
 MOST_NOTED: Final = 100
@@ -107,5 +107,30 @@ class Store(Protocol):
 
         Raises:
             RecordNotFoundError: no record has this key.
+        """
+        ...
+
+
+@runtime_checkable
+class ResultStore(Protocol):
+    """Where data lies that is larger than a record takes.
+
+    Both calls raise `StoreUnavailableError` where repeating may help, and `StoreMisconfiguredError` where it cannot.
+    """
+
+    @property
+    def above_bytes(self) -> int | None:
+        """From which size on data shall lie here, in bytes; None where only what a `Store` does not take."""
+        ...
+
+    def put(self, data: bytes, expires_at: float) -> str:
+        """Keep data at least until ``expires_at`` (epoch seconds), and return its address; safe to repeat."""
+        ...
+
+    def get(self, address: str) -> bytes:
+        """Return what was put, byte by byte.
+
+        Raises:
+            ResultUnavailableError: it is gone, or is something else.
         """
         ...

@@ -26,7 +26,8 @@ from idempotent_tasks.records import (
     expiration_seconds,
 )
 from idempotent_tasks.stores import dynamodb_writes as writes
-from idempotent_tasks.stores.dynamodb_client import Connection, Credentials, Refused, Written
+from idempotent_tasks.stores.aws_client import Credentials
+from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
 from idempotent_tasks.stores.dynamodb_layout import Item, Layout, Update
 from idempotent_tasks.stores.dynamodb_table import create_table, verify_table
 from idempotent_tasks.stores.dynamodb_url import arguments_from_url

@@ -322,6 +322,18 @@ class TestCheck:
         assert (finding["code"], finding["remedy"]) == ("result-expires-first", "app.conf.result_expires = 3600")
 
 
+def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:
+    """Its rule outlives the longest-lived records of the app's tasks by a day."""
+    assert "AWS::S3::Bucket" not in run("template", "--format", "cloudformation").stdout
+    app.conf.idempotency_store = app.conf.idempotency_store.for_app("shop")
+    app.conf.idempotency_results_bucket = "s3://large-results/shop"
+    policy = Idempotency(expires=7 * 86_400)
+    app.task(charge, name="shop.weekly", base=IdempotentTask, shared=False, idempotency=policy)
+    told = json.loads(run("template", "--format", "cloudformation").stdout)["Resources"]["IdempotencyResults"]
+    (rule,) = told["Properties"]["LifecycleConfiguration"]["Rules"]
+    assert (rule["Prefix"], rule["ExpirationInDays"]) == ("shop/", 8)
+
+
 def test_watch_once(run: Run, records: DynamoDBStore) -> None:
     """One picture for a script: the claims in flight and the rates, which are 0 where nobody reports."""
     told = json.loads(run("watch", "--once", "--interval", "0.5").stdout)

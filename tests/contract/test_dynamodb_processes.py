@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarni
 
 def client_of(store: DynamoDBStore) -> Any:
     """Return the client that the store uses in this process."""
-    return store.connection._client_of_this_process()
+    return store.connection.client_of_this_process()
 
 
 def ports(wire: Wire) -> set[int]:

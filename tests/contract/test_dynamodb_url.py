@@ -22,7 +22,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def client_of(store: DynamoDBStore) -> Any:
     """Return the client that the store uses in this process."""
-    return store.connection._client_of_this_process()
+    return store.connection.client_of_this_process()
 
 
 class TestPlaces:

@@ -1,5 +1,6 @@
 """The task bodies of the integration tests: each writes what it does into the journal and can be held at a gate."""
 
+import base64
 import os
 import signal
 from collections.abc import Callable
@@ -44,12 +45,18 @@ def bodies(journal: Journal) -> dict[str, Body]:
         journal.write("effect", **_about(self), key=order)
         return int(self.request.retries) + 1
 
+    def large(self: Task, order: str, length: int) -> str:
+        """Do the side effect and return so many characters, others for each run, which hardly compress."""
+        begin(self, order)
+        journal.write("effect", **_about(self), key=order)
+        return base64.b64encode(os.urandom(length)).decode()[:length]
+
     def die(self: Task, order: str) -> None:
         """End the process, as a body does that runs out of memory."""
         begin(self, order)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    own = {body.__name__: body for body in (charge, retry, fail, die, _heed(journal))}
+    own = {body.__name__: body for body in (charge, retry, fail, large, die, _heed(journal))}
     return own | _canvas_bodies(journal, begin) | leaving_bodies(journal, charge, _about)
 
 

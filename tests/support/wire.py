@@ -1,4 +1,4 @@
-"""A reverse proxy in front of DynamoDB: counts the requests on the wire, and breaks those that a test selects."""
+"""A reverse proxy in front of DynamoDB or S3: counts the requests on the wire, and breaks those that a test selects."""
 
 import json
 import os
@@ -38,10 +38,11 @@ RESET = struct.pack("ii", 1, 0)
 class Request:
     """One request as it came over the wire."""
 
-    #: The DynamoDB operation, such as ``UpdateItem``.
+    #: The DynamoDB operation, such as ``UpdateItem``; of S3 the HTTP method.
     operation: str
     #: Which request of this operation it is, from 1.
     ordinal: int
+    #: A DynamoDB request's parameters.
     body: Mapping[str, Any]
     #: The TCP port of the client, which names its connection.
     client_port: int
@@ -176,7 +177,7 @@ class Wire:
                 self._listen(port)
 
     def admit(self, operation: str, body: bytes, client_port: int) -> Fault:
-        """Write one request down and return what decides about it."""
+        """Write one request, with its body as JSON, down and return what decides about it."""
         with self._lock:
             ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
             self.requests.append(Request(operation, ordinal, json.loads(body or b"{}"), client_port))
@@ -248,18 +249,20 @@ class _Handler(BaseHTTPRequestHandler):
         wire = self.server.wire
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
-        decide = wire.admit(operation, body, self.client_address[1])
+        decide = wire.admit(operation or self.command, body if operation else b"", self.client_address[1])
         reply = decide(lambda: self._forward(wire.upstream, body))
         if reply is None:
             self.close_connection = True
         else:
             self._send(reply)
 
+    do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815 - named by http.server
+
     def _forward(self, upstream: str, body: bytes) -> Answer:
         # A connection for each request: a kept one that the server closes would need a second try, and a count of two.
         connection = HTTPConnection(urlsplit(upstream).netloc, timeout=UPSTREAM_SECONDS)
         try:
-            connection.request("POST", self.path, body, dict(self.headers.items()))
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
             reply = connection.getresponse()
             return Answer(reply.status, reply.read(), tuple(reply.getheaders()))
         finally:

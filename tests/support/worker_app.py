@@ -6,6 +6,7 @@ from typing import Any
 from celery import signals
 from celery.concurrency.asynpool import AsynPool
 
+from idempotent_tasks import S3Results
 from idempotent_tasks.delivery import DEFERRALS_HEADER
 from tests.support.app import VARIABLE, AppConfig, build_app
 from tests.support.sweeping import sweep_each_second
@@ -19,6 +20,19 @@ if config.blind_to_exits:
     # As where its event comes too early, and the timer that would look again has long to go.
     AsynPool._event_process_exit = lambda pool, hub, process: pool._untrack_child_process(process, hub)
     AsynPool.timers = {}
+
+
+put = S3Results.put
+
+
+def hold_put(results: S3Results, data: bytes, expires_at: float) -> str:
+    """Hold a delivery, if the test wants that, whose result lies in the bucket and is not committed."""
+    address = put(results, data, expires_at)
+    journal.pass_gate("stored-in-bucket")
+    return address
+
+
+S3Results.put = hold_put  # type: ignore[assignment, method-assign]
 
 
 @signals.task_success.connect

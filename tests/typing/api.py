@@ -13,8 +13,10 @@ from idempotent_tasks import (
     InProgressError,
     MemoryStore,
     Record,
+    S3Results,
     Status,
     Store,
+    register_type,
 )
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.events import Deferred, Event, Replayed
@@ -71,6 +73,24 @@ def watch(event: Event) -> None:
         assert_type(event.key, str)
 
 
+def replayed(result: dict[str, int], record: Record) -> dict[str, int]:
+    """Say whose result it is."""
+    assert_type(record.task_id, str | None)
+    return result
+
+
+class Money:
+    """A type of the user's own."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+
+register_type(Money, "shop.money", encode=lambda money: money.cents, decode=Money)
+register_type(Money, "shop.money")
+Idempotency(store_failures=ValueError, on_replay=replayed)
+Idempotency(store_failures=(ValueError, "shop.errors:CardDeclined"), on_replay="shop.hooks:replayed", codec="pickle")
+app.conf.idempotency_results_bucket = S3Results("results", "shop", above_bytes=8192, region="eu-west-1")
 app.conf.idempotency_observers = [watch, "shop.metrics:count"]
 
 

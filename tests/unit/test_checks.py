@@ -15,6 +15,7 @@ from kombu import Queue
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
 from idempotent_tasks.stores.dynamodb_probe import PROBLEMS
+from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 
 REDIS = "redis://localhost:1"
 QUORUM = {"x-queue-type": "quorum"}
@@ -101,6 +102,12 @@ CASES = {
     "delivery-limit-below-max-crashes": Case(
         conf=queue_with(5), mended_conf=queue_with(10), remedy='"x-delivery-limit": 10'
     ),
+    "pickled-results": Case(
+        task={"idempotency": Idempotency(codec="pickle")},
+        conf={"result_accept_content": ["json", "pickle"]},
+        mended_task={"idempotency": Idempotency(codec="json")},
+        remedy="drop codec='pickle' from 'shop.charge'",
+    ),
     "celery-unsupported": Case(
         worker={"celery_version": "5.3.6"}, mended_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"
     ),
@@ -137,9 +144,10 @@ def test_what_is_wrong_is_found_and_its_remedy_mends_it(look: Look, code: str, c
 
 
 def test_every_kind_of_finding_is_provoked() -> None:
-    """What the table is asked is provoked at a real one, by the contract tests."""
-    assert set(CASES) | set(PROBLEMS) == set(WHY)
-    assert not set(CASES) & set(PROBLEMS)
+    """What the table and the bucket are asked is provoked at real ones, by the contract tests."""
+    asked = {*PROBLEMS, *BUCKET_PROBLEMS}
+    assert set(CASES) | asked == set(WHY)
+    assert not set(CASES) & asked
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Results to text and back: everything replays as itself, and what cannot be stored says so without quoting it."""
 
+import json
+import os
+import pickle
+import zlib
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -10,11 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.codec import JSON, NONE, decode_result, encode_result, unreplayable
-from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError
+from idempotent_tasks.codec import (
+    COMPRESS_ABOVE,
+    JSON,
+    NONE,
+    PICKLE,
+    decode_result,
+    encode_result,
+    size_of,
+    text_of,
+    unreplayable,
+)
+from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
 from idempotent_tasks.records import Outcome, Record, Status
+from tests.support.guarding import Interrupt
 
-PLENTY = 400_000
 SECRET = "4111111111111111"
 
 json_values = st.recursive(
@@ -47,7 +61,7 @@ def stored(outcome: Outcome) -> Record:
 
 def replayed(value: Any) -> Any:
     """Return a result after storing and reading it."""
-    return decode_result(stored(encode_result(value, PLENTY)))
+    return decode_result(stored(encode_result(value)))
 
 
 class Unwritable:
@@ -55,6 +69,39 @@ class Unwritable:
 
     def __repr__(self) -> str:
         return SECRET
+
+
+class Bomb:
+    """Counts how often it was unpickled."""
+
+    exploded = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return explode, ()
+
+
+def explode() -> None:
+    """Run in whoever reads a pickled `Bomb`."""
+    Bomb.exploded += 1
+
+
+def interrupt() -> None:
+    """Be interrupted."""
+    raise Interrupt
+
+
+class Interrupting:
+    """Is interrupted while it is written."""
+
+    def __json__(self) -> Any:
+        interrupt()
+
+    def __reduce__(self) -> Any:
+        interrupt()
+
+
+#: Reading it calls `interrupt`.
+PICKLED_INTERRUPTED = pickle.dumps(interrupt)[:-1] + b")R."
 
 
 class Treacherous:
@@ -67,7 +114,7 @@ class Treacherous:
 @pytest.mark.parametrize("value", [None, 0, "", [], {}, False, 0.0], ids=repr)
 def test_falsy_results_are_results(value: Any) -> None:
     """Nothing that a body returns is mistaken for nothing stored."""
-    outcome = encode_result(value, PLENTY)
+    outcome = encode_result(value)
     assert (outcome.status, outcome.codec) == (Status.COMPLETED, JSON)
     assert outcome.data is not None
     assert replayed(value) == value
@@ -105,7 +152,7 @@ def test_what_celery_can_send_can_be_replayed(value: Any) -> None:
 def test_an_unwritable_result_is_named_by_type_only(value: Any) -> None:
     """The error says what kind of result it was and what to return instead, and quotes nothing."""
     with pytest.raises(ResultEncodingError, match="return JSON types") as caught:
-        encode_result(value, PLENTY)
+        encode_result(value)
     assert type(value).__qualname__ in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -116,24 +163,69 @@ def test_an_endless_result_is_an_error() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(ResultEncodingError):
-        encode_result(value, PLENTY)
+        encode_result(value)
 
 
-@pytest.mark.parametrize(("text", "fits"), [("x" * 8, True), ("x" * 9, False), ("é", True)])
-def test_the_stores_limit_is_in_bytes_of_the_text(text: str, fits: bool) -> None:
-    """A result fits up to the last byte; one that does not is completed without data."""
-    outcome = encode_result(text, 10)
-    assert outcome.status is Status.COMPLETED
-    assert (outcome.data is not None) is fits
-    assert (outcome.codec == JSON) is fits
+class TestCompression:
+    """Long results are compressed, and say so in their codec's name."""
+
+    @pytest.mark.parametrize("value", ["x" * (COMPRESS_ABOVE - 1), "é" * COMPRESS_ABOVE, ["row"] * 100_000], ids=len)
+    def test_a_long_result_gets_short(self, value: Any) -> None:
+        """It is stored as bytes, and replays as itself."""
+        outcome = encode_result(value)
+        assert (outcome.codec, type(outcome.data)) == ("json+zlib", bytes)
+        assert size_of(outcome) < COMPRESS_ABOVE / 3
+        assert decode_result(stored(outcome)) == value
+
+    def test_a_short_result_stays_readable(self) -> None:
+        """Up to the last byte of the bound a person can read it in the table."""
+        value = "x" * (COMPRESS_ABOVE - 2)
+        assert encode_result(value) == Outcome(status=Status.COMPLETED, codec=JSON, data=f'"{value}"')
+
+    def test_noise_stays_as_it_is(self) -> None:
+        """What compression would make larger is not compressed."""
+        noise = os.urandom(COMPRESS_ABOVE)
+        outcome = encode_result(noise, PICKLE)
+        assert outcome.codec == PICKLE
+        assert decode_result(stored(outcome), accepts_pickle=True) == noise
+
+    def test_people_see_the_text(self) -> None:
+        """What the command line shows is the text."""
+        assert text_of(stored(encode_result(["x"] * 5000))) == json.dumps(["x"] * 5000).encode()
+        assert text_of(record("[1]", None)) == "[1]"
 
 
-def test_a_large_result_says_why_it_is_not_there() -> None:
-    """The record of a large result tells its size and the limit, and nothing of the result."""
-    outcome = encode_result(SECRET * 100, 1_000)
-    assert outcome.error == "the result has 1602 bytes as JSON, the store takes 1000"
-    with pytest.raises(ResultUnavailableError, match="has 1602 bytes"):
-        decode_result(stored(outcome))
+class TestPickle:
+    """Python's own format, where the app wants it."""
+
+    def test_everything_keeps_its_type(self) -> None:
+        """What has no JSON form replays as itself."""
+        outcome = encode_result({("a", 1): {2, 3}}, PICKLE)
+        assert outcome.codec == PICKLE
+        assert decode_result(stored(outcome), accepts_pickle=True) == {("a", 1): {2, 3}}
+
+    def test_it_is_not_read_where_the_app_does_not_accept_it(self) -> None:
+        """Whoever can write a record must not run code in a worker that reads no pickle."""
+        outcome = encode_result(Bomb(), PICKLE)
+        with pytest.raises(ResultUnavailableError, match="stored as pickle, which this app does not accept"):
+            decode_result(stored(outcome))
+        assert Bomb.exploded == 0
+        decode_result(stored(outcome), accepts_pickle=True)
+        assert Bomb.exploded == 1
+
+    def test_what_cannot_be_pickled(self) -> None:
+        """The error names the type and the format."""
+        with pytest.raises(ResultEncodingError, match=r"of type function cannot be written as PICKLE .* picklable"):
+            encode_result(lambda: SECRET, PICKLE)
+
+
+@pytest.mark.parametrize("codec", [JSON, PICKLE])
+def test_an_interrupt_is_nobodys_fault(codec: str) -> None:
+    """A soft time limit that strikes while a value is written or read is passed on, not taken for the value's."""
+    with pytest.raises(Interrupt):
+        encode_result(Interrupting(), codec, interrupts=(Interrupt,))
+    with pytest.raises(Interrupt):
+        decode_result(record(PICKLED_INTERRUPTED, PICKLE), accepts_pickle=True, interrupts=(Interrupt,))
 
 
 def test_an_unreplayable_outcome_names_its_reason() -> None:
@@ -149,7 +241,13 @@ def test_an_unreplayable_outcome_names_its_reason() -> None:
     ("unreadable", "why"),
     [
         pytest.param(record(None, NONE), "its result was not stored", id="no-reason"),
-        pytest.param(record("gASVBQ==", "pickle"), "unknown codec 'pickle'", id="codec-of-another-version"),
+        pytest.param(record("gASVBQ==", "cbor"), "unknown codec 'cbor'", id="codec-of-another-version"),
+        pytest.param(record(b"x", "json+zstd"), "unknown codec 'json\\+zstd'", id="another-compression"),
+        pytest.param(record("s3://b/0", "json+s3"), r"unknown codec 'json\+s3'", id="elsewhere"),
+        pytest.param(record('{"type": "x"}', "failure"), "unknown codec 'failure'", id="failure-as-result"),
+        pytest.param(record(zlib.compress(b"[1]" * 99)[:-9], "json+zlib"), "not readable JSON", id="cut-off-zlib"),
+        pytest.param(record("[1]", "json+zlib"), "not readable JSON", id="not-compressed"),
+        pytest.param(record(None, "json+zlib"), "not readable JSON", id="no-data"),
         pytest.param(record('{"order": 4111', JSON), "not readable JSON", id="cut-off"),
         pytest.param(record(b"\xff\xfe", JSON), "not readable JSON", id="not-text"),
         pytest.param(record('{"__type__": "colour", "__value__": 1}', JSON), "not readable JSON", id="unknown-tag"),
@@ -169,8 +267,9 @@ def test_what_cannot_be_read_is_never_guessed(unreadable: Record, why: str) -> N
 def test_a_stored_failure_is_no_result() -> None:
     """A key that failed for good, by another writer's decision, never replays as a success."""
     failed = replace(record('"x"', JSON, error="CardDeclinedError"), status=Status.FAILED)
-    with pytest.raises(ResultUnavailableError, match=r"failed for good \(CardDeclinedError\)"):
+    with pytest.raises(StoredFailureError, match=r"failed for good \(CardDeclinedError\)") as caught:
         decode_result(failed)
+    assert caught.value.original == "CardDeclinedError"
 
 
 @pytest.mark.parametrize(("data", "value"), [('{"paid": true}', {"paid": True}), (b"[1]", [1]), (None, None)], ids=repr)

@@ -14,6 +14,7 @@ from idempotent_tasks.errors import (
     DuplicateError,
     IdempotencyError,
     InProgressError,
+    StoredFailureError,
     StoreError,
     StoreUnavailableError,
 )
@@ -25,10 +26,11 @@ SAMPLES = [
     *(
         kind("the text", task="shop.charge", key="shop.charge#17")
         for kind in CLASSES
-        if kind not in {InProgressError, DuplicateError}
+        if kind not in {InProgressError, DuplicateError, StoredFailureError}
     ),
     InProgressError("the text", task="shop.charge", key="shop.charge#17", until=1_700_000_000.5),
     DuplicateError("the text", task="shop.charge", key="shop.charge#17", task_id="4f1c"),
+    StoredFailureError("the text", task="shop.charge", key="shop.charge#17", original="shop.CardDeclined"),
 ]
 
 each_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

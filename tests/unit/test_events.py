@@ -15,6 +15,7 @@ NAMED: dict[str, Any] = {"task": "shop.charge", "task_id": "4f1c", "key": "shop.
 SAMPLES = [
     (events.Claimed(**NAMED, fence=9, attempt=2), logging.DEBUG),
     (events.Committed(**NAMED, fence=9, replayable=True, seconds=1.5), logging.DEBUG),
+    (events.Unreplayable(**NAMED, reason="too large"), logging.WARNING),
     (events.Renewed(**NAMED), logging.DEBUG),
     (events.Released(**NAMED, reason="Retry"), logging.INFO),
     (events.Replayed(**NAMED, holder_task_id="77aa", age_seconds=12.5), logging.INFO),

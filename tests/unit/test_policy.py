@@ -28,6 +28,9 @@ def test_the_defaults() -> None:
         "lease": None,
         "grace": 5,
         "max_crashes": 5,
+        "codec": "json",
+        "store_failures": (),
+        "on_replay": None,
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
@@ -60,6 +63,9 @@ def test_every_field_is_documented() -> None:
         *[("prefix", value) for value in ("", "  ", "a\nb", 7, "x" * 513, "é" * 257)],
         *[("key", value) for value in ("order.", "[?", "", 7, ["order"])],
         *[("validate", value) for value in ("order..id", 0)],
+        *[("codec", "xml"), ("codec", None), ("codec", [])],
+        *[("store_failures", value) for value in (5, [KeyError, 5], BaseException, SystemExit, KeyError(), None)],
+        *[("on_replay", 5), ("on_replay", [])],
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -77,6 +83,8 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
         *[("wait_timeout", 0), ("grace", 0), ("grace", timedelta(0)), ("lease", 60), ("max_crashes", 1)],
         *[("prefix", "x" * 512), ("prefix", "zahlung-é"), ("on_busy", "wait"), ("missing_key", "run")],
         *[("key", "[order.id, customer]"), ("key", len), ("validate", "order.amount")],
+        *[("codec", "pickle"), ("on_replay", len), ("on_replay", "shop.hooks:replayed")],
+        *[("store_failures", KeyError), ("store_failures", [KeyError, "shop:Declined"]), ("store_failures", "shop:No")],
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -138,6 +146,26 @@ def test_of_takes_what_a_task_may_declare() -> None:
     assert Idempotency.of({"key": "order.id"}) == policy
     assert Idempotency.of(None) == Idempotency()
     assert Idempotency.of(Idempotency(expires=60)).given == {"expires": 60}
+
+
+@pytest.mark.parametrize(
+    ("given", "types"),
+    [((), ()), (KeyError, (KeyError,)), ([KeyError, OSError], (KeyError, OSError)), (["shop:Declined"], ())],
+)
+def test_final_errors_are_types(given: Any, types: tuple[type[Exception], ...]) -> None:
+    """One type or many; what is only named comes with `imported`."""
+    assert Idempotency(store_failures=given).final_errors == types
+
+
+def test_names_are_imported() -> None:
+    """``module:name`` becomes what it names; a policy without names stays the same, open fields stay open."""
+    policy = Idempotency(store_failures=["builtins:KeyError", OSError], on_replay="builtins:max", expires=60)
+    imported = policy.imported()
+    assert imported.final_errors == (KeyError, OSError)
+    assert imported.on_replay == max
+    assert set(imported.given) == {"store_failures", "on_replay", "expires"}
+    plain = Idempotency(key="order", on_replay=max, store_failures=(KeyError,))
+    assert plain.imported() is plain
 
 
 @pytest.mark.parametrize("value", ["order.id", 60, True, ["key"], Idempotency], ids=repr)

@@ -31,11 +31,14 @@ PUBLIC = {
     "RecordNotFoundError",
     "ResultEncodingError",
     "ResultUnavailableError",
+    "S3Results",
     "Status",
     "Store",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
+    "StoredFailureError",
+    "register_type",
 }
 PUBLIC_FOR_TESTS = {"FakeClock", "MemoryStore"}
 

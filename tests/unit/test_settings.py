@@ -13,7 +13,9 @@ from idempotent_tasks.observers import prometheus_metrics
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.s3_results import S3Results
 from idempotent_tasks.testing import MemoryStore
+from tests.support.buckets import MemoryBucket
 
 told: list[Event] = []
 
@@ -45,6 +47,24 @@ def test_defaults_fill_what_a_task_leaves_open() -> None:
     assert settings.defaults == {"on_busy": "raise", "expires": 60}
     assert Idempotency(expires=5).over(settings.defaults).expires == 5
     assert Idempotency(expires=5).over(settings.defaults).on_busy == "raise"
+
+
+def test_a_results_bucket() -> None:
+    """A URL, a name, or whatever keeps results; nothing by default."""
+    for spelled in ("s3://results/shop", "results/shop"):
+        results = settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=spelled)).results
+        assert isinstance(results, S3Results)
+        assert (results.bucket, results.prefix) == ("results", "shop/")
+    bucket = MemoryBucket()
+    assert settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=bucket)).results is bucket
+    assert settings_of(app_with(idempotency_store="memory://")).results is None
+
+
+@pytest.mark.parametrize("spelled", [5, b"results", "https://results", ["results"]], ids=repr)
+def test_a_wrong_results_bucket(spelled: Any) -> None:
+    """Is an error that says what to write."""
+    with pytest.raises(ConfigurationError, match=r"write s3://BUCKET/PREFIX"):
+        settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=spelled))
 
 
 def test_django_style_settings() -> None:

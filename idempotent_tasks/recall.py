@@ -1,0 +1,47 @@
+"""A result that is not in its record, from Celery's result backend, which may have it under the task's id."""
+
+from typing import Any
+
+from celery import states
+from celery.backends.base import DisabledBackend
+from celery.exceptions import SoftTimeLimitExceeded
+
+from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.outcomes import Recalled
+from idempotent_tasks.records import Record
+
+__all__ = ["recalled"]
+
+
+def recalled(task: Any, record: Record) -> Recalled | None:
+    """Return the result that the run of a record left in the result backend; None where the backend has none.
+
+    It has none where it forgot (``result_expires``), never had it (``ignore_result``, a worker that was killed before),
+    or keeps results for their publisher alone (``rpc://``).
+
+    Args:
+        task: the bound Celery task.
+        record: a completed record.
+
+    Raises:
+        StoreUnavailableError: the backend does not answer.
+    """
+    backend = task.backend
+    # Eager apps have nothing in a backend, and Celery warns of asking.
+    if record.task_id is None or task.app.conf.task_always_eager or not _is_readable(backend):
+        return None
+    try:
+        meta = backend.get_task_meta(record.task_id, cache=False)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:
+        msg = f"the result is only in the result backend, which does not answer ({type(error).__name__})"
+        raise StoreUnavailableError(msg, record.task, record.key) from error
+    # Under ``result_extended`` it says whose result it is.
+    if meta.get("status") != states.SUCCESS or meta.get("name") not in (None, record.task):
+        return None
+    return Recalled(meta.get("result"))
+
+
+def _is_readable(backend: Any) -> bool:
+    return not isinstance(backend, DisabledBackend) and backend.persistent

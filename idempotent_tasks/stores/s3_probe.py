@@ -1,0 +1,77 @@
+"""What stands between a worker and its results bucket: asked for at the bucket itself, without writing anything."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from idempotent_tasks.findings import Finding
+from idempotent_tasks.stores.s3_results import S3Results, days_of
+
+__all__ = ["BUCKET_PROBLEMS", "probe_bucket"]
+
+#: The code of everything that is found here.
+BUCKET_PROBLEMS: Final = ("results-bucket-expires-first", "results-bucket-keeps", "results-bucket-refuses")
+_NO_RULES: Final = "NoSuchLifecycleConfiguration"
+
+
+def probe_bucket(results: S3Results, longest_seconds: float) -> Iterator[Finding]:
+    """Find what is wrong with a bucket and its lifecycle rule; never raises what S3 answers.
+
+    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; who may not see the rules is told nothing of them.
+
+    Args:
+        results: the bucket.
+        longest_seconds: how long the longest-lived record of the app is kept.
+    """
+    client, bucket = results.client(), results.bucket
+    try:
+        client.head_bucket(Bucket=bucket)
+    except (ClientError, BotoCoreError) as error:
+        yield Finding(
+            code="results-bucket-refuses",
+            what=f"HeadBucket on {results!r} fails: {_said(error)}",
+            remedy="create the bucket, allow s3:ListBucket, s3:GetObject and s3:PutObject on it to the worker's role "
+            "(celery -A <app> idempotency template --format iam), or mend idempotency_results_bucket",
+        )
+        return
+    try:
+        rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != _NO_RULES:
+            return
+        rules = []
+    except BotoCoreError:
+        return
+    yield from _of_rules(results, rules, days_of(longest_seconds))
+
+
+def _of_rules(results: S3Results, rules: list[dict[str, Any]], days: int) -> Iterator[Finding]:
+    found = [found for rule in rules if (found := _days(rule, results.prefix)) is not None]
+    remedy = f"a lifecycle rule that expires objects under {results.prefix!r} after {days} days or more"
+    if not found:
+        what = f"no lifecycle rule of bucket {results.bucket!r} expires the objects under {results.prefix!r}"
+        yield Finding(code="results-bucket-keeps", what=what, remedy=remedy)
+    elif min(found) < days:
+        what = (
+            f"a lifecycle rule of bucket {results.bucket!r} expires objects after {min(found)} days, "
+            f"a record may be kept for {days - 1}"
+        )
+        yield Finding(code="results-bucket-expires-first", what=what, remedy=remedy)
+
+
+def _days(rule: dict[str, Any], prefix: str) -> int | None:
+    """Return after how many days a rule deletes the objects under a prefix; None where it does not, or not all."""
+    chosen = rule.get("Filter", {"Prefix": rule.get("Prefix", "")})
+    if (
+        rule.get("Status") != "Enabled"
+        or not set(chosen) <= {"Prefix"}
+        or not prefix.startswith(chosen.get("Prefix", ""))
+    ):
+        return None
+    days: int | None = rule.get("Expiration", {}).get("Days")
+    return days
+
+
+def _said(error: ClientError | BotoCoreError) -> str:
+    return error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__

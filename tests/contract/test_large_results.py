@@ -1,0 +1,110 @@
+"""Results of every size through the guard, DynamoDB and S3: equal when replayed, and what they cost in requests."""
+
+import random
+import string
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from idempotent_tasks import DynamoDBStore, S3Results
+from idempotent_tasks.codec import size_of
+from idempotent_tasks.guard import Guard
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.records import Status
+from idempotent_tasks.verdicts import Failed, Replayed, Returned
+from tests.conftest import REGION
+from tests.support.guarding import KEY, Bench, no_keeping
+from tests.support.wire import Wire, wire_to
+
+KB = 1024
+#: An item with a reference instead of data stays below this, so that it costs one unit.
+ITEM_BYTES = 1024
+
+
+def noise(length: int) -> str:
+    """Return so many characters, which compress to three quarters."""
+    return "".join(random.Random(17).choices(string.ascii_letters + string.digits + "+/", k=length))
+
+
+def rows(length: int) -> list[dict[str, Any]]:
+    """Return what a report is like, of about so many bytes as JSON."""
+    draw = random.Random(17)
+    return [
+        {"id": number, "customer": f"cus_{draw.randrange(10**9)}", "amount": "12.50"} for number in range(length // 58)
+    ]
+
+
+@pytest.fixture
+def s3_wire(ministack: str) -> Iterator[Wire]:
+    """A counting proxy in front of S3."""
+    with wire_to(ministack) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def results(ministack: str, s3_wire: Wire, session: boto3.Session) -> S3Results:
+    """A bucket of the test's own."""
+    bucket = f"results-{uuid4().hex[:12]}"
+    place = {"LocationConstraint": REGION}
+    session.client("s3", endpoint_url=ministack).create_bucket(Bucket=bucket, CreateBucketConfiguration=place)
+    return S3Results(bucket, endpoint_url=s3_wire.endpoint, session=session)
+
+
+@pytest.fixture
+def guard(dynamodb: DynamoDBStore, results: S3Results) -> Guard:
+    """A guard over a table and a bucket."""
+    return Guard(
+        store=dynamodb,
+        policy=Idempotency(store_failures=ValueError),
+        observe=lambda _: None,
+        keeping=no_keeping,
+        results=results,
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "codec"),
+    [
+        pytest.param("paid", "json", id="small"),
+        pytest.param(rows(300 * KB), "json+zlib", id="300-KB-rows"),
+        pytest.param(noise(300 * KB), "json+zlib", id="300-KB-noise"),
+        pytest.param(rows(5000 * KB), "json+zlib+s3", id="5-MB-rows"),
+        pytest.param(noise(5000 * KB), "json+zlib+s3", id="5-MB-noise"),
+    ],
+)
+def test_a_result_of_any_size_is_replayed(
+    *,
+    dynamodb: DynamoDBStore,
+    guard: Guard,
+    wire: Wire,
+    s3_wire: Wire,
+    refusal_read: list[str],
+    value: Any,
+    codec: str,
+) -> None:
+    """The replay is equal, from whichever process; one request more each way where the bucket has it."""
+    in_bucket = codec.endswith("+s3")
+    bench = Bench(dynamodb)
+    assert bench.deliver("one", value, guard=guard) == Returned(value)
+    assert wire.operations() == ["UpdateItem", "UpdateItem"]
+    assert s3_wire.operations() == ["PUT"] * in_bucket
+    assert bench.deliver("two", guard=guard) == Replayed(value)
+    assert wire.operations()[2:] == ["UpdateItem", *refusal_read]
+    assert s3_wire.operations() == ["PUT", "GET"] * in_bucket
+    record = dynamodb.get(KEY)
+    assert record.codec == codec
+    assert not in_bucket or size_of(record) < ITEM_BYTES / 4
+
+
+def test_a_large_failure_is_replayed(dynamodb: DynamoDBStore, guard: Guard, s3_wire: Wire) -> None:
+    """A stored failure takes the same road."""
+    bench = Bench(dynamodb)
+    error = ValueError(noise(1000 * KB))
+    assert bench.deliver("one", error, guard=guard) == Failed(error)
+    verdict = bench.deliver("two", guard=guard)
+    assert isinstance(verdict, Failed)
+    assert (type(verdict.error), verdict.error.args) == (ValueError, error.args)
+    assert (dynamodb.get(KEY).status, s3_wire.operations()) == (Status.FAILED, ["PUT", "GET"])

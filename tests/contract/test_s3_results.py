@@ -1,0 +1,341 @@
+"""Large results in a real bucket: what is written and read, what is refused, and what the checks find there."""
+
+import hashlib
+import pickle
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from celery import Celery
+
+from idempotent_tasks import (
+    ConfigurationError,
+    Idempotency,
+    IdempotentTask,
+    ResultUnavailableError,
+    S3Results,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from idempotent_tasks.checks import Finding, Surroundings, findings
+from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
+from idempotent_tasks.testing import MemoryStore
+from tests.conftest import REGION
+from tests.support.wire import Answer, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+
+EXPIRES_AT = 1_800_000_000
+WEEK = 7 * 86_400
+DATA = secrets.token_bytes(100_000)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+FAULTS = {
+    "refused": refuse,
+    "answer-lost": lose_answer,
+    "cut": cut,
+    "slow-down": answer(503, "SlowDown"),
+    "internal": answer(500, "InternalError"),
+    "throttled": answer(429, "x"),
+}
+
+MakeResults = Callable[..., S3Results]
+
+
+@pytest.fixture
+def wire(ministack: str) -> Iterator[Wire]:
+    """A counting, fault-injecting proxy in front of S3."""
+    with wire_to(ministack) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(ministack: str, session: boto3.Session) -> Any:
+    """A client of the same server past the wire and the library."""
+    return session.client("s3", endpoint_url=ministack)
+
+
+@pytest.fixture
+def bucket(s3: Any) -> str:
+    """An empty bucket of the test's own."""
+    name = f"results-{uuid4().hex[:12]}"
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+    return name
+
+
+@pytest.fixture
+def make_results(wire: Wire, bucket: str, session: boto3.Session) -> MakeResults:
+    """Makes the bucket's results behind the wire."""
+    return lambda prefix="shop", **given: S3Results(
+        given.pop("bucket", bucket), prefix, endpoint_url=wire.endpoint, session=session, **given
+    )
+
+
+@pytest.fixture
+def results(make_results: MakeResults) -> S3Results:
+    """The bucket's results under a prefix."""
+    return make_results()
+
+
+def listed(s3: Any, bucket: str) -> list[str]:
+    """Return the names of the objects in a bucket."""
+    return [each["Key"] for each in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+class TestObjects:
+    """Objects named after what is in them."""
+
+    def test_an_object_is_written_and_read(self, results: S3Results, s3: Any, bucket: str, wire: Wire) -> None:
+        """One request each; the name is the digest, and the metadata say until when it is wanted."""
+        address = results.put(DATA, EXPIRES_AT)
+        assert address == f"s3://{bucket}/shop/{DIGEST}"
+        assert results.get(address) == DATA
+        assert wire.operations() == ["PUT", "GET"]
+        told = s3.head_object(Bucket=bucket, Key=f"shop/{DIGEST}")
+        assert told["Metadata"] == {"idempotency-expires": "2027-01-15T08:00:00+00:00"}
+
+    def test_the_same_result_is_one_object(self, results: S3Results, s3: Any, bucket: str) -> None:
+        """Its age starts anew with each writing, so that S3 deletes it after the last record that names it."""
+        assert results.put(DATA, EXPIRES_AT) == results.put(DATA, EXPIRES_AT + 60)
+        assert listed(s3, bucket) == [f"shop/{DIGEST}"]
+        told = s3.head_object(Bucket=bucket, Key=f"shop/{DIGEST}")
+        assert told["Metadata"] == {"idempotency-expires": "2027-01-15T08:01:00+00:00"}
+
+    @pytest.mark.parametrize(("prefix", "begins"), [("", ""), ("/", ""), ("a/b", "a/b/"), ("a/", "a/")], ids=repr)
+    def test_a_prefix_is_a_folder(
+        self, make_results: MakeResults, s3: Any, bucket: str, prefix: str, begins: str
+    ) -> None:
+        """Names begin with it and one slash."""
+        make_results(prefix).put(DATA, EXPIRES_AT)
+        assert listed(s3, bucket) == [f"{begins}{DIGEST}"]
+
+    def test_another_prefix_is_read_too(self, make_results: MakeResults) -> None:
+        """A record keeps its address when the setting has changed."""
+        address = make_results("old").put(DATA, EXPIRES_AT)
+        assert make_results("new").get(address) == DATA
+
+    def test_an_object_that_is_gone(self, results: S3Results, s3: Any, bucket: str) -> None:
+        """The error names the object and the rule that may have deleted it."""
+        address = results.put(DATA, EXPIRES_AT)
+        s3.delete_object(Bucket=bucket, Key=f"shop/{DIGEST}")
+        with pytest.raises(ResultUnavailableError, match=rf"{DIGEST} is gone; give the bucket's lifecycle rule more"):
+            results.get(address)
+
+    @pytest.mark.parametrize("data", [b"", DATA[:-1], DATA + b"x"], ids=["empty", "cut", "longer"])
+    def test_an_object_that_was_changed(self, results: S3Results, s3: Any, bucket: str, data: bytes) -> None:
+        """What is read is what was written, or nothing."""
+        address = results.put(DATA, EXPIRES_AT)
+        s3.put_object(Bucket=bucket, Key=f"shop/{DIGEST}", Body=data)
+        with pytest.raises(ResultUnavailableError, match="is not the result that was stored there"):
+            results.get(address)
+
+    @pytest.mark.parametrize("address", ["", "shop/x", "https://elsewhere/x", "s3://bucket", "s3:///x"])
+    def test_what_is_no_address(self, results: S3Results, wire: Wire, address: str) -> None:
+        """Nothing is asked of anybody."""
+        with pytest.raises(ResultUnavailableError, match="no address of S3"):
+            results.get(address)
+        assert wire.operations() == []
+
+
+class TestFaults:
+    """A bucket that does not answer as it should."""
+
+    @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+    @pytest.mark.parametrize("method", ["PUT", "GET"])
+    def test_repeating_may_help(self, results: S3Results, wire: Wire, method: str, fault: Any) -> None:
+        """It is told so, after one request; the repetition succeeds."""
+        address = results.put(DATA, EXPIRES_AT)
+        wire.clear()
+        wire.break_nth(method, 1, fault)
+
+        def call() -> object:
+            return results.put(DATA, EXPIRES_AT) if method == "PUT" else results.get(address)
+
+        if (method, fault) != ("PUT", cut):  # the answer to a PUT has no body that could be cut
+            with pytest.raises(StoreUnavailableError, match=r"s3:(Put|Get)Object on bucket 'results-"):
+                call()
+            assert wire.operations() == [method]
+        assert call() == (address if method == "PUT" else DATA)
+
+    def test_nobody_listens(self, results: S3Results, wire: Wire) -> None:
+        """Likewise."""
+        with wire.unplugged(), pytest.raises(StoreUnavailableError, match="got no answer"):
+            results.put(DATA, EXPIRES_AT)
+
+    def test_no_bucket(self, make_results: MakeResults) -> None:
+        """Repeating does not help; the error says what does."""
+        results = make_results(bucket="there-is-none")
+        for call in (lambda: results.put(DATA, EXPIRES_AT), lambda: results.get(f"s3://there-is-none/{DIGEST}")):
+            with pytest.raises(StoreMisconfiguredError, match=r"NoSuchBucket. Remedy: .*mend the bucket's name"):
+                call()
+
+    def test_no_permission(self, results: S3Results, wire: Wire) -> None:
+        """Likewise."""
+        wire.break_all(denied)
+        with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied. Remedy: allow s3:PutObject, s3:GetObject"):
+            results.put(DATA, EXPIRES_AT)
+
+    def test_no_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Likewise, before anything is sent."""
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        with pytest.raises(StoreMisconfiguredError, match=r"cannot be sent: .*credentials"):
+            S3Results(bucket, region=REGION).put(DATA, EXPIRES_AT)
+
+
+def denied(_forward: Forward) -> Answer:
+    """Answer as S3 does where an action is not allowed."""
+    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    return Answer(403, body, (("Content-Type", "application/xml"),))
+
+
+class TestConfiguration:
+    """Where the bucket is named."""
+
+    @pytest.mark.parametrize(
+        ("url", "bucket", "prefix", "above"),
+        [
+            ("results", "results", "", None),
+            ("results/shop", "results", "shop/", None),
+            ("s3://results", "results", "", None),
+            ("s3://results/a/b/?above_bytes=4096&region=eu-west-1", "results", "a/b/", 4096),
+            ("s3://results?endpoint_url=http://localhost:9000", "results", "", None),
+        ],
+    )
+    def test_a_url(self, url: str, bucket: str, prefix: str, above: int | None) -> None:
+        """A name, a prefix, and parameters."""
+        results = S3Results.from_url(url)
+        assert (results.bucket, results.prefix, results.above_bytes) == (bucket, prefix, above)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "",
+            "s3://",
+            "https://results",
+            "s3://key:secret@results",
+            "s3://r?above_bytes=-1",
+            "s3://r?region=",
+            "s3://r?x=1",
+        ],
+    )
+    def test_a_wrong_url(self, url: str) -> None:
+        """Is refused without quoting a secret."""
+        with pytest.raises(ConfigurationError, match="bucket") as caught:
+            S3Results.from_url(url)
+        assert "secret" not in str(caught.value)
+
+    def test_wrong_arguments(self) -> None:
+        """Are refused at once."""
+        with pytest.raises(ConfigurationError, match="above_bytes=-1"):
+            S3Results("results", above_bytes=-1)
+        with pytest.raises(ConfigurationError, match="complete in itself"):
+            S3Results("results", region=REGION, client=object())
+
+    def test_each_process_has_a_client_of_its_own(self, bucket: str, ministack: str) -> None:
+        """What is sent to a spawned process connects there."""
+        results = S3Results(bucket, "shop", endpoint_url=ministack)
+        address = results.put(DATA, EXPIRES_AT)
+        assert pickle.loads(pickle.dumps(results)).get(address) == DATA
+
+
+Look = Callable[..., list[Finding]]
+
+#: Every kind, by the test that provokes it and mends it.
+PROVOKED = {
+    "results-bucket-refuses": "test_a_bucket_that_is_not_there",
+    "results-bucket-keeps": "test_no_rule",
+    "results-bucket-expires-first": "test_a_rule_that_is_too_fast",
+}
+
+
+def test_every_problem_is_provoked() -> None:
+    """A kind of problem without a test here would be a guess."""
+    assert set(PROVOKED) == set(BUCKET_PROBLEMS)
+    assert set(PROVOKED.values()) <= set(globals())
+
+
+def do_nothing() -> None:
+    """Be a body."""
+
+
+@pytest.fixture
+def look(results: S3Results) -> Look:
+    """Look at an app with a task whose records live for a week."""
+
+    def look(bucket: S3Results = results) -> list[Finding]:
+        app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+        app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket, result_expires=None)
+        policy = Idempotency(expires=WEEK)
+        app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
+        return findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+
+    return look
+
+
+def expire(s3: Any, bucket: str, days: int, **rule: Any) -> None:
+    """Give a bucket a lifecycle rule."""
+    whole = {"ID": "x", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": days}, **rule}
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [whole]})
+
+
+def codes(found: list[Finding]) -> list[str]:
+    """Return what was found."""
+    return [each.code for each in found]
+
+
+def test_a_bucket_that_is_not_there(look: Look, make_results: MakeResults, s3: Any, bucket: str) -> None:
+    """It is found; with its name mended nothing is."""
+    (found,) = look(make_results(bucket="there-is-none"))
+    assert found.code == "results-bucket-refuses"
+    assert "HeadBucket" in found.what
+    expire(s3, bucket, 8)
+    assert look() == []
+
+
+def test_no_rule(look: Look, s3: Any, bucket: str, wire: Wire) -> None:
+    """A bucket that keeps everything is found, and no more after the rule; nothing is written on the way."""
+    (found,) = look()
+    assert found.code == "results-bucket-keeps"
+    assert "under 'shop/' after 8 days" in found.remedy
+    expire(s3, bucket, 8)
+    assert look() == []
+    assert wire.operations() == ["HEAD", "GET"] * 2
+    assert listed(s3, bucket) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"Status": "Disabled"},
+        {"Filter": {"Prefix": "other/"}},
+        {"Filter": {"Tag": {"Key": "a", "Value": "b"}}},
+    ],
+    ids=["disabled", "elsewhere", "tagged"],
+)
+def test_a_rule_that_is_none(look: Look, s3: Any, bucket: str, rule: dict[str, Any]) -> None:
+    """A rule that leaves our objects alone is as good as none."""
+    expire(s3, bucket, 8, **rule)
+    assert codes(look()) == ["results-bucket-keeps"]
+
+
+def test_a_rule_that_is_too_fast(look: Look, s3: Any, bucket: str) -> None:
+    """Objects must outlive the records of a week by a day."""
+    expire(s3, bucket, 7, Filter={"Prefix": "shop/"})
+    (found,) = look()
+    assert found.code == "results-bucket-expires-first"
+    assert "after 7 days, a record may be kept for 7" in found.what
+    expire(s3, bucket, 8, Filter={"Prefix": "shop/"})
+    assert look() == []
+
+
+def test_who_may_not_see_the_rules_is_not_told_of_them(look: Look, wire: Wire) -> None:
+    """The permission is for the check alone; nothing fails without it."""
+    wire.break_nth("GET", 1, denied)
+    assert look() == []
+
+
+def test_a_ready_made_client_is_not_asked(look: Look, s3: Any) -> None:
+    """It must not be used before a fork."""
+    assert look(S3Results("there-is-none", client=s3)) == []
+    assert codes(look(S3Results("there-is-none", endpoint_url=s3.meta.endpoint_url))) == ["results-bucket-refuses"]

@@ -1,0 +1,126 @@
+"""Items as they lie in tables: one of each codec, word for word; every later version must read them as this one."""
+
+from base64 import b64decode
+from datetime import date
+from typing import Any
+
+import pytest
+
+from idempotent_tasks.codec import CODECS, COMPRESSED, NONE, decode_result
+from idempotent_tasks.errors import ResultUnavailableError
+from idempotent_tasks.failures import FAILURE
+from idempotent_tasks.outcomes import Outcomes
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.records import Record
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb_layout import Item
+from idempotent_tasks.testing import MemoryStore
+from tests.support.buckets import MemoryBucket
+
+KEY = "shop.charge#3d2a"
+#: What every item of a finished run has.
+COMMON: Item = {
+    "id": {"S": KEY},
+    "status": {"S": "COMPLETED"},
+    "expiration": {"N": "1764067600"},
+    "in_progress_expiration": {"N": "1764064035000"},
+    "owner": {"S": "6f0f2a51b2d84f0ea2f2b7f1d9f6a0c3"},
+    "fence": {"N": "1764064000123"},
+    "attempt": {"N": "0"},
+    "task": {"S": "shop.charge"},
+    "task_id": {"S": "4f1c"},
+    "worker": {"S": "celery@host"},
+    "process": {"S": "linux:host:boot:pidns:71:1234"},
+    "claimed_at": {"N": "1764064000123"},
+    "completed_at": {"N": "1764064001500"},
+    "dispatched": {"SS": ["4f1c"]},
+}
+FAILED: Item = {"status": {"S": "FAILED"}, "error": {"S": "builtins.ValueError"}}
+TEAS = "tea " * 30
+ZIPPED_TEAS = b64decode("eJyLVipJTVQYCKwUCwAzSymJ")
+ZIPPED_FAILURE = b64decode(
+    "eJyrViqpLEhVslJQSirNzCnJzCvWC0vMKU11LSrKL1LSUVBKLEovBkpHK6WkJudk5qWmAAVNDWOBMsUliSUgndVKSYl52SAj8vKLSjKUamsBsFobZQ=="
+)
+ADDRESS = "s3://results/shop/63304e867cb9de49356f30da481722a5231038adbb553c08136e386c30e39e02"
+ZIPPED_ADDRESS = "s3://results/shop/d8e23f612e365c78735e8aea78521dcdb534395d87a2e35ee89d9a132380b415"
+#: What lies in the bucket.
+OBJECTS = {ADDRESS: b'{"paid": true}', ZIPPED_ADDRESS: ZIPPED_TEAS}
+
+#: The attributes beside `COMMON`, and the result.
+RESULTS: dict[str, tuple[Item, Any]] = {
+    "json": (
+        {"codec": {"S": "json"}, "data": {"S": '{"on": {"__type__": "date", "__value__": "2026-03-01"}}'}},
+        {"on": date(2026, 3, 1)},
+    ),
+    "powertools": ({"data": {"S": '{"paid": true}'}}, {"paid": True}),
+    "json+zlib": ({"codec": {"S": "json+zlib"}, "data": {"B": ZIPPED_TEAS}}, [TEAS]),
+    "json+s3": ({"codec": {"S": "json+s3"}, "data": {"S": ADDRESS}}, {"paid": True}),
+    "json+zlib+s3": ({"codec": {"S": "json+zlib+s3"}, "data": {"S": ZIPPED_ADDRESS}}, [TEAS]),
+    "pickle": (
+        {"codec": {"S": "pickle"}, "data": {"B": b64decode("gASVDwAAAAAAAACPlCiMA3RlYZRLEYaUkC4=")}},
+        {("tea", 17)},
+    ),
+    "pickle+zlib": (
+        {"codec": {"S": "pickle+zlib"}, "data": {"B": b64decode("eJxrYJnKzwAB/VM0ephLUhOneAu2TZmgBwBMYwcF")}},
+        {("tea", 17)},
+    ),
+}
+#: The attributes beside `COMMON` and `FAILED`; the exception is always the same.
+FAILURES: dict[str, Item] = {
+    "failure": {
+        "codec": {"S": "failure"},
+        "data": {"S": '{"type": "builtins.ValueError", "args": ["declined", 51], "state": {"bank": "north"}}'},
+    },
+    "failure+zlib": {"codec": {"S": "failure+zlib"}, "data": {"B": ZIPPED_FAILURE}},
+}
+#: The attributes of an outcome without data, and the error of its replay.
+NOTHING: Item = {"codec": {"S": "none"}, "error": {"S": "the result has 500000 bytes as json, the store takes 389120"}}
+
+
+@pytest.fixture
+def outcomes(store: MemoryStore) -> Outcomes:
+    """What reads the items, with their bucket and with pickle accepted."""
+    bucket = MemoryBucket()
+    bucket.objects.update(OBJECTS)
+    policy = Idempotency(store_failures=(ValueError,))
+    return Outcomes(store=store, policy=policy, results=bucket, accepts_pickle=True)
+
+
+def read(*parts: Item) -> Record:
+    """Return the record of an item that is made up of these attributes, the last one counting."""
+    item: Item = {name: value for part in (COMMON, *parts) for name, value in part.items()}
+    return DynamoDBStore("idempotency").layout.record(KEY, item)
+
+
+@pytest.mark.parametrize(("item", "value"), RESULTS.values(), ids=RESULTS.keys())
+def test_a_result_is_read(outcomes: Outcomes, item: Item, value: Any) -> None:
+    """The result of an old item is what the body returned then, of the same type."""
+    result = outcomes.result(read(item))
+    assert (result, type(result)) == (value, type(value))
+
+
+@pytest.mark.parametrize("item", FAILURES.values(), ids=FAILURES.keys())
+def test_a_failure_is_read(outcomes: Outcomes, item: Item) -> None:
+    """The exception of an old item is what the body raised then."""
+    error = outcomes.failure(read(FAILED, item))
+    assert (type(error), error.args, vars(error)) == (ValueError, ("declined", 51), {"bank": "north"})
+
+
+def test_nothing_is_read(outcomes: Outcomes) -> None:
+    """An old item without data still says why."""
+    with pytest.raises(ResultUnavailableError, match="500000 bytes"):
+        outcomes.result(read(NOTHING))
+
+
+def test_every_codec_has_an_item() -> None:
+    """A codec that this version writes is in the lists above, with and without compression."""
+    written = {NONE, FAILURE, FAILURE + COMPRESSED, *CODECS, *(name + COMPRESSED for name in CODECS)}
+    assert written <= {"none", *RESULTS, *FAILURES}
+
+
+@pytest.mark.parametrize("item", [*(item for item, _ in RESULTS.values()), *FAILURES.values()], ids=repr)
+def test_an_older_reader_refuses(item: Item) -> None:
+    """A codec's name that a reader does not know is an error, whatever is in the item."""
+    renamed = {**item, "codec": {"S": "tomorrow's"}}
+    with pytest.raises(ResultUnavailableError, match="unknown codec"):
+        decode_result(read(renamed), accepts_pickle=True)
