@@ -12,15 +12,21 @@ from typing import Any, Final, Literal, Self, get_args
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
 
-__all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnStoreError", "seconds"]
+__all__ = ["AtPublish", "Duration", "Idempotency", "MissingKey", "OnBusy", "OnStoreError", "seconds"]
 
 #: Seconds, or a ``timedelta``.
 Duration = int | float | timedelta
 OnBusy = Literal["defer", "wait", "raise", "skip"]
 OnStoreError = Literal["defer", "raise", "run"]
 MissingKey = Literal["raise", "run"]
+AtPublish = Literal["send", "join", "raise"]
 
-_CHOICES: Final[dict[str, Any]] = {"on_busy": OnBusy, "on_store_error": OnStoreError, "missing_key": MissingKey}
+_CHOICES: Final[dict[str, Any]] = {
+    "on_busy": OnBusy,
+    "on_store_error": OnStoreError,
+    "missing_key": MissingKey,
+    "at_publish": AtPublish,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,12 @@ class Idempotency:
             whole time limit: a machine that vanishes is then recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
+        at_publish: what ``apply_async`` does whose key has a task already, in a queue, running or done: ``send`` asks
+            nothing and publishes, ``join`` publishes nothing and returns that task's result, ``raise`` raises
+            `DuplicateError`.
+        reserve: how long a message may wait in its queue while its key stays reserved for it, in seconds.
+        cache: how long an outcome may be replayed from this process's memory, in seconds, without asking the store;
+            None for not at all.
 
     Raises:
         ConfigurationError: an unknown field, or a value that a field does not take.
@@ -63,6 +75,9 @@ class Idempotency:
     lease: Duration | None = None
     grace: Duration = 5
     max_crashes: int = 5
+    at_publish: AtPublish = "send"
+    reserve: Duration = 300
+    cache: Duration | None = None
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which fields were given, so that settings fill the others only."""
@@ -81,10 +96,11 @@ class Idempotency:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
-        for name in ("expires", "wait_timeout", "grace"):
-            _check_seconds(name, getattr(self, name), positive=name == "expires")
-        if self.lease is not None:
-            _check_seconds("lease", self.lease, positive=True)
+        for name in ("expires", "wait_timeout", "grace", "reserve"):
+            _check_seconds(name, getattr(self, name), positive=name in ("expires", "reserve"))
+        for name in ("lease", "cache"):
+            if getattr(self, name) is not None:
+                _check_seconds(name, getattr(self, name), positive=True)
         if not isinstance(self.max_crashes, int) or isinstance(self.max_crashes, bool) or self.max_crashes < 1:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:
