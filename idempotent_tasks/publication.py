@@ -23,6 +23,7 @@ from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Grante
 from idempotent_tasks.reservation import reservation_owner, reservation_seconds
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.stores.cached import CachedStore
 
 __all__ = ["Publication", "publication_of"]
 
@@ -82,7 +83,9 @@ class Publication:
         return publish()
 
     def _reserve(self) -> Granted | Finished | Busy | Mismatch:
-        store = self.settings.store
+        store, cache = self.settings.store, self.policy.cache
+        if cache is not None:
+            store = CachedStore(inner=store, cache=self.settings.outcomes, max_age=seconds(cache))
         until = store.clock.now() + PUBLISH_PATIENCE
         return persistently(lambda: store.claim(self.request), clock=store.clock, until=until)
 

@@ -17,6 +17,7 @@ from idempotent_tasks.findings import WHY
 from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.stores import Store
+from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 
@@ -24,7 +25,14 @@ __all__ = ["Settings", "settings_of"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = ("store", "observers", "checks", "silenced_checks", "disabled", *_FIELDS)
+#: How many outcomes one process remembers, and how much memory they take in bytes, where the settings
+#: ``idempotency_cache_<limit>`` do not say so.
+_CACHE_LIMITS: Final = {"outcomes": 10_000, "bytes": 20_000_000}
+_KNOWN: Final = (
+    *("store", "observers", "checks", "silenced_checks", "disabled"),
+    *(f"cache_{limit}" for limit in _CACHE_LIMITS),
+    *_FIELDS,
+)
 #: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
 DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
 _ON: Final = ("1", "true", "yes", "on")
@@ -38,6 +46,8 @@ class Settings:
     """What an app's ``idempotency_*`` settings say."""
 
     store: Store
+    #: What tasks with ``Idempotency(cache=...)`` remember.
+    outcomes: OutcomeCache
     #: Tells every observer of an event.
     observe: Observers
     #: ``idempotency_<field>``, by the field of `Idempotency`.
@@ -81,14 +91,25 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     defaults = {name: value for name, value in given.items() if value is not None}
     Idempotency.of(defaults)
     observers = app.conf.get("idempotency_observers")
+    store = _store(spelled_store, app.main or "")
+    limits = {limit: _cache_limit(app, limit) for limit in _CACHE_LIMITS}
     return Settings(
-        store=_store(spelled_store, app.main or ""),
+        store=store,
+        outcomes=OutcomeCache(store.clock, most=limits["outcomes"], most_bytes=limits["bytes"]),
         observe=Observers([log_event] if observers is None else _observers(observers), (SoftTimeLimitExceeded,)),
         defaults=defaults,
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
         disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
     )
+
+
+def _cache_limit(app: Any, limit: str) -> int:
+    given = app.conf.get(f"idempotency_cache_{limit}")
+    number = _CACHE_LIMITS[limit] if given is None else given
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(f"idempotency_cache_{limit}={given!r} is not a whole number of at least 1")
+    return number
 
 
 def _switch(spelled: Any) -> bool:
