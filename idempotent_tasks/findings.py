@@ -20,6 +20,8 @@ WHY: Final = {
     "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again",
     "result-expires-first": "publishers can no longer read a result that a duplicate still gets replayed",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before CrashLoopError makes the failure visible",
+    "settings-changed": "what an old store holds is not seen in a new one, and any other change is ignored",
+    "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
     "celery-unsupported": "the hooks that release the claims of dead processes are not as this library uses them",
     "store-unreachable": "no delivery can claim its key; all of them are deferred until the store answers",
     "store-refuses": "no delivery can claim its key; all of them are deferred until the configuration is mended",

@@ -1,9 +1,11 @@
 """An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
 
+import gc
+import logging
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -21,7 +23,9 @@ from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 
-__all__ = ["Settings", "settings_of"]
+__all__ = ["Settings", "changed_settings", "settings_of"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
@@ -58,6 +62,10 @@ class Settings:
     silenced_checks: frozenset[str] = frozenset()
     #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
+    #: Every setting as it was spelled when it was read.
+    spelled: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: The store that the app used in this process before it was given another; None where there is none.
+    former_store: Store | None = None
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
@@ -68,7 +76,7 @@ def settings_of(app: Any) -> Settings:
     """Return the settings of a Celery app; they are read once, and again when the app is given another store.
 
     Raises:
-        ConfigurationError: a setting is missing, unknown or wrong.
+        ConfigurationError: a setting is missing, unknown or wrong, or contradicts another app's.
     """
     spelled = app.conf.get("idempotency_store")
     # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
@@ -92,6 +100,7 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     Idempotency.of(defaults)
     observers = app.conf.get("idempotency_observers")
     store = _store(spelled_store, app.main or "")
+    _refuse_other_layout(app, store)
     limits = {limit: _cache_limit(app, limit) for limit in _CACHE_LIMITS}
     return Settings(
         store=store,
@@ -101,7 +110,62 @@ def _load(app: Any, spelled_store: Any) -> Settings:
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
         disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
+        spelled=_spelled(app),
+        former_store=_former_store(app, store),
     )
+
+
+def changed_settings(app: Any) -> list[str]:
+    """Return the settings of an app that were changed since they were read, which is without effect."""
+    spelled, now = settings_of(app).spelled, _spelled(app)
+    return [_PREFIX + name for name in _KNOWN if spelled[name] is not now[name] and spelled[name] != now[name]]
+
+
+def _spelled(app: Any) -> dict[str, Any]:
+    return {name: app.conf.get(_PREFIX + name) for name in _KNOWN}
+
+
+def _former_store(app: Any, store: Store) -> Store | None:
+    known = _loaded.get(app)
+    if known is None:
+        return None
+    former = known[1].store
+    logger.warning(
+        "the store of app %r is %r from now on; what %r holds does not count any more", app.main, store, former
+    )
+    return former
+
+
+def _refuse_other_layout(app: Any, store: Store) -> None:
+    """Refuse a table that another app of this process uses with other attribute names: neither would see the other."""
+    if _contradicted(app, store) is None:
+        return
+    # It may be an app that nobody has any more.
+    gc.collect()
+    contradicted = _contradicted(app, store)
+    if contradicted is not None:
+        other, differences = contradicted
+        msg = (
+            f"apps {app.main!r} and {other.main!r} use one table, {store!r}, with different attribute names "
+            f"({', '.join(differences)}), so that neither sees the other's records; "
+            "give both the same names, or each a table of its own"
+        )
+        raise ConfigurationError(msg)
+
+
+def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
+    """Return another app that has the store's table under other names, and which."""
+    if not isinstance(store, DynamoDBStore) or store.connection.place is None:
+        return None
+    for other, (_, settings) in list(_loaded.items()):
+        theirs = settings.store
+        if other is app or not isinstance(theirs, DynamoDBStore):
+            continue
+        if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
+            differences = store.layout.differences(theirs.layout)
+            if differences:
+                return other, differences
+    return None
 
 
 def _cache_limit(app: Any, limit: str) -> int:

@@ -199,14 +199,14 @@ class TestBounds:
         assert (len(cache), answer.record.data) == (1, "2")
 
     def test_ten_thousand_outcomes_of_one_kilobyte(self) -> None:
-        """All that is kept of them takes 20 MB at most, also after three times as many have come and gone."""
+        """All that is kept of them takes 20 MB at most, also after half as many more have come and gone."""
         clock = SystemClock()
         now = int(clock.now())
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
             cache = OutcomeCache(clock, most=10_000, most_bytes=20_000_000)
-            for number in range(30_000):
+            for number in range(15_000):
                 cache.remember(full_record(number, now), 600)
             gc.collect()
             taken = tracemalloc.get_traced_memory()[0] - before
