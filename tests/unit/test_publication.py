@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
+from celery.worker.state import revoked
 from kombu.exceptions import EncodeError, OperationalError
 
 from idempotent_tasks import (
@@ -21,13 +22,14 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.events import Event, Joined, Refused, Reserved, Unreserved
+from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
 from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker
 from tests.support.stores import FaultyStore, down, lost_answer
+from tests.support.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
 STEPS = {"down": down(), "no-table": down(StoreMisconfiguredError("no table")), "lost-answer": lost_answer()}
@@ -42,6 +44,11 @@ def echo(order: Any = None) -> Any:
 def kinds(seen: list[Event]) -> list[str]:
     """Return the names of the events."""
     return [type(event).__name__ for event in seen]
+
+
+def reasons(seen: list[Event]) -> set[str]:
+    """Return why keys were released."""
+    return {event.reason for event in list(seen) if isinstance(event, Released)}
 
 
 def only(store: MemoryStore) -> Record:
@@ -272,16 +279,29 @@ class TestReservation:
         worker.drain()
         assert (counting.runs, kinds(seen)[-1]) == (1, "Replayed")
 
-    def test_an_expired_message_ends_its_reservation(
-        self, app: Celery, worker: InlineWorker, counting: Counting, clock: FakeClock
+    def test_a_message_that_its_worker_drops(
+        self, app: Celery, worker: InlineWorker, counting: Counting, seen: list[Event]
     ) -> None:
-        """A worker drops it; some seconds later the key is free."""
+        """Revoked, or past its ``expires``: the key is free at once, and the next publish is granted."""
         task = counting.make(app, idempotency=JOIN)
-        first = task.apply_async(("ord-1",), expires=datetime.now(UTC) - timedelta(seconds=1))
-        with pytest.raises(TaskRevokedError):
-            worker.run_next()
-        assert worker.state(first.id) == "REVOKED"
-        clock.advance(6)
+        late = task.apply_async(("ord-1",), expires=datetime.now(UTC) - timedelta(seconds=1))
+        unwanted = task.apply_async(("ord-2",))
+        revoked.add(unwanted.id)
+        for _ in range(2):
+            with pytest.raises(TaskRevokedError):
+                worker.run_next()
+        wait_for(lambda: reasons(seen) >= {"Expired", "Revoked"}, 10, lambda: f"released: {reasons(seen)}")
+        again = [task.delay("ord-1"), task.delay("ord-2")]
+        assert [worker.state(each.id) for each in (late, unwanted)] == ["REVOKED"] * 2
+        assert (worker.drain(), [worker.state(each.id) for each in again]) == (2, ["SUCCESS"] * 2)
+
+    def test_a_message_that_was_dropped_elsewhere_holds_its_key_no_longer_than_its_expiry(
+        self, app: Celery, counting: Counting, clock: FakeClock
+    ) -> None:
+        """By a queue's own time to live, or a worker that could not tell the store."""
+        task = counting.make(app, idempotency=JOIN)
+        first = task.apply_async(("ord-1",), expires=10)
+        clock.advance(16)
         assert task.delay("ord-1").id != first.id
 
 
