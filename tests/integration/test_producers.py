@@ -132,9 +132,7 @@ def test_a_publish_that_fails(make_guarded: MakeRig, store: DynamoDBStore, tcp: 
     rig = joining(make_guarded)
     broker_url = rig.config.broker_url
     options = {**rig.config.transport_options, **UNREACHABLE["broker_transport_options"]}
-    rig.app.conf.update(
-        UNREACHABLE, broker_write_url=tcp.url(broker_url), broker_transport_options=options, broker_pool_limit=None
-    )
+    rig.app.conf.update(UNREACHABLE, broker_write_url=tcp.url(broker_url), broker_transport_options=options)
     tcp.refuse()
     with pytest.raises(OperationalError):
         rig.send("charge", "ord-1", 17)
