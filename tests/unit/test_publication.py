@@ -1,19 +1,22 @@
 """``at_publish``: what a producer finds out about its key, and what it publishes then."""
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.worker.state import revoked
 from kombu.exceptions import EncodeError, OperationalError
 
 from idempotent_tasks import (
     ConfigurationError,
     DuplicateError,
+    IdempotentTask,
     MissingKeyError,
     PayloadMismatchError,
     Record,
@@ -178,6 +181,115 @@ class TestRaise:
         assert worker.waiting() == 0
         task.delay("ord-1")
         assert worker.drain() == 1
+
+
+class TestEnds:
+    """However a body ends, nothing has to be unlocked by hand."""
+
+    @pytest.mark.parametrize("error", [ValueError(), Ignore(), Reject("no"), KeyError()], ids=repr)
+    @pytest.mark.parametrize("mode", ["join", "raise"])
+    def test_a_key_without_an_outcome_is_free(
+        self, app: Celery, worker: InlineWorker, mode: str, error: Exception
+    ) -> None:
+        """Failed, ignored or rejected: the next publish is granted."""
+        errors = [error]
+
+        def body(order: str) -> str:
+            if errors:
+                raise errors.pop()
+            return "done"
+
+        task = make(app, body, idempotency={"key": "order", "at_publish": mode})
+        first = task.delay("ord-1")
+        worker.drain()
+        second = task.delay("ord-1")
+        assert (worker.drain(), second.id != first.id, worker.result(second.id)) == (1, True, "done")
+
+    def test_handlers_of_a_subclass_are_its_own_business(self, app: Celery, worker: InlineWorker) -> None:
+        """Handlers that call no ``super()`` keep no key locked, and a handler that raises none either."""
+
+        class Careless(IdempotentTask):
+            """A base that overrides what it likes."""
+
+            abstract = True
+
+            def on_success(self, *args: Any) -> None:
+                """Say nothing to the base."""
+
+            def on_failure(self, *args: Any) -> None:
+                """Say nothing to the base."""
+
+            def after_return(self, *args: Any) -> None:
+                """Say nothing to the base."""
+
+        errors = [ValueError()]
+
+        def body(order: str) -> str:
+            if errors:
+                raise errors.pop()
+            return "done"
+
+        task = make(app, body, base=Careless, idempotency=RAISE)
+        task.delay("ord-1")
+        worker.drain()
+        second = task.delay("ord-1")
+        assert (worker.drain(), worker.result(second.id)) == (1, "done")
+
+    def test_a_body_that_changes_its_arguments(self, app: Celery, worker: InlineWorker, store: MemoryStore) -> None:
+        """The key is that of the call, before and after."""
+
+        def body(order: dict[str, int]) -> str:
+            order["id"] = 99
+            return "done"
+
+        task = make(app, body, idempotency={"key": "order.id", "at_publish": "join"})
+        first = task.delay({"id": 1})
+        worker.drain()
+        assert task.delay({"id": 1}).id == first.id
+        assert [record.status for record in store.records()] == [Status.COMPLETED]
+        assert task.delay({"id": 99}).id != first.id
+
+    def test_one_at_a_time_and_then_again(
+        self, app: Celery, worker: InlineWorker, counting: Counting, clock: FakeClock
+    ) -> None:
+        """With a short ``expires`` and ``lease`` a key is joined while it waits or runs, and new soon after."""
+        task = counting.make(app, idempotency={**JOIN, "expires": 1, "lease": 2})
+        first = task.delay("ord-1")
+        assert task.delay("ord-1").id == first.id
+        worker.drain()
+        clock.advance(5)
+        second = task.delay("ord-1")
+        assert (second.id != first.id, worker.drain(), counting.runs) == (True, 1, 2)
+
+    def test_a_change_that_must_not_be_missed_is_part_of_the_key(self, app: Celery, worker: InlineWorker) -> None:
+        """A publish that means something newer than what runs has another key, and is published."""
+        seen: list[list[int]] = []
+
+        def body(self: Any, segment: int, version: int) -> None:
+            seen.append([segment, version])
+            if version == 1:
+                self.delay(segment, 1)
+                self.delay(segment, 2)
+
+        task = make(app, body, bind=True, idempotency={"key": "[segment, version]", "at_publish": "join"})
+        task.delay(7, 1)
+        worker.drain()
+        assert seen == [[7, 1], [7, 2]]
+
+
+def test_producers_at_the_same_moment(app: Celery, worker: InlineWorker, counting: Counting) -> None:
+    """Eight threads publish each of ten orders at once: one message for each order, and one result."""
+    task = counting.make(app, idempotency=JOIN)
+    start = threading.Barrier(8)
+
+    def publish(_: int) -> list[str]:
+        start.wait(30)
+        return [task.delay(f"ord-{number}").id for number in range(10)]
+
+    with ThreadPoolExecutor(8) as pool:
+        published = list(pool.map(publish, range(8)))
+    assert all(ids == published[0] for ids in published)
+    assert worker.waiting() == 10
 
 
 class TestReservation:
