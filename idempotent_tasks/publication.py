@@ -71,6 +71,10 @@ class Publication:
             answer = self._reserve()
         except StoreError as error:
             return self._without_reservation(error, publish)
+        except BaseException:
+            # A soft time limit, for one, in the body that publishes.
+            self._withdraw(Claim.unseen(self.request))
+            raise
         match answer:
             case Granted(claim):
                 self._tell(events.Reserved, seconds=self.request.lease_seconds)

@@ -31,7 +31,7 @@ from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker
-from tests.support.stores import FaultyStore, down, lost_answer
+from tests.support.stores import FaultyStore, Step, down, lost_answer
 from tests.support.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
@@ -280,6 +280,7 @@ class TestEnds:
 def test_producers_at_the_same_moment(app: Celery, worker: InlineWorker, counting: Counting) -> None:
     """Eight threads publish each of ten orders at once: one message for each order, and one result."""
     task = counting.make(app, idempotency=JOIN)
+    app.finalize()
     start = threading.Barrier(8)
 
     def publish(_: int) -> list[str]:
@@ -455,6 +456,18 @@ class TestFailingPublish:
             task.delay("ord-1")
         record = only(store)
         assert (record.task_id != "id-dies", record.in_progress_expiration, record.attempt) == (True, 0, 1)
+
+    @pytest.mark.parametrize(
+        "step", [down(KeyboardInterrupt()), lost_answer(KeyboardInterrupt())], ids=["before", "after"]
+    )
+    def test_an_interrupt_while_the_store_is_asked(
+        self, app: Celery, counting: Counting, store: MemoryStore, step: Step
+    ) -> None:
+        """A producer that is told to stop leaves no reservation behind."""
+        app.conf.idempotency_store = FaultyStore(store, claim=[step])
+        with pytest.raises(KeyboardInterrupt):
+            counting.make(app, idempotency=JOIN).delay("ord-1")
+        assert [record.in_progress_expiration for record in store.records()] in ([], [0])
 
     def test_an_unwilling_store_after_a_failed_publish(
         self, app: Celery, counting: Counting, store: MemoryStore, clock: FakeClock

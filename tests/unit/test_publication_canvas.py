@@ -25,6 +25,11 @@ def by_order(mode: str) -> dict[str, Any]:
     return {"key": "order", "at_publish": mode}
 
 
+def follow(value: Any, name: str) -> list[Any]:
+    """Be a body that gets another's result."""
+    return [value, name]
+
+
 def kinds(seen: list[Event]) -> list[str]:
     """Return the names of the events."""
     return [type(event).__name__ for event in seen]
@@ -127,6 +132,17 @@ class TestCanvas:
         assert worker.drain() == 6
         assert [worker.result(each.id) for each in chains] == [[3, 3, 5]] * 2
         assert counting.runs == 3
+
+    @each_mode
+    def test_two_chains_that_begin_with_one_key(
+        self, app: Celery, worker: InlineWorker, counting: Counting, mode: str
+    ) -> None:
+        """The first step runs once, and both of what follows it."""
+        task = counting.make(app, idempotency=by_order(mode))
+        follower = make(app, follow, name="shop.follow", idempotency={"at_publish": mode})
+        chains = [chain(task.si(42), follower.s(name)).apply_async() for name in ("one", "two")]
+        worker.drain()
+        assert [worker.result(each.id) for each in chains] == [[[1, 42, 5], "one"], [[1, 42, 5], "two"]]
 
     @each_mode
     def test_a_chain_after_a_plain_publish(
