@@ -1,9 +1,12 @@
-"""Releasing what dead processes held: after they are gone, and off the worker's event loop."""
+"""Releasing what dead processes held, after they are gone, and what dropped messages had reserved.
+
+All of it off the worker's event loop.
+"""
 
 import os
 import select
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Final
 
@@ -12,6 +15,7 @@ from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, ClaimRequest, Released
+from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 
@@ -78,10 +82,26 @@ class Departed:
         Returns:
             A future that is done when the claim is released, or cannot be for now; it never fails.
         """
+        free = _freeing(reception, reason, crashed=crashed)
+        return self._pool().submit(_release, pid, free)
+
+    def withdraw(self, reception: Reception, reason: str) -> Future[bool] | None:
+        """Free a key that is reserved for a delivery that will never run; None where it has no key.
+
+        Args:
+            reception: the delivery.
+            reason: why it does not run, for the record.
+        """
+        free = _freeing(reception, reason, crashed=True)
+        if free is None:
+            return None
+        reserved = replace(free.request, owner=reservation_owner(free.request.task_id))
+        return self._pool().submit(replace(free, request=reserved), RELEASE_PATIENCE)
+
+    def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, "idempotency-departed")
-        free = _freeing(reception, reason, crashed=crashed)
-        return self._threads.submit(_release, pid, free)
+        return self._threads
 
 
 def gone(pid: int, seconds: float) -> bool:

@@ -15,18 +15,22 @@ __all__ = [
     "Deferred",
     "Dispatched",
     "Event",
+    "Joined",
     "Lost",
     "Merged",
     "Mismatched",
     "Observer",
     "Observers",
+    "Refused",
     "Released",
     "Renewed",
     "Replayed",
+    "Reserved",
     "Skipped",
     "Superseded",
     "Unrecorded",
     "Unreplayable",
+    "Unreserved",
     "log_event",
 ]
 
@@ -35,12 +39,12 @@ logger = logging.getLogger("idempotent_tasks")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened to one delivery of one key."""
+    """Something that happened to one delivery of one key, or to one that a producer was about to publish."""
 
     #: The severity under which `log_event` logs it.
     level: ClassVar[int] = logging.INFO
 
-    #: The Celery task's name and this delivery's task id.
+    #: The Celery task's name and this delivery's task id; of what was not published the id that it would have had.
     task: str
     task_id: str
     #: The record's key; a digest of the arguments, never the arguments.
@@ -52,6 +56,39 @@ class Event:
     def about(cls, request: ClaimRequest, **details: Any) -> Self:
         """Return the event of one delivery, by the claim that it asks for and the event's own fields."""
         return cls(task=request.task, task_id=request.task_id, key=request.key, worker=request.worker, **details)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reserved(Event):
+    """A producer reserved the key for the message that it is about to publish."""
+
+    level = logging.DEBUG
+    #: For how long, in seconds.
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined(Event):
+    """``at_publish="join"``: the key has a task already, whose result the producer got instead of publishing."""
+
+    #: That task's id.
+    holder_task_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused(Event):
+    """``at_publish="raise"``: the key has a task already, and nothing was published."""
+
+    #: That task's id, where the record names it.
+    holder_task_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreserved(Event):
+    """The message was published without a reservation, because the store could not be asked for one."""
+
+    #: The type of the store's error.
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +218,10 @@ class Lost(Event):
 
 #: Every kind of event.
 KINDS: Final[tuple[type[Event], ...]] = (
+    Reserved,
+    Joined,
+    Refused,
+    Unreserved,
     Claimed,
     Committed,
     Unreplayable,

@@ -25,6 +25,8 @@ WHY: Final = {
     "results-bucket-keeps": "large results stay in the bucket, and are paid for, for ever",
     "results-bucket-expires-first": "a replay fails whose result S3 has deleted before the record expired",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before CrashLoopError makes the failure visible",
+    "settings-changed": "what an old store holds is not seen in a new one, and any other change is ignored",
+    "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
     "celery-unsupported": "the hooks that release the claims of dead processes are not as this library uses them",
     "store-unreachable": "no delivery can claim its key; all of them are deferred until the store answers",
     "store-refuses": "no delivery can claim its key; all of them are deferred until the configuration is mended",

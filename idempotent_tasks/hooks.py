@@ -5,17 +5,17 @@ import os
 from typing import Any, NoReturn
 
 from celery.concurrency import get_implementation
-from celery.signals import task_failure, task_success, worker_init, worker_shutdown
+from celery.signals import task_failure, task_revoked, task_success, worker_init, worker_shutdown
 
 from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.request import is_prefork, release_running, remember_worker
+from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["check_worker", "note_dispatch", "release_what_runs"]
+__all__ = ["check_worker", "free_reservation", "note_dispatch", "release_what_runs"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -57,6 +57,13 @@ def note_dispatch(sender: Any, **_: Any) -> None:
     """Note that what follows a task was sent: Celery tells of its end after that, and after the chord's count."""
     if isinstance(sender, IdempotentTask):
         continuation.sent(sender.request)
+
+
+@task_revoked.connect(weak=False, dispatch_uid="idempotent_tasks.free_reservation")
+def free_reservation(sender: Any, request: Any, *, terminated: bool, expired: bool, **_: Any) -> None:
+    """Free what was reserved for a delivery that never runs; the claim of one that ran is released with its process."""
+    if isinstance(sender, IdempotentTask) and not terminated:
+        withdraw_reservation(sender, request, "Expired" if expired else "Revoked")
 
 
 @worker_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.release_what_runs")

@@ -14,7 +14,7 @@ from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
 from idempotent_tasks.records import Record
 
-__all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
+__all__ = ["AtPublish", "Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
 
 #: Seconds, or a ``timedelta``.
 Duration = int | float | timedelta
@@ -26,12 +26,14 @@ ResultCodec = Literal["json", "pickle"]
 FinalError = type[Exception] | str
 #: Takes the replayed result and its record and returns the result; or its name as ``module:name``.
 OnReplay = Callable[[Any, Record], Any] | str
+AtPublish = Literal["send", "join", "raise"]
 
 _CHOICES: Final[dict[str, Any]] = {
     "on_busy": OnBusy,
     "on_store_error": OnStoreError,
     "missing_key": MissingKey,
     "codec": ResultCodec,
+    "at_publish": AtPublish,
 }
 
 
@@ -64,6 +66,12 @@ class Idempotency:
             outcome, and later deliveries raise it again; any other frees the key.
         on_replay: called with the result and the `Record` of each replay; returns the result.  What it raises is the
             delivery's failure, and the record stays as it is.
+        at_publish: what ``apply_async`` does whose key has a task already, in a queue, running or done: ``send`` asks
+            nothing and publishes, ``join`` publishes nothing and returns that task's result, ``raise`` raises
+            `DuplicateError`.
+        reserve: how long a message may wait in its queue while its key stays reserved for it, in seconds.
+        cache: how long an outcome may be replayed from this process's memory, in seconds, without asking the store;
+            None for not at all.
 
     Raises:
         ConfigurationError: an unknown field, or a value that a field does not take.
@@ -83,6 +91,9 @@ class Idempotency:
     codec: ResultCodec = "json"
     store_failures: FinalError | Collection[FinalError] = ()
     on_replay: OnReplay | None = None
+    at_publish: AtPublish = "send"
+    reserve: Duration = 300
+    cache: Duration | None = None
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which fields were given, so that settings fill the others only."""
@@ -101,10 +112,11 @@ class Idempotency:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
-        for name in ("expires", "wait_timeout", "grace"):
-            _check_seconds(name, getattr(self, name), positive=name == "expires")
-        if self.lease is not None:
-            _check_seconds("lease", self.lease, positive=True)
+        for name in ("expires", "wait_timeout", "grace", "reserve"):
+            _check_seconds(name, getattr(self, name), positive=name in ("expires", "reserve"))
+        for name in ("lease", "cache"):
+            if getattr(self, name) is not None:
+                _check_seconds(name, getattr(self, name), positive=True)
         if not isinstance(self.max_crashes, int) or isinstance(self.max_crashes, bool) or self.max_crashes < 1:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:

@@ -30,6 +30,8 @@ from idempotent_tasks.recall import recalled
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
+from idempotent_tasks.stores import Store
+from idempotent_tasks.stores.cached import CachedStore
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable
 
 __all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
@@ -152,7 +154,7 @@ class Reception:
 
     def _guard(self) -> Guard:
         return Guard(
-            store=self.settings.store,
+            store=self._store,
             policy=self.policy,
             observe=self.settings.observe,
             keeping=self._keeping,
@@ -165,6 +167,17 @@ class Reception:
             recall=lambda record: recalled(self.task, record),
             time_left=self._time_left,
         )
+
+    @property
+    def _store(self) -> Store:
+        """The store, or this process's memory in front of it.
+
+        Whether what follows a task was sent is only known to the store.
+        """
+        store, cache = self.settings.store, self.policy.cache
+        if cache is None or continuation.follows(self.task.request):
+            return store
+        return CachedStore(inner=store, cache=self.settings.outcomes, max_age=seconds(cache))
 
     def _time_left(self) -> float:
         limit = self.delivery.hard_limit_seconds

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
+from idempotent_tasks.reservation import reservation_owner
+
 __all__ = [
     "Busy",
     "Claim",
@@ -258,7 +260,7 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
         return False
     if _payloads_differ(record, request):
         return False
-    return record.in_progress_expiration < int(now * 1000)
+    return record.owner == reservation_owner(request.task_id) or record.in_progress_expiration < int(now * 1000)
 
 
 def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
@@ -267,6 +269,8 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
     A record with the request's own owner token is an earlier try of this very request whose answer was lost
     on the way (https://github.com/aws/aws-sdk-java/issues/2667): that is a grant.
     """
+    if record.validation and request.validation and _payloads_differ(record, request):
+        return Mismatch(record.validation, request.validation)
     if record.owner == request.owner and record.status is Status.INPROGRESS:
         return Granted(
             Claim(
@@ -276,8 +280,6 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
                 in_progress_expiration=record.in_progress_expiration or 0,
             )
         )
-    if record.validation and request.validation and _payloads_differ(record, request):
-        return Mismatch(record.validation, request.validation)
     if record.status is Status.INPROGRESS:
         return Busy(record.held_until, record)
     return Finished(record)

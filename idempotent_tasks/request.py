@@ -21,7 +21,7 @@ from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
 from idempotent_tasks.settings import settings_of
 
-__all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker"]
+__all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker", "withdraw_reservation"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -47,6 +47,23 @@ def release_running() -> None:
     for request in list(state.active_requests):
         if isinstance(request, GuardedRequest) and not request.acknowledged:
             request.release_claim("WorkerShutdown", crashed=False)
+
+
+def withdraw_reservation(task: Any, context: Any, reason: str) -> Future[bool] | None:
+    """Free the key that a producer reserved for a delivery that the worker drops: revoked, or past its ``expires``.
+
+    Args:
+        task: the bound task.
+        context: the delivery's ``celery.app.task.Context``.
+        reason: for the record.
+
+    Returns:
+        Whether there was something to free, in the future; None where nobody reserves.
+    """
+    settings = settings_of(task.app)
+    if settings.disabled or task.policy_under(settings).at_publish == "send":
+        return None
+    return _departed.withdraw(task.reception(context, context.args, context.kwargs), reason)
 
 
 class GuardedRequest(Request):

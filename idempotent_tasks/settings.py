@@ -1,9 +1,11 @@
 """An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
 
+import gc
+import logging
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -18,26 +20,27 @@ from idempotent_tasks.findings import WHY
 from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.stores import ResultStore, Store
+from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.stores.s3_results import S3Results
 
-__all__ = ["Settings", "settings_of"]
+__all__ = ["Settings", "changed_settings", "settings_of"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-_KNOWN: Final = (
-    "store",
-    "observers",
-    "checks",
-    "silenced_checks",
-    "disabled",
-    "prometheus_port",
-    "results_bucket",
-    *_FIELDS,
-)
 #: kombu's content type of pickle.
 PICKLE_CONTENT: Final = "application/x-python-serialize"
+#: How many outcomes one process remembers, and how much memory they take in bytes, where the settings
+#: ``idempotency_cache_<limit>`` do not say so.
+_CACHE_LIMITS: Final = {"outcomes": 10_000, "bytes": 20_000_000}
+_KNOWN: Final = (
+    *("store", "observers", "checks", "silenced_checks", "disabled", "prometheus_port", "results_bucket"),
+    *(f"cache_{limit}" for limit in _CACHE_LIMITS),
+    *_FIELDS,
+)
 #: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
 DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
 #: The same for ``idempotency_prometheus_port``.
@@ -54,6 +57,8 @@ class Settings:
     """What an app's ``idempotency_*`` settings say."""
 
     store: Store
+    #: What tasks with ``Idempotency(cache=...)`` remember.
+    outcomes: OutcomeCache
     #: Tells every observer of an event.
     observe: Observers
     #: ``idempotency_<field>``, by the field of `Idempotency`.
@@ -70,6 +75,10 @@ class Settings:
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
     prometheus: tuple[str, int] | None = None
+    #: Every setting as it was spelled when it was read.
+    spelled: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: The store that the app used in this process before it was given another; None where there is none.
+    former_store: Store | None = None
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
@@ -80,7 +89,7 @@ def settings_of(app: Any) -> Settings:
     """Return the settings of a Celery app; they are read once, and again when the app is given another store.
 
     Raises:
-        ConfigurationError: a setting is missing, unknown or wrong.
+        ConfigurationError: a setting is missing, unknown or wrong, or contradicts another app's.
     """
     spelled = app.conf.get("idempotency_store")
     # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
@@ -104,8 +113,12 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     Idempotency.of(defaults)
     prometheus = _endpoint(os.environ.get(PORT_VARIABLE) or app.conf.get("idempotency_prometheus_port"))
     observers = _observers(app.conf.get("idempotency_observers"), served=prometheus is not None)
+    store = _store(spelled_store, app.main or "")
+    _refuse_other_layout(app, store)
+    limits = {limit: _cache_limit(app, limit) for limit in _CACHE_LIMITS}
     return Settings(
-        store=_store(spelled_store, app.main or ""),
+        store=store,
+        outcomes=OutcomeCache(store.clock, most=limits["outcomes"], most_bytes=limits["bytes"]),
         observe=Observers(observers, (SoftTimeLimitExceeded,)),
         defaults=defaults,
         results=_results(app.conf.get("idempotency_results_bucket")),
@@ -114,6 +127,8 @@ def _load(app: Any, spelled_store: Any) -> Settings:
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
         disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
         prometheus=prometheus,
+        spelled=_spelled(app),
+        former_store=_former_store(app, store),
     )
 
 
@@ -129,6 +144,67 @@ def _results(spelled: Any) -> ResultStore | None:
 def _accepts_pickle(conf: Any) -> bool:
     accepted = [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
     return PICKLE_CONTENT in prepare_accept_content(accepted)
+
+
+def changed_settings(app: Any) -> list[str]:
+    """Return the settings of an app that were changed since they were read, which is without effect."""
+    spelled, now = settings_of(app).spelled, _spelled(app)
+    return [_PREFIX + name for name in _KNOWN if spelled[name] is not now[name] and spelled[name] != now[name]]
+
+
+def _spelled(app: Any) -> dict[str, Any]:
+    return {name: app.conf.get(_PREFIX + name) for name in _KNOWN}
+
+
+def _former_store(app: Any, store: Store) -> Store | None:
+    known = _loaded.get(app)
+    if known is None:
+        return None
+    former = known[1].store
+    logger.warning(
+        "the store of app %r is %r from now on; what %r holds does not count any more", app.main, store, former
+    )
+    return former
+
+
+def _refuse_other_layout(app: Any, store: Store) -> None:
+    """Refuse a table that another app of this process uses with other attribute names: neither would see the other."""
+    if _contradicted(app, store) is None:
+        return
+    # It may be an app that nobody has any more.
+    gc.collect()
+    contradicted = _contradicted(app, store)
+    if contradicted is not None:
+        other, differences = contradicted
+        msg = (
+            f"apps {app.main!r} and {other.main!r} use one table, {store!r}, with different attribute names "
+            f"({', '.join(differences)}), so that neither sees the other's records; "
+            "give both the same names, or each a table of its own"
+        )
+        raise ConfigurationError(msg)
+
+
+def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
+    """Return another app that has the store's table under other names, and which."""
+    if not isinstance(store, DynamoDBStore) or store.connection.place is None:
+        return None
+    for other, (_, settings) in list(_loaded.items()):
+        theirs = settings.store
+        if other is app or not isinstance(theirs, DynamoDBStore):
+            continue
+        if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
+            differences = store.layout.differences(theirs.layout)
+            if differences:
+                return other, differences
+    return None
+
+
+def _cache_limit(app: Any, limit: str) -> int:
+    given = app.conf.get(f"idempotency_cache_{limit}")
+    number = _CACHE_LIMITS[limit] if given is None else given
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigurationError(f"idempotency_cache_{limit}={given!r} is not a whole number of at least 1")
+    return number
 
 
 def _switch(spelled: Any) -> bool:

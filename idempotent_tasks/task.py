@@ -14,6 +14,7 @@ from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, read_delivery
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.publication import publication_of
 from idempotent_tasks.reception import NEVER_FINAL, Reception, UnguardedRun
 from idempotent_tasks.settings import Settings, settings_of
 
@@ -23,6 +24,8 @@ __all__ = ["IdempotentTask"]
 _RECEIVED: Final = "idempotency_received"
 #: Where a request holds the run of its body.
 _RUN: Final = "idempotency_run"
+#: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
+_POSITIONAL: Final = ("producer", "link", "link_error", "shadow")
 
 
 class IdempotentTask(Task):
@@ -105,7 +108,7 @@ class IdempotentTask(Task):
         idempotency_key: str | None = None,
         **options: Any,
     ) -> Any:
-        """Publish the task; see ``celery.app.task.Task.apply_async``.
+        """Publish the task; see ``celery.app.task.Task.apply_async``, and ``at_publish`` of `Idempotency`.
 
         Args:
             idempotency_key: the key of this call, 1 to 255 printable characters, instead of the task's own.
@@ -113,13 +116,22 @@ class IdempotentTask(Task):
         Raises:
             KeyEncodingError: the key is something else.
             MissingKeyError: the key is empty.
+            DuplicateError, PayloadMismatchError, StoreError: see `idempotent_tasks.publication.Publication.send`.
         """
         self._with_key(options, idempotency_key)
+        publish = super().apply_async
         request = self.request_stack.top
-        run = vars(request).get(_RUN) if request is not None else None
-        if isinstance(run, ActiveRun) and task_id is not None and task_id == request.id:
-            run.hand_over("Retry")
-        return super().apply_async(args, kwargs, task_id, *positional, **options)
+        if request is not None and task_id is not None and task_id == request.id:
+            run = vars(request).get(_RUN)
+            if isinstance(run, ActiveRun):
+                run.hand_over("Retry")
+            return publish(args, kwargs, task_id, *positional, **options)
+        given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
+        publication = publication_of(self, args, kwargs, task_id, given)
+        if publication is None:
+            return publish(args, kwargs, task_id, *positional, **options)
+        reserved_id = publication.request.task_id
+        return publication.send(lambda: publish(args, kwargs, reserved_id, *positional, **options))
 
     def apply(
         self, args: Any = None, kwargs: Any = None, *positional: Any, idempotency_key: str | None = None, **options: Any

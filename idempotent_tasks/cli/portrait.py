@@ -7,15 +7,18 @@ from typing import Any, Final
 from idempotent_tasks.codec import as_bytes, text_of
 from idempotent_tasks.liveness import has_ended
 from idempotent_tasks.records import Record, Status
+from idempotent_tasks.reservation import is_reservation
 
 __all__ = ["STATES", "columns", "facts", "is_live", "state", "written_at"]
 
 #: What a record says now.
-STATES: Final = ("running", "free", "completed", "failed", "expired")
+STATES: Final = ("reserved", "running", "free", "completed", "failed", "expired")
 
 
 def state(record: Record, now: float) -> str:
     """Return one of `STATES`: a claim in progress is ``running`` until it expires, and ``free`` after that.
+
+    A key is ``reserved`` whose message was published, and nobody has begun to run.
 
     Args:
         record: the record.
@@ -23,7 +26,9 @@ def state(record: Record, now: float) -> str:
     """
     match record.status_at(now):
         case Status.INPROGRESS:
-            return "running" if record.held_until > now else "free"
+            if record.held_until <= now:
+                return "free"
+            return "reserved" if is_reservation(record) else "running"
         case status:
             return str(status).lower()
 

@@ -91,6 +91,12 @@ class ProcessClient:
         mine: dict[str, Any] = {"_making": {}, "_owner_pid": None, "_loader": None}
         return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
 
+    @property
+    def place(self) -> tuple[Any, ...] | None:
+        """What leads to one account in one region, to be compared; None where only a ready-made client knows it."""
+        place = (self._region, self._endpoint_url, self._session, self._credentials)
+        return None if self.ready_made else place
+
     def __repr__(self) -> str:
         if self._endpoint_url is None:
             return self._region or "the default region"

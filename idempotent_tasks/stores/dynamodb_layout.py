@@ -106,6 +106,15 @@ class Layout:
             **{role: self.bookkeeping.get(role, role) for role in BOOKKEEPING},
         }
 
+    def differences(self, other: "Layout") -> list[str]:
+        """Return what two layouts of one table name differently, for example ``data: 'data' and 'result'``.
+
+        The partition of a composite key, which keeps apps apart, may differ.
+        """
+        pairs: list[tuple[str, str | None, str | None]] = [("sort key", self.sort_key_attr, other.sort_key_attr)]
+        pairs += [(role, name, other.roles[role]) for role, name in self.roles.items()]
+        return [f"{role}: {mine!r} and {theirs!r}" for role, mine, theirs in pairs if mine != theirs]
+
     def key(self, key: str) -> Item:
         """Return the primary key of a record."""
         if self.sort_key_attr is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from idempotent_tasks.records import Claim, ClaimRequest, Outcome, Status, expiration_seconds
+from idempotent_tasks.reservation import is_reservation, reservation_owner
 from idempotent_tasks.stores import MOST_NOTED
 from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
@@ -12,7 +13,7 @@ __all__ = ["claim_update", "commit_update", "deferral_update", "dispatch_update"
 #: `idempotent_tasks.records.claimable` as a condition.
 _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR #expiration < :now OR "
-    "(#status = :inprogress AND #in_progress_expiration < :now_ms{same_payload})"
+    "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload})"
 )
 _SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation = :validation)"
 _HELD: Final = "#owner = :holder AND #status = :inprogress"
@@ -36,7 +37,7 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         remove=("data", "codec", "completed_at", "error", "dispatched", *_absent(optional)),
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
-            "#attempt = if_not_exists(#attempt, :zero) + :one",
+            "#attempt = if_not_exists(#attempt, :zero) + :tries",
             # The notes of deferrals go into this map, which an update can only do where there is one.
             "#deferred = if_not_exists(#deferred, :nobody)",
         ),
@@ -48,6 +49,8 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
             "first_fence": int(now * 1000) - 1,
             "zero": 0,
             "one": 1,
+            "tries": 0 if is_reservation(request) else 1,
+            "reserved": reservation_owner(request.task_id),
             "nobody": {},
         },
     )

@@ -24,6 +24,7 @@ from idempotent_tasks.records import (
     claimable,
     expiration_seconds,
 )
+from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.stores import MOST_NOTED
 
 __all__ = ["MemoryStore"]
@@ -153,7 +154,7 @@ class MemoryStore:
             validation=request.validation,
             owner=request.owner,
             fence=old.fence + 1 if old else int(now * 1000),
-            attempt=old.attempt + 1 if old else 1,
+            attempt=(old.attempt if old else 0) + (not is_reservation(request)),
             task=request.task,
             task_id=request.task_id,
             worker=request.worker,

@@ -13,6 +13,7 @@ from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordN
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Busy, Granted
+from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
@@ -153,6 +154,14 @@ class TestRelease:
         """Nobody runs under it any more, as this machine can tell: no force is needed, and the next delivery runs."""
         grant(dynamodb, key="shop.charge#1", process=Child(current_process).result(), lease_seconds=600)
         assert json.loads(run("show", "shop.charge#1", "--json").stdout)["process_has_ended"] is True
+        assert run("release", "shop.charge#1", "--yes").exit_code == 0
+        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+
+    def test_a_reservation(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """Its message was lost: no body can run under it, so no force is needed, and a producer gets the key."""
+        reserver = wish(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
+        dynamodb.claim(reserver)
+        assert json.loads(run("list", "--status", "reserved", "--json").stdout)["task_id"] == "id-lost"
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
         assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
 

@@ -6,6 +6,7 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore, Status, StoreError
 from idempotent_tasks.records import Busy, Committed, Finished, Outcome, Superseded
+from idempotent_tasks.reservation import reservation_owner
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Wire
@@ -48,6 +49,16 @@ class TestRequestCounts:
         grant(warm)
         wire.clear()
         assert isinstance(warm.claim(wish("two")), Busy)
+        assert wire.operations() == ["UpdateItem", *refusal_read]
+
+    def test_a_reservation_costs_one_more(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:
+        """One write at the producer, for the key or for whose it is; the delivery claims and commits as ever."""
+        reserver = wish(reservation_owner("id-one"), task_id="id-one")
+        warm.claim(reserver)
+        warm.commit(grant(warm), done(), RETENTION)
+        assert wire.operations() == ["UpdateItem"] * 3
+        wire.clear()
+        assert isinstance(warm.claim(wish(reservation_owner("id-two"), task_id="id-two")), Finished)
         assert wire.operations() == ["UpdateItem", *refusal_read]
 
     def test_a_superseded_commit_costs_one(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:

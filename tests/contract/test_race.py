@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from idempotent_tasks import Record, Status
 from idempotent_tasks.records import Busy, Claim, ClaimAnswer, Granted
+from idempotent_tasks.reservation import reservation_owner
 from tests.contract.conftest import AnyStore
 from tests.support.guarding import wish
 
@@ -31,20 +32,22 @@ class Group:
 
     keys: list[str]
     barrier: threading.Barrier
+    #: What their claims have in common.
+    given: dict[str, str]
 
     def run(self, store: AnyStore, owner: str) -> list[tuple[str, str, ClaimAnswer]]:
         """Claim each key at the same moment as the others and return the answers."""
         answers = []
         for key in self.keys:
             self.barrier.wait(BARRIER_SECONDS)
-            answers.append((key, owner, store.claim(wish(owner, key=key, lease_seconds=LEASE))))
+            answers.append((key, owner, store.claim(wish(owner, key=key, lease_seconds=LEASE, **self.given))))
         return answers
 
 
-def race(store: AnyStore) -> Race:
+def race(store: AnyStore, **given: str) -> Race:
     """Return each key's claims: who asked and what the store said."""
     count = THREADS // GROUP
-    groups = [Group(KEYS[number::count], threading.Barrier(GROUP)) for number in range(count)]
+    groups = [Group(KEYS[number::count], threading.Barrier(GROUP), given) for number in range(count)]
     answers: Race = {key: [] for key in KEYS}
     with ThreadPoolExecutor(THREADS) as pool:
         runs = [pool.submit(groups[number % count].run, store, f"owner-{number}") for number in range(THREADS)]
@@ -69,6 +72,14 @@ def winners(race: Race) -> dict[str, Claim]:
 def test_fresh_keys(racetrack: AnyStore) -> None:
     """32 threads, 500 keys that nobody has claimed yet: one winner each, and each a first attempt."""
     assert {claim.attempt for claim in winners(race(racetrack)).values()} == {1}
+
+
+def test_reserved_keys(racetrack: AnyStore) -> None:
+    """32 threads, 500 keys, each reserved for one task whose message was delivered four times: one of them claims."""
+    task = {"task_id": "id-reserved"}
+    for key in KEYS:
+        racetrack.claim(wish(reservation_owner("id-reserved"), key=key, lease_seconds=LEASE, **task))
+    assert {claim.attempt for claim in winners(race(racetrack, **task)).values()} == {1}
 
 
 def test_expired_keys(racetrack: AnyStore) -> None:

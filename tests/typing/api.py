@@ -29,9 +29,12 @@ Idempotency()
 Idempotency(key="order.id", validate="order.amount", expires=timedelta(days=1))
 Idempotency(key=lambda order_id, **_: f"order-{order_id}", on_busy="wait", wait_timeout=2.5)
 Idempotency(lease=10, grace=0, max_crashes=3, missing_key="run", on_store_error="raise", prefix="shop")
+Idempotency(key="order.id", at_publish="join", reserve=timedelta(minutes=10), cache=60)
+Idempotency(key="order.id", at_publish="raise", reserve=0.5, cache=timedelta(minutes=1))
 
 Idempotency("order.id")  # type: ignore[call-arg]
 Idempotency(on_busy="drop")  # type: ignore[arg-type]
+Idempotency(at_publish="drop")  # type: ignore[arg-type]
 Idempotency(expires="1h")  # type: ignore[arg-type]
 Idempotency(exipres=60)  # type: ignore[call-arg]
 

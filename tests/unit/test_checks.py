@@ -14,8 +14,10 @@ from kombu import Queue
 
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb_probe import PROBLEMS
 from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
+from idempotent_tasks.testing import MemoryStore
 
 REDIS = "redis://localhost:1"
 QUORUM = {"x-queue-type": "quorum"}
@@ -29,10 +31,15 @@ class Case:
     task: dict[str, Any] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    #: Options of a second task, where there is one.
+    other: dict[str, Any] = field(default_factory=dict)
+    #: Settings under which the app was used before, if it was.
+    used: dict[str, Any] = field(default_factory=dict)
     #: The same after the remedy; what is not named stays.
     mended_task: dict[str, Any] = field(default_factory=dict)
     mended_conf: dict[str, Any] = field(default_factory=dict)
     mended_worker: dict[str, Any] = field(default_factory=dict)
+    mended_other: dict[str, Any] = field(default_factory=dict)
     #: What the remedy says, in part.
     remedy: str
 
@@ -108,6 +115,18 @@ CASES = {
         mended_task={"idempotency": Idempotency(codec="json")},
         remedy="drop codec='pickle' from 'shop.charge'",
     ),
+    "settings-changed": Case(
+        used={"idempotency_grace": 5},
+        conf={"idempotency_grace": 9},
+        mended_conf={"idempotency_grace": 5},
+        remedy="where the app is made",
+    ),
+    "prefix-shared": Case(
+        task={"idempotency": Idempotency(key="order", prefix="shop")},
+        other={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
+        mended_task={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
+        remedy="or both the same validate",
+    ),
     "celery-unsupported": Case(
         worker={"celery_version": "5.3.6"}, mended_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"
     ),
@@ -118,13 +137,16 @@ Look = Callable[..., list[Finding]]
 
 @pytest.fixture
 def look(app: Celery) -> Look:
-    """Look at the app with one guarded task and a configuration; a broker that redelivers is the default."""
+    """Look at the app with one guarded task, or two, and a configuration; its broker redelivers by default."""
 
-    def look(task: dict[str, Any], conf: dict[str, Any], worker: dict[str, Any]) -> list[Finding]:
+    def look(
+        task: dict[str, Any], conf: dict[str, Any], worker: dict[str, Any], other: dict[str, Any] | None = None
+    ) -> list[Finding]:
         app.conf.update({"broker_url": "amqp://localhost", **conf})
         app.__dict__.pop("amqp", None)
-        app.tasks.pop("shop.charge", None)
-        app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, **task)
+        for name, options in {"shop.charge": task, **({"shop.other": other} if other else {})}.items():
+            app.tasks.pop(name, None)
+            app.task(do_nothing, name=name, base=IdempotentTask, shared=False, **options)
         surroundings = Surroundings.of_app(app, "celery.concurrency.prefork")
         return findings(replace(surroundings, **worker))
 
@@ -132,14 +154,20 @@ def look(app: Celery) -> Look:
 
 
 @pytest.mark.parametrize(("code", "case"), CASES.items(), ids=CASES)
-def test_what_is_wrong_is_found_and_its_remedy_mends_it(look: Look, code: str, case: Case) -> None:
+def test_what_is_wrong_is_found_and_its_remedy_mends_it(app: Celery, look: Look, code: str, case: Case) -> None:
     """The finding names the task or setting and what to paste; nothing is left to find when that was done."""
-    (finding,) = look(case.task, case.conf, case.worker)
+    if case.used:
+        app.conf.update(case.used)
+        settings_of(app)
+    (finding,) = look(case.task, case.conf, case.worker, case.other)
     assert finding.code == code
     assert case.remedy in finding.remedy
     assert finding.why == WHY[code]
     assert not look(
-        {**case.task, **case.mended_task}, {**case.conf, **case.mended_conf}, {**case.worker, **case.mended_worker}
+        {**case.task, **case.mended_task},
+        {**case.conf, **case.mended_conf},
+        {**case.worker, **case.mended_worker},
+        {**case.other, **case.mended_other},
     )
 
 
@@ -148,6 +176,35 @@ def test_every_kind_of_finding_is_provoked() -> None:
     asked = {*PROBLEMS, *BUCKET_PROBLEMS}
     assert set(CASES) | asked == set(WHY)
     assert not set(CASES) & asked
+
+
+def test_another_store_is_found_after_the_first_was_used(
+    app: Celery, look: Look, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is taken, and logged when it is first used; a worker that starts then says so too."""
+    settings_of(app)
+    (finding,) = look({}, {"idempotency_store": MemoryStore()}, {})
+    assert finding.code == "settings-changed"
+    assert finding.what.startswith("idempotency_store was <idempotent_tasks.stores.memory.MemoryStore")
+    assert "what <idempotent_tasks.stores.memory.MemoryStore" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("policies", "found"),
+    [
+        ([{"prefix": "shop.charge", "key": "order"}, {}], 1),
+        ([{"prefix": "shop", "key": "order"}, {"prefix": "shop", "key": "order"}], 0),
+        ([{"prefix": "shop", "key": len}, {"prefix": "shop", "key": max}], 1),
+        ([{"prefix": "shop", "key": len}, {"prefix": "shop", "key": len, "expires": 60}], 0),
+        ([{"prefix": "one", "key": "order"}, {"prefix": "two", "key": "invoice"}], 0),
+        ([{"key": "order"}, {"key": "invoice"}], 0),
+    ],
+)
+def test_which_prefixes_may_be_shared(look: Look, policies: list[dict[str, Any]], found: int) -> None:
+    """Where key and payload mean the same; a task's name is its prefix where it gives none."""
+    other, task = policies
+    codes = [each.code for each in look({"idempotency": task}, {"result_expires": None}, {}, {"idempotency": other})]
+    assert codes == ["prefix-shared"] * found
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ NAMED: dict[str, Any] = {"task": "shop.charge", "task_id": "4f1c", "key": "shop.
 
 #: One event of each kind, and the level of its log record.
 SAMPLES = [
+    (events.Reserved(**NAMED, seconds=300.0), logging.DEBUG),
+    (events.Joined(**NAMED, holder_task_id="77aa"), logging.INFO),
+    (events.Refused(**NAMED, holder_task_id="77aa"), logging.INFO),
+    (events.Unreserved(**NAMED, reason="StoreUnavailableError"), logging.INFO),
     (events.Claimed(**NAMED, fence=9, attempt=2), logging.DEBUG),
     (events.Committed(**NAMED, fence=9, replayable=True, seconds=1.5), logging.DEBUG),
     (events.Unreplayable(**NAMED, reason="too large"), logging.WARNING),

@@ -1,0 +1,217 @@
+"""A publish that asks the store first (``at_publish``): the message's key is reserved, or has a task already.
+
+What Celery itself publishes on behalf of another task, and what another task waits for, is never held back.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from celery.utils import uuid
+from celery.utils.time import maybe_make_aware
+from kombu import serialization
+
+from idempotent_tasks import events
+from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery
+from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
+from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.reception import Reception
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Mismatch, Record, Status
+from idempotent_tasks.reservation import reservation_owner, reservation_seconds
+from idempotent_tasks.retries import persistently
+from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.stores.cached import CachedStore
+
+__all__ = ["Publication", "publication_of"]
+
+logger = logging.getLogger("idempotent_tasks")
+
+#: Seconds for which a reservation is tried again while the store is unavailable: somebody waits for the publish.
+PUBLISH_PATIENCE: Final = 1.0
+#: Why a reservation is released whose message the broker did not take.
+NOT_PUBLISHED: Final = "NotPublished"
+#: Options with which another task, or a result object, waits for this very message: links, parts of chains, groups and
+#: chords, replacements, and signatures that were frozen (``celery.canvas.Signature.freeze``).
+AWAITED: Final = ("chain", "chord", "link", "link_error", "group_id", "parent_id", "reply_to", "root_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """One message that is about to be published, and the reservation that is asked for it."""
+
+    #: The bound Celery task.
+    task: Any
+    policy: Idempotency
+    settings: Settings
+    #: The reservation.
+    request: ClaimRequest
+    #: Whether something waits for this very message, so that no other can stand in for it.
+    awaited: bool
+    #: Whether a result that stands in for it becomes a child of the task whose body asks for it.
+    add_to_parent: bool
+
+    def send(self, publish: Callable[[], Any]) -> Any:
+        """Publish, or let the task that has the key already stand in.
+
+        Args:
+            publish: publishes the message under the reservation's task id, and returns its result object.
+
+        Returns:
+            The result object of the message, or of the task that has the key.
+
+        Raises:
+            DuplicateError: the key has a task (``at_publish="raise"``).
+            PayloadMismatchError: the key has a task with another payload.
+            StoreError: the store cannot be asked (``on_store_error="raise"``).
+        """
+        try:
+            answer = self._reserve()
+        except StoreError as error:
+            return self._without_reservation(error, publish)
+        except BaseException:
+            # A soft time limit, for one, in the body that publishes.
+            self._withdraw(Claim.unseen(self.request))
+            raise
+        match answer:
+            case Granted(claim):
+                self._tell(events.Reserved, seconds=self.request.lease_seconds)
+                return self._under(claim, publish)
+            case Mismatch() if not self.awaited:
+                self._tell(events.Mismatched)
+                raise PayloadMismatchError(task=self.request.task, key=self.request.key)
+            case Finished(holder) | Busy(_, holder) if not self.awaited:
+                return self._stand_in(holder, publish)
+        return publish()
+
+    def _reserve(self) -> Granted | Finished | Busy | Mismatch:
+        store, cache = self.settings.store, self.policy.cache
+        if cache is not None:
+            store = CachedStore(inner=store, cache=self.settings.outcomes, max_age=seconds(cache))
+        until = store.clock.now() + PUBLISH_PATIENCE
+        return persistently(lambda: store.claim(self.request), clock=store.clock, until=until)
+
+    def _under(self, claim: Claim, publish: Callable[[], Any]) -> Any:
+        try:
+            return publish()
+        except BaseException:
+            # If the broker has the message all the same and its delivery runs, the key has another owner by now.
+            self._withdraw(claim)
+            raise
+
+    def _stand_in(self, holder: Record, publish: Callable[[], Any]) -> Any:
+        if self.policy.at_publish == "raise":
+            self._tell(events.Refused, holder_task_id=holder.task_id)
+            state = "waits or runs" if holder.status is Status.INPROGRESS else "is done"
+            msg = f"not published: task {holder.task_id or 'of another writer'} has this key and {state}"
+            raise DuplicateError(msg, self.request.task, self.request.key, holder.task_id)
+        if holder.task_id is None:
+            # Another writer's record names no task whose result could be waited for; the delivery replays it.
+            return publish()
+        self._tell(events.Joined, holder_task_id=holder.task_id)
+        result = self.task.AsyncResult(holder.task_id)
+        parent = self.task.app.current_worker_task
+        if parent is not None and self.add_to_parent:
+            parent.add_trail(result)
+        return result
+
+    def _without_reservation(self, error: StoreError, publish: Callable[[], Any]) -> Any:
+        if self.policy.on_store_error == "raise":
+            self._withdraw(Claim.unseen(self.request))
+            raise error
+        logger.warning("%s[%s] is published unreserved: %s", self.request.task, self.request.task_id, error)
+        self._tell(events.Unreserved, reason=type(error).__name__)
+        return publish()
+
+    def _withdraw(self, claim: Claim) -> None:
+        """Free the key in one try; where that fails, the reservation expires by itself."""
+        with suppress(StoreError):
+            # As after a crash: what the crashes of former deliveries counted stays.
+            self.settings.store.release(claim, NOT_PUBLISHED, crashed=True)
+
+    def _tell(self, kind: type[events.Event], **details: Any) -> None:
+        self.settings.observe(kind.about(self.request, **details))
+
+
+def publication_of(
+    task: Any, args: Any, kwargs: Any, task_id: str | None, options: Mapping[str, Any]
+) -> Publication | None:
+    """Return the publication that ``task.apply_async`` is, None where it is published without asking.
+
+    Nothing is asked where the policy says ``send``, for a message that Celery or this library sends again (a retry,
+    a deferred copy), for a key that nobody can have (a new task id), and where the call runs in this process.
+
+    Args:
+        task: the bound Celery task.
+        args, kwargs, task_id: as for ``apply_async``.
+        options: its other arguments.
+
+    Raises:
+        ConfigurationError: a setting of the app is wrong.
+        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.keys.record_key`.
+        kombu.exceptions.EncodeError: the arguments cannot be sent.
+    """
+    conf = task.app.conf
+    declared = task.idempotency_policy.given.get("at_publish") or conf.get("idempotency_at_publish") or "send"
+    headers = options.get("headers") or {}
+    if declared == "send" or conf.task_always_eager or options.get("retries") or DEFERRALS_HEADER in headers:
+        return None
+    settings = settings_of(task.app)
+    policy = task.policy_under(settings)
+    is_new = task_id is None and policy.key is None and KEY_HEADER not in headers
+    if settings.disabled or is_new:
+        return None
+    options = {**task._get_exec_options(), **options}  # noqa: SLF001 - what apply_async itself starts from
+    sent_args, sent_kwargs = _as_delivered(task, args, kwargs, options)
+    delivery = Delivery(
+        task=task.name,
+        task_id=task_id or uuid(),
+        args=sent_args,
+        kwargs=sent_kwargs,
+        explicit_key=headers.get(KEY_HEADER),
+    )
+    try:
+        request = Reception(task=task, delivery=delivery, policy=policy, settings=settings).claim_request
+    except MissingKeyError:
+        if policy.missing_key == "raise":
+            raise
+        return None
+    return Publication(
+        task=task,
+        policy=policy,
+        settings=settings,
+        request=_reservation(request, task.app, policy, options),
+        awaited=any(options.get(name) for name in AWAITED),
+        add_to_parent=options.get("add_to_parent", True),
+    )
+
+
+def _reservation(request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any]) -> ClaimRequest:
+    delay = _seconds_until(app, options.get("countdown") or options.get("eta")) or 0.0
+    expires_in = _seconds_until(app, options.get("expires"))
+    held = reservation_seconds(seconds(policy.reserve), delay, expires_in, seconds(policy.grace))
+    # A producer may end when the broker has the message: that its process has ended says nothing.
+    return replace(request, owner=reservation_owner(request.task_id), lease_seconds=held, process=None)
+
+
+def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | None:
+    """Return the seconds until a moment as Celery takes it: seconds from now, or a time as text or not."""
+    if moment is None or isinstance(moment, int | float):
+        return moment
+    at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    until: float = (maybe_make_aware(at, app.timezone) - app.now()).total_seconds()
+    return until
+
+
+def _as_delivered(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Return the arguments as the worker will see them, whose key it works out."""
+    serializer = options.get("serializer") or task.app.conf.task_serializer
+    args, kwargs = args or (), kwargs or {}
+    dump = getattr(task, "_dump_pydantic_arguments", None)
+    if dump is not None and serializer != "pickle":
+        args, kwargs = dump(args, kwargs)
+    content_type, encoding, body = serialization.dumps((args, kwargs), serializer)
+    sent_args, sent_kwargs = serialization.loads(body, content_type, encoding, accept=[content_type])
+    return tuple(sent_args), sent_kwargs

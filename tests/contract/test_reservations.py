@@ -1,0 +1,141 @@
+"""Keys that a producer reserves: for one delivery, which takes them over, and for a time."""
+
+from typing import Any
+
+import pytest
+
+from idempotent_tasks import Status
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Lost, Mismatch, Released
+from idempotent_tasks.reservation import is_reservation, reservation_owner
+from tests.contract.conftest import AnyStore, MovableClock
+from tests.support.guarding import KEY, done, grant, wish
+
+LEASE = 30
+RETENTION = 3600
+
+
+def reservation(task_id: str, **given: Any) -> ClaimRequest:
+    """Return a producer's wish to reserve `KEY` for the delivery of a task."""
+    return wish(reservation_owner(task_id), task_id=task_id, **given)
+
+
+def reserve(store: AnyStore, task_id: str, **given: Any) -> Claim:
+    """Reserve `KEY`, which must be granted."""
+    answer = store.claim(reservation(task_id, **given))
+    assert isinstance(answer, Granted), answer
+    return answer.claim
+
+
+def test_its_delivery_takes_a_reservation_over(store: AnyStore) -> None:
+    """At once, as the first attempt, with a later fence; then the key is the delivery's like any claimed one."""
+    reserved = reserve(store, "id-one")
+    assert is_reservation(store.get(KEY))
+    claim = grant(store, "one")
+    record = store.get(KEY)
+    assert (claim.attempt, claim.fence) == (1, reserved.fence + 1)
+    assert (record.owner, record.task_id, is_reservation(record)) == ("one", "id-one", False)
+
+
+def test_it_is_taken_over_once(store: AnyStore) -> None:
+    """A twin of the delivery, with the same task id, waits for the one that has the key."""
+    reserve(store, "id-one")
+    grant(store, "one")
+    assert isinstance(store.claim(wish("twin", task_id="id-one")), Busy)
+
+
+def test_others_find_the_key_busy(store: AnyStore) -> None:
+    """A delivery with another task id waits until the reservation expires, at the longest."""
+    reserved = reserve(store, "id-one")
+    held = store.get(KEY)
+    assert store.claim(wish("two")) == Busy(reserved.expires_at, held)
+    assert store.get(KEY) == held
+
+
+def test_two_producers_reserve_once(store: AnyStore) -> None:
+    """The second is told whose task has the key."""
+    reserve(store, "id-one")
+    answer = store.claim(reservation("id-two"))
+    assert isinstance(answer, Busy)
+    assert answer.holder.task_id == "id-one"
+
+
+def test_a_lost_message_blocks_until_its_reservation_expires(store: AnyStore, clock: MovableClock) -> None:
+    """Nobody came: the next delivery or producer gets the key, and nothing counts as a crash."""
+    reserve(store, "id-one")
+    clock.advance(LEASE - 2)
+    assert isinstance(store.claim(wish("two")), Busy)
+    clock.advance(4)
+    reserve(store, "id-two")
+    clock.advance(LEASE + 2)
+    assert grant(store, "three").attempt == 1
+
+
+def test_a_delivery_that_comes_late_claims_like_any_other(store: AnyStore, clock: MovableClock) -> None:
+    """After the reservation has expired, and where another has the key by then, it waits."""
+    reserve(store, "id-one")
+    clock.advance(LEASE + 2)
+    assert grant(store, "one").attempt == 1
+    store.forget(KEY)
+    reserve(store, "id-one")
+    clock.advance(LEASE + 2)
+    grant(store, "two")
+    assert isinstance(store.claim(wish("one")), Busy)
+
+
+def test_a_publish_that_failed_frees_the_key(store: AnyStore) -> None:
+    """The reservation is released by its own owner, once; the fence stays."""
+    reserved = reserve(store, "id-one")
+    assert store.release(reserved, "NotPublished", crashed=True) == Released()
+    claim = grant(store, "two")
+    assert (claim.attempt, claim.fence) == (1, reserved.fence + 1)
+    assert store.release(reserved, "NotPublished", crashed=True) == Lost()
+    assert store.get(KEY).owner == "two"
+
+
+def test_the_delivery_of_a_publish_that_seemed_to_fail_keeps_its_key(store: AnyStore) -> None:
+    """The broker had the message after all, and its delivery was faster than the producer's release."""
+    reserved = reserve(store, "id-one")
+    grant(store, "one")
+    assert store.release(reserved, "NotPublished", crashed=True) == Lost()
+    assert isinstance(store.claim(wish("two")), Busy)
+
+
+def test_reserving_again_for_the_same_task_prolongs(store: AnyStore, clock: MovableClock) -> None:
+    """A producer that publishes one task id again, after a failure that left the reservation, is not in its own way."""
+    reserve(store, "id-one")
+    clock.advance(LEASE - 5)
+    again = reserve(store, "id-one")
+    clock.advance(LEASE - 5)
+    assert isinstance(store.claim(wish("two")), Busy)
+    assert grant(store, "one").fence == again.fence + 1
+
+
+def test_a_reservation_keeps_the_count_of_crashes(store: AnyStore, clock: MovableClock) -> None:
+    """Neither being reserved nor a failed publish forgets, or counts as, a crash."""
+    for owner in ("one", "two"):
+        grant(store, owner)
+        clock.advance(LEASE + 2)
+    reserved = reserve(store, "id-three")
+    store.release(reserved, "NotPublished", crashed=True)
+    reserve(store, "id-four")
+    assert grant(store, "four").attempt == 3
+
+
+def test_an_outcome_is_nobodys_to_reserve(store: AnyStore, clock: MovableClock) -> None:
+    """A producer is told that the key is done, until the record expires."""
+    store.commit(grant(store), done(), RETENTION)
+    record = store.get(KEY)
+    assert store.claim(reservation("id-two")) == Finished(record)
+    assert store.claim(reservation("id-one")) == Finished(record)
+    clock.advance(RETENTION + 3)
+    reserve(store, "id-two")
+    assert store.get(KEY).status is Status.INPROGRESS
+
+
+@pytest.mark.parametrize("reserver", ["id-one", "id-two"])
+def test_another_payload_is_a_mismatch(store: AnyStore, reserver: str) -> None:
+    """A reserved key refuses another payload, to its own task id too."""
+    reserve(store, "id-one", validation="a")
+    assert store.claim(reservation(reserver, validation="b")) == Mismatch("a", "b")
+    assert store.claim(wish("x", task_id=reserver, validation="b")) == Mismatch("a", "b")
+    assert grant(store, "one", validation="a").attempt == 1
