@@ -1,32 +1,45 @@
 """A result to bytes under a codec's name, and back.  JSON as Celery writes it, so that a replay equals the result."""
 
+import json as plain_json
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kombu.utils import json
 
 from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError
+from idempotent_tasks.powertools import result_text
 from idempotent_tasks.records import Outcome, Record, Status
 
-__all__ = ["JSON", "NONE", "decode_result", "encode_result", "unreplayable"]
+__all__ = ["JSON", "NONE", "POWERTOOLS", "decode_result", "encode_result", "unreplayable"]
 
 #: JSON text with kombu's tags for dates, Decimal, UUID and bytes (``kombu.utils.json``).
 JSON: Final = "json"
+#: Plain JSON text as Powertools for AWS Lambda (Python) writes it; its own records name no codec.
+POWERTOOLS: Final = "powertools"
 #: No result was stored.
 NONE: Final = "none"
 
+_WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {JSON: json.dumps, POWERTOOLS: result_text}
+_READERS: Final[Mapping[str | None, Callable[[str | bytes], Any]]] = {
+    JSON: json.loads,
+    POWERTOOLS: plain_json.loads,
+    None: plain_json.loads,
+}
 
-def encode_result(value: Any, max_data_bytes: int) -> Outcome:
+
+def encode_result(value: Any, max_data_bytes: int, codec: str = JSON) -> Outcome:
     """Return a body's result as an outcome; without data where it is larger than the store takes.
 
     Args:
         value: what the body returned.
         max_data_bytes: the store's limit for the encoded result, in bytes.
+        codec: `JSON` or `POWERTOOLS`.
 
     Raises:
         ResultEncodingError: the value cannot be written as JSON.
     """
     try:
-        text: str = json.dumps(value)
+        text = _WRITERS[codec](value)
     except (TypeError, ValueError, RecursionError, AttributeError) as error:
         # The error's own text may quote the result.
         msg = (
@@ -37,7 +50,7 @@ def encode_result(value: Any, max_data_bytes: int) -> Outcome:
     size = len(text.encode())
     if size > max_data_bytes:
         return unreplayable(f"the result has {size} bytes as JSON, the store takes {max_data_bytes}")
-    return Outcome(status=Status.COMPLETED, codec=JSON, data=text)
+    return Outcome(status=Status.COMPLETED, codec=codec, data=text)
 
 
 def unreplayable(reason: str) -> Outcome:
@@ -57,12 +70,12 @@ def decode_result(record: Record) -> Any:
         raise _unavailable(record, f"it failed for good ({record.error})")
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
-    if record.codec not in (JSON, None):
+    if record.codec not in _READERS:
         raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
     if record.data is None:
         return None
     try:
-        return json.loads(record.data)
+        return _READERS[record.codec](record.data)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError):
         raise _unavailable(record, "its stored result is not readable JSON") from None
 

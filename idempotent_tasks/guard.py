@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.codec import NONE, decode_result, encode_result, unreplayable
+from idempotent_tasks.codec import JSON, NONE, POWERTOOLS, decode_result, encode_result, unreplayable
 from idempotent_tasks.errors import (
     CrashLoopError,
     PayloadMismatchError,
@@ -166,8 +166,9 @@ class Guard:
         raise CrashLoopError(msg, claim.request.task, claim.key)
 
     def _finish(self, run: ActiveRun, value: Any) -> Verdict:
+        codec = POWERTOOLS if self.policy.powertools else JSON
         try:
-            outcome = encode_result(value, self.store.max_data_bytes)
+            outcome = encode_result(value, self.store.max_data_bytes, codec)
         except ResultEncodingError as error:
             verdict = self._commit(run, unreplayable(error.message), value)
             if isinstance(verdict, Returned):

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self, get_args
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
+from idempotent_tasks.powertools import DEFAULT_HASH, HASHES
 
 __all__ = ["Duration", "Idempotency", "MissingKey", "OnBusy", "OnStoreError", "seconds"]
 
@@ -21,6 +22,8 @@ OnStoreError = Literal["defer", "raise", "run"]
 MissingKey = Literal["raise", "run"]
 
 _CHOICES: Final[dict[str, Any]] = {"on_busy": OnBusy, "on_store_error": OnStoreError, "missing_key": MissingKey}
+#: What Powertools cannot read: it would take a failure for a success, and another codec's text for its own JSON.
+_NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class Idempotency:
             whole time limit: a machine that vanishes is then recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
+        powertools: share records with a function under Powertools for AWS Lambda (Python): True, or the name of its
+            ``hash_function`` where that is not md5.  ``key`` must be given, and ``prefix`` be its ``key_prefix``.
 
     Raises:
         ConfigurationError: an unknown field, or a value that a field does not take.
@@ -63,6 +68,7 @@ class Idempotency:
     lease: Duration | None = None
     grace: Duration = 5
     max_crashes: int = 5
+    powertools: bool | str = False
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which fields were given, so that settings fill the others only."""
@@ -89,9 +95,35 @@ class Idempotency:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:
             check_prefix(self.prefix)
+        self._check_powertools()
         sources = {"key": self.key, "validate": self.validate}
-        selectors = {name: Selector.of(name, source) for name, source in sources.items() if source is not None}
+        selectors = {
+            name: Selector.of(name, source, self._powertools_hash)
+            for name, source in sources.items()
+            if source is not None
+        }
         object.__setattr__(self, "_selectors", selectors)
+
+    def _check_powertools(self) -> None:
+        if self.powertools is False:
+            return
+        if not isinstance(self.powertools, bool | str) or self._powertools_hash not in HASHES:
+            msg = f"powertools={self.powertools!r} is neither True nor a hash function, one of {sorted(HASHES)}"
+            raise ConfigurationError(msg)
+        if self.key is None:
+            msg = (
+                "powertools=True needs key=: Powertools digests a part of the event, and a task id is no part of it; "
+                "name the argument that is its event, or the part that its event_key_jmespath selects"
+            )
+            raise ConfigurationError(msg)
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in _NOT_WITH_POWERTOOLS:
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ConfigurationError(f"powertools=True cannot be had with {name}=: Powertools could not read it")
+
+    @property
+    def _powertools_hash(self) -> str | None:
+        return DEFAULT_HASH if self.powertools is True else self.powertools or None
 
     @property
     def key_selector(self) -> Selector | None:

@@ -28,6 +28,7 @@ def test_the_defaults() -> None:
         "lease": None,
         "grace": 5,
         "max_crashes": 5,
+        "powertools": False,
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
@@ -57,6 +58,7 @@ def test_every_field_is_documented() -> None:
         *[("grace", value) for value in (-0.1, None, timedelta(seconds=-1))],
         *[("lease", value) for value in (0, -5, "60", True)],
         *[("max_crashes", value) for value in (0, -1, 2.0, True, None, "5")],
+        *[("powertools", value) for value in (1, "crc32", "shake_128", ["md5"], None)],
         *[("prefix", value) for value in ("", "  ", "a\nb", 7, "x" * 513, "é" * 257)],
         *[("key", value) for value in ("order.", "[?", "", 7, ["order"])],
         *[("validate", value) for value in ("order..id", 0)],
