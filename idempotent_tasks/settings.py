@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 
-__all__ = ["Settings", "settings_of"]
+__all__ = ["Settings", "settings_of", "temporary_settings"]
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
@@ -70,6 +71,29 @@ def settings_of(app: Any) -> Settings:
     return settings
 
 
+@contextmanager
+def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] = ()) -> Iterator[Settings]:
+    """Let an app have another store and other observers for the length of a block, in this process: for tests.
+
+    The app's configuration is not touched; its other settings hold, and it needs no store of its own.
+
+    Raises:
+        ConfigurationError: another setting is wrong.
+    """
+    spelled = app.conf.get("idempotency_store")
+    settings = replace(_load(app, MemoryStore()), store=store, observe=_as_observers(observers))
+    with _loading:
+        before = _loaded.get(app)
+        _loaded[app] = (spelled, settings)
+    try:
+        yield settings
+    finally:
+        with _loading:
+            del _loaded[app]
+            if before is not None:
+                _loaded[app] = before
+
+
 def _known(app: Any, spelled: Any) -> Settings | None:
     known = _loaded.get(app)
     return known[1] if known is not None and known[0] is spelled else None
@@ -83,7 +107,7 @@ def _load(app: Any, spelled_store: Any) -> Settings:
     observers = app.conf.get("idempotency_observers")
     return Settings(
         store=_store(spelled_store, app.main or ""),
-        observe=Observers([log_event] if observers is None else _observers(observers), (SoftTimeLimitExceeded,)),
+        observe=_as_observers([log_event] if observers is None else _observers(observers)),
         defaults=defaults,
         checks=_check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
@@ -139,6 +163,10 @@ def _store(spelled: Any, app_name: str) -> Store:
         raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
     scheme = spelled.partition("://")[0] if isinstance(spelled, str) else type(spelled).__name__
     raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
+
+
+def _as_observers(observers: Sequence[Observer]) -> Observers:
+    return Observers(list(observers), (SoftTimeLimitExceeded,))
 
 
 def _observers(spelled: Any) -> list[Observer]:
