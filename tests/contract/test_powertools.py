@@ -1,35 +1,19 @@
 """One table, two libraries: `IdempotentTask` and the real Powertools for AWS Lambda (Python), in both directions."""
 
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from idempotent_tasks import DynamoDBStore, Record, Status
-from idempotent_tasks.records import Claim, Granted, Lost, Superseded, Vanished
-from tests.contract.conftest import MakeStore
-from tests.support.guarding import done, wish
-from tests.support.powertools import ORDER, PREFIX, Body, Lambda, Side, Tasks
+from idempotent_tasks import DynamoDBStore
+from tests.contract.conftest import MakeLambda, MakeStore
+from tests.support.powertools import AMOUNT, KEY, ORDER, OTHER_ORDER, Lambda, Side, Tasks, never
 from tests.support.wire import Wire, shift_date
 
-#: The md5 of the JSON texts ``"ord-17"`` and ``5``.
-KEY = f"{PREFIX}#0e4e303644b9b79f5a0443ae68c7b230"
-AMOUNT = "e4da3b7fbbce2345d7772b0674a318d5"
 LONG_AGO_SECONDS = -600
 RETENTION = 3600
 
 directions = pytest.mark.parametrize("ours_first", [True, False], ids=["ours-then-theirs", "theirs-then-ours"])
 validations = pytest.mark.parametrize("validated", [False, True], ids=["plain", "validated"])
-OTHER_ORDER = {"id": ORDER["id"], "amount": 6}
-
-MakeLambda = Callable[..., Lambda]
-
-
-@pytest.fixture
-def make_lambda(dynamodb: DynamoDBStore, raw: Any) -> MakeLambda:
-    """Makes functions under Powertools over the test's table."""
-    return lambda **given: Lambda(dynamodb.table, raw, **given)
 
 
 @pytest.fixture
@@ -38,11 +22,6 @@ def sides(dynamodb: DynamoDBStore, make_lambda: MakeLambda, ours_first: bool, va
     ours = Tasks(dynamodb, **({"validate": "order.amount"} if validated else {}))
     theirs = make_lambda(**({"payload_validation_jmespath": "amount"} if validated else {}))
     return (ours, theirs) if ours_first else (theirs, ours)
-
-
-def never() -> Any:
-    """Be a body that must not run."""
-    pytest.fail("the body ran although the key was taken")
 
 
 @directions
@@ -195,99 +174,32 @@ def test_a_claim_of_theirs_without_a_time_out_blocks(dynamodb: DynamoDBStore, ma
         assert theirs.deliver(meanwhile) == "theirs"
 
 
-def test_fences_grow_across_their_runs(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
-    """Powertools' claim wipes the fence with the rest of the item; the next one of ours is larger all the same."""
-    theirs = make_lambda(remaining_milliseconds=-5_000)
-    fences: list[int] = []
-
-    def time_out() -> None:
-        fences.append(dynamodb.get(KEY).fence)
-        raise SystemExit
-
-    for run in ("one", "two", "three"):
-        answer = dynamodb.claim(wish(run, key=KEY, lease_seconds=-1))
-        assert isinstance(answer, Granted)
-        assert answer.claim.attempt == 1
-        fences.append(answer.claim.fence)
-        with pytest.raises(SystemExit):
-            theirs.deliver(time_out)
-    own, wiped = fences[::2], fences[1::2]
-    assert wiped == [0, 0, 0]
-    assert own[0] < own[1] < own[2]
-
-
-def test_their_takeover_supersedes_every_write_of_ours(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
-    """While they run, and afterwards, our late commit, release and renewal change nothing."""
-    answer = dynamodb.claim(wish(key=KEY, lease_seconds=-1))
-    assert isinstance(answer, Granted)
-    claim = answer.claim
-
-    def refused() -> Record:
-        record = dynamodb.get(KEY)
-        assert dynamodb.commit(claim, done(), RETENTION) == Superseded(record)
-        assert dynamodb.release(claim, "Retry") == Lost()
-        assert dynamodb.renew(claim, 60, RETENTION) == Lost()
-        assert dynamodb.get(KEY) == record
-        return record
-
-    during: list[Record] = []
-    make_lambda().deliver(lambda: during.append(refused()))
-    after = refused()
-    assert (during[0].status, during[0].owner) == (Status.INPROGRESS, None)
-    assert (after.status, after.data) == (Status.COMPLETED, "null")
-
-
-def test_their_late_outcome_wins_over_ours(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
-    """The limit: Powertools' last write is unconditional, and overwrites what we committed after a takeover."""
-    ours = Tasks(dynamodb)
-
-    def given_up_for_dead() -> str:
-        assert ours.deliver(lambda: "ours") == "ours"
-        return "theirs, late"
-
-    make_lambda(remaining_milliseconds=-5_000).deliver(given_up_for_dead)
-    assert ours.deliver(never) == make_lambda().deliver(never) == "theirs, late"
-
-
-def claim_of_the_dead(dynamodb: DynamoDBStore, make_lambda: MakeLambda, late: Body) -> Claim:
-    """Return our claim of a key whose function was given up for dead, and then ended all the same."""
-    claims: list[Claim] = []
-
-    def outlived() -> Any:
-        answer = dynamodb.claim(wish(key=KEY))
-        assert isinstance(answer, Granted)
-        claims.append(answer.claim)
-        return late()
-
-    with suppress(KeyError):
-        make_lambda(remaining_milliseconds=-5_000).deliver(outlived)
-    return claims[0]
-
-
-def test_their_late_outcome_before_our_commit_is_the_outcome(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
-    """It lies under our own owner token: our commit must not take it for its own."""
-    claim = claim_of_the_dead(dynamodb, make_lambda, lambda: "theirs, late")
-    record = dynamodb.get(KEY)
-    assert (record.status, record.owner, record.data) == (Status.COMPLETED, claim.owner, '"theirs, late"')
-    assert dynamodb.commit(claim, done(), RETENTION) == Superseded(record)
-    assert dynamodb.get(KEY) == record
-
-
-def test_their_late_failure_under_our_claim_loses_nothing(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
-    """It deletes our claim: the commit finds nothing, and the guard then puts the record back."""
-
-    def fail_late() -> None:
-        raise KeyError("late")
-
-    claim = claim_of_the_dead(dynamodb, make_lambda, fail_late)
-    assert dynamodb.commit(claim, done(), RETENTION) == Vanished()
-
-
 def test_another_hash_function(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
     """Where md5 is forbidden, both are told another one."""
     ours = Tasks(dynamodb, powertools="sha256", validate="order.amount")
     theirs = make_lambda(hash_function="sha256", payload_validation_jmespath="amount")
     assert ours.deliver(lambda: 1) == theirs.deliver(never) == 1
+
+
+def test_another_layout(make_store: MakeStore, raw: Any) -> None:
+    """A composite key, and attribute names of one's own, are given to both under the same names."""
+    key = {"key_attr": "pk", "sort_key_attr": "sk", "static_pk_value": "shop"}
+    names = {"status_attr": "state", "expiry_attr": "ttl", "in_progress_expiry_attr": "busy_until", "data_attr": "out"}
+    store = make_store(**key, **names, validation_key_attr="digest")
+    store.create_table()
+    ours = Tasks(store, validate="order.amount")
+    layer = {**key, **names, "validation_key_attr": "digest"}
+    theirs = Lambda(store.table, raw, layer=layer, payload_validation_jmespath="amount")
+    assert theirs.deliver(lambda: ours_is_busy(ours)) == ours.deliver(never) == "theirs"
+    second = {"id": "ord-18", "amount": 5}
+    assert ours.deliver(lambda: "ours", second) == theirs.deliver(never, second) == "ours"
+
+
+def ours_is_busy(ours: Side) -> str:
+    """Be a body of theirs that lets ours look in."""
+    with pytest.raises(ours.busy):
+        ours.deliver(never)
+    return "theirs"
 
 
 def test_an_explicit_key_is_what_the_expression_selects(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import pytest
 from aws_lambda_powertools.utilities.idempotency import (
     DynamoDBPersistenceLayer,
     IdempotencyConfig,
@@ -16,10 +17,14 @@ from celery import Celery
 
 from idempotent_tasks import IdempotentTask, InProgressError, PayloadMismatchError, Store
 
-__all__ = ["ORDER", "PREFIX", "Body", "Lambda", "Side", "Tasks"]
+__all__ = ["AMOUNT", "KEY", "ORDER", "OTHER_ORDER", "Lambda", "Side", "Tasks", "never"]
 
 PREFIX = "shop"
 ORDER = {"id": "ord-17", "amount": 5}
+OTHER_ORDER = {"id": "ord-17", "amount": 6}
+#: The md5 of the JSON texts ``"ord-17"`` and ``5``.
+KEY = f"{PREFIX}#0e4e303644b9b79f5a0443ae68c7b230"
+AMOUNT = "e4da3b7fbbce2345d7772b0674a318d5"
 
 #: What a side does for an order; it may let the other side come in between.
 Body = Callable[[], Any]
@@ -50,18 +55,16 @@ class Tasks:
     mismatch = PayloadMismatchError
 
     def __init__(self, store: Store, **policy: Any) -> None:
-        self.app = Celery("shop", broker="memory://", set_as_current=False)
-        self.app.conf.update(idempotency_store=store, idempotency_observers=[])
-        self.policy = {"powertools": True, "prefix": PREFIX, "key": "order.id", **policy}
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        app.conf.update(idempotency_store=store, idempotency_observers=[])
+        given = {"powertools": True, "prefix": PREFIX, "key": "order.id", **policy}
         self._body: list[Body] = []
         bodies = self._body
 
         def charge(order: Any) -> Any:
             return bodies[-1]()
 
-        self.task = self.app.task(
-            charge, base=IdempotentTask, name="shop.charge", shared=False, idempotency=self.policy
-        )
+        self.task = app.task(charge, base=IdempotentTask, name="shop.charge", shared=False, idempotency=given)
 
     def deliver(self, body: Body, order: Any = ORDER) -> Any:
         """See `Side.deliver`."""
@@ -76,6 +79,7 @@ class Lambda:
     """Their side: a function under ``@idempotent_function``.
 
     Args:
+        layer: arguments of ``DynamoDBPersistenceLayer``.
         remaining_milliseconds: what the Lambda context says is left of the function's time, or None without a context.
         config: arguments of ``IdempotencyConfig``.
     """
@@ -83,7 +87,15 @@ class Lambda:
     busy = IdempotencyAlreadyInProgressError
     mismatch = IdempotencyValidationError
 
-    def __init__(self, table: str, client: Any, *, remaining_milliseconds: int | None = 30_000, **config: Any) -> None:
+    def __init__(
+        self,
+        table: str,
+        client: Any,
+        *,
+        layer: dict[str, str] | None = None,
+        remaining_milliseconds: int | None = 30_000,
+        **config: Any,
+    ) -> None:
         self._remaining_milliseconds = remaining_milliseconds
         self._body: list[Body] = []
         bodies = self._body
@@ -94,7 +106,7 @@ class Lambda:
 
         @idempotent_function(
             data_keyword_argument="order",
-            persistence_store=DynamoDBPersistenceLayer(table_name=table, boto3_client=client),
+            persistence_store=DynamoDBPersistenceLayer(table_name=table, boto3_client=client, **(layer or {})),
             config=powertools_config,
             key_prefix=PREFIX,
         )
@@ -115,3 +127,8 @@ class Lambda:
             return self._charge(order=order)
         finally:
             self._body.pop()
+
+
+def never() -> Any:
+    """Be a body that must not run."""
+    pytest.fail("the body ran although the key was taken")
