@@ -209,6 +209,13 @@ def test_an_explicit_key_is_what_the_expression_selects(dynamodb: DynamoDBStore,
     assert ours.task.apply(kwargs={"order": {}}, idempotency_key=ORDER["id"]).get() == "theirs"
 
 
+def test_a_long_result_is_plain_text_to_them_too(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
+    """Whatever else a long result could be stored as, Powertools reads nothing but text in the item."""
+    long = {"lines": ["tea, 2.50"] * 20_000}
+    ours = Tasks(dynamodb)
+    assert ours.deliver(lambda: long) == make_lambda().deliver(never) == long
+
+
 def test_a_result_that_was_not_stored_is_none_to_them(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
     """A result too large for an item is marked as such, which Powertools has no word for: it replays None."""
     large = "x" * 400_000
