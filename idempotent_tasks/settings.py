@@ -81,7 +81,8 @@ def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] 
         ConfigurationError: another setting is wrong.
     """
     spelled = app.conf.get("idempotency_store")
-    settings = replace(_load(app, MemoryStore()), store=store, observe=_as_observers(observers))
+    _refuse_unknown(app)
+    settings = replace(_settings(app, store), observe=_as_observers(observers))
     with _loading:
         before = _loaded.get(app)
         _loaded[app] = (spelled, settings)
@@ -101,12 +102,16 @@ def _known(app: Any, spelled: Any) -> Settings | None:
 
 def _load(app: Any, spelled_store: Any) -> Settings:
     _refuse_unknown(app)
+    return _settings(app, _store(spelled_store, app.main or ""))
+
+
+def _settings(app: Any, store: Store) -> Settings:
     given = {name: app.conf.get(_PREFIX + name) for name in _FIELDS}
     defaults = {name: value for name, value in given.items() if value is not None}
     Idempotency.of(defaults)
     observers = app.conf.get("idempotency_observers")
     return Settings(
-        store=_store(spelled_store, app.main or ""),
+        store=store,
         observe=_as_observers([log_event] if observers is None else _observers(observers)),
         defaults=defaults,
         checks=_check_mode(app.conf.get("idempotency_checks")),

@@ -1,4 +1,4 @@
-"""The pages on Powertools and on testing do what they show."""
+"""The pages on Powertools, on tests and on threads do what they show."""
 
 import doctest
 import io
@@ -24,7 +24,7 @@ def dynamodb_everywhere(roto: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("dynamodb_everywhere")
-@pytest.mark.parametrize(("page", "blocks"), [("powertools.md", 4), ("testing.md", 7)])
+@pytest.mark.parametrize(("page", "blocks"), [("powertools.md", 4), ("testing.md", 5), ("threads.md", 2)])
 def test_every_block_does_what_it_shows(page: str, blocks: int, tmp_path: Path) -> None:
     """Files are written and tested by the commands that follow, sessions compared, the rest is run."""
     namespace: dict[str, Any] = {"__name__": "shop"}
