@@ -72,7 +72,7 @@ def settings_of(app: Any) -> Settings:
 
 
 @contextmanager
-def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] = ()) -> Iterator[Settings]:
+def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] = ()) -> Iterator[None]:
     """Let an app have another store and other observers for the length of a block, in this process: for tests.
 
     The app's configuration is not touched; its other settings hold, and it needs no store of its own.
@@ -87,7 +87,7 @@ def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] 
         before = _loaded.get(app)
         _loaded[app] = (spelled, settings)
     try:
-        yield settings
+        yield
     finally:
         with _loading:
             del _loaded[app]

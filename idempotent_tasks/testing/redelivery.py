@@ -88,7 +88,8 @@ def redeliver(
 
     Raises:
         ValueError: a crash is none of `Crash`.
-        AssertionError: a delivery never came to where it was to die, for example because it was a replay.
+        AssertionError: a delivery never came to where it was to die, for example because it was a replay; or there is
+            no end to the deaths.
     """
     plan: list[Crash | None] = [Crash(each) for each in crashes]
     real = task.app.tasks[task.name]
@@ -102,6 +103,8 @@ def redeliver(
             if results[-1] is not None:
                 break
             process.bury()
+        else:
+            raise AssertionError(f"{_MOST_DELIVERIES} deliveries died and none came to its end")
     return Redelivery(results=tuple(results), runs=process.runs, events=tuple(process.events), store=process.inner)
 
 

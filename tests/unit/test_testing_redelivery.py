@@ -116,6 +116,13 @@ def test_a_body_that_always_kills_its_process_ends_as_on_a_worker(app: Celery) -
         happened.get()
 
 
+def test_deaths_without_end_fail_the_test(counting: Counting, app: Celery) -> None:
+    """A plan that leaves no delivery alive proves nothing either."""
+    with pytest.raises(AssertionError, match="100 deliveries died"):
+        redeliver(counting.make(app), crashes=["before-claim"] * 100)
+    assert counting.runs == 0
+
+
 def test_a_failure_is_a_result(app: Celery) -> None:
     """A body's own error ends the deliveries, whatever the app says of eager errors."""
     app.conf.task_eager_propagates = True
