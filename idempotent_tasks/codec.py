@@ -4,15 +4,17 @@ JSON as Celery writes it, so that a replay equals the result; compressed where i
 a reader must know, and a reader that does not know the name refuses.
 """
 
+import json as plain_json
 import pickle
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from kombu.utils import json
 
 from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
+from idempotent_tasks.powertools import result_text
 from idempotent_tasks.records import Outcome, Record, Status
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "JSON",
     "NONE",
     "PICKLE",
+    "POWERTOOLS",
     "Interrupts",
     "as_bytes",
     "compressed",
@@ -36,6 +39,8 @@ __all__ = [
 JSON: Final = "json"
 #: Python's own format, which runs code when it is read: only where the app accepts it from its broker too.
 PICKLE: Final = "pickle"
+#: Plain JSON text as Powertools for AWS Lambda (Python) writes it; its own records name no codec.
+POWERTOOLS: Final = "powertools"
 #: No result was stored.
 NONE: Final = "none"
 #: Follows the name of the codec whose data was compressed (:rfc:`1950`).
@@ -48,6 +53,12 @@ COMPRESS_ABOVE: Final = 4096
 _TAG: Final = {"__type__", "__value__"}
 _LONGEST_TAG: Final = 100
 
+_WRITERS: Final[Mapping[str, Callable[[Any], str | bytes]]] = {
+    JSON: json.dumps,
+    PICKLE: pickle.dumps,
+    POWERTOOLS: result_text,
+}
+
 Interrupts = tuple[type[BaseException], ...]
 
 
@@ -56,15 +67,14 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
 
     Args:
         value: what the body returned.
-        codec: one of `CODECS`.
+        codec: one of `CODECS`, or `POWERTOOLS`, whose data stays as it is.
         interrupts: exceptions that something outside raises into this thread; they are no fault of the value's.
 
     Raises:
         ResultEncodingError: the value cannot be written so.
     """
-    write: Callable[[Any], str | bytes] = pickle.dumps if codec == PICKLE else json.dumps
     try:
-        data = write(value)
+        data = _WRITERS[codec](value)
     except interrupts:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the forms of the user's own types raise
@@ -76,7 +86,8 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
             f"({type(error).__name__}); {remedy}, or return None"
         )
         raise ResultEncodingError(msg) from None
-    return compressed(Outcome(status=Status.COMPLETED, codec=codec, data=data))
+    outcome = Outcome(status=Status.COMPLETED, codec=codec, data=data)
+    return outcome if codec == POWERTOOLS else compressed(outcome)
 
 
 def compressed(outcome: Outcome) -> Outcome:
@@ -117,8 +128,8 @@ def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: I
         raise StoredFailureError.of(record.error, "an error is no result", record.task, record.key)
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
-    codec = (record.codec or JSON).removesuffix(COMPRESSED)
-    if codec not in CODECS:
+    codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
+    if codec not in _WRITERS:
         raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
     if codec == PICKLE and not accepts_pickle:
         why = "its result was stored as pickle, which this app does not accept; see accept_content"
@@ -127,7 +138,9 @@ def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: I
         return None
     try:
         data = text_of(record)
-        return loads(data) if codec == JSON else pickle.loads(as_bytes(data))  # noqa: S301 - accepted by the app
+        if codec == PICKLE:
+            return pickle.loads(as_bytes(data))  # noqa: S301 - accepted by the app
+        return loads(data) if codec == JSON else plain_json.loads(data)
     except interrupts:
         raise
     except _UnmadeError as error:

@@ -9,11 +9,12 @@ from typing import Any, Final
 import jmespath
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
-from jmespath.visitor import TreeInterpreter
+from jmespath.visitor import Options, TreeInterpreter
 
 from idempotent_tasks.canonical import UncanonicalError, canonical, fields_of
 from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
+from idempotent_tasks.powertools import PowertoolsFunctions, digest, prepared
 
 __all__ = ["KeySource", "Selector", "check_explicit_key", "check_prefix", "payload_digest", "record_key"]
 
@@ -50,42 +51,46 @@ class Selector:
     #: The option's name and the source, for messages.
     option: str
     text: str
+    #: The hash function of Powertools for AWS Lambda where the selection is read and digested as there.
+    powertools_hash: str | None = None
     _parsed: Any = None
     _call: Callable[..., Any] | None = None
 
     @classmethod
-    def of(cls, option: str, source: str | Callable[..., Any]) -> "Selector":
+    def of(cls, option: str, source: str | Callable[..., Any], powertools_hash: str | None = None) -> "Selector":
         """Compile a key source.
 
         Raises:
             ConfigurationError: the expression does not parse, or the source is neither text nor callable.
         """
         if callable(source):
-            return cls(option, getattr(source, "__qualname__", repr(source)), _call=source)
+            return cls(option, getattr(source, "__qualname__", repr(source)), powertools_hash, _call=source)
         if not isinstance(source, str):
             raise ConfigurationError(f"{option}={source!r} is neither a JMESPath expression nor a callable")
         try:
             parsed = jmespath.compile(source).parsed
         except JMESPathError as error:
             raise ConfigurationError(f"{option}={source!r} is not a JMESPath expression: {error}") from error
-        unknown = sorted(_functions_in(parsed) - Functions.FUNCTION_TABLE.keys())
+        functions = PowertoolsFunctions if powertools_hash else Functions
+        unknown = sorted(_functions_in(parsed) - functions.FUNCTION_TABLE.keys())
         if unknown:
             raise ConfigurationError(f"{option}={source!r} calls {unknown}, which JMESPath does not have")
-        return cls(option, source, _parsed=parsed)
+        return cls(option, source, powertools_hash, _parsed=parsed)
 
-    def select(self, delivery: Delivery, signature: inspect.Signature) -> Any:
+    def select(self, delivery: Delivery, signature: inspect.Signature, *, required: bool = True) -> Any:
         """Return what the source selects from a delivery's arguments.
 
         Raises:
-            MissingKeyError: it selects nothing.
+            MissingKeyError: it selects nothing, and something is required.
             KeyEncodingError: it cannot be applied to these arguments.
             TypeError: the arguments do not fit the task's signature, as calling the body would say.
         """
         if self._call is not None:
             value = self._call(*delivery.args, **delivery.kwargs)
+            value = prepared(value) if self.powertools_hash else value
         else:
             value = self._search(delivery, _bound(signature, delivery))
-        if _is_missing(value):
+        if required and _is_missing(value):
             msg = (
                 f"{self.option}={self.text!r} selects nothing in the arguments {sorted(signature.parameters)}; "
                 'mend the expression or the call, or set missing_key="run" to run such calls unguarded'
@@ -94,8 +99,12 @@ class Selector:
         return value
 
     def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
+        options = None
+        if self.powertools_hash:
+            arguments = {name: prepared(each) for name, each in arguments.items()}
+            options = Options(custom_functions=PowertoolsFunctions())
         try:
-            return _Interpreter().visit(self._parsed, arguments)
+            return _Interpreter(options).visit(self._parsed, arguments)
         except (JMESPathError, ValueError) as error:
             msg = f"{self.option}={self.text!r} cannot be applied to the arguments ({type(error).__name__})"
             # JMESPath's own message quotes the arguments.
@@ -126,7 +135,9 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
 
 def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:
     """Return the digest of the validated part of the payload; raises as `record_key` does."""
-    return _digest(selector.select(delivery, signature), selector, delivery)
+    # Powertools digests nothing as it digests anything else.
+    selected = selector.select(delivery, signature, required=selector.powertools_hash is None)
+    return _digest(selected, selector, delivery)
 
 
 def check_explicit_key(key: object, task: str) -> str:
@@ -185,10 +196,17 @@ def _is_missing(value: Any) -> bool:
 
 
 def _digest(value: Any, selector: Selector | None, delivery: Delivery) -> str:
+    source = f"{selector.option}={selector.text!r}" if selector else "idempotency_key"
+    if selector is not None and selector.powertools_hash:
+        try:
+            return digest(value, selector.powertools_hash)
+        except (TypeError, ValueError, RecursionError) as error:
+            msg = f"{source} selects what Powertools cannot digest ({type(error).__name__}); select JSON types"
+            # The error's own text may quote the arguments.
+            raise KeyEncodingError(msg, delivery.task) from None
     try:
         form = canonical(value)
     except UncanonicalError as error:
-        source = f"{selector.option}={selector.text!r}" if selector else "idempotency_key"
         msg = f"{source} selects {error}; select something that has one written form"
         raise KeyEncodingError(msg, delivery.task) from None
     return sha256(FORM_VERSION + form.encode()).hexdigest()

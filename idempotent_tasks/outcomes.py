@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from idempotent_tasks.codec import (
     NONE,
+    POWERTOOLS,
     Interrupts,
     as_bytes,
     decode_result,
@@ -74,7 +75,8 @@ class Outcomes:
         Raises:
             ResultEncodingError: the result cannot be written.
         """
-        outcome = encode_result(value, self.policy.codec, interrupts=self.interrupts)
+        codec = POWERTOOLS if self.policy.powertools else self.policy.codec
+        outcome = encode_result(value, codec, interrupts=self.interrupts)
         return self._placed(outcome, claim)
 
     def of_failure(self, error: BaseException, claim: Claim) -> Outcome:
@@ -127,7 +129,8 @@ class Outcomes:
         return wished
 
     def _placed(self, outcome: Outcome, claim: Claim) -> Outcome:
-        size, bucket = size_of(outcome), self.results
+        # Powertools does not look into a bucket.
+        size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.results
         fits = size <= self.store.max_data_bytes
         if fits and (bucket is None or bucket.above_bytes is None or size <= bucket.above_bytes):
             return outcome

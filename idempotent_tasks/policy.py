@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, get_args
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
+from idempotent_tasks.powertools import DEFAULT_HASH, HASHES
 from idempotent_tasks.records import Record
 
 __all__ = ["AtPublish", "Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
@@ -35,6 +36,8 @@ _CHOICES: Final[dict[str, Any]] = {
     "codec": ResultCodec,
     "at_publish": AtPublish,
 }
+#: What Powertools cannot read: it would take a failure for a success, and another codec's text for its own JSON.
+_NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class Idempotency:
         reserve: how long a message may wait in its queue while its key stays reserved for it, in seconds.
         cache: how long an outcome may be replayed from this process's memory, in seconds, without asking the store;
             None for not at all.
+        powertools: share records with a function under Powertools for AWS Lambda (Python): True, or the name of its
+            ``hash_function`` where that is not md5.  ``key`` must be given, and ``prefix`` be its ``key_prefix``.
 
     Raises:
         ConfigurationError: an unknown field, or a value that a field does not take.
@@ -94,6 +99,7 @@ class Idempotency:
     at_publish: AtPublish = "send"
     reserve: Duration = 300
     cache: Duration | None = None
+    powertools: bool | str = False
 
     def __new__(cls, **given: Any) -> Self:
         """Remember which fields were given, so that settings fill the others only."""
@@ -125,9 +131,35 @@ class Idempotency:
             _check_failure(each)
         if not (self.on_replay is None or callable(self.on_replay) or isinstance(self.on_replay, str)):
             raise ConfigurationError(f"on_replay={self.on_replay!r} is neither callable nor a 'module:name'")
+        self._check_powertools()
         sources = {"key": self.key, "validate": self.validate}
-        selectors = {name: Selector.of(name, source) for name, source in sources.items() if source is not None}
+        selectors = {
+            name: Selector.of(name, source, self._powertools_hash)
+            for name, source in sources.items()
+            if source is not None
+        }
         object.__setattr__(self, "_selectors", selectors)
+
+    def _check_powertools(self) -> None:
+        if self.powertools is False:
+            return
+        if not isinstance(self.powertools, bool | str) or self._powertools_hash not in HASHES:
+            msg = f"powertools={self.powertools!r} is neither True nor a hash function, one of {sorted(HASHES)}"
+            raise ConfigurationError(msg)
+        if self.key is None:
+            msg = (
+                "powertools=True needs key=: Powertools digests a part of the event, and a task id is no part of it; "
+                "name the argument that is its event, or the part that its event_key_jmespath selects"
+            )
+            raise ConfigurationError(msg)
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in _NOT_WITH_POWERTOOLS:
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ConfigurationError(f"powertools=True cannot be had with {name}=: Powertools could not read it")
+
+    @property
+    def _powertools_hash(self) -> str | None:
+        return DEFAULT_HASH if self.powertools is True else self.powertools or None
 
     @property
     def key_selector(self) -> Selector | None:

@@ -4,8 +4,9 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -19,20 +20,37 @@ from idempotent_tasks.events import Observer, Observers, log_event
 from idempotent_tasks.findings import WHY
 from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.spellings import (
+    DISABLED_VARIABLE,
+    PORT_VARIABLE,
+    accepts_pickle,
+    check_mode,
+    codes,
+    endpoint,
+    observers_of,
+    results_of,
+    store_of,
+    switch,
+)
 from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.stores.s3_results import S3Results
 
-__all__ = ["Settings", "changed_settings", "settings_of"]
+__all__ = [
+    "DISABLED_VARIABLE",
+    "PORT_VARIABLE",
+    "Settings",
+    "changed_settings",
+    "settings_of",
+    "temporary_settings",
+]
 
 logger = logging.getLogger("idempotent_tasks")
 
 _PREFIX: Final = "idempotency_"
 _FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-#: kombu's content type of pickle.
-PICKLE_CONTENT: Final = "application/x-python-serialize"
 #: How many outcomes one process remembers, and how much memory they take in bytes, where the settings
 #: ``idempotency_cache_<limit>`` do not say so.
 _CACHE_LIMITS: Final = {"outcomes": 10_000, "bytes": 20_000_000}
@@ -41,15 +59,6 @@ _KNOWN: Final = (
     *(f"cache_{limit}" for limit in _CACHE_LIMITS),
     *_FIELDS,
 )
-#: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
-DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
-#: The same for ``idempotency_prometheus_port``.
-PORT_VARIABLE: Final = "IDEMPOTENCY_PROMETHEUS_PORT"
-_ON: Final = ("1", "true", "yes", "on")
-_OFF: Final = ("0", "false", "no", "off")
-_LAST_PORT: Final = 65_535
-#: What ``idempotency_checks`` may be.
-CHECK_MODES: Final = ("ignore", "warn", "error")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +110,31 @@ def settings_of(app: Any) -> Settings:
     return settings
 
 
+@contextmanager
+def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] = ()) -> Iterator[None]:
+    """Let an app have another store and other observers for the length of a block, in this process: for tests.
+
+    The app's configuration is not touched; its other settings hold, but for the bucket of results, and it needs no
+    store of its own.
+
+    Raises:
+        ConfigurationError: another setting is wrong.
+    """
+    spelled = app.conf.get("idempotency_store")
+    _refuse_unknown(app)
+    settings = replace(_settings(app, store), observe=_as_observers(observers), results=None)
+    with _loading:
+        before = _loaded.get(app)
+        _loaded[app] = (spelled, settings)
+    try:
+        yield
+    finally:
+        with _loading:
+            del _loaded[app]
+            if before is not None:
+                _loaded[app] = before
+
+
 def _known(app: Any, spelled: Any) -> Settings | None:
     known = _loaded.get(app)
     return known[1] if known is not None and known[0] is spelled else None
@@ -108,42 +142,39 @@ def _known(app: Any, spelled: Any) -> Settings | None:
 
 def _load(app: Any, spelled_store: Any) -> Settings:
     _refuse_unknown(app)
+    store = store_of(spelled_store, app.main or "")
+    _refuse_other_layout(app, store)
+    return replace(_settings(app, store), former_store=_former_store(app, store))
+
+
+def _settings(app: Any, store: Store) -> Settings:
     given = {name: app.conf.get(_PREFIX + name) for name in _FIELDS}
     defaults = {name: value for name, value in given.items() if value is not None}
     Idempotency.of(defaults)
-    prometheus = _endpoint(os.environ.get(PORT_VARIABLE) or app.conf.get("idempotency_prometheus_port"))
-    observers = _observers(app.conf.get("idempotency_observers"), served=prometheus is not None)
-    store = _store(spelled_store, app.main or "")
-    _refuse_other_layout(app, store)
+    prometheus = endpoint(os.environ.get(PORT_VARIABLE) or app.conf.get("idempotency_prometheus_port"))
+    observers = observers_of(app.conf.get("idempotency_observers"), served=prometheus is not None)
     limits = {limit: _cache_limit(app, limit) for limit in _CACHE_LIMITS}
     return Settings(
         store=store,
         outcomes=OutcomeCache(store.clock, most=limits["outcomes"], most_bytes=limits["bytes"]),
-        observe=Observers(observers, (SoftTimeLimitExceeded,)),
+        observe=_as_observers(observers),
         defaults=defaults,
-        results=_results(app.conf.get("idempotency_results_bucket")),
-        accepts_pickle=_accepts_pickle(app.conf),
-        checks=_check_mode(app.conf.get("idempotency_checks")),
-        silenced_checks=_codes(app.conf.get("idempotency_silenced_checks")),
-        disabled=_switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
+        results=results_of(app.conf.get("idempotency_results_bucket")),
+        accepts_pickle=accepts_pickle(app.conf),
+        checks=check_mode(app.conf.get("idempotency_checks")),
+        silenced_checks=codes(app.conf.get("idempotency_silenced_checks")),
+        disabled=switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
         prometheus=prometheus,
         spelled=_spelled(app),
-        former_store=_former_store(app, store),
     )
 
 
-def _results(spelled: Any) -> ResultStore | None:
-    if isinstance(spelled, str):
-        return S3Results.from_url(spelled)
-    if spelled is None or isinstance(spelled, ResultStore):
-        return spelled
-    kind = type(spelled).__name__
-    raise ConfigurationError(f"idempotency_results_bucket is a {kind}; write s3://BUCKET/PREFIX, or give an S3Results")
+def _as_observers(observers: Sequence[Observer]) -> Observers:
+    return Observers(list(observers), (SoftTimeLimitExceeded,))
 
 
-def _accepts_pickle(conf: Any) -> bool:
-    accepted = [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
-    return PICKLE_CONTENT in prepare_accept_content(accepted)
+
+
 
 
 def changed_settings(app: Any) -> list[str]:
@@ -207,36 +238,12 @@ def _cache_limit(app: Any, limit: str) -> int:
     return number
 
 
-def _switch(spelled: Any) -> bool:
-    text = "0" if spelled is None else str(spelled).strip().lower()
-    if text not in _ON + _OFF:
-        msg = f"idempotency_disabled, or {DISABLED_VARIABLE}, is {spelled!r}, not one of {', '.join(_ON + _OFF)}"
-        raise ConfigurationError(msg)
-    return text in _ON
 
 
-def _endpoint(spelled: Any) -> tuple[str, int] | None:
-    if spelled is None:
-        return None
-    address, _, port = str(spelled).rpartition(":")
-    if not port.isascii() or not port.isdecimal() or int(port) > _LAST_PORT:
-        msg = f"idempotency_prometheus_port, or {PORT_VARIABLE}, is {spelled!r}, neither PORT nor ADDRESS:PORT"
-        raise ConfigurationError(msg)
-    return address.strip("[]") or "127.0.0.1", int(port)
 
 
-def _check_mode(spelled: Any) -> str:
-    mode = "warn" if spelled is None else spelled
-    if mode not in CHECK_MODES:
-        raise ConfigurationError(f"idempotency_checks={mode!r} is not one of {CHECK_MODES}")
-    return str(mode)
 
 
-def _codes(spelled: Any) -> frozenset[str]:
-    listed = () if spelled is None else spelled
-    if isinstance(listed, str) or not isinstance(listed, Collection) or not set(listed) <= set(WHY):
-        raise ConfigurationError(f"idempotency_silenced_checks={spelled!r} is not a list of {sorted(WHY)}")
-    return frozenset(listed)
 
 
 def _refuse_unknown(app: Any) -> None:
@@ -250,43 +257,7 @@ def _refuse_unknown(app: Any) -> None:
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
 
 
-def _store(spelled: Any, app_name: str) -> Store:
-    if isinstance(spelled, DynamoDBStore):
-        return spelled.for_app(app_name)
-    if isinstance(spelled, Store):
-        return spelled
-    if isinstance(spelled, str):
-        if spelled.startswith("dynamodb://"):
-            return DynamoDBStore.from_url(spelled).for_app(app_name)
-        if spelled == "memory://":
-            return MemoryStore()
-    remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
-    if spelled is None:
-        raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
-    scheme = spelled.partition("://")[0] if isinstance(spelled, str) else type(spelled).__name__
-    raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
 
 
-def _observers(spelled: Any, *, served: bool) -> list[Observer]:
-    if spelled is None:
-        spelled = [log_event]
-    listed = spelled if isinstance(spelled, Sequence) and not isinstance(spelled, str) else [spelled]
-    observers = _imported(listed)
-    if served:
-        # What is served must be counted, and once.
-        observers += [each for each in _imported(["prometheus"]) if each not in observers]
-    return observers
 
 
-def _imported(listed: Sequence[Any]) -> list[Observer]:
-    try:
-        observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = "short names are " + ", ".join(SHORT_NAMES)
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
-            hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
-        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}; {hint}") from error
-    for observer in observers:
-        if not callable(observer):
-            raise ConfigurationError(f"idempotency_observers holds {observer!r}, which is not callable")
-    return observers

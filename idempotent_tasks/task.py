@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from celery import Task
@@ -26,6 +28,10 @@ _RECEIVED: Final = "idempotency_received"
 _RUN: Final = "idempotency_run"
 #: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
 _POSITIONAL: Final = ("producer", "link", "link_error", "shadow")
+#: The runs of the bodies around this point, by task, for other threads: Celery's requests are in the body's own only.
+_runs: ContextVar[Mapping["IdempotentTask", ActiveRun | UnguardedRun]] = ContextVar(
+    "idempotency_runs", default=MappingProxyType({})
+)
 
 
 class IdempotentTask(Task):
@@ -46,8 +52,18 @@ class IdempotentTask(Task):
     _signature: inspect.Signature | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Take ``idempotency=`` as the policy, so that the name stays free for the run of a body."""
+        """Take ``idempotency=`` as the policy, so that the name stays free for the run of a body.
+
+        Raises:
+            ConfigurationError: the body is a coroutine function, or the policy is wrong.
+        """
         super().__init_subclass__(**kwargs)
+        if inspect.iscoroutinefunction(cls.run) or inspect.isasyncgenfunction(cls.run):
+            msg = (
+                f"the body of {cls.__name__} is an async function, which Celery calls and never awaits: "
+                "make it a plain one, and let it call asyncio.run()"
+            )
+            raise ConfigurationError(msg)
         cls._adopt_policy()
 
     @classmethod
@@ -64,8 +80,12 @@ class IdempotentTask(Task):
 
     @property
     def idempotency(self) -> ActiveRun | UnguardedRun:
-        """The run of the current body: ``key``, ``fence``, ``attempt``, ``lost``."""
-        run = vars(self.request).get(_RUN)
+        """The run of the current body: ``key``, ``fence``, ``attempt``, ``lost``.
+
+        Another thread sees it too where it runs in the body's context, as in ``asyncio.to_thread()``.
+        """
+        request = self.request_stack.top
+        run = _runs.get().get(self) if request is None else vars(request).get(_RUN)
         return run if isinstance(run, ActiveRun | UnguardedRun) else UnguardedRun()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +228,9 @@ class IdempotentTask(Task):
     def _run_body(self, run: ActiveRun | UnguardedRun, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         request = self.request
         setattr(request, _RUN, run)
+        token = _runs.set({**_runs.get(), self: run})
         try:
             return self.run(*args, **kwargs)
         finally:
+            _runs.reset(token)
             delattr(request, _RUN)

@@ -186,7 +186,9 @@ class DynamoDBStore:
         old = self._refusing_record(claim.key, written)
         if old is None:
             return Vanished()
-        return Committed() if old.owner == claim.owner else Superseded(old)
+        # Powertools' last write is unconditional and leaves our owner beside its outcome, but names no time.
+        ours = old.owner == claim.owner and old.completed_at is not None
+        return Committed() if ours else Superseded(old)
 
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""

@@ -52,7 +52,7 @@ def sdist_names(dist: Path) -> set[str]:
         return {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel_names: set[str]) -> None:
+def test_the_wheel_holds_the_package_its_pytest_plugin_and_nothing_else(wheel_names: set[str]) -> None:
     """Every file of the package is in the wheel, the typing marker too; tests and examples are not."""
     package = {
         path.relative_to(ROOT).as_posix()
@@ -60,7 +60,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel_names: set[str]) -> 
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "idempotent_tasks/py.typed" in package
-    assert {name for name in wheel_names if ".dist-info/" not in name} == package
+    installed = {name for name in wheel_names if ".dist-info/" not in name}
+    assert installed == package | {"pytest_idempotent_tasks.py"}
 
 
 def test_the_sdist_is_enough_to_work_on(sdist_names: set[str]) -> None:

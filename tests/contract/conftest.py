@@ -11,11 +11,14 @@ import pytest
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
+from tests.support.powertools import Lambda
 from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
 
 AnyStore = MemoryStore | DynamoDBStore
 #: Makes another store over the test's table, with other arguments where given.
 MakeStore = Callable[..., DynamoDBStore]
+#: Makes a function under Powertools over the test's table.
+MakeLambda = Callable[..., Lambda]
 
 STORES = ["memory", "ministack", "roto"]
 
@@ -96,6 +99,12 @@ def dynamodb(make_store: MakeStore, wire: Wire) -> DynamoDBStore:
 def raw(dynamodb_endpoint: str, session: boto3.Session) -> Any:
     """A client of the same server past the wire and the library: what another program writes and sees."""
     return session.client("dynamodb", endpoint_url=dynamodb_endpoint)
+
+
+@pytest.fixture
+def make_lambda(dynamodb: DynamoDBStore, raw: Any) -> MakeLambda:
+    """Makes functions under Powertools for AWS Lambda (Python) over the test's table."""
+    return lambda **given: Lambda(dynamodb.table, raw, **given)
 
 
 @pytest.fixture

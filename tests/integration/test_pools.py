@@ -8,12 +8,15 @@ from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.conftest import MakeRig
 from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.wire import Wire
 
 LEASE_SECONDS = 2.0
 #: A claim is renewed three times a lease: so many renewals take longer than two leases.
 RENEWALS = 7
 #: A deferral waits for at least a second; the rest is for a busy machine.
 SLACK_SECONDS = 4.0
+#: Bodies side by side, and the connections to DynamoDB that a process keeps at most (``OUR_CONFIG``).
+MANY = 50
 LEASED = {"idempotency": {"key": "order", "lease": LEASE_SECONDS}}
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
@@ -75,6 +78,28 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
         seen = [(entry["record"], entry["fence"]) for entry in started + effect]
         assert seen == [(claimed[0]["key"], claimed[0]["fence"])] * 2
     assert rig.journal.count("Deferred") == rig.journal.count("Lost") == 0
+
+
+@pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+@pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet"])
+def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
+    """However many bodies run side by side, and however often, a process has no more connections than its client."""
+    # Greenlets acknowledge side by side, each on a connection to Redis; kombu allows ten.
+    transport = {"max_connections": 2 * MANY}
+    rig = make_guarded(wire.endpoint, transport=transport, tasks={"charge": {"idempotency": {"key": "order"}}})
+    wire.clear()
+    rig.start_worker(MANY, pool=pool)
+    for wave in range(2):
+        rig.journal.shut("before-effect")
+        published = [rig.send("charge", f"ord-{wave}-{number}", number) for number in range(MANY)]
+        rig.journal.wait_for("at-gate", times=MANY * (wave + 1))
+        rig.journal.open("before-effect")
+        assert [rig.result(each) for each in published] == list(range(MANY))
+    requests = [request for request in wire.requests if request.operation == "UpdateItem"]
+    assert len(requests) >= 4 * MANY
+    connections = {request.client_port for request in wire.requests}
+    print(f"{pool}: {len(wire.requests)} requests over {len(connections)} connections")  # noqa: T201
+    assert len(connections) <= MANY
 
 
 @pytest.mark.parametrize(("pool", "error"), [("gevent", TimeLimitExceeded)])

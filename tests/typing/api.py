@@ -20,7 +20,7 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.events import Deferred, Event, Replayed
-from idempotent_tasks.testing import FakeClock
+from idempotent_tasks.testing import Crash, FakeClock, Redelivery, redeliver, temporary_settings
 
 app = Celery("shop", task_cls="idempotent_tasks:IdempotentTask")
 app.conf.idempotency_store = "dynamodb://eu-west-1/shop"
@@ -31,6 +31,8 @@ Idempotency(key=lambda order_id, **_: f"order-{order_id}", on_busy="wait", wait_
 Idempotency(lease=10, grace=0, max_crashes=3, missing_key="run", on_store_error="raise", prefix="shop")
 Idempotency(key="order.id", at_publish="join", reserve=timedelta(minutes=10), cache=60)
 Idempotency(key="order.id", at_publish="raise", reserve=0.5, cache=timedelta(minutes=1))
+Idempotency(key="order.id", prefix="shop", powertools=True)
+Idempotency(key="order.id", prefix="shop", powertools="sha256")
 
 Idempotency("order.id")  # type: ignore[call-arg]
 Idempotency(on_busy="drop")  # type: ignore[arg-type]
@@ -102,3 +104,13 @@ def explain(error: IdempotencyError) -> str | None:
     if isinstance(error, InProgressError):
         assert_type(error.until, float | None)
     return error.key
+
+
+def test_a_charge() -> None:
+    """Cut deliveries short, in a store of the test's own."""
+    happened = redeliver(charge, ("ord-17",), crashes=[Crash.IN_BODY, "before-commit"], store=MemoryStore())
+    assert_type(happened, Redelivery)
+    assert_type(happened.runs, int)
+    assert_type(happened.events, tuple[Event, ...])
+    with temporary_settings(app, store=MemoryStore(), observers=[watch]):
+        charge.apply(("ord-17",))

@@ -19,9 +19,9 @@ BOUND_SECONDS = 30.0
 
 
 @pytest.fixture
-def clock() -> FakeClock:
+def clock(idempotency_clock: FakeClock) -> FakeClock:
     """A clock that only the test moves."""
-    return FakeClock()
+    return idempotency_clock
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,9 @@ def late_releases() -> Iterator[None]:
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
+def store(idempotency_store: MemoryStore) -> MemoryStore:
     """An empty store on the test's clock."""
-    return MemoryStore(clock=clock)
+    return idempotency_store
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def broken(store: MemoryStore) -> Broken:
 
 
 @pytest.fixture
-def seen() -> list[Event]:
+def seen(idempotency_events: list[Event]) -> list[Event]:
     """What the app's observer saw."""
-    return []
+    return idempotency_events
 
 
 @pytest.fixture

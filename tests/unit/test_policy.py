@@ -34,6 +34,7 @@ def test_the_defaults() -> None:
         "at_publish": "send",
         "reserve": 300,
         "cache": None,
+        "powertools": False,
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
@@ -67,6 +68,7 @@ def test_every_field_is_documented() -> None:
         *[("reserve", value) for value in (0, -1, None, "5m")],
         *[("cache", value) for value in (0, -1, True, "60")],
         *[("max_crashes", value) for value in (0, -1, 2.0, True, None, "5")],
+        *[("powertools", value) for value in (1, "crc32", "shake_128", ["md5"], None)],
         *[("prefix", value) for value in ("", "  ", "a\nb", 7, "x" * 513, "é" * 257)],
         *[("key", value) for value in ("order.", "[?", "", 7, ["order"])],
         *[("validate", value) for value in ("order..id", 0)],

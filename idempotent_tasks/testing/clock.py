@@ -1,8 +1,6 @@
-"""What users need to test their own tasks: a store in memory and a clock that only a test moves."""
+"""A clock that only a test moves."""
 
-from idempotent_tasks.stores.memory import MemoryStore
-
-__all__ = ["FakeClock", "MemoryStore"]
+__all__ = ["FakeClock"]
 
 
 class FakeClock:

@@ -1,0 +1,151 @@
+"""What the settings' values spell: each checked, and made into what the library works with.
+
+Every function raises `ConfigurationError` for a value that means nothing.
+"""
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from kombu.serialization import prepare_accept_content
+from kombu.utils.imports import symbol_by_name
+
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.events import Observer, Observers, log_event
+from idempotent_tasks.findings import WHY
+from idempotent_tasks.observers import SHORT_NAMES
+from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.stores import ResultStore, Store
+from idempotent_tasks.stores.cached import OutcomeCache
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.memory import MemoryStore
+from idempotent_tasks.stores.s3_results import S3Results
+
+__all__ = [
+    "DISABLED_VARIABLE",
+    "PORT_VARIABLE",
+    "accepts_pickle",
+    "check_mode",
+    "codes",
+    "endpoint",
+    "observers_of",
+    "results_of",
+    "store_of",
+    "switch",
+]
+
+#: kombu's content type of pickle.
+PICKLE_CONTENT: Final = "application/x-python-serialize"
+#: The environment variable beside the setting ``idempotency_disabled``; what it says counts.
+DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
+#: The same for ``idempotency_prometheus_port``.
+PORT_VARIABLE: Final = "IDEMPOTENCY_PROMETHEUS_PORT"
+_ON: Final = ("1", "true", "yes", "on")
+_OFF: Final = ("0", "false", "no", "off")
+_LAST_PORT: Final = 65_535
+#: What ``idempotency_checks`` may be.
+CHECK_MODES: Final = ("ignore", "warn", "error")
+
+
+def results_of(spelled: Any) -> ResultStore | None:
+    """Return where large results go."""
+    if isinstance(spelled, str):
+        return S3Results.from_url(spelled)
+    if spelled is None or isinstance(spelled, ResultStore):
+        return spelled
+    kind = type(spelled).__name__
+    raise ConfigurationError(f"idempotency_results_bucket is a {kind}; write s3://BUCKET/PREFIX, or give an S3Results")
+
+
+def accepts_pickle(conf: Any) -> bool:
+    """Return whether an app reads pickle from its broker or its result backend."""
+    accepted = [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
+    return PICKLE_CONTENT in prepare_accept_content(accepted)
+
+
+def switch(spelled: Any) -> bool:
+    """Return whether the kill switch is on."""
+    text = "0" if spelled is None else str(spelled).strip().lower()
+    if text not in _ON + _OFF:
+        msg = f"idempotency_disabled, or {DISABLED_VARIABLE}, is {spelled!r}, not one of {', '.join(_ON + _OFF)}"
+        raise ConfigurationError(msg)
+    return text in _ON
+
+
+def endpoint(spelled: Any) -> tuple[str, int] | None:
+    """Return the address and port of the metrics; None for nowhere."""
+    if spelled is None:
+        return None
+    address, _, port = str(spelled).rpartition(":")
+    if not port.isascii() or not port.isdecimal() or int(port) > _LAST_PORT:
+        msg = f"idempotency_prometheus_port, or {PORT_VARIABLE}, is {spelled!r}, neither PORT nor ADDRESS:PORT"
+        raise ConfigurationError(msg)
+    return address.strip("[]") or "127.0.0.1", int(port)
+
+
+def check_mode(spelled: Any) -> str:
+    """Return what is done with findings."""
+    mode = "warn" if spelled is None else spelled
+    if mode not in CHECK_MODES:
+        raise ConfigurationError(f"idempotency_checks={mode!r} is not one of {CHECK_MODES}")
+    return str(mode)
+
+
+def codes(spelled: Any) -> frozenset[str]:
+    """Return the codes of the findings that are accepted."""
+    listed = () if spelled is None else spelled
+    if isinstance(listed, str) or not isinstance(listed, Collection) or not set(listed) <= set(WHY):
+        raise ConfigurationError(f"idempotency_silenced_checks={spelled!r} is not a list of {sorted(WHY)}")
+    return frozenset(listed)
+
+
+def store_of(spelled: Any, app_name: str) -> Store:
+    """Return the store."""
+    if isinstance(spelled, DynamoDBStore):
+        return spelled.for_app(app_name)
+    if isinstance(spelled, Store):
+        return spelled
+    if isinstance(spelled, str):
+        if spelled.startswith("dynamodb://"):
+            return DynamoDBStore.from_url(spelled).for_app(app_name)
+        if spelled == "memory://":
+            return MemoryStore()
+    remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
+    if spelled is None:
+        raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
+    scheme = spelled.partition("://")[0] if isinstance(spelled, str) else type(spelled).__name__
+    raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
+
+
+def observers_of(spelled: Any, *, served: bool) -> list[Observer]:
+    """Return the observers."""
+    if spelled is None:
+        spelled = [log_event]
+    listed = spelled if isinstance(spelled, Sequence) and not isinstance(spelled, str) else [spelled]
+    observers = _imported(listed)
+    if served:
+        # What is served must be counted, and once.
+        observers += [each for each in _imported(["prometheus"]) if each not in observers]
+    return observers
+
+
+def _imported(listed: Sequence[Any]) -> list[Observer]:
+    try:
+        observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "short names are " + ", ".join(SHORT_NAMES)
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
+            hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
+        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}; {hint}") from error
+    for observer in observers:
+        if not callable(observer):
+            raise ConfigurationError(f"idempotency_observers holds {observer!r}, which is not callable")
+    return observers
