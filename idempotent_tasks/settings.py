@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -12,13 +12,9 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from billiard.exceptions import SoftTimeLimitExceeded
-from kombu.serialization import prepare_accept_content
-from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.events import Observer, Observers, log_event
-from idempotent_tasks.findings import WHY
-from idempotent_tasks.observers import SHORT_NAMES
+from idempotent_tasks.events import Observer, Observers
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.spellings import (
     DISABLED_VARIABLE,
@@ -35,8 +31,6 @@ from idempotent_tasks.spellings import (
 from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.stores.s3_results import S3Results
 
 __all__ = [
     "DISABLED_VARIABLE",
@@ -173,10 +167,6 @@ def _as_observers(observers: Sequence[Observer]) -> Observers:
     return Observers(list(observers), (SoftTimeLimitExceeded,))
 
 
-
-
-
-
 def changed_settings(app: Any) -> list[str]:
     """Return the settings of an app that were changed since they were read, which is without effect."""
     spelled, now = settings_of(app).spelled, _spelled(app)
@@ -238,14 +228,6 @@ def _cache_limit(app: Any, limit: str) -> int:
     return number
 
 
-
-
-
-
-
-
-
-
 def _refuse_unknown(app: Any) -> None:
     namespace = (getattr(app.conf, "prefix", "") or "").lower()
     for key in app.conf:
@@ -255,9 +237,3 @@ def _refuse_unknown(app: Any) -> None:
             known = [_PREFIX + each for each in close or _KNOWN]
             hint = f"did you mean {known[0]!r}?" if close else f"known are {known}"
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
-
-
-
-
-
-

@@ -3,28 +3,17 @@
 Every function raises `ConfigurationError` for a value that means nothing.
 """
 
-import gc
-import logging
-import os
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
-from billiard.exceptions import SoftTimeLimitExceeded
 from kombu.serialization import prepare_accept_content
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.events import Observer, Observers, log_event
+from idempotent_tasks.events import Observer, log_event
 from idempotent_tasks.findings import WHY
 from idempotent_tasks.observers import SHORT_NAMES
-from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.stores import ResultStore, Store
-from idempotent_tasks.stores.cached import OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.stores.s3_results import S3Results

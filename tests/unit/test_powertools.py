@@ -142,7 +142,7 @@ def test_what_powertools_cannot_write_neither_can_we(value: Any) -> None:
     with pytest.raises(TypeError):
         json.dumps(value, cls=Encoder, sort_keys=True)
     with pytest.raises(ResultEncodingError):
-        encode_result(value, PLENTY, POWERTOOLS)
+        encode_result(value, POWERTOOLS)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_powertools_needs_a_key() -> None:
 def test_its_json_is_plain_json() -> None:
     """A mapping that looks like one of kombu's tags is a mapping."""
     tag_like = {"__type__": "date", "__value__": "2026-03-01"}
-    outcome = encode_result(tag_like, PLENTY, POWERTOOLS)
+    outcome = encode_result(tag_like, POWERTOOLS)
     for codec in (outcome.codec, None):
         record = Record(key="k", status=outcome.status, expiration=0, data=outcome.data, codec=codec)
         assert decode_result(record) == tag_like
