@@ -47,6 +47,8 @@ def _value_size(value: Mapping[str, Any]) -> int:
     match kind:
         case "S":
             return len(held.encode())
+        case "B":
+            return len(held)
         case "N":
             return ceil(len(held.strip("-0")) / 2) + 1
         case "SS":

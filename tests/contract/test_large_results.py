@@ -1,8 +1,12 @@
 """Results of every size through the guard, DynamoDB and S3: equal when replayed, and what they cost in requests."""
 
 import random
+import re
 import string
 from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +20,7 @@ from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Status
 from idempotent_tasks.verdicts import Failed, Replayed, Returned
 from tests.conftest import REGION
+from tests.contract.test_capacity import size_of as item_bytes
 from tests.support.guarding import KEY, Bench, no_keeping
 from tests.support.wire import Wire, wire_to
 
@@ -35,6 +40,19 @@ def rows(length: int) -> list[dict[str, Any]]:
     return [
         {"id": number, "customer": f"cus_{draw.randrange(10**9)}", "amount": "12.50"} for number in range(length // 58)
     ]
+
+
+#: A row: result, codec, bytes of the item, units of commit and replay, requests to S3.
+PRICE_ROW = r"^\| ([^|]+) \| `([a-z0-9+]+)` \| (\d+ K?B) \| (\d+) / (\d+) \| (none|1 PUT / 1 GET) \|$"
+#: The results in the table of docs/results.md, in its order.
+PRICED = {
+    "small": "paid",
+    "rows": rows(300 * KB),
+    "rows in the bucket": rows(300 * KB),
+    "noise": noise(300 * KB),
+    "many rows": rows(5000 * KB),
+    "much noise": noise(5000 * KB),
+}
 
 
 @pytest.fixture
@@ -97,6 +115,24 @@ def test_a_result_of_any_size_is_replayed(
     record = dynamodb.get(KEY)
     assert record.codec == codec
     assert not in_bucket or size_of(record) < ITEM_BYTES / 4
+
+
+@pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+def test_the_page_gives_what_results_cost(dynamodb: DynamoDBStore, guard: Guard, results: S3Results, raw: Any) -> None:
+    """The bytes and write units of docs/results.md are those of real items; zlib's versions differ by little."""
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(PRICE_ROW, page, re.MULTILINE)
+    tight = replace(guard, results=S3Results(results.bucket, client=results.client(), above_bytes=8192))
+    assert len(rows) == len(PRICED)
+    for (shown, codec, size, commit, replay, requests), (name, value) in zip(rows, PRICED.items(), strict=True):
+        key = f"shop.charge#{name}"
+        Bench(dynamodb).deliver("one", value, guard=tight if "above_bytes" in shown else guard, key=key)
+        item = raw.get_item(TableName=dynamodb.table, Key={"id": {"S": key}}, ConsistentRead=True)["Item"]
+        number, unit = size.split()
+        assert item_bytes(item) == pytest.approx(int(number) * (KB if unit == "KB" else 1), rel=0.1)
+        assert int(commit) == int(replay) == pytest.approx(ceil(item_bytes(item) / KB), rel=0.03)
+        assert item["codec"] == {"S": codec}
+        assert ("+s3" in codec) is ("GET" in requests)
 
 
 def test_a_large_failure_is_replayed(dynamodb: DynamoDBStore, guard: Guard, s3_wire: Wire) -> None:
