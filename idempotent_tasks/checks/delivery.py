@@ -1,6 +1,6 @@
 """Checks of tasks and broker: whether a message comes back, once, when its worker dies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from idempotent_tasks.checks.surroundings import Surroundings
@@ -18,6 +18,8 @@ __all__ = [
     "check_visibility",
 ]
 
+#: How many tasks a finding names.
+MOST_NAMED: Final = 5
 #: The first Celery whose hooks the parent's side uses.
 OLDEST_CELERY: Final = (5, 4)
 #: By kombu's name: what keeps no note of a message that it has handed out.
@@ -37,19 +39,20 @@ def check_celery(found: Surroundings) -> Iterator[Finding]:
 
 def check_acknowledgements(found: Surroundings) -> Iterator[Finding]:
     """Find tasks whose message is gone before their body has ended."""
-    for task in found.tasks:
-        if not task.acks_late:
-            yield Finding(
-                code="acks-late-off",
-                what=f"task {task.name!r} has acks_late=False",
-                remedy=f"drop acks_late=False from {task.name!r}; IdempotentTask sets acks_late=True",
-            )
-        elif not task.reject_on_worker_lost:
-            yield Finding(
-                code="reject-on-worker-lost-off",
-                what=f"task {task.name!r} has reject_on_worker_lost=False",
-                remedy=f"drop reject_on_worker_lost=False from {task.name!r}; IdempotentTask sets it to True",
-            )
+    early = [task.name for task in found.tasks if not task.acks_late]
+    if early:
+        yield Finding(
+            code="acks-late-off",
+            what=f"{_names(early)}: acks_late=False",
+            remedy="drop acks_late=False there; IdempotentTask sets acks_late=True",
+        )
+    lost = [task.name for task in found.tasks if task.acks_late and not task.reject_on_worker_lost]
+    if lost:
+        yield Finding(
+            code="reject-on-worker-lost-off",
+            what=f"{_names(lost)}: reject_on_worker_lost=False",
+            remedy="drop reject_on_worker_lost=False there; IdempotentTask sets it to True",
+        )
 
 
 def check_transport(found: Surroundings) -> Iterator[Finding]:
@@ -120,21 +123,24 @@ def check_pool_limits(found: Surroundings) -> Iterator[Finding]:
 def check_expiries(found: Surroundings) -> Iterator[Finding]:
     """Find records that are gone before the last redelivery, and results that are gone before their records."""
     visibility, kept = found.visibility_timeout, found.app.conf.result_expires
-    result_seconds = None if not kept else seconds(kept)
-    for task in found.tasks:
-        expires = seconds(found.policy(task).expires)
-        if visibility is not None and expires < visibility:
-            yield Finding(
-                code="expires-before-redelivery",
-                what=f"records of {task.name!r} expire after {expires:g} s, redeliveries come after {visibility:g} s",
-                remedy=f"Idempotency(..., expires={visibility:g}) for {task.name!r}, or more",
-            )
-        if result_seconds is not None and result_seconds < expires and not task.ignore_result:
-            yield Finding(
-                code="result-expires-first",
-                what=f"results expire after {result_seconds:g} s, records of {task.name!r} after {expires:g} s",
-                remedy=f"app.conf.result_expires = {expires:g}",
-            )
+    expires = {task.name: seconds(found.policy(task).expires) for task in found.tasks}
+    early = [name for name, length in expires.items() if visibility is not None and length < visibility]
+    if early:
+        first = min(expires[name] for name in early)
+        yield Finding(
+            code="expires-before-redelivery",
+            what=f"{_names(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s",
+            remedy=f"Idempotency(..., expires={visibility:g}) there, or more",
+        )
+    replaying = [task.name for task in found.tasks if not task.ignore_result]
+    outlived = [name for name in replaying if kept and expires[name] > seconds(kept)]
+    if outlived:
+        longest = max(expires[name] for name in outlived)
+        yield Finding(
+            code="result-expires-first",
+            what=f"{_names(outlived)}: records live up to {longest:g} s, results {seconds(kept):g} s",
+            remedy=f"app.conf.result_expires = {longest:g}",
+        )
 
 
 def check_delivery_limits(found: Surroundings) -> Iterator[Finding]:
@@ -152,3 +158,10 @@ def check_delivery_limits(found: Surroundings) -> Iterator[Finding]:
 
 def _visibility_remedy(timeout: float) -> str:
     return f'app.conf.broker_transport_options = {{"visibility_timeout": {timeout:g}}}, with its other options'
+
+
+def _names(tasks: Sequence[str]) -> str:
+    """Name tasks, so many that a line can be read."""
+    shown = ", ".join(map(repr, tasks[:MOST_NAMED]))
+    more = len(tasks) - MOST_NAMED
+    return f"task {shown}" if len(tasks) == 1 else f"tasks {shown}" + (f" and {more} more" if more > 0 else "")

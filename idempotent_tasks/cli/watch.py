@@ -21,8 +21,10 @@ __all__ = ["watch"]
 
 #: Seconds over which rates are counted.
 WINDOW: Final = 10.0
-#: Rows that fit a screen.
-MOST_SHOWN: Final = 30
+#: Rows of the screen that are no claims.
+FRAME_ROWS: Final = 6
+#: Columns of a UUID.
+TASK_ID_WIDTH: Final = 36
 #: Seconds between two looks at whether to end, or to connect again.
 RECONNECT_SECONDS: Final = 0.2
 #: What is counted: the type of the Celery event, and its name here.
@@ -78,7 +80,8 @@ def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
 
 def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
     try:
-        from rich.console import Group  # noqa: PLC0415 - needs the optional extra
+        from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - needs the optional extra
+        from rich.console import Console, Group  # noqa: PLC0415
         from rich.live import Live  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
@@ -87,18 +90,27 @@ def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
             "watch draws with rich: pip install 'idempotent-tasks[cli]', or use --once"
         ) from None
 
+    console = Console()
+
     def picture() -> Group:
         claims = _claims(desk, task)
-        table = Table(title=f"{len(claims)} claims in flight in {desk.store.table}", expand=True)
-        for name in ("age", "left", "attempt", "task id", "worker", "key"):
-            table.add_column(name, justify="right" if name in ("age", "left", "attempt") else "left", no_wrap=True)
-        for claim in claims[:MOST_SHOWN]:
+        told = "   ".join(f"{kind} {rate:g}" for kind, rate in rates.per_second().items() if rate) or "nothing"
+        table = Table(box=SIMPLE_HEAD, expand=True)
+        for name in ("age", "left", "attempt"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+        table.add_column("task id", no_wrap=True, min_width=TASK_ID_WIDTH)
+        for name in ("worker", "key"):
+            table.add_column(name, no_wrap=True)
+        for claim in claims[: max(1, console.height - FRAME_ROWS)]:
             _, age, left, attempt, task_id, key = columns(claim, desk.now())
             table.add_row(age, left, attempt, task_id, claim.worker or "?", key)
-        told = "   ".join(f"{kind} {rate:g}/s" for kind, rate in rates.per_second().items())
-        return Group(table, Text(told if rates.total else NO_EVENTS))
+        return Group(
+            Text(f"{len(claims)} claims in flight in {desk.store.table}; those that expire first come first"),
+            Text(f"a second, over {WINDOW:g} s:   {told}" if rates.total else NO_EVENTS),
+            table,
+        )
 
-    with Live(picture(), refresh_per_second=4, screen=True) as live:
+    with Live(picture(), console=console, refresh_per_second=4, screen=True) as live:
         while True:
             _clock.sleep(interval)
             live.update(picture())

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import Idempotency, MemoryStore
+from tests.support.documents import Book
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def shop() -> dict[str, Any]:
-    """The namespace that the README's Python blocks leave behind, run one after the other."""
-    namespace: dict[str, Any] = {"__name__": "shop"}
-    for block in re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE):
-        exec(compile(block, "README.md", "exec"), namespace)
-    namespace["app"].conf.idempotency_store = MemoryStore()
-    return namespace
+def shop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The names that the README's Python blocks leave behind, over a store in memory."""
+    book = Book(ROOT / "README.md", tmp_path_factory.mktemp("reader"), replacements={}, environment={})
+    book.execute()
+    book.namespace["app"].conf.idempotency_store = MemoryStore()
+    return book.namespace
 
 
 def test_the_first_code_stands_before_line_40() -> None:

@@ -325,7 +325,7 @@ class TestCheck:
         app.tasks.pop("shop.old")
         result = run("check")
         assert result.exit_code == 1
-        assert "result-expires-first: results expire after 60 s" in result.stdout
+        assert "result-expires-first: task 'shop.charge': records live up to 3600 s, results 60 s" in result.stdout
         assert "remedy: app.conf.result_expires = 3600" in result.stdout
         (finding,) = json.loads(run("check", "--json").stdout)
         assert (finding["code"], finding["remedy"]) == ("result-expires-first", "app.conf.result_expires = 3600")

@@ -11,7 +11,7 @@ from billiard.common import TERM_SIGNAL
 from celery import Task
 
 from tests.support.journal import Journal
-from tests.support.processes import PR_SET_PDEATHSIG
+from tests.support.parents import PR_SET_PDEATHSIG
 
 Body = Callable[..., Any]
 

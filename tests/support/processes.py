@@ -1,43 +1,56 @@
 """Child processes that never outlive the tests: each leads a process group, and dies with the test run."""
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
+from tests.support.parents import die_with_parent
+from tests.support.preloaded import PreloadedCelery
 from tests.support.waiting import wait_for
 
-PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 10.0
 
 PORTS = range(12_000, 32_000)
 
 # The process id keeps test processes that start servers at the same moment off each other's ports.
 _candidates = islice(cycle(PORTS), os.getpid() * 37 % len(PORTS), None)
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class ChildProcess:
-    """A command in a process group of its own, its output in a file."""
+    """A command in a process group of its own, its output in a file.
 
-    def __init__(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd: Path) -> None:
+    Args:
+        command: the program and its arguments.
+        log: the file, to which the output is appended.
+        env: the whole environment.
+        cwd: the folder to run it in.
+        preloaded: fork it from a server that has imported its modules; only for ``python -m celery``.
+    """
+
+    def __init__(
+        self, command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd: Path, *, preloaded: bool = False
+    ) -> None:
         self.log = log
+        self._popen: subprocess.Popen[bytes] | PreloadedCelery
+        words = [str(word) for word in command]
+        if preloaded:
+            self._popen = PreloadedCelery(words[words.index("celery") + 1 :], log, env, cwd)
+            return
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
-                [str(word) for word in command],
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 env=dict(env),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (it makes one system call)
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (it makes one system call)
             )
 
     @property
@@ -133,8 +146,3 @@ def listening(port: int) -> bool:
     """Return whether something accepts connections on this port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _die_with_parent() -> None:
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

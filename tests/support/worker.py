@@ -16,6 +16,8 @@ __all__ = ["Worker"]
 
 PROJECT_ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0
+#: Each makes a worker start by an interpreter of its own; the first is there for nothing else.
+FRESH_VARIABLES = {"IDEMPOTENT_TASKS_FRESH_WORKERS", "REMAP_SIGTERM"}
 
 
 class Worker:
@@ -27,7 +29,11 @@ class Worker:
         command += ["--concurrency", str(concurrency), "--hostname", self.name, "--queues", config.queue]
         command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         log = Path(config.directory) / f"{self.name}.log"
-        self.process = ChildProcess(command, log, os.environ | {VARIABLE: config.to_json()}, PROJECT_ROOT)
+        environment = os.environ | {VARIABLE: config.to_json()}
+        # gevent and eventlet replace what other modules import, and must come before them; the variables are read by
+        # what was imported already.
+        preloaded = pool in ("prefork", "solo", "threads") and not FRESH_VARIABLES & set(os.environ)
+        self.process = ChildProcess(command, log, environment, PROJECT_ROOT, preloaded=preloaded)
         self._journal = config.journal
 
     def wait_until_ready(self) -> None:

@@ -216,6 +216,17 @@ def test_each_broker_has_its_own_visibility(look: Look, url: str, options: dict[
     assert [each.code for each in look(task, {**conf, "result_expires": None}, {})] == found
 
 
+def test_tasks_that_share_a_finding_are_told_together(app: Celery) -> None:
+    """An app of many tasks has one line for each kind of finding, not for each task."""
+    app.conf.update(broker_url="amqp://localhost", result_expires=60)
+    for number in range(7):
+        app.task(do_nothing, name=f"shop.task{number}", base=IdempotentTask, shared=False, acks_late=number > 0)
+    early, outlived = findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+    assert early.what == "task 'shop.task0': acks_late=False"
+    names = ", ".join(f"'shop.task{number}'" for number in range(5))
+    assert outlived.what == f"tasks {names} and 2 more: records live up to 3600 s, results 60 s"
+
+
 def test_a_task_without_a_limit_takes_the_workers(look: Look) -> None:
     """``--time-limit`` counts where the task says nothing, and is no worse ignored than a task's own."""
     threads = {"worker_time_limit": 60.0, "pool": "celery.concurrency.thread"}

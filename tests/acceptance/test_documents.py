@@ -1,0 +1,80 @@
+"""Every code block of every document does what it shows, on servers of its own that stand in for those it names."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from celery import _state
+from kombu import Connection
+
+from tests.support.documents import Book
+from tests.support.dynamodb import roto_server
+from tests.support.redis_server import redis_server
+
+ROOT = Path(__file__).parents[2]
+PROPERTY = "code blocks"
+#: Those of the examples are executed with their applications, by test_examples.py.
+PLACES = ("*.md", "benchmarks/*.md", "docs/**/*.md")
+DOCUMENTS = [
+    path
+    for place in PLACES
+    for path in sorted(ROOT.glob(place))
+    if "_build" not in path.parts and "```" in path.read_text(encoding="utf-8")
+]
+#: The queue of the examples on RabbitMQ, which may be a server with other queues.
+QUEUE = "shop-orders"
+
+
+@pytest.fixture
+def replacements(
+    path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
+    """What stands for the servers that the document names; all but RabbitMQ are its own."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    servers = tmp_path / "servers"
+    servers.mkdir()
+    with roto_server(servers) as dynamodb, redis_server(servers) as redis:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", dynamodb)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", dynamodb)
+        found = {
+            "localhost:8000": dynamodb.removeprefix("http://"),
+            "localhost:6379": redis.removeprefix("redis://"),
+            QUEUE: f"{QUEUE}-{uuid4().hex[:8]}",
+        }
+        if "amqp://" not in path.read_text(encoding="utf-8"):
+            yield found
+            return
+        url = request.getfixturevalue("amqp_url")
+        yield {"amqp://guest:guest@localhost:5672//": url, **found}
+        with Connection(url) as connection:
+            connection.default_channel.queue_delete(found[QUEUE])
+
+
+@pytest.fixture
+def book(path: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
+    """The document, in a folder that Python imports from."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    book = Book(path, folder, replacements, os.environ)
+    modules, app = set(sys.modules), _state.get_current_app()
+    try:
+        yield book
+    finally:
+        book.close()
+        _state._set_current_app(app)
+        for name in set(sys.modules) - modules:
+            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_code_block_does_what_it_shows(book: Book, record_property: Callable[[str, object], None]) -> None:
+    """Python runs, commands run or are parsed by what they call, data parse; nothing is left out without a reason."""
+    book.execute()
+    tally = book.tally
+    record_property(PROPERTY, [tally.executed, tally.checked, len(tally.skipped)])

@@ -1,0 +1,92 @@
+"""The documents that describe the code name all of it, and the pictures are of their sources."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+import idempotent_tasks
+from idempotent_tasks import Idempotency, IdempotencyError, events, settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+DIAGRAMS = DOCS / "diagrams"
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+AUTODOC = re.compile(r"^\.\. auto(?:module|class|function|data):: ([\w.]+)", re.MULTILINE)
+#: What `pip install idempotent-tasks` does not bring.
+EXTRAS = ("django", "eventlet", "fastapi", "gevent", "opentelemetry", "prometheus_client", "pydantic", "redis", "rich")
+IMPORTING = f"""
+import pkgutil, sys
+for name in {EXTRAS}:
+    sys.modules[name] = None
+for name in sys.argv[1:]:
+    pkgutil.resolve_name(name)
+"""
+
+
+@pytest.mark.parametrize("source", sorted(DIAGRAMS.glob("*.mmd")), ids=lambda source: source.stem)
+def test_a_picture_is_of_its_source(source: Path) -> None:
+    """The picture names the digest of the source and the style; `scripts/diagrams` renders it anew."""
+    drawn_from = [source, DIAGRAMS / "config.json", DIAGRAMS / "style.css"]
+    digest = sha256(b"".join(path.read_bytes() for path in drawn_from)).hexdigest()
+    first_line, _, _ = source.with_suffix(".svg").read_text(encoding="utf-8").partition("\n")
+    assert first_line == f"<!-- of {source.name} {digest} -->"
+
+
+def test_every_picture_has_a_source_and_is_shown() -> None:
+    """No SVG is left behind by a source that is gone, or made for no page."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    for picture in DIAGRAMS.glob("*.svg"):
+        assert picture.with_suffix(".mmd").exists()
+        assert f"diagrams/{picture.name})" in pages
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Each name of the package is documented by itself, or is an error, all of which one module holds."""
+    documented = {name.rpartition(".")[2] for name in AUTODOC.findall(REFERENCE)}
+    whole_modules = {"Record", "Status"}  # with all of idempotent_tasks.records
+    for name in idempotent_tasks.__all__:
+        thing = getattr(idempotent_tasks, name)
+        is_error = isinstance(thing, type) and issubclass(thing, IdempotencyError)
+        assert is_error or name in documented | whole_modules, name
+
+
+def test_the_reference_has_every_event() -> None:
+    """Each kind of event is documented by itself."""
+    documented = set(AUTODOC.findall(REFERENCE))
+    assert {f"{events.__name__}.{kind.__name__}" for kind in events.KINDS} - documented == set()
+
+
+def test_the_incident_page_has_every_event() -> None:
+    """Whoever reads a log finds each line's first word, or among those of level DEBUG."""
+    page = (DOCS / "how-to" / "incidents.md").read_text(encoding="utf-8")
+    named = {words.split()[0] for words in re.findall(r"`([^`\n]+)`", page)}
+    assert {kind.__name__.lower() for kind in events.KINDS} - named == set()
+
+
+def test_the_table_of_settings_is_complete_and_its_defaults_are_the_codes() -> None:
+    """Each setting has a row; the default of each option of a task is that of `Idempotency`."""
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `idempotency_(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    assert set(rows) == set(settings._KNOWN)
+    for field in fields(Idempotency):
+        if field.default is not None:
+            shown = f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
+            assert rows[field.name] == shown
+
+
+def test_the_options_of_a_task_are_shown_with_their_defaults() -> None:
+    """The reference spells out a signature that the class itself leaves open."""
+    (shown,) = re.findall(r"idempotent_tasks\.Idempotency\(\*, (.*)\)$", REFERENCE, re.MULTILINE)
+    assert shown == ", ".join(f"{field.name}={field.default!r}" for field in fields(Idempotency))
+
+
+def test_the_reference_needs_no_extra() -> None:
+    """Every module that the reference reads can be imported with nothing but what the package asks for."""
+    command = [sys.executable, "-c", IMPORTING, *AUTODOC.findall(REFERENCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
