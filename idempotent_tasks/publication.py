@@ -77,7 +77,6 @@ class Publication:
             raise
         match answer:
             case Granted(claim):
-                self._tell(events.Reserved, seconds=self.request.lease_seconds)
                 return self._under(claim, publish)
             case Mismatch() if not self.awaited:
                 self._tell(events.Mismatched)
@@ -95,6 +94,7 @@ class Publication:
 
     def _under(self, claim: Claim, publish: Callable[[], Any]) -> Any:
         try:
+            self._tell(events.Reserved, seconds=self.request.lease_seconds)
             return publish()
         except BaseException:
             # If the broker has the message all the same and its delivery runs, the key has another owner by now.

@@ -136,7 +136,9 @@ class IdempotentTask(Task):
         Raises:
             KeyEncodingError: the key is something else.
             MissingKeyError: the key is empty.
-            DuplicateError, PayloadMismatchError, StoreError: see `idempotent_tasks.publication.Publication.send`.
+            DuplicateError: the key has a task already, under ``at_publish="raise"``.
+            PayloadMismatchError: it has one with another payload.
+            StoreError: the store cannot be asked, under ``on_store_error="raise"``.
         """
         self._with_key(options, idempotency_key)
         publish = super().apply_async

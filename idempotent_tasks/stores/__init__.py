@@ -49,8 +49,8 @@ class Store(Protocol):
 
         Atomically checks the rule, and takes the key: of any number of concurrent callers one is granted.
         A grant gives the next fence and attempt, and wipes what an expired outcome left.  A reservation, which a
-        producer asks for (`idempotent_tasks.reservation`), takes the key for the delivery with its task id, whose claim
-        is granted whenever it comes; it counts no attempt.
+        producer asks for, takes the key for the delivery with its task id, whose claim is granted whenever it comes;
+        it counts no attempt.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
