@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+from uuid import uuid4
 
 import pytest
 from celery import Celery, _state
@@ -19,7 +20,7 @@ from idempotent_tasks.events import Replayed
 from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig
 from tests.support.app import build_app
-from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.support.brokers import CHILD_LOSS_SECONDS, Broker
 from tests.support.processes import free_port
 from tests.support.tcp import Tcp
 from tests.support.waiting import wait_for
@@ -69,8 +70,11 @@ def monitor(app: Celery) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
-def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig) -> None:
-    """A monitor's own model of the duplicate was REPLAYED before it became SUCCESS; a first run costs no message."""
+def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig, broker: Broker) -> None:
+    """A monitor's own model of the duplicate was REPLAYED before it became SUCCESS; a first run costs no message.
+
+    RabbitMQ is not asked for an answer, so there the event of the worker's parent may overtake that of its child.
+    """
     rig = make_guarded(tasks=BY_ORDER, settings={"idempotency_observers": ["celery", JOURNAL]})
     worker = rig.start_worker(1, "--task-events")
     with monitor(rig.app) as seen:
@@ -80,17 +84,20 @@ def test_celery_events_show_a_replay_as_a_replay(make_guarded: MakeRig) -> None:
         assert rig.result(second) == 17
         for kind in ("task-replayed", "task-succeeded"):
             wait_until_told(seen, kind, second.id)
+    # The exchange is everybody's.
+    told = [each for each in seen if each.get("uuid") in (first.id, second.id)]
     # The model that both monitors have of what they receive.
     state, states = State(), []
-    for event in seen:
+    for event in told:
         state.event(dict(event))
-        if event.get("uuid") == second.id:
+        if event["uuid"] == second.id:
             states.append(state.tasks[second.id].state)
-    assert "REPLAYED" in states
-    (replayed,) = [each for each in seen if each["type"] == "task-replayed"]
-    assert (replayed["name"], replayed["holder_task_id"]) == ("charge", first.id)
-    assert not {"claimed", "committed"} & {each["type"].partition("-")[2] for each in seen}
-    assert {each["hostname"] for each in seen} == {worker.name}
+    assert broker.name == "rabbitmq" or "REPLAYED" in states
+    assert states[-1] == "SUCCESS"
+    (replayed,) = [each for each in told if each["type"] == "task-replayed"]
+    assert (replayed["uuid"], replayed["name"], replayed["holder_task_id"]) == (second.id, "charge", first.id)
+    assert not {"claimed", "committed"} & {each["type"].partition("-")[2] for each in told}
+    assert {each["hostname"] for each in told} == {worker.name}
 
 
 @on_redis
@@ -124,29 +131,31 @@ def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
 ) -> None:
     """The first event fails within seconds, the next ones cost nothing; when the broker is back they come again."""
     rig = make_rig()
+    before, lost, unsent, after = (uuid4().hex for _ in range(4))
     with monitor(rig.app) as seen:
         app = build_app(replace(rig.config, broker_url=tcp.url(rig.config.broker_url)))
         monkeypatch.setattr(_state._tls, "current_app", app)
         monkeypatch.setattr(celery_events, "_line", celery_events._Line())
-        celery_events.observe(replayed_event("before"))
-        wait_until_told(seen, "task-replayed", "before")
+        celery_events.observe(replayed_event(before))
+        wait_until_told(seen, "task-replayed", before)
         getattr(tcp, fault)()
         if fault == "refuse":
             tcp.cut()
         begun = time.monotonic()
-        with pytest.raises(Exception, match=r".") as lost:
-            celery_events.observe(replayed_event("lost"))
-        assert time.monotonic() - begun < HELD_SECONDS, lost
+        with pytest.raises(Exception, match=r".") as error:
+            celery_events.observe(replayed_event(lost))
+        assert time.monotonic() - begun < HELD_SECONDS, error
         tried = tcp.taken, tcp.refused
-        celery_events.observe(replayed_event("not sent"))
+        celery_events.observe(replayed_event(unsent))
         assert (tcp.taken, tcp.refused) == tried
         tcp.mend()
         monkeypatch.setattr(celery_events._line, "_silent_until", 0.0)
-        celery_events.observe(replayed_event("after"))
-        wait_until_told(seen, "task-replayed", "after")
-        assert {each.get("uuid") for each in seen} == {"before", "after"}
+        celery_events.observe(replayed_event(after))
+        wait_until_told(seen, "task-replayed", after)
+        told = [each for each in seen if each.get("uuid") in (before, lost, unsent, after)]
+        assert [each["uuid"] for each in told] == [before, after]
         # A name of another kind would be a worker of its own for a monitor.
-        assert {each["hostname"] for each in seen} == {"w1@shop"}
+        assert {each["hostname"] for each in told} == {"w1@shop"}
         app.close()
 
 
