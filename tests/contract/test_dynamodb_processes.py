@@ -41,7 +41,7 @@ class TestWhoseClient:
         session = boto3.Session("AKIASESSION", "secret", region_name="ap-southeast-2")
         client = client_of(DynamoDBStore("table", session=session))
         assert client.meta.region_name == "ap-southeast-2"
-        assert client._get_credentials().access_key == "AKIASESSION"
+        assert client._request_signer._credentials.access_key == "AKIASESSION"
 
     def test_a_config(self) -> None:
         """A config keeps its own values; what it does not say is the library's choice."""

@@ -58,7 +58,7 @@ class TestPlaces:
     def test_credentials(self) -> None:
         """Credentials in the URL, quoted as URLs want it, are those of the client."""
         store = DynamoDBStore.from_url(f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@localhost:8000/T")
-        credentials = client_of(store)._get_credentials()
+        credentials = client_of(store)._request_signer._credentials
         assert (credentials.access_key, credentials.secret_key) == ("AKIAKEY", SECRET)
 
     def test_an_arn_is_a_table(self) -> None:
@@ -141,7 +141,7 @@ class TestSecrets:
 
     def test_in_the_error_of_a_request(self) -> None:
         """A server that cannot be reached is named without them."""
-        url = f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@127.0.0.1:{free_port()}/T"
+        url = f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@127.0.0.1:{free_port()}/table"
         with pytest.raises(StoreUnavailableError) as caught:
             DynamoDBStore.from_url(url).claim(wish())
         assert_hidden(told(caught.value))
