@@ -1,13 +1,12 @@
 """Workers and pool children killed in every window between the claim and the acknowledgement."""
 
 import celery
-import kombu
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore, Status
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS, Broker
+from tests.support.brokers import CHILD_LOSS_SECONDS
 
 #: The shortest claims: they end with the task's hard time limit, in seconds.
 BRIEF = {"time_limit": 4, "idempotency": {"key": "order", "grace": 0}}
@@ -17,14 +16,6 @@ RENEWED = {"idempotency": {"key": "order", "lease": 2}}
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 
 
-@pytest.fixture
-def swept(broker: Broker) -> None:
-    """Skip a test whose message nobody gives back in time."""
-    if broker.name == "redis" and kombu.__version__ < "5.7":
-        pytest.skip("kombu before 5.7 sweeps Redis 10 s after a worker's start, then every 100 s")
-
-
-@pytest.mark.usefixtures("swept")
 def test_worker_killed_after_claim_before_effect(make_guarded: MakeRig) -> None:
     """The claim of a dead worker expires, and its redelivered task runs: one effect, result stored."""
     rig = make_guarded(tasks={"charge": BRIEF})
@@ -55,7 +46,6 @@ def test_child_killed_in_body(make_guarded: MakeRig) -> None:
     assert rig.journal.count("effect") == 1
 
 
-@pytest.mark.usefixtures("swept")
 def test_worker_killed_after_commit_before_ack(make_guarded: MakeRig) -> None:
     """A task redelivered after its commit returns the committed result: one effect, although nothing was stored."""
     rig = make_guarded(tasks={"charge": BRIEF})
@@ -72,7 +62,6 @@ def test_worker_killed_after_commit_before_ack(make_guarded: MakeRig) -> None:
     assert rig.journal.count("effect") == 1
 
 
-@pytest.mark.usefixtures("swept")
 def test_deferred_duplicate_takes_over_from_a_killed_worker(make_guarded: MakeRig) -> None:
     """A duplicate waits for the run on another worker, which is killed: both publishers get one effect's result."""
     rig = make_guarded(tasks={"charge": RENEWED})

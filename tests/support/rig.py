@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from celery import _state
 from celery.result import AsyncResult
 
 from tests.support.app import AppConfig, build_app
@@ -27,6 +28,9 @@ class Rig:
 
     def __enter__(self) -> Self:
         self._stack.callback(self.app.close)
+        # Celery before 5.7 asks the current app, not the tasks' own, where a chord in a chain has its results.
+        self._stack.callback(setattr, _state._tls, "current_app", _state._tls.current_app)
+        self.app.set_current()
         self._stack.callback(self._disconnect)
         self._stack.callback(self._delete_queues)
         return self
@@ -79,9 +83,11 @@ class Rig:
         """Close the sockets that Celery leaves to the garbage collector, whose warning would fail some other test."""
         consumer = getattr(self.app.backend, "result_consumer", None)
         if consumer is not None:
-            # A result that is forgotten later would connect again, to unsubscribe.
-            consumer.subscribed_to.clear()
             consumer.stop()
+            # A result that is forgotten later would connect again, to unsubscribe: Celery 5.7 from what it has
+            # subscribed to, and older ones from any.
+            consumer.subscribed_to.clear()
+            consumer._pubsub = None
             self.app.backend.client.connection_pool.disconnect()
 
     def _delete_queues(self) -> None:

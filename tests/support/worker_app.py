@@ -8,7 +8,9 @@ from celery.concurrency.asynpool import AsynPool
 
 from idempotent_tasks.delivery import DEFERRALS_HEADER
 from tests.support.app import VARIABLE, AppConfig, build_app
+from tests.support.sweeping import sweep_each_second
 
+sweep_each_second()
 config = AppConfig.from_json(os.environ[VARIABLE])
 journal = config.journal
 app = build_app(config)
