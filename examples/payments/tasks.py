@@ -1,0 +1,48 @@
+"""The payment service's Celery side: however often a charge is published or redelivered, it has one receipt."""
+
+import os
+from typing import Any
+
+import provider
+from celery import Celery
+
+from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
+
+STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/payments")
+
+app = Celery(
+    "payments",
+    broker=os.environ.get("BROKER_URL", "sqs://local:local@localhost:5070"),
+    backend=os.environ.get("RESULT_URL", "redis://localhost:6379/1"),
+)
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "region": "eu-west-1",
+        "is_secure": False,  # a stand-in on this machine; drop it on AWS
+        # Above time_limit, twice, for a message waits for at most one other.
+        "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT", "60")),
+        "wait_time_seconds": 1,
+    },
+    idempotency_store=STORE,
+    task_default_queue="payments",
+    worker_enable_remote_control=False,  # SQS has no broadcast
+    worker_prefetch_multiplier=1,
+)
+
+
+@app.task(
+    base=IdempotentTask,
+    bind=True,
+    time_limit=30,
+    idempotency=Idempotency(validate="[customer, amount_cents]", expires=86_400),
+)
+def charge(self: Any, customer: str, amount_cents: int) -> dict[str, Any]:
+    """Charge a card and return the receipt."""
+    # A worker that dies behind this line charges again; by the key the processor recognises that.
+    receipt = provider.charge(self.idempotency.key, self.idempotency.fence, customer, amount_cents)
+    return {"customer": customer, "amount_cents": amount_cents, "receipt": receipt}
+
+
+if __name__ == "__main__":
+    DynamoDBStore.from_url(STORE).create_table()

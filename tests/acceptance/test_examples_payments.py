@@ -1,0 +1,100 @@
+"""The payments example: FastAPI, a worker on SQS, a worker killed while it charges."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.support.dynamodb import roto_server
+from tests.support.examples import Example, dynamodb_url
+from tests.support.processes import free_port
+from tests.support.waiting import wait_for
+
+WORKER = "celery"
+READY = r" ready\."
+RESULT_SECONDS = 60.0
+
+
+@pytest.fixture
+def payments(redis_url: str, table: str, tmp_path: Path) -> Iterator[Example]:
+    """The example on servers of its own, its table made; SQS delivers again after 5 s instead of 60 s."""
+    with roto_server(tmp_path) as endpoint:
+        variables = {
+            "BROKER_URL": f"sqs://testing:testing@{urlsplit(endpoint).netloc}",
+            "RESULT_URL": f"{redis_url}/3",
+            "STORE_URL": dynamodb_url(endpoint, table),
+            "VISIBILITY_TIMEOUT": "5",
+        }
+        example = Example("payments", tmp_path, variables)
+        example.run("python tasks.py")
+        yield example
+
+
+@pytest.fixture
+def api(payments: Example) -> Iterator[str]:
+    """The URL of the example's API."""
+    port = free_port()
+    with payments.running("uvicorn", "Application startup complete", "--port", str(port)):
+        yield f"http://127.0.0.1:{port}"
+
+
+def outcome(api: str, accepted: httpx.Response) -> httpx.Response:
+    """Return the answer of the API when the payment has come to its end."""
+    assert accepted.status_code == 202, accepted.text
+    url = f"{api}/payments/{accepted.json()['task_id']}"
+
+    def look() -> httpx.Response | None:
+        answer = httpx.get(url)
+        return None if answer.status_code == 202 else answer
+
+    return wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
+
+
+def test_two_posts_of_one_key_are_one_charge(payments: Example, api: str) -> None:
+    """Both task ids get the one receipt; the key with another amount is a conflict; a key that is none is refused."""
+    with payments.running(WORKER, READY):
+        accepted = [payments.request("localhost:8080/payments", api) for _ in range(2)]
+        assert accepted[0].json()["task_id"] != accepted[1].json()["task_id"]
+        outcomes = [outcome(api, each) for each in accepted]
+        assert {each.status_code for each in outcomes} == {200}
+        assert [each.json()["receipt"] for each in outcomes] == [
+            {"customer": "ann", "amount_cents": 4200, "receipt": 1}
+        ] * 2
+        assert payments.run("python provider.py") == payments.shown("python provider.py")
+        assert outcome(api, payments.request("localhost:8080/payments", api, number=1)).status_code == 409
+        assert payments.run("python provider.py") == payments.shown("python provider.py")
+    refused = httpx.post(f"{api}/payments", json={"customer": "ann", "amount_cents": 1}, headers={"Idempotency-Key": ""})
+    assert refused.status_code == 400
+    assert "idempotency_key is empty" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(("slow", "charges"), [("CHARGE_SECONDS", 0), ("ANSWER_SECONDS", 1)])
+def test_worker_killed_while_it_charges(payments: Example, api: str, slow: str, charges: int) -> None:
+    """Before the charge or after it: the next worker asks again, with the same key and a larger fence, for one charge."""
+    payments.environment[slow] = "60"
+    with payments.running(WORKER, READY) as worker:
+        accepted = payments.request("localhost:8080/payments", api)
+        wait_for(
+            lambda: (len(rows(payments, "requests")), len(rows(payments, "charges"))) == (1, charges),
+            RESULT_SECONDS,
+            lambda: f"nobody charges:\n{worker.tail()}",
+        )
+    del payments.environment[slow]
+    with payments.running(WORKER, READY):
+        assert outcome(api, accepted).json()["receipt"]["receipt"] == 1
+    (first_key, first_fence), (second_key, second_fence) = rows(payments, "requests")
+    assert first_key == second_key
+    assert first_fence < second_fence
+    assert len(rows(payments, "charges")) == 1
+
+
+def rows(payments: Example, table: str) -> list[tuple[Any, ...]]:
+    """Return a table of the processor's books, oldest first."""
+    payments.run("python provider.py")  # makes the books where nobody did yet
+    with closing(sqlite3.connect(payments.folder / "books.sqlite")) as books:
+        return books.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall()

@@ -1,0 +1,113 @@
+"""Runs an example by the commands of its own README, against the servers of the tests."""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from tests.support.processes import ChildProcess
+from tests.support.waiting import wait_for
+
+__all__ = ["Example", "dynamodb_url"]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+START_SECONDS = 60.0
+COMMAND_SECONDS = 90.0
+
+_curl = argparse.ArgumentParser(prog="curl")
+_curl.add_argument("url")
+_curl.add_argument("-H", dest="headers", action="append", default=[])
+_curl.add_argument("--json")
+
+
+def dynamodb_url(endpoint: str, table: str) -> str:
+    """Return the URL of a store in a stand-in, as an example's README writes it."""
+    return f"dynamodb://testing:testing@{urlsplit(endpoint).netloc}/{table}"
+
+
+class Example:
+    """One folder of examples/, its commands run in a copy: what they leave there is no other test's.
+
+    Args:
+        name: the folder's name.
+        directory: where the copy and the logs go.
+        variables: what the environment says of servers and durations.
+    """
+
+    def __init__(self, name: str, directory: Path, variables: Mapping[str, str]) -> None:
+        self.folder = directory / name
+        self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables
+        self._directory = directory
+        self._numbers = count(1)
+        shutil.copytree(EXAMPLES / name, self.folder)
+        text = (self.folder / "README.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        steps = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.MULTILINE)
+        #: The README's commands and what it shows of their output, in order.
+        self.steps: list[tuple[str, str]] = steps
+
+    def line(self, beginning: str, number: int = 0) -> str:
+        """Return the README's command that begins so; where there are more, the one of this number, from 0."""
+        return [line for line, _ in self.steps if line.startswith(beginning)][number]
+
+    def shown(self, beginning: str, number: int = 0) -> str:
+        """Return the output that the README shows of such a command."""
+        return [output for line, output in self.steps if line.startswith(beginning)][number]
+
+    def run(self, beginning: str, number: int = 0) -> str:
+        """Run a command to its end and return what it printed; it must succeed."""
+        command = _command(self.line(beginning, number))
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @contextmanager
+    def running(self, beginning: str, ready: str, *options: str) -> Iterator[ChildProcess]:
+        """Run a command in the background for the length of a block, from when its log says that it is ready."""
+        log = self._directory / f"{next(self._numbers)}.log"
+        process = ChildProcess([*_command(self.line(beginning)), *options], log, self.environment, self.folder)
+        try:
+            wait_for(
+                lambda: re.search(ready, process.tail(1000)) or process.returncode is not None,
+                START_SECONDS,
+                lambda: f"{beginning} is not ready:\n{process.tail()}",
+            )
+            assert process.returncode is None, f"{beginning} ended:\n{process.tail()}"
+            yield process
+        finally:
+            process.kill()
+            # pytest shows what is printed here beside a failure, and nowhere else.
+            print(f"log of {beginning}:\n{process.tail(100)}")  # noqa: T201
+
+    def request(self, beginning: str, base_url: str, number: int = 0) -> httpx.Response:
+        """Send the request of a ``curl`` command to another server than the README's."""
+        options = _curl.parse_args(shlex.split(self.line(f"curl {beginning}", number))[1:])
+        headers = dict(header.split(": ", 1) for header in options.headers)
+        url = base_url + urlsplit(f"//{options.url}").path
+        if options.json is None:
+            return httpx.get(url, headers=headers)
+        return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
+
+
+def _command(line: str) -> list[str]:
+    """Return a command's words, run by the Python of the tests; the README's variables are the environment's."""
+    program, *arguments = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+    return [sys.executable, *(arguments if program == "python" else ["-m", program, *arguments])]
