@@ -1,0 +1,65 @@
+"""Periodic tasks, for any number of beats and workers: one that never overlaps, and one that runs once in a slot."""
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from celery import Celery
+from celery.beat import BeatLazyFunc
+
+from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
+
+#: What ran, a line for each beginning and end.
+RUNS = Path(os.environ.get("RUNS", "runs.txt"))
+TICK_SECONDS = float(os.environ.get("TICK_SECONDS", "10"))
+SWEEP_SECONDS = float(os.environ.get("SWEEP_SECONDS", "15"))
+SLOT_SECONDS = int(os.environ.get("SLOT_SECONDS", "60"))
+STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic")
+
+
+def slot() -> str:
+    """Return the beginning of the slot that it is now: of the minute, the hour or the day."""
+    now = int(time.time())
+    return datetime.fromtimestamp(now - now % SLOT_SECONDS, UTC).isoformat()
+
+
+app = Celery("periodic", broker=os.environ.get("BROKER_URL", "redis://localhost:6379/0"), task_cls=IdempotentTask)
+app.conf.update(
+    # A tick that nobody takes before the next one is worth nothing.
+    beat_schedule={
+        "sweep": {"task": "tasks.sweep", "schedule": TICK_SECONDS, "options": {"expires": TICK_SECONDS}},
+        "report": {"task": "tasks.report", "schedule": TICK_SECONDS, "args": (BeatLazyFunc(slot),)},
+    },
+    broker_connection_retry_on_startup=True,
+    idempotency_store=STORE,
+    # A tick that is delivered again when its record has expired is one more tick, and not one more charge.
+    idempotency_silenced_checks=["expires-before-redelivery"],
+    task_default_queue=os.environ.get("QUEUE", "periodic"),
+    task_ignore_result=True,
+    worker_prefetch_multiplier=1,
+)
+
+
+def note(event: str) -> None:
+    """Write down what happens, and who does it."""
+    with RUNS.open("a") as runs:
+        runs.write(f"{event} (process {os.getpid()})\n")
+
+
+@app.task(idempotency=Idempotency(key=lambda: "sweep", on_busy="skip", expires=1, lease=5))
+def sweep() -> None:
+    """Take longer than a tick."""
+    note("sweep begins")
+    time.sleep(SWEEP_SECONDS)
+    note("sweep ends")
+
+
+@app.task(idempotency=Idempotency(key="slot", on_busy="skip", expires=2 * SLOT_SECONDS))
+def report(slot: str) -> None:
+    """Report on a slot, once."""
+    note(f"report of {slot}")
+
+
+if __name__ == "__main__":
+    DynamoDBStore.from_url(STORE).create_table()

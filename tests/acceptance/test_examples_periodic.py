@@ -1,0 +1,91 @@
+"""The periodic example: two beats and two workers, and never two runs of one task at once."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from tests.support.examples import Example, dynamodb_url
+from tests.support.processes import ChildProcess, running_in_group
+from tests.support.waiting import wait_for
+
+RUN_SECONDS = 60.0
+SWEEPS = 3
+
+
+@pytest.fixture
+def periodic(redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[Example]:
+    """The example in a queue of its own, its table made, faster than in its README: a sweep takes two ticks."""
+    broker, queue = f"{redis_url}/5", f"periodic-{uuid4().hex[:12]}"
+    variables = {
+        "BROKER_URL": broker,
+        "STORE_URL": dynamodb_url(roto, table),
+        "QUEUE": queue,
+        "TICK_SECONDS": "1",
+        "SWEEP_SECONDS": "2",
+        "SLOT_SECONDS": "10",
+    }
+    example = Example("periodic", tmp_path, variables)
+    example.run("python tasks.py")
+    yield example
+    with redis.Redis.from_url(broker) as client:
+        client.delete(queue, f"_kombu.binding.{queue}")
+
+
+@pytest.fixture
+def workers(periodic: Example) -> Iterator[list[ChildProcess]]:
+    """The two workers and the two beats of the README, all running."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(periodic.running(f"celery -A tasks {kind}-{number}", ready))
+            for kind, ready in (("worker --hostname worker", r" ready\."), ("beat --schedule beat", "beat: Starting"))
+            for number in (1, 2)
+        ][:2]
+
+
+def runs(periodic: Example) -> list[str]:
+    """Return the lines of what ran, in order."""
+    path = periodic.folder / "runs.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def sweeps(periodic: Example) -> list[tuple[str, str]]:
+    """Return ``begins`` or ``ends``, and the process, for each line of a sweep, in order."""
+    return re.findall(r"^sweep (\w+) \(process (\d+)\)$", "\n".join(runs(periodic)), re.MULTILINE)
+
+
+def wait_for_sweeps(periodic: Example, number: int, workers: list[ChildProcess]) -> None:
+    """Return when so many sweeps have ended."""
+    wait_for(
+        lambda: [event for event, _ in sweeps(periodic)].count("ends") >= number,
+        RUN_SECONDS,
+        lambda: f"too few sweeps: {runs(periodic)}\n" + "\n".join(worker.tail() for worker in workers),
+    )
+
+
+def test_sweeps_never_overlap_and_a_slot_has_one_report(periodic: Example, workers: list[ChildProcess]) -> None:
+    """Of the ticks of two beats, those that meet a running sweep are dropped, and one of a slot makes its report."""
+    wait_for_sweeps(periodic, SWEEPS, workers)
+    events = sweeps(periodic)[: 2 * SWEEPS]
+    assert [event for event, _ in events] == ["begins", "ends"] * SWEEPS
+    assert [pid for _, pid in events[::2]] == [pid for _, pid in events[1::2]]
+    log = "\n".join(worker.log.read_text() for worker in workers)
+    assert log.count("Task tasks.sweep[") > 2 * SWEEPS, "no tick met a running sweep"
+    reports = Counter(re.findall(r"^report of (\S+) ", "\n".join(runs(periodic)), re.MULTILINE))
+    assert len(reports) > 1
+    assert set(reports.values()) == {1}
+
+
+def test_sweep_goes_on_when_its_worker_is_killed(periodic: Example, workers: list[ChildProcess]) -> None:
+    """The sweep that was cut short never ends, and a later tick has the other worker sweep."""
+    wait_for(lambda: sweeps(periodic), RUN_SECONDS, lambda: workers[0].tail() + workers[1].tail())
+    (_, pid), *_ = sweeps(periodic)
+    victim = next(worker for worker in workers if int(pid) in running_in_group(worker.pid))
+    victim.kill()
+    wait_for_sweeps(periodic, 1, workers)
+    assert ("ends", pid) not in sweeps(periodic)
