@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
@@ -28,6 +28,7 @@ _curl = argparse.ArgumentParser(prog="curl")
 _curl.add_argument("url")
 _curl.add_argument("-H", dest="headers", action="append", default=[])
 _curl.add_argument("--json")
+_curl.add_argument("--data")
 
 
 def dynamodb_url(endpoint: str, table: str) -> str:
@@ -102,9 +103,11 @@ class Example:
         options = _curl.parse_args(shlex.split(self.line(f"curl {beginning}", number))[1:])
         headers = dict(header.split(": ", 1) for header in options.headers)
         url = base_url + urlsplit(f"//{options.url}").path
-        if options.json is None:
-            return httpx.get(url, headers=headers)
-        return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
+        if options.json is not None:
+            return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
+        if options.data is not None:
+            return httpx.post(url, data=dict(parse_qsl(options.data)), headers=headers)
+        return httpx.get(url, headers=headers)
 
 
 def _command(line: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Orders, each confirmed by one mail."""

@@ -1,0 +1,74 @@
+"""The shop, posted to by Django's test client, with a real worker on the test database."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.test import TransactionTestCase
+
+from idempotent_tasks import DynamoDBStore
+from orders.models import Order
+from orders.tasks import confirm
+
+WORKER = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--concurrency", "2"]
+PATIENCE_SECONDS = 60.0
+
+
+class OrdersTest(TransactionTestCase):
+    """Orders, with a worker that runs for the length of a test."""
+
+    def setUp(self) -> None:
+        """Start a worker with mails and records of its own: the test database gives its first order an old number."""
+        mails = TemporaryDirectory()
+        self.addCleanup(mails.cleanup)
+        self.mails = Path(mails.name)
+        store = f"{settings.CELERY_IDEMPOTENCY_STORE}-{uuid4().hex[:8]}"
+        DynamoDBStore.from_url(store).create_table()
+        database = str(connection.settings_dict["NAME"])
+        environment = os.environ | {"DATABASE": database, "MAILS": mails.name, "STORE_URL": store}
+        worker = subprocess.Popen(WORKER, cwd=settings.BASE, env=environment)
+        self.addCleanup(worker.wait)
+        self.addCleanup(worker.terminate)
+
+    def post(self, reference: str) -> None:
+        """Place an order as a browser does."""
+        answer = self.client.post("/orders", {"reference": reference, "email": "ann@example.com"})
+        self.assertEqual(answer.status_code, 202)
+
+    def is_confirmed(self, reference: str) -> bool:
+        """Tell whether the shop says that the order is confirmed."""
+        return bool(self.client.get(f"/orders/{reference}").json()["confirmed"])
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when a condition holds, and fail if it does not in time."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "the worker did not do it")
+            time.sleep(0.1)
+
+    def test_order_that_is_posted_twice_has_one_mail(self) -> None:
+        """Both posts publish the confirmation, and both messages come to the one mail's result."""
+        self.post("ord-17")
+        self.post("ord-17")
+        again = confirm.delay(Order.objects.get().pk)
+        self.assertEqual(again.get(timeout=PATIENCE_SECONDS), "ord-17")
+        self.assertTrue(self.is_confirmed("ord-17"))
+        self.assertEqual(len(list(self.mails.iterdir())), 1)
+
+    def test_order_that_is_rolled_back_is_not_published(self) -> None:
+        """What the transaction does not commit, no worker hears of."""
+        with self.assertRaises(ZeroDivisionError), transaction.atomic():
+            placed = Order.objects.create(reference="ord-18", email="ann@example.com")
+            confirm.delay_on_commit(placed.pk)
+            raise ZeroDivisionError
+        self.post("ord-19")
+        self.wait_until(lambda: self.is_confirmed("ord-19"))
+        (mail,) = self.mails.iterdir()
+        self.assertIn("ord-19", mail.read_text())

@@ -1,0 +1,5 @@
+"""A minimal Django project whose tasks are guarded."""
+
+from shop.celery import app
+
+__all__ = ["app"]

@@ -1,0 +1,35 @@
+"""Django's settings; those of Celery and of idempotent_tasks are among them."""
+
+import os
+from pathlib import Path
+
+BASE = Path(__file__).parents[1]
+
+SECRET_KEY = "only for this example"  # noqa: S105
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
+INSTALLED_APPS = ["orders"]
+ROOT_URLCONF = "shop.urls"
+TIME_ZONE = "UTC"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("DATABASE", BASE / "db.sqlite3"),
+        "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
+        # A file, so that the worker of the tests sees it too.
+        "TEST": {"NAME": BASE / "test.sqlite3"},
+    }
+}
+#: Every mail is a file in this folder.
+EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+EMAIL_FILE_PATH = os.environ.get("MAILS", BASE / "mails")
+
+CELERY_BROKER_URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
+CELERY_RESULT_BACKEND = os.environ.get("RESULT_URL", "redis://localhost:6379/1")
+CELERY_TASK_DEFAULT_QUEUE = os.environ.get("QUEUE", "shop")
+CELERY_TASK_TIME_LIMIT = 30
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+
+CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/shop")
+CELERY_IDEMPOTENCY_EXPIRES = 86_400

@@ -1,0 +1,6 @@
+"""The project's two addresses."""
+
+from django.urls import path
+from orders.views import order, orders
+
+urlpatterns = [path("orders", orders), path("orders/<str:reference>", order)]
