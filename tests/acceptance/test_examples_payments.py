@@ -48,11 +48,12 @@ def outcome(api: str, accepted: httpx.Response) -> httpx.Response:
     assert accepted.status_code == 202, accepted.text
     url = f"{api}/payments/{accepted.json()['task_id']}"
 
-    def look() -> httpx.Response | None:
+    def look() -> list[httpx.Response]:
         answer = httpx.get(url)
-        return None if answer.status_code == 202 else answer
+        return [] if answer.status_code == 202 else [answer]
 
-    return wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
+    (answer,) = wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
+    return answer
 
 
 def test_two_posts_of_one_key_are_one_charge(payments: Example, api: str) -> None:
@@ -68,14 +69,15 @@ def test_two_posts_of_one_key_are_one_charge(payments: Example, api: str) -> Non
         assert payments.run("python provider.py") == payments.shown("python provider.py")
         assert outcome(api, payments.request("localhost:8080/payments", api, number=1)).status_code == 409
         assert payments.run("python provider.py") == payments.shown("python provider.py")
-    refused = httpx.post(f"{api}/payments", json={"customer": "ann", "amount_cents": 1}, headers={"Idempotency-Key": ""})
+    payment = {"customer": "ann", "amount_cents": 1}
+    refused = httpx.post(f"{api}/payments", json=payment, headers={"Idempotency-Key": ""})
     assert refused.status_code == 400
     assert "idempotency_key is empty" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(("slow", "charges"), [("CHARGE_SECONDS", 0), ("ANSWER_SECONDS", 1)])
 def test_worker_killed_while_it_charges(payments: Example, api: str, slow: str, charges: int) -> None:
-    """Before the charge or after it: the next worker asks again, with the same key and a larger fence, for one charge."""
+    """Before or after the charge: the next worker asks again, with the same key and a larger fence, for one charge."""
     payments.environment[slow] = "60"
     with payments.running(WORKER, READY) as worker:
         accepted = payments.request("localhost:8080/payments", api)

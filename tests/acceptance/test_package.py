@@ -70,7 +70,7 @@ def test_the_sdist_is_enough_to_work_on(sdist_names: set[str]) -> None:
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
-        "examples/payments/app.py",
+        "examples/payments/tasks.py",
         "idempotent_tasks/py.typed",
         "pyproject.toml",
         "requirements/dev.txt",

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -45,7 +45,7 @@ class Example:
         variables: what the environment says of servers and durations.
     """
 
-    def __init__(self, name: str, directory: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, name: str, directory: Path, variables: dict[str, str]) -> None:
         self.folder = directory / name
         self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables
         self._directory = directory
