@@ -20,9 +20,8 @@ app.conf.update(
     broker_transport_options={
         "region": "eu-west-1",
         "is_secure": False,  # a stand-in on this machine; drop it on AWS
-        # Above time_limit, twice, for a message waits for at most one other.
+        # Twice the time limit: a message that a worker holds may wait for one other.
         "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT", "60")),
-        "wait_time_seconds": 1,
     },
     idempotency_store=STORE,
     task_default_queue="payments",

@@ -49,7 +49,7 @@ class Example:
 
     def __init__(self, name: str, directory: Path, variables: dict[str, str]) -> None:
         self.folder = directory / name
-        self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables
+        self.environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"} | variables
         self._directory = directory
         self._numbers = count(1)
         shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
