@@ -6,12 +6,11 @@ from pathlib import Path
 
 from celery import Celery
 
-from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
+from idempotent_tasks import Idempotency, IdempotentTask
 
 #: What was done in the warehouse, a line for each effect.
 LOG = Path(os.environ.get("LOG", "warehouse.txt"))
 PACK_SECONDS = float(os.environ.get("PACK_SECONDS", "1"))
-STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/warehouse")
 
 app = Celery(
     "warehouse",
@@ -21,7 +20,7 @@ app = Celery(
 )
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    idempotency_store=STORE,
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/warehouse"),
     idempotency_expires=86_400,
     task_default_queue=os.environ.get("QUEUE", "warehouse"),
     task_time_limit=60,
@@ -62,7 +61,3 @@ def tell(shipment: str) -> str:
     """Tell the customer."""
     note(f"told the customer of {shipment}")
     return shipment
-
-
-if __name__ == "__main__":
-    DynamoDBStore.from_url(STORE).create_table()

@@ -6,9 +6,7 @@ from typing import Any
 import provider
 from celery import Celery
 
-from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
-
-STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/payments")
+from idempotent_tasks import Idempotency, IdempotentTask
 
 app = Celery(
     "payments",
@@ -23,7 +21,7 @@ app.conf.update(
         # Twice the time limit: a message that a worker holds may wait for one other.
         "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT", "60")),
     },
-    idempotency_store=STORE,
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/payments"),
     task_default_queue="payments",
     worker_enable_remote_control=False,  # SQS has no broadcast
     worker_prefetch_multiplier=1,
@@ -41,7 +39,3 @@ def charge(self: Any, customer: str, amount_cents: int) -> dict[str, Any]:
     # A worker that dies behind this line charges again; by the key the processor recognises that.
     receipt = provider.charge(self.idempotency.key, self.idempotency.fence, customer, amount_cents)
     return {"customer": customer, "amount_cents": amount_cents, "receipt": receipt}
-
-
-if __name__ == "__main__":
-    DynamoDBStore.from_url(STORE).create_table()

@@ -8,14 +8,13 @@ from pathlib import Path
 from celery import Celery
 from celery.beat import BeatLazyFunc
 
-from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
+from idempotent_tasks import Idempotency, IdempotentTask
 
 #: What ran, a line for each beginning and end.
 RUNS = Path(os.environ.get("RUNS", "runs.txt"))
 TICK_SECONDS = float(os.environ.get("TICK_SECONDS", "10"))
 SWEEP_SECONDS = float(os.environ.get("SWEEP_SECONDS", "15"))
 SLOT_SECONDS = int(os.environ.get("SLOT_SECONDS", "60"))
-STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic")
 
 
 def slot() -> str:
@@ -32,7 +31,7 @@ app.conf.update(
         "report": {"task": "tasks.report", "schedule": TICK_SECONDS, "args": (BeatLazyFunc(slot),)},
     },
     broker_connection_retry_on_startup=True,
-    idempotency_store=STORE,
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic"),
     # A tick that is delivered again when its record has expired is one more tick, and not one more charge.
     idempotency_silenced_checks=["expires-before-redelivery"],
     task_default_queue=os.environ.get("QUEUE", "periodic"),
@@ -59,7 +58,3 @@ def sweep() -> None:
 def report(slot: str) -> None:
     """Report on a slot, once."""
     note(f"report of {slot}")
-
-
-if __name__ == "__main__":
-    DynamoDBStore.from_url(STORE).create_table()

@@ -10,7 +10,7 @@ from kombu import Connection
 from tests.support.examples import Example, dynamodb_url
 from tests.support.waiting import wait_for
 
-WORKER = "celery"
+WORKER = "celery -A tasks worker"
 READY = r" ready\."
 EFFECT_SECONDS = 60.0
 #: What is done when the worker is killed.
@@ -28,7 +28,7 @@ def canvas(amqp_url: str, redis_url: str, roto: str, table: str, tmp_path: Path)
         "QUEUE": queue,
     }
     example = Example("canvas", tmp_path, variables)
-    example.run("python tasks.py")
+    example.run("celery -A tasks idempotency create-table")
     yield example
     with Connection(amqp_url) as connection:
         connection.default_channel.queue_delete(queue)

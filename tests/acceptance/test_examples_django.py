@@ -26,7 +26,7 @@ def shop(redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[Exam
     }
     example = Example("django", tmp_path, variables)
     example.run("python manage.py migrate")
-    example.run("python manage.py create_records_table")
+    example.run("celery -A shop idempotency create-table")
     yield example
     with redis.Redis.from_url(broker) as client:
         client.delete(queue, f"_kombu.binding.{queue}")
@@ -37,7 +37,7 @@ def test_form_that_is_sent_twice_has_one_mail(shop: Example) -> None:
     port = str(free_port())
     server = f"http://127.0.0.1:{port}"
     with (
-        shop.running("celery", r" ready\.") as worker,
+        shop.running("celery -A shop worker", r" ready\.") as worker,
         shop.running("python manage.py runserver", "Starting development server", port),
     ):
         for _ in range(2):

@@ -15,7 +15,7 @@ from tests.support.examples import Example, dynamodb_url
 from tests.support.processes import free_port
 from tests.support.waiting import wait_for
 
-WORKER = "celery"
+WORKER = "celery -A tasks worker"
 READY = r" ready\."
 RESULT_SECONDS = 60.0
 
@@ -31,7 +31,7 @@ def payments(redis_url: str, table: str, tmp_path: Path) -> Iterator[Example]:
             "VISIBILITY_TIMEOUT": "5",
         }
         example = Example("payments", tmp_path, variables)
-        example.run("python tasks.py")
+        example.run("celery -A tasks idempotency create-table")
         yield example
 
 

@@ -31,7 +31,7 @@ def periodic(redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[
         "SLOT_SECONDS": "10",
     }
     example = Example("periodic", tmp_path, variables)
-    example.run("python tasks.py")
+    example.run("celery -A tasks idempotency create-table")
     yield example
     with redis.Redis.from_url(broker) as client:
         client.delete(queue, f"_kombu.binding.{queue}")
