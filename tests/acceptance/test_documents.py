@@ -16,7 +16,7 @@ from tests.support.redis_server import redis_server
 
 ROOT = Path(__file__).parents[2]
 PROPERTY = "code blocks"
-#: Those of the examples are executed with their applications, by test_examples.py.
+#: Those of the examples are executed with their applications, by test_examples_*.py.
 PLACES = ("*.md", "benchmarks/*.md", "docs/**/*.md")
 DOCUMENTS = [
     path
