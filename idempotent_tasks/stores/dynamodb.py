@@ -187,8 +187,7 @@ class DynamoDBStore:
         if old is None:
             return Vanished()
         # Powertools' last write is unconditional and leaves our owner beside its outcome, but names no time.
-        ours = old.owner == claim.owner and old.completed_at is not None
-        return Committed() if ours else Superseded(old)
+        return Committed() if (old.owner == claim.owner and old.completed_at is not None) else Superseded(old)
 
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
