@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -19,12 +20,14 @@ TASKS = {
     "die": {"time_limit": 60, "idempotency": {"key": "order", "max_crashes": 1}},
 }
 SCRAPED_SECONDS = 30.0
+#: Twice what DynamoDB takes, and of it half is left when it is compressed.
+TOO_LARGE = token_hex(450_000)
 #: What no test makes happen on purpose: it stays 0, and that 0 is what the panel shows.
 QUIET = ("unrecorded", "lost", "superseded")
 
 
 def cause_everything(rig: Rig, worker: Worker) -> None:
-    """Let a child be killed in a run, a duplicate be deferred, replays, a changed payload, and a crash loop."""
+    """Let a child be killed in a run; cause a deferral, replays, a result too large, a changed payload, a crash loop."""
     rig.journal.shut("before-effect")
     killed = rig.send("charge", "ord-2", 17)
     worker.kill_child(rig.journal.wait_for("at-gate", gate="before-effect")["pid"])
@@ -33,6 +36,7 @@ def cause_everything(rig: Rig, worker: Worker) -> None:
     rig.journal.wait_for("Deferred", id=duplicate.id)
     rig.journal.open("before-effect")
     assert rig.result(killed) == rig.result(duplicate) == 17
+    assert rig.result(rig.send("charge", "ord-5", TOO_LARGE)) == TOO_LARGE
     for published in (rig.send("charge", "ord-2", 18), rig.send("die", "ord-4")):
         with pytest.raises(Exception, match=r"payload|in a row"):
             rig.result(published)
