@@ -27,7 +27,7 @@ QUIET = ("unrecorded", "lost", "superseded")
 
 
 def cause_everything(rig: Rig, worker: Worker) -> None:
-    """Let a child be killed in a run; cause a deferral, replays, a result too large, a changed payload, a crash loop."""
+    """Cause a killed child, a deferral, replays, a result too large, a changed payload and a crash loop."""
     rig.journal.shut("before-effect")
     killed = rig.send("charge", "ord-2", 17)
     worker.kill_child(rig.journal.wait_for("at-gate", gate="before-effect")["pid"])
