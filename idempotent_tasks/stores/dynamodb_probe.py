@@ -1,10 +1,10 @@
 """What stands between a store and its table: asked for at the table itself, without writing anything."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.stores.dynamodb_layout import Layout
 from idempotent_tasks.stores.dynamodb_table import describe, key_schema_problem, ttl_problem
@@ -22,8 +22,9 @@ PROBLEMS: Final = (
     "table-ttl-off",
 )
 
-#: What a worker does with the table; the last two only when it starts, to check it.
-WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", "DescribeTable", "DescribeTimeToLive")
+_DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
+#: What a worker does with the table; the descriptions only when it starts, to check it.
+WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
 #: DynamoDB's and IAM's words for a missing permission.
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
 #: A machine whose clock is further off, in seconds, is told.
@@ -59,60 +60,80 @@ def probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableP
 
 
 def _probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
-    denied = [action for action, ask in _questions(connection, table, layout) if _is_denied(ask)]
-    for action in denied:
-        yield TableProblem(
-            code="permission-missing",
-            what=f"dynamodb:{action} on table {table!r} is not allowed",
-            remedy=f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}',
-        )
-    if "DescribeTable" not in denied:
-        description = describe(connection, table)
-        if description is None:
-            yield TableProblem(
-                code="table-missing",
-                what=f"table {table!r} does not exist at {connection!r}",
-                remedy="celery -A <app> idempotency create-table",
-            )
+    for action, ask in _questions(connection, table, layout):
+        found = _problems(action, ask, table)
+        yield from found
+        if any(problem.code == "table-missing" for problem in found):
             return
-        problem = key_schema_problem(description, table, layout)
-        if problem is not None:
-            remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
-            yield TableProblem(code="table-key-schema", what=problem, remedy=remedy)
-    if "DescribeTimeToLive" not in denied:
-        problem = ttl_problem(connection, table, layout)
-        if problem is not None:
-            yield TableProblem(
-                code="table-ttl-off",
-                what=problem,
-                remedy=f"aws dynamodb update-time-to-live --table-name {table} --time-to-live-specification "
-                f"Enabled=true,AttributeName={layout.expiry_attr}",
-            )
     yield from _clock_problem(connection)
 
 
-def _questions(connection: Connection, table: str, layout: Layout) -> Iterator[tuple[str, Callable[[], object]]]:
+def _problems(action: str, ask: Callable[[], Iterable[TableProblem]], table: str) -> list[TableProblem]:
+    try:
+        return list(ask())
+    except (StoreMisconfiguredError, RecordCorruptError) as error:
+        if _is_denial(error):
+            what = f"dynamodb:{action} on table {table!r} is not allowed"
+            remedy = f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}'
+            return [TableProblem(code="permission-missing", what=what, remedy=remedy)]
+        if action in _DESCRIPTIONS:
+            raise
+        # What else is wrong with a read or a write of an item, the descriptions of the table say better.
+        return []
+
+
+def _questions(
+    connection: Connection, table: str, layout: Layout
+) -> Iterator[tuple[str, Callable[[], Iterable[TableProblem]]]]:
+    """Yield each action with the question that needs it, which returns what its answer shows to be wrong."""
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": layout.names(_NEVER)}
     key = layout.key(_PROBED_KEY)
 
-    def ask(operation: str, **parameters: Any) -> Callable[[], object]:
-        return lambda: connection.request(operation, TableName=table, **parameters)
+    def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[TableProblem]]:
+        """Return a question whose answer shows nothing but that it may be asked."""
+
+        def question() -> Iterable[TableProblem]:
+            connection.request(operation, TableName=table, **parameters)
+            return ()
+
+        return question
 
     yield "UpdateItem", ask("update_item", Key=key, **never)
     yield "PutItem", ask("put_item", Item=key, **never)
     yield "GetItem", ask("get_item", Key=key)
-    yield "DescribeTable", ask("describe_table")
-    yield "DescribeTimeToLive", ask("describe_time_to_live")
+    yield "DescribeTable", lambda: _table_problems(connection, table, layout)
+    yield "DescribeTimeToLive", lambda: _ttl_problems(connection, table, layout)
 
 
-def _is_denied(ask: Callable[[], object]) -> bool:
-    """Ask, and tell whether the answer is that the action is not allowed; anything else is for others to find."""
-    try:
-        ask()
-    except (StoreMisconfiguredError, RecordCorruptError) as error:
-        response = getattr(error.__cause__, "response", {})
-        return response.get("Error", {}).get("Code") in _DENIALS
-    return False
+def _table_problems(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
+    description = describe(connection, table)
+    if description is None:
+        yield TableProblem(
+            code="table-missing",
+            what=f"table {table!r} does not exist at {connection!r}",
+            remedy="celery -A <app> idempotency create-table",
+        )
+        return
+    problem = key_schema_problem(description, table, layout)
+    if problem is not None:
+        remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
+        yield TableProblem(code="table-key-schema", what=problem, remedy=remedy)
+
+
+def _ttl_problems(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
+    problem = ttl_problem(connection, table, layout)
+    if problem is not None:
+        yield TableProblem(
+            code="table-ttl-off",
+            what=problem,
+            remedy=f"aws dynamodb update-time-to-live --table-name {table} --time-to-live-specification "
+            f"Enabled=true,AttributeName={layout.expiry_attr}",
+        )
+
+
+def _is_denial(error: StoreError) -> bool:
+    response = getattr(error.__cause__, "response", {})
+    return response.get("Error", {}).get("Code") in _DENIALS
 
 
 def _clock_problem(connection: Connection) -> Iterator[TableProblem]:
