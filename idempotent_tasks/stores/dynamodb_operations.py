@@ -25,27 +25,6 @@ OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "Update
 PAGE_ITEMS: Final = 500
 #: Seconds for which a page is asked for again: what was listed so far must not be for nothing.
 PATIENCE: Final = 20.0
-#: Everything of a record but its data.
-_SHOWN: Final = (
-    "key",
-    "status",
-    "expiration",
-    "in_progress_expiration",
-    "validation",
-    "owner",
-    "fence",
-    "attempt",
-    "task",
-    "task_id",
-    "worker",
-    "process",
-    "claimed_at",
-    "completed_at",
-    "codec",
-    "error",
-    "deferred",
-    "dispatched",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +107,7 @@ class Operations:
 
     def _page(self, wanted: dict[str, Value], start: Item | None) -> dict[str, Any]:
         layout, partition = self._layout, self._layout.sort_key_attr is not None
-        projection = ", ".join(f"#{role}" for role in _SHOWN)
+        projection = ", ".join(f"#{role}" for role in layout.roles if role != "data")
         names = layout.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         given: dict[str, Any] = {}
