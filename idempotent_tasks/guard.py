@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import NONE, unreplayable
+from idempotent_tasks.committed import committed_record
 from idempotent_tasks.errors import (
     CrashLoopError,
     PayloadMismatchError,
@@ -21,7 +22,7 @@ from idempotent_tasks.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from idempotent_tasks.outcomes import Outcomes, Recalled, whole_record
+from idempotent_tasks.outcomes import Outcomes, Recalled
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import (
     Busy,
@@ -234,7 +235,7 @@ class Guard:
         if not isinstance(answer, Vanished):
             return answer
         try:
-            self.store.restore(whole_record(claim, outcome, self.store.clock.now()))
+            self.store.restore(committed_record(claim, outcome, retention, self.store.clock.now()))
         except RecordExistsError as error:
             # Somebody claims and deletes it under our hands: look again.
             raise StoreUnavailableError(task=claim.request.task, key=claim.key) from error

@@ -31,7 +31,7 @@ from idempotent_tasks.records import Claim, Outcome, Record, expiration_seconds
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import ResultStore, Store
 
-__all__ = ["Outcomes", "Recalled", "whole_record"]
+__all__ = ["Outcomes", "Recalled"]
 
 #: Follows the name of the codec whose data lies in a bucket; the record has its address.
 ELSEWHERE: Final = "+s3"
@@ -174,30 +174,3 @@ class Outcomes:
         if until < clock.now():
             raise StoreUnavailableError("too little time is left before the hard time limit")
         return persistently(lambda: bucket.put(data, expires_at), clock=clock, until=until)
-
-
-def whole_record(claim: Claim, outcome: Outcome, now: float) -> Record:
-    """Return the record that a commit would have made, for where somebody deleted it under the claim.
-
-    Args:
-        claim: the claim that its owner still believes in.
-        outcome: its outcome.
-        now: epoch seconds by the store's clock.
-    """
-    request = claim.request
-    return Record(
-        key=claim.key,
-        status=outcome.status,
-        expiration=expiration_seconds(request.retention_seconds, claim.in_progress_expiration, now),
-        in_progress_expiration=claim.in_progress_expiration,
-        data=outcome.data,
-        validation=request.validation,
-        owner=claim.owner,
-        fence=claim.fence,
-        task=request.task,
-        task_id=request.task_id,
-        worker=request.worker,
-        completed_at=int(now * 1000),
-        codec=outcome.codec,
-        error=outcome.error,
-    )

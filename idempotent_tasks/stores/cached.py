@@ -11,6 +11,7 @@ from typing import Final
 from cachetools import TLRUCache
 
 from idempotent_tasks.clock import Clock
+from idempotent_tasks.committed import committed_record
 from idempotent_tasks.records import (
     Claim,
     ClaimAnswer,
@@ -24,7 +25,6 @@ from idempotent_tasks.records import (
     Released,
     Renewed,
     answer_refusal,
-    expiration_seconds,
 )
 from idempotent_tasks.stores import Store
 
@@ -136,7 +136,7 @@ class CachedStore:
         now = self.clock.now()
         answer = self.inner.commit(claim, outcome, retention_seconds)
         if isinstance(answer, Committed):
-            self.cache.remember(_record(claim, outcome, retention_seconds, now), self.max_age)
+            self.cache.remember(committed_record(claim, outcome, retention_seconds, now), self.max_age)
         return answer
 
     def restore(self, record: Record) -> None:
@@ -162,21 +162,6 @@ class CachedStore:
     def get(self, key: str) -> Record:
         """See `idempotent_tasks.stores.Store.get`."""
         return self.inner.get(key)
-
-
-def _record(claim: Claim, outcome: Outcome, retention_seconds: float, now: float) -> Record:
-    return Record(
-        key=claim.key,
-        status=outcome.status,
-        expiration=expiration_seconds(retention_seconds, claim.in_progress_expiration, now),
-        data=outcome.data,
-        validation=claim.request.validation,
-        task=claim.request.task,
-        task_id=claim.request.task_id,
-        completed_at=int(now * 1000),
-        codec=outcome.codec,
-        error=outcome.error,
-    )
 
 
 def _size(record: Record) -> int:

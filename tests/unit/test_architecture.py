@@ -17,6 +17,7 @@ LAYERS = {
     "errors": 0,
     "forks": 0,
     "active_run": 2,
+    "committed": 2,
     "records": 1,
     "findings": 1,
     "delivery": 1,
