@@ -23,7 +23,6 @@ from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Grante
 from idempotent_tasks.reservation import reservation_owner, reservation_seconds
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings, settings_of
-from idempotent_tasks.stores.cached import CachedStore
 
 __all__ = ["Publication", "publication_of"]
 
@@ -86,9 +85,7 @@ class Publication:
         return publish()
 
     def _reserve(self) -> Granted | Finished | Busy | Mismatch:
-        store, cache = self.settings.store, self.policy.cache
-        if cache is not None:
-            store = CachedStore(inner=store, cache=self.settings.outcomes, max_age=seconds(cache))
+        store = self.settings.store_under(self.policy)
         until = store.clock.now() + PUBLISH_PATIENCE
         return persistently(lambda: store.claim(self.request), clock=store.clock, until=until)
 

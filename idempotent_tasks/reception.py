@@ -31,7 +31,6 @@ from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
-from idempotent_tasks.stores.cached import CachedStore
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable
 
 __all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
@@ -170,14 +169,10 @@ class Reception:
 
     @property
     def _store(self) -> Store:
-        """The store, or this process's memory in front of it.
-
-        Whether what follows a task was sent is only known to the store.
-        """
-        store, cache = self.settings.store, self.policy.cache
-        if cache is None or continuation.follows(self.task.request):
-            return store
-        return CachedStore(inner=store, cache=self.settings.outcomes, max_age=seconds(cache))
+        # Whether what follows a task was sent, no memory knows.
+        if continuation.follows(self.task.request):
+            return self.settings.store
+        return self.settings.store_under(self.policy)
 
     def _time_left(self) -> float:
         limit = self.delivery.hard_limit_seconds

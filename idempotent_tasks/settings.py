@@ -15,7 +15,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
-from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.spellings import (
     DISABLED_VARIABLE,
     PORT_VARIABLE,
@@ -29,17 +29,10 @@ from idempotent_tasks.spellings import (
     switch,
 )
 from idempotent_tasks.stores import ResultStore, Store
-from idempotent_tasks.stores.cached import OutcomeCache
+from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 
-__all__ = [
-    "DISABLED_VARIABLE",
-    "PORT_VARIABLE",
-    "Settings",
-    "changed_settings",
-    "settings_of",
-    "temporary_settings",
-]
+__all__ = ["Settings", "changed_settings", "settings_of", "temporary_settings"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -82,6 +75,12 @@ class Settings:
     spelled: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: The store that the app used in this process before it was given another; None where there is none.
     former_store: Store | None = None
+
+    def store_under(self, policy: Idempotency) -> Store:
+        """Return the store, or for a task with ``cache`` this process's memory in front of it."""
+        if policy.cache is None:
+            return self.store
+        return CachedStore(inner=self.store, cache=self.outcomes, max_age=seconds(policy.cache))
 
 
 _loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()

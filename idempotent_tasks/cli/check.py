@@ -6,9 +6,8 @@ import click
 from celery.concurrency import get_implementation
 
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.cli.command import USAGE
+from idempotent_tasks.cli.command import REFUSED, USAGE, end
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.settings import settings_of
 
 __all__ = ["check"]
 
@@ -24,11 +23,9 @@ def check(context: click.Context, *, as_json: bool) -> None:
     app = context.obj.app
     try:
         app.loader.import_default_modules()
-        settings_of(app)
         found = findings(Surroundings.of_app(app, get_implementation(app.conf.worker_pool).__module__))
     except ConfigurationError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(USAGE) from error
+        end(error, USAGE)
     if as_json:
         listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
         click.echo(json.dumps(listed, indent=2))
@@ -36,4 +33,4 @@ def check(context: click.Context, *, as_json: bool) -> None:
         for each in found:
             click.echo(f"{each.code}: {each.what}\n  why:    {each.why}\n  remedy: {each.remedy}\n")
         click.echo(f"{len(found)} finding{'' if len(found) == 1 else 's'}")
-    raise SystemExit(1 if found else 0)
+    raise SystemExit(REFUSED if found else 0)

@@ -16,7 +16,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_operations import Operations
 
-__all__ = ["Desk", "Moment", "at_desk", "confirm", "refuse"]
+__all__ = ["REFUSED", "USAGE", "Desk", "Moment", "at_desk", "confirm", "end", "refuse"]
 
 REFUSED: Final = 1
 USAGE: Final = 2
@@ -50,11 +50,11 @@ def at_desk(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(_desk(context.obj.app), *args, **options)
         except StoreError as error:
-            _end(error, STORE)
+            end(error, STORE)
         except ConfigurationError as error:
-            _end(error, USAGE)
+            end(error, USAGE)
         except IdempotencyError as error:
-            _end(error, REFUSED)
+            end(error, REFUSED)
 
     return update_wrapper(run, command)
 
@@ -69,7 +69,8 @@ def _desk(app: Any) -> Desk:
     return Desk(app=app, store=store)
 
 
-def _end(error: IdempotencyError, code: int) -> NoReturn:
+def end(error: IdempotencyError, code: int) -> NoReturn:
+    """End the command with an error as one line."""
     click.echo(f"Error: {error}", err=True)
     raise SystemExit(code)
 
