@@ -58,6 +58,7 @@ def test_worker_killed(make_guarded: MakeRig, window: str) -> None:
     first = make.rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
     results = publish(make)
     journal.wait_for("at-gate", gate=window, times=6)
+    make.wait_until_acknowledged("follow_plain")
     first.kill()
     journal.open(window)
     make.rig.start_worker()

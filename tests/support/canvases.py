@@ -1,5 +1,8 @@
 """Workflows whose first tasks are guarded `charge`s, and what follows them told apart by name."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +68,29 @@ class Canvases:
 
         self.rig.journal.wait_until(idle, IDLE_SECONDS, "the broker still has messages")
 
+    def wait_until_acknowledged(self, task: str) -> None:
+        """Return when the worker has acknowledged every message of a plain task that had its effect.
+
+        A worker that is killed before that leaves a message that Celery rightly runs again.
+
+        Raises:
+            TimeoutError: with the journal.
+        """
+        done = {entry["id"] for entry in self.rig.journal.entries("effect", task=task)}
+        self.rig.journal.wait_until(
+            lambda: not done & self._unacknowledged(), IDLE_SECONDS, f"a {task} that is over is not acknowledged"
+        )
+
     def _messages(self) -> int:
+        with self._redis() as (client, prefix):
+            return int(client.llen(f"{prefix}{self.rig.config.queue}")) + int(client.hlen(f"{prefix}unacked"))
+
+    def _unacknowledged(self) -> set[str]:
+        with self._redis() as (client, prefix):
+            return {json.loads(held)[0]["headers"]["id"] for held in client.hvals(f"{prefix}unacked")}
+
+    @contextmanager
+    def _redis(self) -> Iterator[tuple[Any, str]]:
         config = self.rig.config
-        prefix = config.transport_options["global_keyprefix"]
         with redis.Redis.from_url(config.broker_url) as client:
-            return int(client.llen(f"{prefix}{config.queue}")) + int(client.hlen(f"{prefix}unacked"))
+            yield client, config.transport_options["global_keyprefix"]
