@@ -28,9 +28,23 @@ def persistently(call: Callable[[], T], *, clock: Clock, until: float) -> T:
     Raises:
         StoreUnavailableError: the last try's error.
     """
+    try:
+        # Nearly every call needs no more than this, and the machinery of repetition costs as much as the claim's key.
+        return call()
+    except StoreUnavailableError as error:
+        return _repeated(call, error, clock, until)
+
+
+def _repeated(call: Callable[[], T], first: StoreUnavailableError, clock: Clock, until: float) -> T:
+    failed = [first]
 
     def too_late(state: RetryCallState) -> bool:
         return clock.now() + state.upcoming_sleep > until
+
+    def attempt() -> T:
+        if failed:
+            raise failed.pop()
+        return call()
 
     retrying = Retrying(
         retry=retry_if_exception_type(StoreUnavailableError),
@@ -39,4 +53,4 @@ def persistently(call: Callable[[], T], *, clock: Clock, until: float) -> T:
         sleep=clock.sleep,
         reraise=True,
     )
-    return retrying(call)
+    return retrying(attempt)

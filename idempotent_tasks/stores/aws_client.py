@@ -134,7 +134,7 @@ class ProcessClient:
         if credentials is None and _is_loopback(self._endpoint_url) and session.get_credentials() is None:
             credentials = Credentials("local", "local")
         region = self._region or session.region_name or ("us-east-1" if self._endpoint_url else None)
-        return session.client(
+        client = session.client(
             self._service,
             region_name=region,
             endpoint_url=self._endpoint_url,
@@ -142,6 +142,11 @@ class ProcessClient:
             aws_access_key_id=credentials and credentials.access_key_id,
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
+        self._made(client, session, credentials)
+        return client
+
+    def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
+        """Take a client that was made for this process, from a session and with static credentials where not None."""
 
     def _new_session(self) -> boto3.Session:
         session = botocore.session.Session()

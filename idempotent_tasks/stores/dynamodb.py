@@ -64,6 +64,7 @@ class DynamoDBStore:
             because retrying is the guard's business.
         client: a ready-made client instead of the former; not for a client that is used before a fork.
         credentials: static credentials, for stand-ins.
+        fast: send requests on the short road; see `docs/discussion/speed.md`.  Never with ``client``.
         clock: the local source of time.
 
     Raises:
@@ -91,6 +92,7 @@ class DynamoDBStore:
         session: Any = None,
         client: Any = None,
         credentials: Credentials | None = None,
+        fast: bool = True,
         clock: Clock | None = None,
     ) -> None:
         self.table = table
@@ -113,6 +115,7 @@ class DynamoDBStore:
             session=session,
             client=client,
             credentials=credentials,
+            fast=fast,
             clock=clock,
         )
 
@@ -120,8 +123,8 @@ class DynamoDBStore:
     def from_url(cls, url: str, *, clock: Clock | None = None) -> Self:
         """Make a store from a URL.
 
-        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``, with any argument of
-        the constructor that is text as a query parameter, and ``OTHER_attr`` to rename a bookkeeping attribute.
+        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``; query parameters are
+        ``fast``, the constructor's arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
 
         Raises:
             ConfigurationError: the URL has no table, another scheme or an unknown parameter.
@@ -259,17 +262,14 @@ class DynamoDBStore:
         verify_table(self.connection, self.table, self.layout)
 
     def _now(self, key: str) -> float:
-        connection = self.connection
-        if not connection.clock_asked:
-            connection.request(
-                "get_item",
-                TableName=self.table,
-                Key=self.layout.key(key),
-                ProjectionExpression="#key",
-                ExpressionAttributeNames=self.layout.names("#key"),
-            )
-            connection.clock_asked = True
-        return connection.clock.now()
+        return self.connection.now(
+            lambda: {
+                "TableName": self.table,
+                "Key": self.layout.key(key),
+                "ProjectionExpression": "#key",
+                "ExpressionAttributeNames": self.layout.names("#key"),
+            }
+        )
 
     def _update(self, key: str, update: Update, **more: str) -> Written | Refused:
         return self.connection.request(

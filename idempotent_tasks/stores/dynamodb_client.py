@@ -1,11 +1,13 @@
 """The road to DynamoDB: one client a process, answers and refusals as values, foreign errors translated."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import boto3
+from botocore.credentials import Credentials as BotoCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
@@ -17,7 +19,8 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.stores.aws_client import ProcessClient, raise_interrupt
+from idempotent_tasks.stores.aws_client import Credentials, ProcessClient, raise_interrupt
+from idempotent_tasks.stores.dynamodb_road import ShortRoad
 
 __all__ = ["Connection", "Refused", "Written"]
 
@@ -69,10 +72,14 @@ class Connection(ProcessClient):
 
     Args:
         clock: the local source of time.
+        fast: whether requests of a known kind take the `ShortRoad`; those of a ready-made client never do.
     """
 
-    def __init__(self, *, clock: Clock | None = None, **given: Any) -> None:
+    def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
         super().__init__("dynamodb", **given)
+        self._fast = fast
+        #: Beside the client of this process.
+        self._road: ShortRoad | None = None
         self.clock = ServerClock(clock or SystemClock())
         #: Whether an answer was had that may have shown the server's time, by this process or before it was forked.
         self.clock_asked = False
@@ -92,10 +99,13 @@ class Connection(ProcessClient):
             StoreMisconfiguredError: anything that repeating cannot mend; the message holds the remedy.
         """
         with _translated(operation, parameters.get("TableName", ""), self):
-            send = getattr(self.client_of_this_process(), operation)
+            client = self.client_of_this_process()
             sent_at = self.clock.local_now()
             try:
-                answer = send(**parameters)
+                if self._road is None:
+                    answer = getattr(client, operation)(**parameters)
+                else:
+                    answer = self._road.send(operation, parameters)
             except ClientError as error:
                 self._observe(error.response, sent_at)
                 if error.response["Error"]["Code"] != refusal:
@@ -107,6 +117,31 @@ class Connection(ProcessClient):
             msg = f"what answers at {self!r} is not DynamoDB; mend the endpoint, or the gateway in between"
             raise StoreUnavailableError(msg)
         return Written(answer)
+
+    def now(self, question: Callable[[], dict[str, Any]]) -> float:
+        """Return DynamoDB's time in epoch seconds; where no answer has shown it yet, ask first.
+
+        Args:
+            question: returns the parameters of a ``get_item`` whose answer shows it; raises as `request`.
+        """
+        if not self.clock_asked:
+            self.request("get_item", **question())
+            self.clock_asked = True
+        return self.clock.now()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the road behind, as the client."""
+        return {**super().__getstate__(), "_road": None}
+
+    def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
+        if not self._fast:
+            return
+        if credentials is None:
+            known = session.get_credentials()
+        else:
+            known = BotoCredentials(credentials.access_key_id, credentials.secret_access_key)
+        # boto3 has no other way to its session's configuration.
+        self._road = ShortRoad(client, known, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         date = _headers(answer).get("date")

@@ -78,9 +78,12 @@ class Layout:
     bookkeeping: Mapping[str, str] = field(default_factory=dict)
     #: Each role and its attribute, the partition key as ``key``.
     roles: Mapping[str, str] = field(init=False)
+    #: What all updates of one shape share: their ``UpdateExpression`` and ``ExpressionAttributeNames``.
+    _written: dict[object, tuple[str, dict[str, str]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", self._named_roles())
+        object.__setattr__(self, "_written", {})
         unknown = sorted(set(self.bookkeeping) - set(BOOKKEEPING))
         if unknown:
             msg = f"attributes= renames {unknown}, but only {list(BOOKKEEPING)} can be renamed there"
@@ -128,20 +131,27 @@ class Layout:
 
     def update(self, update: Update) -> dict[str, Any]:
         """Return the ``UpdateExpression`` and its companions as request parameters."""
+        shape = (tuple(update.values), update.remove, update.actions, tuple(update.add), update.condition)
+        if shape not in self._written:
+            self._written[shape] = self._expression(update)
+        expression, names = self._written[shape]
+        entries = {f"#{name}": entry for name, entry in update.entries.items()}
+        values = {**update.values, **update.add, **update.operands}
+        return {
+            "UpdateExpression": expression,
+            "ConditionExpression": update.condition,
+            "ExpressionAttributeNames": names | entries,
+            "ExpressionAttributeValues": {f":{name}": _typed(value) for name, value in values.items()},
+        }
+
+    def _expression(self, update: Update) -> tuple[str, dict[str, str]]:
         clauses = {
             "SET": [*(f"#{role} = :{role}" for role in update.values), *update.actions],
             "REMOVE": [f"#{role}" for role in update.remove],
             "ADD": [f"#{role} :{role}" for role in update.add],
         }
         expression = " ".join(f"{verb} {', '.join(actions)}" for verb, actions in clauses.items() if actions)
-        entries = {f"#{name}": entry for name, entry in update.entries.items()}
-        values = {**update.values, **update.add, **update.operands}
-        return {
-            "UpdateExpression": expression,
-            "ConditionExpression": update.condition,
-            "ExpressionAttributeNames": self.names(f"{expression} {update.condition}") | entries,
-            "ExpressionAttributeValues": {f":{name}": _typed(value) for name, value in values.items()},
-        }
+        return expression, self.names(f"{expression} {update.condition}")
 
     def item(self, record: Record) -> Item:
         """Return a record as a whole item."""

@@ -21,6 +21,8 @@ _TEXT_ARGUMENTS: Final = (
     "region",
     "endpoint_url",
 )
+_SWITCHES: Final = ("fast",)
+_POSITIONS: Final = {"true": True, "false": False}
 
 
 def arguments_from_url(url: str) -> dict[str, Any]:
@@ -41,12 +43,20 @@ def arguments_from_url(url: str) -> dict[str, Any]:
             raise ConfigurationError(f"{_shown(url)}: parameter {name!r} is empty; give it a value or drop it")
         if name in _TEXT_ARGUMENTS:
             arguments[name] = value
+        elif name in _SWITCHES:
+            arguments[name] = _position(url, name, value)
         elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):
             renamed[name.removesuffix("_attr")] = value
         else:
-            known = [*_TEXT_ARGUMENTS, *(f"{role}_attr" for role in BOOKKEEPING)]
+            known = [*_TEXT_ARGUMENTS, *_SWITCHES, *(f"{role}_attr" for role in BOOKKEEPING)]
             raise ConfigurationError(f"{_shown(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
     return {**arguments, "attributes": renamed}
+
+
+def _position(url: str, name: str, value: str) -> bool:
+    if value.lower() not in _POSITIONS:
+        raise ConfigurationError(f"{_shown(url)}: {name}={value!r} is neither true nor false")
+    return _POSITIONS[value.lower()]
 
 
 def _table_and_place(parts: SplitResult) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
+from tests.support.dynamodb import FAST
 from tests.support.powertools import Lambda
 from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
 
@@ -65,7 +66,7 @@ def store(
         return
     with wire_to(request.getfixturevalue(request.param)) as wire:
         wire.break_all(clock.shift)
-        dynamodb = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, clock=clock)
+        dynamodb = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, clock=clock, fast=FAST)
         dynamodb.create_table()
         yield dynamodb
 
@@ -75,7 +76,7 @@ def racetrack(request: pytest.FixtureRequest, session: boto3.Session, table: str
     """Each implementation in turn, empty, in real time and without a wire that would keep the racers apart."""
     if request.param == "memory":
         return MemoryStore()
-    dynamodb = DynamoDBStore(table, endpoint_url=request.getfixturevalue(request.param), session=session)
+    dynamodb = DynamoDBStore(table, endpoint_url=request.getfixturevalue(request.param), session=session, fast=FAST)
     dynamodb.create_table()
     return dynamodb
 
@@ -83,7 +84,8 @@ def racetrack(request: pytest.FixtureRequest, session: boto3.Session, table: str
 @pytest.fixture
 def make_store(wire: Wire, session: boto3.Session, table: str) -> MakeStore:
     """Makes DynamoDB stores over this test's table behind the wire; the table does not exist yet."""
-    return lambda **given: DynamoDBStore(table, **{"endpoint_url": wire.endpoint, "session": session, **given})
+    usual = {"endpoint_url": wire.endpoint, "session": session, "fast": FAST}
+    return lambda **given: DynamoDBStore(table, **{**usual, **given})
 
 
 @pytest.fixture

