@@ -1,30 +1,22 @@
-"""What DynamoDB bills for the protocol, by the sizes of real items; the figures of docs/discussion/cost.md.
+"""What DynamoDB bills for the protocol, by the sizes of real items; the figures of docs/discussion/cost.md."""
 
-The rules are AWS's (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html and
-read-write-operations.html there): a write costs a unit for each KB of the item before or after it, whichever is
-larger, also where its condition fails.
-"""
-
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Claim
+from idempotent_tasks.stores import MOST_NOTED
+from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, message_of, size_of, write_units
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "discussion" / "cost.md"
-KEY = f"shop.charge#{'0123456789abcdef' * 4}"
-RETENTION = 86_400.0
-KILOBYTE = 1024
+SCALING = PAGE.with_name("scaling.md")
 #: The bytes of the result's JSON text, by the heading of its column.
 RESULTS = {"100 B": 100, "1 KB": KILOBYTE, "10 KB": 10 * KILOBYTE, "100 KB": 100 * KILOBYTE}
 #: The requests that what happens consists of, by the heading of its row.
@@ -35,27 +27,6 @@ HAPPENINGS = {
     "renewal": ("renewal",),
     "note of what follows": ("dispatch",),
 }
-
-
-def size_of(item: Mapping[str, Mapping[str, Any]]) -> int:
-    """Return an item's bytes: names and values, each number about half a byte a digit and one more."""
-    return sum(len(name.encode()) + _value_size(value) for name, value in item.items())
-
-
-def _value_size(value: Mapping[str, Any]) -> int:
-    ((kind, held),) = value.items()
-    match kind:
-        case "S":
-            return len(held.encode())
-        case "B":
-            return len(held)
-        case "N":
-            return ceil(len(held.strip("-0")) / 2) + 1
-        case "SS":
-            return sum(len(each.encode()) for each in held)
-        case "M":
-            return 3 + sum(1 + len(name.encode()) + _value_size(each) for name, each in held.items())
-    raise AssertionError(f"no rule for {kind}")
 
 
 @dataclass
@@ -74,24 +45,12 @@ class Meter:
         self.wire.clear()
         call()
         assert self.wire.operations() == ["UpdateItem"], name
-        self.units[name] = ceil(max(before, self.size()) / KILOBYTE)
+        self.units[name] = write_units(max(before, self.size()))
 
     def size(self) -> int:
         """Return the bytes of the record's item."""
         read = self.raw.get_item(TableName=self.store.table, Key={"id": {"S": KEY}}, ConsistentRead=True)
         return size_of(read.get("Item", {}))
-
-
-def claimed_by(owner: str) -> dict[str, Any]:
-    """Return a delivery's wish as a worker makes it."""
-    return {
-        "owner": owner * 32,
-        "key": KEY,
-        "retention_seconds": RETENTION,
-        "task_id": f"8ea60c75-5640-44be-b0b4-bf62f271a43{owner}",
-        "worker": "celery@ip-10-0-12-34.eu-west-1.compute.internal",
-        "process": current_process(os.getpid()),
-    }
 
 
 def measure(store: DynamoDBStore, raw: Any, wire: Wire, result_bytes: int) -> dict[str, int]:
@@ -133,3 +92,21 @@ def test_the_page_gives_the_bytes_of_a_record(dynamodb: DynamoDBStore, raw: Any,
     dynamodb.commit(grant(dynamodb, **claimed_by("1")), done('""'), RETENTION)
     (shown,) = re.findall(r"about ([\d,]+) bytes beside its result", PAGE.read_text(encoding="utf-8"))
     assert abs(meter.size() - int(shown.replace(",", ""))) < 100  # names of machines differ
+
+
+@pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+def test_the_page_gives_the_units_of_a_crowded_key(dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
+    """What a duplicate costs on a record that notes as many waiting messages as it may; one more is not noted."""
+    meter = Meter(dynamodb, raw, wire)
+    grant(dynamodb, **claimed_by("1"))
+    for number in range(MOST_NOTED):
+        dynamodb.note_deferral(KEY, message_of(number), 0)
+    full = meter.size()
+    meter.step("busy", lambda: dynamodb.claim(wish(**claimed_by("2"))))
+    meter.step("note", lambda: dynamodb.note_deferral(KEY, message_of(MOST_NOTED), 0))
+    assert meter.size() == full
+    ((refused, deferral),) = re.findall(
+        r"refused claim costs (\d+) units there, a deferral (\d+)", SCALING.read_text(encoding="utf-8")
+    )
+    assert meter.units["busy"] == int(refused)
+    assert meter.units["busy"] + meter.units["note"] == int(deferral)

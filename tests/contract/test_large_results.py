@@ -20,7 +20,7 @@ from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Status
 from idempotent_tasks.verdicts import Failed, Replayed, Returned
 from tests.conftest import REGION
-from tests.contract.test_capacity import size_of as item_bytes
+from tests.support.capacity import size_of as item_bytes
 from tests.support.guarding import KEY, Bench, no_keeping
 from tests.support.wire import Wire, wire_to
 
