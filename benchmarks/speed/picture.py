@@ -14,8 +14,9 @@ __all__ = ["draw"]
 
 _OURS, _OTHERS, _SPREAD = "#4493e0", "#b3bcc5", "#1f2328"
 _OUR_NAMES: Final = ("IdempotentTask", "guarded run")
-#: Measures of one unit beside each other say little where one is this many times the other.
-_UNLIKE: Final = ("1 MB",)
+_DRAWN: Final = ("throughput", "micro", "memory")
+#: What a large argument takes would leave the other calls no bar to see.
+_UNLIKE: Final = "1 MB"
 #: The same picture for the same report.
 _SALT: Final = "speed"
 
@@ -29,18 +30,23 @@ def draw(report: Report, path: Path) -> None:
     all_axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0] if panels else []
     for axes, rows in zip(all_axes, panels, strict=True):
         _fill(axes, rows)
-    figure.suptitle(report.title.partition(";")[0], fontsize=9)
+    # The versions would not fit.
+    figure.suptitle("; ".join(report.title.split("; ")[:2]), fontsize=9)
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _panels(report: Report) -> list[list[Row]]:
     groups = [list(rows) for _, rows in groupby(report.rows, lambda row: (row.part, row.measure, row.unit))]
     # Counts and ratios are better read in the tables.
-    return [rows for rows in groups if len(rows) > 1 and rows[0].part in ("throughput", "micro", "memory")]
+    return [_alike(rows) for rows in groups if len(_alike(rows)) > 1 and rows[0].part in _DRAWN]
+
+
+def _alike(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if _UNLIKE not in row.subject]
 
 
 def _fill(axes: Any, rows: list[Row]) -> None:
-    shown = [row for row in rows if not any(mark in row.subject for mark in _UNLIKE)][::-1]
+    shown = rows[::-1]
     medians = [row.median for row in shown]
     colors = [_OURS if row.subject.startswith(_OUR_NAMES) else _OTHERS for row in shown]
     below = [row.median - min(row.values) for row in shown]

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -86,7 +87,7 @@ class Worker:
         """Wait until so many more tasks have ended, and none waits for its acknowledgement."""
         ended = self._ended
         while ended < self._ended + tasks:
-            ended = wait_for(lambda seen=ended: self._more_than(seen), PATIENCE, self._failure)
+            ended = wait_for(partial(self._more_than, ended), PATIENCE, self._failure)
         wait_for(lambda: not self._redis.exists(self._place.unacknowledged), PATIENCE, self._failure)
         self._ended = ended
 

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -17,7 +18,8 @@ __all__ = ["measure"]
 
 PROJECT_ROOT: Final = Path(__file__).parents[3]
 BEFORE: Final = "import benchmarks.speed.worker_imports"
-BOTH: Final = f"{BEFORE}, idempotent_tasks"
+LIBRARY: Final = "idempotent_tasks"
+BOTH: Final = f"{BEFORE}, {LIBRARY}"
 CPU: Final = "processor time of a fresh interpreter"
 MILLISECONDS: Final = 1000
 #: Milliseconds.
@@ -29,11 +31,11 @@ def measure(bench: Bench) -> Iterator[Row]:
     bench.say("imports")
     # The first finds no compiled modules, perhaps.
     _child_milliseconds(BOTH)
-    samplers = {"Celery, boto3": BEFORE, "Celery, boto3, idempotent_tasks": BOTH}
+    samplers = {"Celery, boto3": BEFORE, "Celery, boto3, this library": BOTH}
     pairs = bench.size(5, 1)
     taken = interleaved(
         bench.rounds * pairs,
-        {name: lambda _, code=code: {CPU: _child_milliseconds(code)} for name, code in samplers.items()},
+        {name: partial(_sample, code) for name, code in samplers.items()},
     )
     yield from rows_of("imports", taken, {CPU: "ms"})
     yield Row(
@@ -61,6 +63,10 @@ def _differences(before: list[dict[str, float]], both: list[dict[str, float]], *
         yield median(each[start : start + pairs])
 
 
+def _sample(code: str, _number: int) -> dict[str, float]:
+    return {CPU: _child_milliseconds(code)}
+
+
 def _child_milliseconds(code: str) -> float:
     before = _spent()
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)  # noqa: S603
@@ -74,7 +80,7 @@ def _spent() -> float:
 
 
 def _seen() -> Mapping[str, int]:
-    command = [sys.executable, "-m", "benchmarks.speed.watched_import"]
+    command = [sys.executable, "-m", "benchmarks.speed.watched_import", LIBRARY]
     output = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, check=True).stdout  # noqa: S603
     seen: Mapping[str, int] = json.loads(output)
     return seen
