@@ -50,7 +50,7 @@ def guarded(*, stock: bool = False) -> Call:
         SpeedError: the road cannot be stubbed.
     """
     app = Celery("speed", broker="memory://", set_as_current=False)
-    app.conf.idempotency_store = stubbed(store_at(ENDPOINT, TABLE, stock=stock))
+    app.conf.idempotency_store = stubbed(store_at(ENDPOINT, TABLE, stock=stock), stock=stock)
     policy = Idempotency(key="order.id")
     return _delivering(app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency=policy))
 
@@ -101,7 +101,7 @@ def _parameters() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the claim and the commit of a guarded run over boto3 ask for."""
     seen: list[dict[str, Any]] = []
     app = Celery("speed", broker="memory://", set_as_current=False)
-    store = stubbed(store_at(ENDPOINT, TABLE, stock=True))
+    store = stubbed(store_at(ENDPOINT, TABLE, stock=True), stock=True)
     app.conf.idempotency_store = store
     task = app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency={"key": "order.id"})
     deliver = _delivering(task)
