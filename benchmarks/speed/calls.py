@@ -120,7 +120,8 @@ def _powertools() -> Call:
 
 
 def _client() -> Any:
-    return boto3.client("dynamodb", region_name=REGION, endpoint_url=ENDPOINT)
+    account = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+    return boto3.client("dynamodb", region_name=REGION, endpoint_url=ENDPOINT, **account)
 
 
 def _large_order() -> Order:

@@ -32,7 +32,8 @@ class Report:
     def title(self) -> str:
         """What was measured, in a line."""
         size = "quick, so that no figure means much" if self.quick else "medians of the rounds"
-        return f"{self.rounds} rounds, {size}; {summary(self.machine)}"
+        rounds = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
+        return f"{rounds}, {size}; {summary(self.machine)}"
 
     @property
     def parts(self) -> dict[str, list[Row]]:

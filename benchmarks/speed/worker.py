@@ -13,6 +13,7 @@ from redis import Redis
 
 from benchmarks.speed.app import build_app, queue_named
 from benchmarks.speed.contenders import CHARGE
+from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.marks import Tally, tally_of
 from benchmarks.speed.place import VARIABLE, Place
 from tests.support.processes import ChildProcess
@@ -92,7 +93,8 @@ class Worker:
         self._ended = ended
 
     def _more_than(self, seen: int) -> int:
-        assert self._process.returncode is None, self._failure()  # noqa: S101 - it would be waited for in vain
+        if self._process.returncode is not None:
+            raise SpeedError(self._failure())
         count = tally_of(self._place.folder).count
         return count if count > seen else 0
 
