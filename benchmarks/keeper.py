@@ -6,14 +6,17 @@ real threads and a store in memory whose every renewal takes as long as told; ``
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event
 from idempotent_tasks.keeper import RENEW_AFTER, Keeper, Term
+from idempotent_tasks.stores import Store
 from idempotent_tasks.testing import MemoryStore
 from tests.support.fast_motion import Hour
 from tests.support.keeping import start
@@ -47,38 +50,75 @@ def load_table() -> None:
         say(f"{claims:>8} {call_seconds * 1000:>10g} ms {latest:>19.1f} s {threads:>8} {expired:>20}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """What became of claims that were kept for a while."""
+
+    #: The longest time from a claim or a renewal to the next renewal, and the shortest, in seconds.
+    latest: float
+    earliest: float
+    #: How many threads renewed.
+    threads: int
+    #: How many claims were over when they were renewed.
+    expired: int
+    #: How long they were kept after the last was claimed, and the process's processor time meanwhile, in seconds.
+    seconds: float
+    spent: float
+
+
 def measure(claims: int, call_seconds: float) -> tuple[float, int, int]:
-    """Keep so many claims for a while.
+    """Keep so many claims for a while with a store in memory whose renewals take so many seconds.
 
     Returns:
         The longest time from a claim or a renewal to the next renewal in seconds, how many threads renewed, and how
         many claims were over when they were renewed.
     """
-    clock, pause = SystemClock(), threading.Event()
-    renewed_at: dict[str, float] = {}
-    gaps: list[float] = []
-    threads: set[int] = set()
+    pause = threading.Event()
 
     def slow(call: Callable[[], Any]) -> Any:
         pause.wait(call_seconds)
         return call()
 
+    kept = measure_over(FaultyStore(MemoryStore(clock=SystemClock()), renew=repeat(slow)), claims, LEASE_SECONDS)
+    assert kept.earliest >= LEASE_SECONDS * RENEW_AFTER  # noqa: S101 - a table of something else would be no use
+    return kept.latest, kept.threads, kept.expired
+
+
+def measure_over(store: Store, claims: int, lease_seconds: float) -> Kept:
+    """Keep so many claims in a store for `LEASES_MEASURED` leases, in real time.
+
+    Args:
+        store: where.
+        claims: how many, all claimed at once.
+        lease_seconds: how long each lives without a renewal.
+    """
+    renewed_at: dict[str, float] = {}
+    gaps: list[float] = []
+    threads: set[int] = set()
+
     def observe(event: Event) -> None:
-        now = clock.now()
+        now = store.clock.now()
         gaps.append(now - renewed_at[event.key])
         renewed_at[event.key] = now
         threads.add(threading.get_ident())
 
-    store = FaultyStore(MemoryStore(clock=clock), renew=repeat(slow))
-    keeper, term = Keeper(), Term(lease_seconds=LEASE_SECONDS, renewed=True, longest_seconds=None)
+    keeper, term = Keeper(), Term(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
     with ExitStack() as bodies:
         for key in map(str, range(claims)):
-            run = start(store, key, LEASE_SECONDS, key=key)
-            renewed_at[key] = clock.now()
+            run = start(store, key, lease_seconds, key=key)
+            renewed_at[key] = store.clock.now()
             bodies.enter_context(keeper.keep(run, store, term, observe))
-        pause.wait(LEASE_SECONDS * LEASES_MEASURED)
-    assert min(gaps) >= LEASE_SECONDS * RENEW_AFTER  # noqa: S101 - a table of something else would be no use
-    return max(gaps), len(threads), sum(gap > LEASE_SECONDS for gap in gaps)
+        began, spent_before = time.monotonic(), time.process_time()
+        threading.Event().wait(lease_seconds * LEASES_MEASURED)
+        seconds, cost = time.monotonic() - began, time.process_time() - spent_before
+    return Kept(
+        latest=max(gaps),
+        earliest=min(gaps),
+        threads=len(threads),
+        expired=sum(gap > lease_seconds for gap in gaps),
+        seconds=seconds,
+        spent=cost,
+    )
 
 
 def say(line: str) -> None:

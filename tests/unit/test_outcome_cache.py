@@ -1,17 +1,13 @@
 """``Idempotency(cache=...)``: outcomes told from this process's memory, and what they never are."""
 
-import gc
 import threading
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, chain
 
 from idempotent_tasks import ConfigurationError, PayloadMismatchError
-from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event, Replayed
 from idempotent_tasks.records import Busy, Finished, Mismatch, Outcome, Record, Status
 from idempotent_tasks.settings import settings_of
@@ -22,6 +18,7 @@ from tests.support.counting import Counting, make
 from tests.support.forking import Child
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.inline import InlineWorker
+from tests.support.remembering import remember_ten_thousand
 from tests.support.stores import FaultyStore, down
 
 CACHED = {"key": "order", "cache": 60}
@@ -204,40 +201,6 @@ class TestBounds:
         kept, taken = Child(remember_ten_thousand).result()
         assert kept == 10_000
         assert taken <= MEBIBYTES_FOR_10_000_OUTCOMES_OF_1_KB * 1024 * 1024
-
-
-def remember_ten_thousand() -> tuple[int, int]:
-    """Fill a cache half as often again as it holds, and return how many it keeps and how many bytes they take."""
-    clock = SystemClock()
-    now = int(clock.now())
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    cache = OutcomeCache(clock, most=10_000, most_bytes=20_000_000)
-    for number in range(15_000):
-        cache.remember(full_record(number, now), 600)
-    gc.collect()
-    return len(cache), tracemalloc.get_traced_memory()[0] - before
-
-
-def full_record(number: int, now: int) -> Record:
-    """Return a record that has everything a record can have, and 1 KB of data of its own."""
-    return Record(
-        key=f"shop.charge#{number:064}",
-        status=Status.COMPLETED,
-        expiration=now + 3600,
-        in_progress_expiration=now * 1000 + number,
-        data=f"{number:01024}",
-        validation=f"{number:064}",
-        owner=uuid4().hex,
-        fence=now * 1000 + number,
-        task=b"shop.charge".decode(),
-        task_id=str(uuid4()),
-        worker=f"celery@host-{number}",
-        claimed_at=now * 1000 + number,
-        completed_at=now * 1000 + number,
-        codec="json",
-        process=f"host/{number:064}",
-    )
 
 
 class TestProcesses:

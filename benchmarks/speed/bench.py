@@ -1,0 +1,110 @@
+"""What every part is given: the size of the run, servers, started when first asked for, and places to measure in."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from benchmarks.speed.contenders import store_at
+from benchmarks.speed.errors import SpeedError
+from benchmarks.speed.place import Place
+from idempotent_tasks.demo.environment import own_environment
+from tests.support.dynamodb import ministack_server, roto_server
+from tests.support.redis_server import redis_server
+
+__all__ = ["Bench"]
+
+#: Redis databases.
+BROKER, RESULTS = 0, 1
+#: Runs a server, whose files go into a folder, and yields its URL.
+Server = Callable[[Path], AbstractContextManager[str]]
+_numbers: Final = itertools.count()
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Where and how much is measured in one run."""
+
+    folder: Path
+    rounds: int
+    #: Whether everything is small, to be quick rather than exact.
+    quick: bool
+    #: Tells the user something.
+    say: Callable[[str], None]
+    #: Where pyperf's own file goes, for its other commands.
+    pyperf: Path | None = None
+    _token: str = field(default_factory=lambda: uuid4().hex[:6])
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, folder: Path, *, rounds: int, quick: bool, say: Callable[[str], None], pyperf: Path | None = None
+    ) -> Iterator[Self]:
+        """Have the servers that were asked for run until the end of a block."""
+        with own_environment(folder):
+            bench = cls(folder=folder, rounds=rounds, quick=quick, say=say, pyperf=pyperf)
+            with bench._stack:
+                yield bench
+
+    @cached_property
+    def redis_url(self) -> str:
+        """A Redis-protocol server, as a URL without a database number."""
+        url = self._started(redis_server)
+        self._stack.callback(self._forget, url)
+        return url
+
+    @cached_property
+    def roto_url(self) -> str:
+        """The DynamoDB stand-in that takes the least of the machine for itself."""
+        return self._started(roto_server)
+
+    @cached_property
+    def ministack_url(self) -> str:
+        """The DynamoDB stand-in that answers a refusal as DynamoDB does, with the item."""
+        return self._started(ministack_server)
+
+    def size(self, full: int, quick: int) -> int:
+        """Return how many there are in a full run or a quick one."""
+        return quick if self.quick else full
+
+    def table(self, endpoint: str) -> str:
+        """Create a table of this run's own, and return its name."""
+        name = f"speed-{self._token}-{next(_numbers)}"
+        store_at(endpoint, name, stock=True).create_table()
+        return name
+
+    def place(self, contender: str, endpoint: str, table: str) -> Place:
+        """Return a place that nobody else uses."""
+        prefix = f"speed-{self._token}.{next(_numbers)}.{contender}"
+        directory = self.folder / prefix
+        directory.mkdir()
+        return Place(
+            contender=contender,
+            prefix=prefix,
+            broker_url=f"{self.redis_url}/{BROKER}",
+            result_backend=f"{self.redis_url}/{RESULTS}",
+            endpoint=endpoint,
+            table=table,
+            directory=str(directory),
+        )
+
+    def _started(self, server: Server) -> str:
+        try:
+            return self._stack.enter_context(server(self.folder))
+        except (pytest.skip.Exception, pytest.fail.Exception) as missing:
+            raise SpeedError(str(missing)) from missing
+
+    def _forget(self, url: str) -> None:
+        """Delete what this run left in Redis, which may be a server of the user's own."""
+        for database in (BROKER, RESULTS):
+            with Redis.from_url(f"{url}/{database}") as client:
+                for key in client.scan_iter(f"*speed-{self._token}.*"):
+                    client.delete(key)

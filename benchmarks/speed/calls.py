@@ -1,0 +1,174 @@
+"""What is measured call by call, within one process and without a network."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any, Final
+from uuid import uuid4
+
+import boto3
+from celery import Celery
+
+from benchmarks.speed.contenders import (
+    HAS_FAST_ROAD,
+    IN_PROGRESS_SECONDS,
+    Order,
+    charge,
+    guarded_by_powertools,
+    store_at,
+)
+from benchmarks.speed.place import REGION
+from benchmarks.speed.stubbing import ENDPOINT, stub, stubbed
+from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery
+from idempotent_tasks.keys import Selector, payload_digest, record_key
+
+__all__ = ["CALLS", "Call", "guarded"]
+
+Call = Callable[[], object]
+
+TABLE: Final = "speed"
+#: Characters of a large argument's JSON text.
+LARGE: Final = 1_000_000
+
+
+def _plain() -> Call:
+    app = Celery("speed", broker="memory://", set_as_current=False)
+    return _delivering(app.task(charge, name="speed.plain", shared=False))
+
+
+def guarded(*, stock: bool = False) -> Call:
+    """Return one guarded run as a process of a pool runs it: claim, body, commit.
+
+    Args:
+        stock: over boto3, where there is another road.
+
+    Raises:
+        SpeedError: the road cannot be stubbed.
+    """
+    app = Celery("speed", broker="memory://", set_as_current=False)
+    app.conf.idempotency_store = stubbed(store_at(ENDPOINT, TABLE, stock=stock), stock=stock)
+    policy = Idempotency(key="order.id")
+    return _delivering(app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency=policy))
+
+
+def _delivering(task: Any) -> Call:
+    numbers = count()
+
+    def deliver() -> object:
+        args = ({"id": f"ord-{next(numbers)}"},)
+        entries = {HARD_LIMIT_ENTRY: float(IN_PROGRESS_SECONDS), OWNER_ENTRY: uuid4().hex, WATCHER_ENTRY: os.getpid()}
+        # As the worker's parent process describes a delivery to its pool.
+        task.push_request(
+            id=uuid4().hex,
+            args=args,
+            kwargs={},
+            headers={},
+            retries=0,
+            hostname="celery@speed",
+            delivery_info={},
+            called_directly=False,
+            is_eager=False,
+            callbacks=None,
+            errbacks=None,
+            chain=None,
+            chord=None,
+            **entries,
+        )
+        try:
+            return task(*args)
+        finally:
+            task.pop_request()
+
+    return deliver
+
+
+def _stock_updates() -> Call:
+    claim, commit = _parameters()
+    update = stub(_client()).update_item
+
+    def call_twice() -> object:
+        update(**claim)
+        return update(**commit)
+
+    return call_twice
+
+
+def _parameters() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the claim and the commit of a guarded run over boto3 ask for."""
+    seen: list[dict[str, Any]] = []
+    app = Celery("speed", broker="memory://", set_as_current=False)
+    store = stubbed(store_at(ENDPOINT, TABLE, stock=True), stock=True)
+    app.conf.idempotency_store = store
+    task = app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency={"key": "order.id"})
+    deliver = _delivering(task)
+    # The first asks for the time, too.
+    deliver()
+    events = store.connection.client_of_this_process().meta.events
+    events.register("provide-client-params.dynamodb.UpdateItem", lambda params, **_: seen.append(dict(params)))
+    deliver()
+    claim, commit = seen
+    return claim, commit
+
+
+def _powertools() -> Call:
+    numbers, call = count(), guarded_by_powertools(stub(_client()), TABLE, "speed")
+    return lambda: call(order={"id": f"ord-{next(numbers)}"})
+
+
+def _client() -> Any:
+    account = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
+    return boto3.client("dynamodb", region_name=REGION, endpoint_url=ENDPOINT, **account)
+
+
+def _large_order() -> Order:
+    lines: list[dict[str, Any]] = []
+    order = {"id": "ord-17", "customer": "Zoë", "lines": lines}
+    line = json.dumps(_line(0))
+    lines += map(_line, range(LARGE // len(line)))
+    return order
+
+
+def _line(number: int) -> dict[str, Any]:
+    return {
+        "sku": f"sku-{number:06}",
+        "title": "A thing that somebody bought",
+        "quantity": number % 7 + 1,
+        "price": number % 100 + 0.25,
+        "gift": number % 2 == 0,
+        "options": ["blue", "large"],
+        "note": None,
+    }
+
+
+def _dumps() -> Call:
+    return partial(json.dumps, _large_order())
+
+
+def _key(source: str) -> Call:
+    return partial(record_key, _delivery(), "speed", Selector.of("key", source), inspect.signature(charge))
+
+
+def _digest() -> Call:
+    return partial(payload_digest, _delivery(), Selector.of("validate", "order"), inspect.signature(charge))
+
+
+def _delivery() -> Delivery:
+    return Delivery(task="speed.ours", task_id="one", args=(_large_order(),), kwargs={})
+
+
+#: What makes each call, by the call's name.
+CALLS: Final[dict[str, Callable[[], Call]]] = {
+    "unguarded run": _plain,
+    "two stock update_item": _stock_updates,
+    "Powertools": _powertools,
+    "guarded run": guarded,
+    **({"guarded run over boto3": partial(guarded, stock=True)} if HAS_FAST_ROAD else {}),
+    "json.dumps of 1 MB": _dumps,
+    "key of 1 MB, one field": partial(_key, "order.id"),
+    "key of 1 MB, all of it": partial(_key, "order"),
+    "digest of 1 MB, all of it": _digest,
+}

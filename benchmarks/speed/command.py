@@ -1,0 +1,101 @@
+"""The speed command: reads the options, measures part after part, and writes the reports that were asked for."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from benchmarks.speed import contenders, parts
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.errors import SpeedError
+from benchmarks.speed.machine import machine
+from benchmarks.speed.report import Report
+from benchmarks.speed.rows import Row, failed
+from idempotent_tasks.demo.unwinding import unwinding_on_signals
+
+__all__ = ["main"]
+
+#: Exit codes.
+REACHED, MISSED, UNMEASURED = 0, 1, 2
+ROUNDS, QUICK_ROUNDS = 5, 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and report.
+
+    Returns:
+        0 if every reach that binds was reached, 1 if one was not, 2 if a part could not be measured.
+    """
+    options = _parser().parse_args(arguments)
+    console = Console()
+    report, unmeasured = _measure(options, Console(stderr=True))
+    report.show(console)
+    _write(options, report)
+    if failed(report.rows):
+        return MISSED
+    return UNMEASURED if unmeasured else REACHED
+
+
+def _measure(options: argparse.Namespace, progress: Console) -> tuple[Report, bool]:
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    shape, rows, missing = machine(), list[Row](), list[str]()
+    with ExitStack() as stack:
+        stack.enter_context(unwinding_on_signals())
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-speed-")))
+        opened = Bench.opened(
+            folder,
+            rounds=rounds,
+            quick=options.quick,
+            say=lambda text: progress.print(text, style="dim", highlight=False),
+            pyperf=options.pyperf and options.pyperf.resolve(),
+        )
+        bench = stack.enter_context(opened)
+        for name in options.only:
+            try:
+                rows += parts.load(name)(bench)
+            except (SpeedError, ModuleNotFoundError, TimeoutError) as error:
+                missing.append(f"{name}: {error}")
+    notes = (*missing, *_absent())
+    return Report(machine=shape, rounds=rounds, quick=options.quick, rows=tuple(rows), notes=notes), bool(missing)
+
+
+def _absent() -> list[str]:
+    absent = []
+    if not contenders.names("powertools"):
+        absent.append("Powertools, whose package aws-lambda-powertools is not installed")
+    if not contenders.HAS_FAST_ROAD:
+        absent.append("another road than boto3's, which this version of DynamoDBStore does not have")
+    return absent
+
+
+def _write(options: argparse.Namespace, report: Report) -> None:
+    if options.json:
+        options.json.write_text(report.as_json(), encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(report.markdown(), encoding="utf-8")
+    if options.svg:
+        # Here, because nothing else needs matplotlib.
+        import_module("benchmarks.speed.picture").draw(report, options.svg)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="speed", description=__doc__)
+    parser.add_argument("--rounds", type=_positive, metavar="N", help=f"{ROUNDS} by default, {QUICK_ROUNDS} if quick")
+    parser.add_argument("--only", nargs="+", choices=parts.NAMES, default=list(parts.NAMES), metavar="PART")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, and no figure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documents")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the contenders; needs matplotlib")
+    parser.add_argument("--pyperf", type=Path, metavar="FILE", help="write the single calls for pyperf's own commands")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number

@@ -1,0 +1,80 @@
+"""How many tasks a second a real worker runs whose body does nothing, and what each takes of the processors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import psutil
+
+from benchmarks.speed import contenders
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.rounds import interleaved
+from benchmarks.speed.rows import Reach, Row, rows_of
+from benchmarks.speed.worker import running
+
+__all__ = ["measure"]
+
+PROCESSES: Final = 2
+#: So many for each process that both of them have had some.
+WARM_UP_TASKS: Final = 20 * PROCESSES
+RATE, CPU = "tasks a second", "processor time a task"
+MICROSECONDS: Final = 1_000_000
+
+Sample = Mapping[str, float]
+
+
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield rates and processor times of each contender, and the ratios."""
+    table = bench.table(bench.roto_url)
+    names = contenders.names("plain", "powertools", "ours", "ours-stock")
+    taken = interleaved(bench.rounds, {name: partial(_sample, bench, name, table) for name in names})
+    titled = {contenders.load(name).title: samples for name, samples in taken.items()}
+    yield from rows_of("throughput", titled, {RATE: "1/s", CPU: "µs"})
+    yield from _ratios(taken)
+
+
+def _sample(bench: Bench, name: str, table: str, number: int) -> Sample:
+    bench.say(f"throughput: round {number + 1} of {bench.rounds}, {name}")
+    tasks = bench.size(2000, 100)
+    with running(bench.place(name, bench.roto_url, table), processes=PROCESSES) as worker:
+        worker.warm_up(WARM_UP_TASKS)
+        worker.stage(tasks)
+        before = _cpu_seconds(worker.pid)
+        tally = worker.work_off(tasks)
+        spent = _cpu_seconds(worker.pid) - before
+    return {RATE: tasks / tally.seconds, CPU: spent / tasks * MICROSECONDS}
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return what a process and all below it have spent, in seconds."""
+    parent = psutil.Process(pid)
+    times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def _ratios(taken: Mapping[str, Sequence[Sample]]) -> Iterator[Row]:
+    if "powertools" not in taken:
+        return
+    for name in ("ours", "ours-stock"):
+        if name not in taken:
+            continue
+        rounds = list(zip(taken["plain"], taken["powertools"], taken[name], strict=True))
+        title = contenders.load(name).title
+        # The road over boto3 is shown for comparison: it has the same client to pay for as Powertools.
+        judged = name == "ours"
+        yield Row(
+            part="throughput",
+            measure=f"{RATE}, by Powertools'",
+            subject=title,
+            unit="x",
+            values=tuple(ours[RATE] / powertools[RATE] for _, powertools, ours in rounds),
+            reach=Reach(least=2.0) if judged else None,
+        )
+        yield Row(
+            part="throughput",
+            measure=f"{CPU} above plain Celery's, by Powertools'",
+            subject=title,
+            unit="x",
+            values=tuple((ours[CPU] - plain[CPU]) / (theirs[CPU] - plain[CPU]) for plain, theirs, ours in rounds),
+            reach=Reach(most=0.4) if judged else None,
+        )
