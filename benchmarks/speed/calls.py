@@ -13,7 +13,6 @@ import boto3
 from celery import Celery
 
 from benchmarks.speed.contenders import (
-    HAS_FAST_ROAD,
     IN_PROGRESS_SECONDS,
     Order,
     charge,
@@ -44,13 +43,10 @@ def guarded(*, stock: bool = False) -> Call:
     """Return one guarded run as a process of a pool runs it: claim, body, commit.
 
     Args:
-        stock: over boto3, where there is another road.
-
-    Raises:
-        SpeedError: the road cannot be stubbed.
+        stock: with boto3 sending every request.
     """
     app = Celery("speed", broker="memory://", set_as_current=False)
-    app.conf.idempotency_store = stubbed(store_at(ENDPOINT, TABLE, stock=stock), stock=stock)
+    app.conf.idempotency_store = stubbed(store_at(ENDPOINT, TABLE, stock=stock))
     policy = Idempotency(key="order.id")
     return _delivering(app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency=policy))
 
@@ -101,7 +97,7 @@ def _parameters() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the claim and the commit of a guarded run over boto3 ask for."""
     seen: list[dict[str, Any]] = []
     app = Celery("speed", broker="memory://", set_as_current=False)
-    store = stubbed(store_at(ENDPOINT, TABLE, stock=True), stock=True)
+    store = stubbed(store_at(ENDPOINT, TABLE, stock=True))
     app.conf.idempotency_store = store
     task = app.task(charge, base=IdempotentTask, name="speed.ours", shared=False, idempotency={"key": "order.id"})
     deliver = _delivering(task)
@@ -166,7 +162,7 @@ CALLS: Final[dict[str, Callable[[], Call]]] = {
     "two stock update_item": _stock_updates,
     "Powertools": _powertools,
     "guarded run": guarded,
-    **({"guarded run over boto3": partial(guarded, stock=True)} if HAS_FAST_ROAD else {}),
+    "guarded run over boto3": partial(guarded, stock=True),
     "json.dumps of 1 MB": _dumps,
     "key of 1 MB, one field": partial(_key, "order.id"),
     "key of 1 MB, all of it": partial(_key, "order"),

@@ -64,12 +64,9 @@ def _measure(options: argparse.Namespace, progress: Console) -> tuple[Report, bo
 
 
 def _absent() -> list[str]:
-    absent = []
-    if not contenders.names("powertools"):
-        absent.append("Powertools, whose package aws-lambda-powertools is not installed")
-    if not contenders.HAS_FAST_ROAD:
-        absent.append("another road than boto3's, which this version of DynamoDBStore does not have")
-    return absent
+    if contenders.names("powertools"):
+        return []
+    return ["Powertools, whose package aws-lambda-powertools is not installed"]
 
 
 def _write(options: argparse.Namespace, report: Report) -> None:

