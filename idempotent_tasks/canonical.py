@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import chain, compress
 from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +21,8 @@ __all__ = ["UncanonicalError", "canonical", "fields_of"]
 
 #: The one member of an object that stands for a value JSON has no type for: ``{"": [type, text]}``.
 _TAG: Final = ""
+_SEQUENCES: Final = frozenset({list, tuple})
+_PLAIN_TYPES: Final = _SEQUENCES | {dict, str, int, float, bool, type(None)}
 
 
 class UncanonicalError(ValueError):
@@ -33,7 +36,7 @@ def canonical(value: Any) -> str:
         UncanonicalError: the value, or a part of it, has no canonical form.
     """
     try:
-        return _text(_form(value, "it"))
+        return _text_at_once(value) or _text(_form(value, "it"))
     except RecursionError:
         raise UncanonicalError("a value that is nested too deeply or contains itself") from None
     except UncanonicalError:
@@ -41,6 +44,34 @@ def canonical(value: Any) -> str:
     except ValueError:
         # sys.set_int_max_str_digits() limits what Python writes.
         raise UncanonicalError("a whole number with too many digits") from None
+
+
+def _text_at_once(value: Any) -> str | None:
+    """Return the written form of a value that is its own form, which most are, and None for any other."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return text if "-0.0" not in text and _is_plain(value) else None
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value that does not contain itself is of JSON's own types, and has no name that is a tag.
+
+    Level by level, because a loop over single values would take longer than the writing.
+    """
+    level = [value]
+    while level:
+        kinds = list(map(type, level))
+        if not set(kinds) <= _PLAIN_TYPES:
+            return False
+        mappings = [part for part in level if type(part) is dict]
+        names = set(chain.from_iterable(mappings))
+        if not set(map(type, names)) <= {str} or _TAG in names:
+            return False
+        sequences = compress(level, map(_SEQUENCES.__contains__, kinds))
+        level = list(chain(chain.from_iterable(map(dict.values, mappings)), chain.from_iterable(sequences)))
+    return True
 
 
 def fields_of(value: Any) -> Mapping[str, Any] | None:

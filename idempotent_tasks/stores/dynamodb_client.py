@@ -141,7 +141,8 @@ class Connection(ProcessClient):
         else:
             known = BotoCredentials(credentials.access_key_id, credentials.secret_access_key)
         # boto3 has no other way to its session's configuration.
-        self._road = ShortRoad(client, known, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001
+        ca_bundle = session._session.get_config_variable("ca_bundle")  # noqa: SLF001
+        self._road = ShortRoad(client, known, ca_bundle, self.clock.now)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         date = _headers(answer).get("date")

@@ -17,7 +17,7 @@ from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, Endp
 from botocore.exceptions import SSLError as BotoSSLError
 from urllib3.util import wait_for_read
 
-__all__ = ["KeptConnections", "Reply"]
+__all__ = ["KeptConnections", "Limits", "Reply"]
 
 _CLASSES: Final = {"http": HTTPConnection, "https": HTTPSConnection}
 
@@ -45,10 +45,10 @@ class Limits:
 
 
 class KeptConnections:
-    """Connections to the server of one URL.
+    """Connections to the server of one URL, whose path and query all requests share.
 
     Args:
-        url: where to, as ``https://HOST[:PORT]``.
+        url: where to, as ``https://HOST[:PORT]/``.
         limits: what each connection is allowed.
         context: proves the server's identity; for ``https`` only.
     """
@@ -56,6 +56,7 @@ class KeptConnections:
     def __init__(self, url: str, limits: Limits, context: SSLContext | None) -> None:
         parts = urlsplit(url)
         self._url = url
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._place: tuple[str, int | None] = (parts.hostname or "", parts.port)
         self._class = _CLASSES[parts.scheme]
         self._options: dict[str, Any] = {} if context is None else {"context": context}
@@ -70,11 +71,15 @@ class KeptConnections:
         Raises:
             botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError: the network, TLS or a time-out.
         """
+        message = self._message(request)
         connection = self._kept() or self._opened()
         try:
-            response = self._exchanged(connection, request)
-            headers = {name.lower(): value for name, value in response.getheaders()}
-            reply = Reply(response.status, headers, response.read())
+            # At once: a body in a packet of its own would cost both sides another wake-up.
+            connection.sock.sendall(message)
+            with HTTPResponse(connection.sock, method=request.method) as response:
+                response.begin()
+                headers = {name.lower(): value for name, value in response.getheaders()}
+                reply = Reply(response.status, headers, response.read())
         except BaseException as error:
             # Whatever came in between, a soft time limit too: the answer may still be on its way.
             connection.close()
@@ -83,17 +88,19 @@ class KeptConnections:
             if isinstance(error, OSError | HTTPException):
                 raise ConnectionClosedError(endpoint_url=self._url, error=error, request=request) from error
             raise
-        if connection.sock is None or len(self._idle) >= self._limits.max_pool_connections:
+        if response.will_close or len(self._idle) >= self._limits.max_pool_connections:
             connection.close()
         else:
             self._idle.append(connection)
         return reply
 
-    def _exchanged(self, connection: HTTPConnection, request: Any) -> HTTPResponse:
-        parts = urlsplit(request.url)
-        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        connection.request(request.method, target, request.body, dict(request.headers.items()))
-        return connection.getresponse()
+    def _message(self, request: Any) -> bytes:
+        lines = [f"{request.method} {self._target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        head = "\r\n".join(lines)
+        if head.count("\n") >= len(lines):
+            raise ValueError("a header of the request has more than one line")
+        return b"".join((head.encode("latin-1"), b"\r\n\r\n", request.body))
 
     def _kept(self) -> HTTPConnection | None:
         """Return a connection that nobody uses, if one is left that the server has not closed."""

@@ -1,40 +1,36 @@
 """The short road to DynamoDB: boto3 sends a process's first request, and that is the pattern of those that follow.
 
 boto3 works out anew for each request what does not change in a process: the endpoint by its rules, the user agent, what
-a parameter may be.  Here the requests after the first have their own body, time and signature only, made by botocore's
-signer with the credentials of that moment.
+a parameter may be.  Here the requests after the first have their own body, time and signature only.
 """
 
 import base64
 import json
-import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from ssl import CERT_REQUIRED, SSLContext
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 from botocore.exceptions import ClientError
 from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
 from idempotent_tasks.stores.dynamodb_http import KeptConnections, Limits, Reply
+from idempotent_tasks.stores.dynamodb_signature import DATE, TOKEN, Signer
 
 __all__ = ["ShortRoad"]
 
 #: The one form of requests and answers that is written and read here.
 _JSON: Final = "application/x-amz-json-1.0"
-#: The one kind of signature that is made here, in the ``Authorization`` of a request.
-_SIGNED: Final = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/]+)/\d+/([^/]+)/([^/]+)/aws4_request,")
 #: The header that names the operation, after a prefix.
 _TARGET: Final = "x-amz-target"
 #: Headers that each request has of its own, or that count it for the metrics of AWS's SDKs.
-_OWN: Final = re.compile(r"authorization|content-length|x-amz-date|x-amz-security-token|amz-sdk-.*")
+_OWN: Final = ("authorization", "content-length", DATE, TOKEN, "amz-sdk-invocation-id", "amz-sdk-request")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,20 +38,31 @@ class _Pattern:
     """What all requests share."""
 
     url: str
+    #: By name in lower case.
     headers: Mapping[str, str]
-    #: Whose signature it had, for which region and service.
-    access_key: str
-    region: str
-    service: str
+    #: What the operation's name follows in `_TARGET`.
+    target: str
+    signer: Signer
     connections: KeptConnections
 
-    def request(self, name: str, parameters: Mapping[str, Any], credentials: Any) -> Any:
+    def request(self, name: str, parameters: Mapping[str, Any], credentials: Any, now: float) -> Any:
         """Return a signed request of an operation (``botocore.awsrequest.AWSPreparedRequest``)."""
         body = json.dumps(parameters, default=_base64).encode()
-        headers = {**self.headers, _TARGET: f"{self.headers[_TARGET]}.{name}"}
-        request = AWSRequest(method="POST", url=self.url, data=body, headers=headers)
-        SigV4Auth(credentials, self.service, self.region).add_auth(request)
-        return request.prepare()
+        headers = {
+            **self.headers,
+            _TARGET: f"{self.target}.{name}",
+            DATE: datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ"),
+            "content-length": str(len(body)),
+        }
+        if credentials.token:
+            headers[TOKEN] = credentials.token
+        headers["authorization"] = self.signer.authorization(headers, body, credentials.secret_key)
+        return AWSPreparedRequest("POST", self.url, HeadersDict(headers), body, stream_output=False)
+
+    def suits(self, credentials: Any) -> bool:
+        """Whether a request with these credentials would have the same pattern: others may be another account's."""
+        has_token = TOKEN in self.signer.signed
+        return credentials.access_key == self.signer.access_key and bool(credentials.token) is has_token
 
 
 class ShortRoad:
@@ -70,12 +77,15 @@ class ShortRoad:
         client: a client for DynamoDB that nobody else uses.
         credentials: the client's (``botocore.credentials.Credentials``), or None for none.
         ca_bundle: the file with the authorities that it trusts, or None for botocore's own.
+        now: returns DynamoDB's time in epoch seconds, as it is known after the first request: a machine whose clock is
+            off by more than a signature may be old goes on.
     """
 
-    def __init__(self, client: Any, credentials: Any, ca_bundle: str | None) -> None:
+    def __init__(self, client: Any, credentials: Any, ca_bundle: str | None, now: Callable[[], float]) -> None:
         self._client = client
         self._credentials = credentials
         self._ca_bundle = ca_bundle
+        self._now = now
         self._pattern: _Pattern | None = None
         self._connections: dict[str, KeptConnections] = {}
         if credentials is not None:
@@ -95,10 +105,9 @@ class ShortRoad:
         pattern = self._pattern
         if pattern is not None:
             credentials = self._credentials.get_frozen_credentials()
-            if credentials.access_key == pattern.access_key:
+            if pattern.suits(credentials):
                 name = self._client.meta.method_to_api_mapping[operation]
-                return self._sent(name, pattern, pattern.request(name, parameters, credentials))
-            # Other credentials may be another account's, and with it those of another endpoint.
+                return self._sent(name, pattern, pattern.request(name, parameters, credentials, self._now()))
             self._pattern = None
         answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
         return answer
@@ -118,19 +127,17 @@ class ShortRoad:
 
     def _pattern_of(self, request: Any) -> _Pattern | None:
         headers = {header.lower(): _text(value) for header, value in request.headers.items()}
-        signed = _SIGNED.match(headers.get("authorization", ""))
+        signer = Signer.learned(request, headers, self._credentials.get_frozen_credentials())
         target, _, _ = headers.get(_TARGET, "").rpartition(".")
         connections = self._connections_to(request.url)
-        if signed is None or not target or connections is None or headers.get("content-type") != _JSON:
+        if signer is None or connections is None or not target or headers.get("content-type") != _JSON:
             return None
-        access_key, region, service = signed.groups()
+        shared = {header: value for header, value in headers.items() if header not in _OWN}
         return _Pattern(
             url=request.url,
-            headers={header: value for header, value in headers.items() if not _OWN.fullmatch(header)}
-            | {_TARGET: target},
-            access_key=access_key,
-            region=region,
-            service=service,
+            headers={"host": signer.host, "accept-encoding": "identity", **shared},
+            target=target,
+            signer=signer,
             connections=connections,
         )
 
@@ -139,18 +146,16 @@ class ShortRoad:
         proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
         if proxies or config.client_cert or config.endpoint_discovery_enabled:
             return None
-        parts = urlsplit(url)
-        place = f"{parts.scheme}://{parts.netloc}"
-        if place not in self._connections:
+        if url not in self._connections:
             limits = Limits(
                 connect_timeout=config.connect_timeout,
                 read_timeout=config.read_timeout,
                 tcp_keepalive=bool(config.tcp_keepalive),
                 max_pool_connections=config.max_pool_connections,
             )
-            context = _trusting(self._ca_bundle) if parts.scheme == "https" else None
-            self._connections[place] = KeptConnections(place, limits, context)
-        return self._connections[place]
+            context = _trusting(self._ca_bundle) if url.startswith("https:") else None
+            self._connections[url] = KeptConnections(url, limits, context)
+        return self._connections[url]
 
 
 def _trusting(ca_bundle: str | None) -> SSLContext:

@@ -1,0 +1,95 @@
+"""Signatures of requests that differ in body, operation and time only (AWS Signature Version 4).
+
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import digest
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+__all__ = ["DATE", "TOKEN", "Signer"]
+
+#: The headers, by name in lower case, that say when a request was signed, and with which session's credentials.
+DATE: Final = "x-amz-date"
+TOKEN: Final = "x-amz-security-token"  # noqa: S105 - a name
+_AUTHORIZATION: Final = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(?P<access_key>[^/]+)/\d{8}/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request, "
+    r"SignedHeaders=(?P<signed>[^,]+), Signature=(?P<signature>[0-9a-f]{64})"
+)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Signs requests as somebody else signed one of them."""
+
+    access_key: str
+    #: Where and for what the signature holds: region, service and ``aws4_request``.
+    scope: str
+    #: The lines of the canonical request before the headers, and the signed headers' names.
+    opening: str
+    signed: tuple[str, ...]
+    host: str
+    #: The key of the day, under the day and the secret that it was made of.
+    _keys: dict[tuple[str, str], bytes]
+
+    @classmethod
+    def learned(cls, request: Any, headers: Mapping[str, str], credentials: Any) -> Self | None:
+        """Return who signs as a request was signed, or None if this would not give the signature that it has.
+
+        Args:
+            request: as it was sent (``botocore.awsrequest.AWSPreparedRequest``).
+            headers: its headers by name in lower case.
+            credentials: those that it was signed with.
+        """
+        found = _AUTHORIZATION.fullmatch(headers.get("authorization", ""))
+        parts = urlsplit(request.url)
+        if found is None or parts.query or DATE not in headers or not isinstance(request.body, bytes):
+            return None
+        default = parts.port in (None, _DEFAULT_PORTS.get(parts.scheme))
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        signer = cls(
+            access_key=found["access_key"],
+            scope=f"{found['region']}/{found['service']}/aws4_request",
+            opening=f"{request.method}\n{parts.path or '/'}\n\n",
+            signed=tuple(found["signed"].split(";")),
+            host=f"{name}" if default else f"{name}:{parts.port}",
+            _keys={},
+        )
+        known = {**headers, "host": signer.host}
+        if not set(signer.signed) <= known.keys() or credentials.access_key != signer.access_key:
+            return None
+        same = signer.authorization(known, request.body, credentials.secret_key) == headers["authorization"]
+        return signer if same else None
+
+    def authorization(self, headers: Mapping[str, str], body: bytes, secret_key: str) -> str:
+        """Return the header ``Authorization`` of a request.
+
+        Args:
+            headers: its headers by name in lower case, ``host`` and `DATE` among them.
+            body: its body.
+            secret_key: the secret of `access_key`.
+        """
+        timestamp, names = headers[DATE], ";".join(self.signed)
+        lines = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in self.signed)
+        canonical = f"{self.opening}{lines}\n{names}\n{sha256(body).hexdigest()}"
+        scope = f"{timestamp[:8]}/{self.scope}"
+        text = f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
+        signature = digest(self._key(timestamp[:8], secret_key), text.encode(), "sha256").hex()
+        return f"AWS4-HMAC-SHA256 Credential={self.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+
+    def _key(self, day: str, secret_key: str) -> bytes:
+        known = self._keys.get((day, secret_key))
+        if known is not None:
+            return known
+        key = f"AWS4{secret_key}".encode()
+        for part in (day, *self.scope.split("/")):
+            key = digest(key, part.encode(), "sha256")
+        # Yesterday's is of no use any more.
+        self._keys.clear()
+        self._keys[day, secret_key] = key
+        return key
