@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
+from idempotent_tasks.clock import Clock
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import Lost
+from idempotent_tasks.renewals import Renewals
 from idempotent_tasks.stores import Store
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
@@ -72,7 +75,13 @@ class _Kept:
     #: Epoch seconds after which the claim is not prolonged, or None.
     last: float | None
     done: bool = False
+    #: Held during a renewal, which the end of the body waits for.
     renewing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def urgency(self) -> float:
+        """The claim that expires first comes first."""
+        return self.run.claim.in_progress_expiration
 
     def late_by(self, part: float) -> bool:
         """Return whether a renewal is due, and has been for more than this part of the lease."""
@@ -91,7 +100,8 @@ class Keeper:
 
     def __init__(self) -> None:
         self._pid = 0
-        self._kept: set[_Kept] = set()
+        #: By the clock that says what is due.
+        self._renewals: WeakKeyDictionary[Clock, Renewals[_Kept]] = WeakKeyDictionary()
         self._changed = threading.Event()
         self._aides: list[threading.Thread] = []
         #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
@@ -116,37 +126,31 @@ class Keeper:
             kept.done = True
             # A renewal that lands after the release would hold the key again.
             with kept.renewing:
-                self._kept.discard(kept)
+                pass
+            self._renewals_by(store.clock).sweep()
 
     def renew_due(self) -> float | None:
         """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
         while self._renew_most_urgent():
             self._call_aide()
         # What an aide renews at this moment has no next time yet; the aide says when it has.
-        waiting = [kept for kept in list(self._kept) if not (kept.done or kept.renewing.locked())]
-        return min((max(kept.due - kept.store.clock.now(), 0.0) for kept in waiting), default=None)
+        due = [(clock, renewals.next_due()) for clock, renewals in list(self._renewals.items())]
+        return min((max(at - clock.now(), 0.0) for clock, at in due if at is not None), default=None)
 
     def _renew_most_urgent(self) -> bool:
         """Renew the due claim that expires first, and return whether there was one."""
-        kept = self._take_due()
-        if kept is None:
-            return False
-        try:
-            self._renew(kept)
-        finally:
-            kept.renewing.release()
-        return True
-
-    def _take_due(self) -> _Kept | None:
-        """Return a due claim, locked against the others who renew and against the end of its block."""
-        due = [kept for kept in list(self._kept) if kept.late_by(0)]
-        for kept in sorted(due, key=lambda kept: kept.run.claim.in_progress_expiration):
-            if kept.renewing.acquire(blocking=False):
-                return kept
-        return None
+        for clock, renewals in list(self._renewals.items()):
+            kept = renewals.take(clock.now())
+            if kept is not None:
+                with kept.renewing:
+                    self._renew(kept)
+                if not kept.done:
+                    renewals.add(kept)
+                return True
+        return False
 
     def _renew(self, kept: _Kept) -> None:
-        if not kept.late_by(0):
+        if kept.done:
             return
         clock, term, claim = kept.store.clock, kept.term, kept.run.claim
         lease = term.lease_seconds if kept.last is None else min(term.lease_seconds, kept.last - clock.now())
@@ -174,19 +178,26 @@ class Keeper:
         with self._starting.setdefault(pid, threading.Lock()):
             if self._pid != pid:
                 self._start(pid)
-            self._kept.add(kept)
-        self._changed.set()
+            is_next = self._renewals_by(kept.store.clock).add(kept)
+        if is_next:
+            self._changed.set()
+
+    def _renewals_by(self, clock: Clock) -> Renewals[_Kept]:
+        renewals = self._renewals.get(clock)
+        return self._renewals.setdefault(clock, Renewals()) if renewals is None else renewals
 
     def _start(self, pid: int) -> None:
         """Forget what a parent process had, whose threads do not exist in a forked child, and start our own."""
-        self._kept, self._changed, self._aides = set(), threading.Event(), []
+        self._renewals, self._changed, self._aides = WeakKeyDictionary(), threading.Event(), []
         self._spawn(self._work)
         self._pid = pid
 
     def _call_aide(self) -> None:
         """Let another thread help with what is late, as long as something is."""
         self._aides = [aide for aide in self._aides if aide.is_alive()]
-        if len(self._aides) < MOST_THREADS - 1 and any(kept.late_by(LATE_AFTER) for kept in list(self._kept)):
+        oldest = [renewals.oldest_due() for renewals in list(self._renewals.values())]
+        late = any(kept is not None and kept.late_by(LATE_AFTER) for kept in oldest)
+        if late and len(self._aides) < MOST_THREADS - 1:
             # A machine that has no thread left must not cost the keeper its own.
             with suppress(RuntimeError):
                 self._aides.append(self._spawn(self._aid))

@@ -97,9 +97,11 @@ class IdempotentTask(Task):
             # Not super(): whether that sees this request or a new one depends on celery.app.trace's stack protection.
             return self.run(*args, **kwargs)
         setattr(request, _RECEIVED, True)
-        if settings_of(self.app).disabled:
+        settings = settings_of(self.app)
+        if settings.disabled:
             return self._run_body(UnguardedRun(), args, kwargs)
-        return self.reception(request, args, kwargs).handle(lambda run: self._run_body(run, args, kwargs))
+        reception = self._reception_under(settings, request, args, kwargs)
+        return reception.handle(lambda run: self._run_body(run, args, kwargs))
 
     def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:
         """Return what decides about a delivery.
@@ -111,7 +113,11 @@ class IdempotentTask(Task):
         Raises:
             ConfigurationError: a setting of the app is wrong.
         """
-        settings = settings_of(self.app)
+        return self._reception_under(settings_of(self.app), request, args, kwargs)
+
+    def _reception_under(
+        self, settings: Settings, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Reception:
         return Reception(
             task=self,
             delivery=read_delivery(self.name, request, tuple(args), kwargs),

@@ -40,6 +40,7 @@ LAYERS = {
     "stores.s3_*": 3,
     "stores.memory": 3,
     "stores.cached": 3,
+    "renewals": 3,
     "retries": 3,
     "verdicts": 3,
     "liveness": 3,

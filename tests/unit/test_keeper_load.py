@@ -186,9 +186,11 @@ def test_the_keeper_does_not_spin_while_an_aide_renews(store: MemoryStore, clock
     keeper = ManualKeeper()
     blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
     clock.advance(21)
-    (kept,) = keeper._kept
-    with kept.renewing:
-        assert keeper.renew_due() is None
+    (renewals,) = keeper._renewals.values()
+    kept = renewals.take(clock.now())
+    assert kept is not None
+    assert keeper.renew_due() is None
+    renewals.add(kept)
     keeper._changed.clear()
     keeper._aid()
     assert keeper._changed.is_set()
@@ -217,7 +219,8 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     for thread in threads:
         thread.start()
     kept.wait(LONG_SECONDS)
-    count = len(keeper._kept)
+    (renewals,) = keeper._renewals.values()
+    count = len(renewals)
     looked.wait(LONG_SECONDS)
     for thread in threads:
         thread.join(LONG_SECONDS)
