@@ -10,8 +10,6 @@ from typing import Protocol
 
 __all__ = ["Clock", "ServerClock", "SystemClock"]
 
-#: A time that nobody sets; on Linux it goes on while the machine is suspended.
-_BOOT_TIME = getattr(time, "CLOCK_BOOTTIME", None)
 #: An HTTP ``Date`` header names a whole second; the true time lies up to this many seconds after it.
 DATE_RESOLUTION_SECONDS = 1.0
 
@@ -97,7 +95,9 @@ class ServerClock:
 
 
 def _seconds_since_boot() -> float:
-    return time.monotonic() if _BOOT_TIME is None else time.clock_gettime(_BOOT_TIME)
+    """Return a time that nobody sets; on Linux it goes on while the machine is suspended."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
 def _epoch_seconds(date_header: str) -> float | None:
