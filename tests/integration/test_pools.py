@@ -83,7 +83,10 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
 @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 @pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet"])
 def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
-    """However many bodies run side by side, and however often, a process has no more connections than its client."""
+    """However many bodies run side by side, and however often, a process has no more connections than it may keep.
+
+    That is as many for its client, which the first requests go through, as for the road that the others take.
+    """
     # Greenlets acknowledge side by side, each on a connection to Redis; kombu allows ten.
     transport = {"max_connections": 2 * MANY}
     rig = make_guarded(wire.endpoint, transport=transport, tasks={"charge": {"idempotency": {"key": "order"}}})
@@ -99,7 +102,7 @@ def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: 
     assert len(requests) >= 4 * MANY
     connections = {request.client_port for request in wire.requests}
     print(f"{pool}: {len(wire.requests)} requests over {len(connections)} connections")  # noqa: T201
-    assert len(connections) <= MANY
+    assert len(connections) <= 2 * MANY
 
 
 @pytest.mark.parametrize(("pool", "error"), [("gevent", TimeLimitExceeded)])
