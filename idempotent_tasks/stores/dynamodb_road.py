@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from ssl import CERT_REQUIRED, SSLContext
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 from botocore.exceptions import ClientError
@@ -69,12 +70,12 @@ class ShortRoad:
     """Sends requests for one client of boto3's, in one process.
 
     What it cannot send as the client would, the client sends: through a proxy, with a certificate of the client's own,
-    to a discovered endpoint, with another kind of signature or another form of body.  Handlers of botocore's event
+    with another kind of signature or another form of body.  Handlers of botocore's event
     ``before-send`` see each request, and may answer it (as moto does); those of other events, and what wraps the
     client's methods, only see what the client itself sends.
 
     Args:
-        client: a client for DynamoDB that nobody else uses.
+        client: a client for DynamoDB that nobody else uses, and that does not discover its endpoints.
         credentials: the client's (``botocore.credentials.Credentials``), or None for none.
         ca_bundle: the file with the authorities that it trusts, or None for botocore's own.
         now: returns DynamoDB's time in epoch seconds, as it is known after the first request: a machine whose clock is
@@ -89,7 +90,8 @@ class ShortRoad:
         self._pattern: _Pattern | None = None
         self._connections: dict[str, KeptConnections] = {}
         if credentials is not None:
-            client.meta.events.register("before-send.dynamodb", self._learn)
+            # Before any handler that adds something to this one request.
+            client.meta.events.register_first("before-send.dynamodb.*", self._learn)
 
     def send(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request, once, and return its answer as the client's method would.
@@ -144,7 +146,8 @@ class ShortRoad:
     def _connections_to(self, url: str) -> KeptConnections | None:
         config = self._client.meta.config
         proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
-        if proxies or config.client_cert or config.endpoint_discovery_enabled:
+        # Beside proxies by scheme, the environment's have the hosts that are reached without one.
+        if proxies.get(urlsplit(url).scheme) or config.client_cert:
             return None
         if url not in self._connections:
             limits = Limits(

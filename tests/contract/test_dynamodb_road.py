@@ -1,0 +1,293 @@
+"""The short road to DynamoDB: what boto3's client sends, what goes past it, and that both are the same requests."""
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import botocore.auth
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from idempotent_tasks import DynamoDBStore, Record, Status
+from idempotent_tasks.records import Claim, Outcome
+from idempotent_tasks.stores.dynamodb_client import Connection, Written
+from idempotent_tasks.stores.dynamodb_road import ShortRoad
+from tests.conftest import REGION
+from tests.contract.conftest import MakeStore, MovableClock
+from tests.support.guarding import KEY, done, grant, wish
+from tests.support.roads import ask, client_requests
+from tests.support.wire import Request, Wire
+
+HOUR_SECONDS = 3600
+#: What two requests never share, by name in lower case.
+OWN_HEADERS = {"authorization", "x-amz-date", "amz-sdk-invocation-id", "amz-sdk-request"}
+
+OTHER = Record(key="shop.charge#other", status=Status.COMPLETED, expiration=4_000_000_000, owner="o", data='"é"')
+BYTES = Outcome(status=Status.COMPLETED, codec="pickle", data=b"\x80\x05\x00\xff")
+
+#: Every call that sends something, on a claim that is held.
+CALLS: dict[str, Callable[[DynamoDBStore, Claim], object]] = {
+    "claim": lambda store, _: store.claim(wish("two", key="shop.charge#two")),
+    "commit": lambda store, claim: store.commit(claim, done('"déjà vu"'), HOUR_SECONDS),
+    "commit-bytes": lambda store, claim: store.commit(claim, BYTES, HOUR_SECONDS),
+    "release": lambda store, claim: store.release(claim, "Retry"),
+    "renew": lambda store, claim: store.renew(claim, 60, HOUR_SECONDS),
+    "restore": lambda store, _: store.restore(OTHER),
+    "get": lambda store, _: store.get(KEY),
+    "forget": lambda store, _: store.forget(KEY),
+    "note-deferral": lambda store, _: store.note_deferral(KEY, "delivery", 3),
+    "note-dispatch": lambda store, _: store.note_dispatch(KEY, "id-one"),
+}
+
+
+@pytest.fixture
+def dynamodb_endpoint(roto: str) -> str:
+    """The endpoint URL of one DynamoDB: what is sent does not depend on who answers."""
+    return roto
+
+
+@pytest.fixture
+def store(dynamodb: DynamoDBStore, make_store: MakeStore, fast: bool) -> DynamoDBStore:
+    """A store over a table that exists; it has sent nothing yet."""
+    return make_store(fast=fast)
+
+
+class TestWhoSends:
+    """What the client sends, and what goes past it."""
+
+    def test_the_first_request_shows_the_way(self, store: DynamoDBStore, wire: Wire, fast: bool) -> None:
+        """The client sends one request; those that follow, of whatever operation, go past it."""
+        sent = client_requests(store.connection)
+        grant(store)
+        store.get(KEY)
+        store.forget(KEY)
+        assert wire.operations() == ["GetItem", "UpdateItem", "GetItem", "DeleteItem"]
+        assert sent == (["GetItem"] if fast else wire.operations())
+
+    @pytest.mark.parametrize("value", ["true", "false"])
+    def test_a_url_may_choose(self, dynamodb: DynamoDBStore, wire: Wire, value: str) -> None:
+        """The parameter ``fast`` of a store's URL is the constructor's."""
+        store = DynamoDBStore.from_url(
+            f"dynamodb://{REGION}/{dynamodb.table}?endpoint_url={wire.endpoint}&fast={value}"
+        )
+        sent = client_requests(store.connection)
+        grant(store)
+        assert sent == (["GetItem"] if value == "true" else ["GetItem", "UpdateItem"])
+
+    def test_a_ready_made_client_sends_all(self, dynamodb: DynamoDBStore, session: boto3.Session, wire: Wire) -> None:
+        """What its owner wrapped around it sees every request."""
+        client = session.client("dynamodb", endpoint_url=wire.endpoint)
+        store = DynamoDBStore(dynamodb.table, client=client, fast=True)
+        sent = client_requests(store.connection)
+        grant(store)
+        assert sent == wire.operations() == ["GetItem", "UpdateItem"]
+
+    @pytest.mark.parametrize(
+        "config",
+        [Config(client_cert="client.pem"), Config(endpoint_discovery_enabled=True)],
+        ids=["client-certificate", "endpoint-discovery"],
+    )
+    def test_what_the_road_cannot_do_the_client_does(
+        self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, config: Config
+    ) -> None:
+        """With a certificate of the client's own, or where AWS says which endpoint to ask, the road stays closed."""
+        store = make_store(fast=True, config=config)
+        sent = client_requests(store.connection)
+        grant(store)
+        assert sent == wire.operations() == ["GetItem", "UpdateItem"]
+
+    def test_discovery_that_the_environment_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The client asks AWS which endpoint to use, and again when that answer is old: the road stays closed."""
+        monkeypatch.setenv("AWS_ENDPOINT_DISCOVERY_ENABLED", "true")
+        session = boto3.Session(region_name=REGION)
+        found = b'{"Endpoints": [{"Address": "found.example", "CachePeriodInMinutes": 1}]}'
+        hosts = _answered(session, {"DescribeEndpoints": found})
+        connection = Connection(session=session, region=REGION, fast=True)
+        sent = client_requests(connection)
+        for _ in range(3):
+            ask(connection)
+        assert sent.count("GetItem") == 3
+        assert hosts[-1] == "https://found.example"
+
+
+class TestSameRequest:
+    """A request of the road's beside what boto3 sends for the same call."""
+
+    @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+    def test_each_call(
+        self,
+        dynamodb: DynamoDBStore,
+        make_store: MakeStore,
+        wire: Wire,
+        monkeypatch: pytest.MonkeyPatch,
+        call: Callable[[DynamoDBStore, Claim], object],
+    ) -> None:
+        """Body and headers are equal, but for what no two requests share."""
+        calls: list[tuple[str, Mapping[str, Any]]] = []
+        send = ShortRoad.send
+
+        def noted(road: ShortRoad, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+            calls.append((operation, parameters))
+            return send(road, operation, parameters)
+
+        store = make_store(fast=True)
+        claim = grant(store)
+        wire.clear()
+        sent = client_requests(store.connection)
+        monkeypatch.setattr(ShortRoad, "send", noted)
+        call(store, claim)
+        assert not sent
+        assert len(wire.requests) == len(calls) == 1
+        ((operation, parameters),) = calls
+        try:
+            getattr(store.connection.client_of_this_process(), operation)(**parameters)
+        except ClientError as error:
+            # The second of two equal writes.
+            assert error.response["Error"]["Code"] == "ConditionalCheckFailedException"
+        ours, botos = wire.requests
+        assert ours.operation == botos.operation
+        assert ours.body == botos.body
+        assert _shared_headers(ours) == _shared_headers(botos)
+
+    def test_each_request_is_signed_of_its_own(self, store: DynamoDBStore, wire: Wire) -> None:
+        """No signature is sent twice, and each names its own day and the region."""
+        for number in range(3):
+            grant(store, key=f"shop.charge#{number}")
+        signatures = [request.headers["authorization"] for request in wire.requests]
+        assert len(set(signatures)) == len(signatures) == 4
+        assert all(
+            f"{request.headers['x-amz-date'][:8]}/{REGION}/dynamodb/" in signature
+            for request, signature in zip(wire.requests, signatures, strict=True)
+        )
+
+
+def _shared_headers(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.headers.items() if name not in OWN_HEADERS}
+
+
+@pytest.mark.parametrize("skew_seconds", [HOUR_SECONDS, -HOUR_SECONDS], ids=["ahead", "behind"])
+def test_a_machine_whose_clock_is_off(
+    dynamodb: DynamoDBStore,
+    make_store: MakeStore,
+    wire: Wire,
+    fast: bool,
+    skew_seconds: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """boto3 signs with the machine's time, which AWS refuses; the road signs with DynamoDB's as it was answered."""
+    clock = MovableClock()
+    clock.offset_seconds = skew_seconds
+    offset = timedelta(seconds=skew_seconds)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: datetime.now(UTC) + offset)
+    grant(make_store(fast=fast, clock=clock))
+    first, second = (_signed_at(request) - time.time() for request in wire.requests)
+    assert first == pytest.approx(skew_seconds, abs=5)
+    assert second == pytest.approx(0 if fast else skew_seconds, abs=5)
+
+
+def _signed_at(request: Request) -> float:
+    return datetime.strptime(request.headers["x-amz-date"], "%Y%m%dT%H%M%S%z").timestamp()
+
+
+class TestProxy:
+    """Networks whose only way out is a proxy; the host asked for exists nowhere else."""
+
+    ENDPOINT = "http://dynamodb.invalid:8000"
+
+    def test_one_in_the_config(self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, fast: bool) -> None:
+        """Every request asks the proxy for the whole URL."""
+        config = Config(proxies={"http": wire.endpoint})
+        grant(make_store(fast=fast, endpoint_url=self.ENDPOINT, config=config))
+        assert [request.target for request in wire.requests] == [f"{self.ENDPOINT}/"] * 2
+
+    @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy"])
+    def test_one_in_the_environment(
+        self,
+        dynamodb: DynamoDBStore,
+        make_store: MakeStore,
+        wire: Wire,
+        fast: bool,
+        name: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The variables that other programs read hold here too."""
+        monkeypatch.setenv(name, wire.endpoint)
+        grant(make_store(fast=fast, endpoint_url=self.ENDPOINT))
+        assert [request.target for request in wire.requests] == [f"{self.ENDPOINT}/"] * 2
+
+    def test_one_that_is_not_for_this_host(
+        self, store: DynamoDBStore, wire: Wire, fast: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What NO_PROXY names is asked without it, and the road is open."""
+        monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+        sent = client_requests(store.connection)
+        grant(store)
+        assert [request.target for request in wire.requests] == ["/", "/"]
+        assert len(sent) == (1 if fast else 2)
+
+
+class TestBeforeSend:
+    """Handlers of botocore's event ``before-send``: the last who see a request."""
+
+    def test_they_see_every_request(self, dynamodb: DynamoDBStore, make_store: MakeStore, fast: bool) -> None:
+        """On both roads, under the same names, as it goes out."""
+        session = boto3.Session(region_name=REGION)
+        seen = []
+        session.events.register("before-send", lambda event_name, request, **_: seen.append((event_name, request)))
+        grant(make_store(fast=fast, session=session))
+        assert [name for name, _ in seen] == ["before-send.dynamodb.GetItem", "before-send.dynamodb.UpdateItem"]
+        assert all(dynamodb.table.encode() in request.body for _, request in seen)
+        assert len({request.url for _, request in seen}) == 1
+
+    def test_they_may_answer(self, fast: bool) -> None:
+        """Then nothing goes over the network, not after the first request either: as moto does."""
+        session = boto3.Session(region_name=REGION)
+        urls = _answered(session, {"GetItem": b'{"Item": {"id": {"S": "made up"}}}'})
+        connection = Connection(session=session, endpoint_url="http://dynamodb.invalid:8000", fast=fast)
+        answers = [ask(connection) for _ in range(3)]
+        assert urls == ["http://dynamodb.invalid:8000/"] * 3
+        for answer in answers:
+            assert isinstance(answer, Written)
+            assert answer.answer["Item"] == {"id": {"S": "made up"}}
+
+    @pytest.mark.parametrize("event", ["before-send", "before-send.dynamodb", "before-send.dynamodb.UpdateItem"])
+    def test_they_may_add_a_header(
+        self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, fast: bool, event: str
+    ) -> None:
+        """Each request has the one that was added to it, and no other's."""
+        session = boto3.Session(region_name=REGION)
+        added: list[str] = []
+
+        def trace(request: Any, **_: Any) -> None:
+            if "X-Trace" not in request.headers:
+                added.append(f"trace-{len(added)}")
+                request.headers["X-Trace"] = added[-1]
+
+        session.events.register(event, trace)
+        store = make_store(fast=fast, session=session)
+        for number in range(3):
+            grant(store, key=f"shop.charge#{number}")
+        store.get("shop.charge#0")
+        traced = [request for request in wire.requests if not event.endswith("Item") or request.operation in event]
+        assert [request.headers["x-trace"] for request in traced] == added
+        assert all("x-trace" not in request.headers for request in wire.requests if request not in traced)
+        assert len(added) == len(traced) >= 3
+
+
+def _answered(session: boto3.Session, bodies: dict[str, bytes]) -> list[str]:
+    """Have a session's clients answered with these bodies by operation, or ``{}``, and return the URLs asked for."""
+    urls: list[str] = []
+
+    def answer(event_name: str, request: Any, **_: Any) -> AWSResponse:
+        urls.append(request.url)
+        body = bodies.get(event_name.rpartition(".")[2], b"{}")
+        response = AWSResponse(request.url, 200, {"Content-Type": "application/x-amz-json-1.0"}, None)
+        response._content = body
+        return response
+
+    session.events.register("before-send", answer)
+    return urls
