@@ -170,28 +170,32 @@ def _trusting(ca_bundle: str | None) -> SSLContext:
 
 
 def _read(name: str, reply: Reply) -> dict[str, Any]:
+    checksum = reply.headers.get("x-amz-crc32")
+    if checksum is not None and checksum != str(zlib.crc32(reply.body)):
+        raise ResponseParserError("the answer is not what was sent")
     about = {"ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": reply.headers}}
     if reply.status < HTTPStatus.MULTIPLE_CHOICES:
-        return {**_members(reply), **about}
+        return {**_members(reply.body), **about}
     try:
-        members = _members(reply)
+        members = _members(reply.body)
     except ResponseParserError:
         # A gateway's page, in whatever form.
         members = {}
-    code = members.get("__type") or reply.headers.get("x-amzn-errortype") or str(reply.status)
-    error = {"Code": code.rpartition("#")[2], "Message": members.get("message") or members.get("Message") or ""}
+    # As NAMESPACE#NAME:ADDRESS, where only the name is always there.
+    code = str(members.get("__type") or reply.headers.get("x-amzn-errortype") or reply.status)
+    named = code.partition(":")[0].rpartition("#")[2]
+    error = {"Code": named, "Message": members.get("message") or members.get("Message") or ""}
     raise ClientError({**members, **about, "Error": error}, name)
 
 
-def _members(reply: Reply) -> dict[str, Any]:
-    checksum = reply.headers.get("x-amz-crc32")
+def _members(body: bytes) -> dict[str, Any]:
     try:
-        if checksum is not None and int(checksum) != zlib.crc32(reply.body):
-            raise ValueError(checksum)  # noqa: TRY301 - handled as the same garbage
-        members = json.loads(reply.body or b"{}", object_hook=_binary)
+        members = json.loads(body or b"{}", object_hook=_binary)
     except ValueError as error:
-        raise ResponseParserError("the answer is not what was sent, or no JSON") from error
-    return members if isinstance(members, dict) else {}
+        raise ResponseParserError("the answer is no JSON") from error
+    if not isinstance(members, dict):
+        raise ResponseParserError("the answer is no JSON object")
+    return members
 
 
 def _base64(value: Any) -> str:

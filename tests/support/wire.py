@@ -191,7 +191,7 @@ class Wire:
             ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
             self.requests.append(Request(operation, ordinal, *sent))
             chosen = (fault for selector, fault in self._faults if selector(operation, ordinal))
-            return self._outage or next(chosen, _pass_on)
+            return self._outage or next(chosen, lambda forward: forward())
 
     def _listen(self, port: int = 0) -> None:
         self._server = server = _Server(self, port)
@@ -296,7 +296,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args: object) -> None:
         pass
-
-
-def _pass_on(forward: Forward) -> Answer:
-    return forward()
