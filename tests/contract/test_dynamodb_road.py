@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
-import botocore.auth
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
@@ -19,7 +18,7 @@ from idempotent_tasks.stores.dynamodb_road import ShortRoad
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.roads import ask, client_requests
+from tests.support.roads import ask, client_requests, sign_at
 from tests.support.wire import Request, Wire
 
 HOUR_SECONDS = 3600
@@ -181,7 +180,7 @@ def test_a_machine_whose_clock_is_off(
     clock = MovableClock()
     clock.offset_seconds = skew_seconds
     offset = timedelta(seconds=skew_seconds)
-    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: datetime.now(UTC) + offset)
+    sign_at(monkeypatch, lambda: datetime.now(UTC) + offset)
     grant(make_store(fast=fast, clock=clock))
     first, second = (_signed_at(request) - time.time() for request in wire.requests)
     assert first == pytest.approx(skew_seconds, abs=5)

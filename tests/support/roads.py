@@ -1,10 +1,16 @@
-"""Which of a store's requests went through boto3's client, and which past it."""
+"""Which of a store's requests went through boto3's client, and which past it; and what time boto3 signs with."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
+
+import botocore.auth
+import pytest
 
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
 
-__all__ = ["ask", "client_requests"]
+__all__ = ["ask", "client_requests", "sign_at"]
 
 
 def client_requests(connection: Connection) -> list[str]:
@@ -21,3 +27,13 @@ def client_requests(connection: Connection) -> list[str]:
 def ask(connection: Connection, key: str = "key") -> Written | Refused:
     """Send one request that changes nothing."""
     return connection.request("get_item", TableName="table", Key={"id": {"S": key}})
+
+
+def sign_at(patch: pytest.MonkeyPatch, now: Callable[[], datetime]) -> None:
+    """Have boto3 sign with this time (UTC) instead of the machine's."""
+    if hasattr(botocore.auth, "get_current_datetime"):
+        patch.setattr(botocore.auth, "get_current_datetime", now)
+    else:
+        # An older botocore, which asks the class itself for a time without a zone.
+        utc = SimpleNamespace(utcnow=lambda: now().astimezone(UTC).replace(tzinfo=None))
+        patch.setattr(botocore.auth, "datetime", SimpleNamespace(datetime=utc))

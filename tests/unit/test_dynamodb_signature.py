@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import botocore.auth
 import pytest
 from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idempotent_tasks.stores.dynamodb_signature import DATE, Signer
+from tests.support.roads import sign_at
 
 NOW = datetime(2026, 11, 25, 12, 34, 56, tzinfo=UTC)
 CREDENTIALS = ReadOnlyCredentials("AKIAKEY", "wJalrXUtnFEMI/K7MDENG+bPxRfiCY", "token")
@@ -50,7 +50,7 @@ def signed(
     """Return a request as botocore signs it."""
     request = AWSRequest("POST", url, {**HEADERS, **(more or {})}, body)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.auth, "get_current_datetime", lambda: at)
+        sign_at(patch, lambda: at)
         auth(credentials, "dynamodb", region).add_auth(request)
     return request.prepare()
 
@@ -77,7 +77,7 @@ class TestSameAsBotocore:
         data=st.data(),
     )
     def test_any_request(
-        self, *, where: dict[str, str], named: dict[str, str], access_key: str, has_token: bool, data: st.DataObject
+        self, *, where: dict[str, Any], named: dict[str, str], access_key: str, has_token: bool, data: st.DataObject
     ) -> None:
         """Of other bodies, headers, times, secrets and tokens than the one that was learned from."""
 
