@@ -138,9 +138,10 @@ class Connection(ProcessClient):
         # boto3 has no other way to its session's configuration.
         configured = session._session.get_config_variable  # noqa: SLF001
         discovers = self._config.endpoint_discovery_enabled
-        if not self._fast or ensure_boolean(
-            configured("endpoint_discovery_enabled") if discovers is None else discovers
-        ):
+        if discovers is None:
+            discovers = configured("endpoint_discovery_enabled")
+        # The road would go on to an endpoint that the client may have left.
+        if not self._fast or ensure_boolean(discovers):
             return
         if credentials is None:
             known = session.get_credentials()

@@ -30,8 +30,10 @@ __all__ = ["ShortRoad"]
 _JSON: Final = "application/x-amz-json-1.0"
 #: The header that names the operation, after a prefix.
 _TARGET: Final = "x-amz-target"
-#: Headers that each request has of its own, or that count it for the metrics of AWS's SDKs.
-_OWN: Final = ("authorization", "content-length", DATE, TOKEN, "amz-sdk-invocation-id", "amz-sdk-request")
+#: Headers that each request has of its own, or that tell AWS's metrics and traces by whose call it is sent.
+_OWN: Final = frozenset(
+    {"authorization", "content-length", DATE, TOKEN, "amz-sdk-invocation-id", "amz-sdk-request", "x-amzn-trace-id"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +72,9 @@ class ShortRoad:
     """Sends requests for one client of boto3's, in one process.
 
     What it cannot send as the client would, the client sends: through a proxy, with a certificate of the client's own,
-    with another kind of signature or another form of body.  Handlers of botocore's event
-    ``before-send`` see each request, and may answer it (as moto does); those of other events, and what wraps the
-    client's methods, only see what the client itself sends.
+    with another kind of signature or another form of body.  Handlers of botocore's event ``before-send`` see each
+    request, and may answer it (as moto does); those of other events, and what wraps the client's methods, only see
+    what the client itself sends.
 
     Args:
         client: a client for DynamoDB that nobody else uses, and that does not discover its endpoints.

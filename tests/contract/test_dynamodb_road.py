@@ -191,6 +191,17 @@ def _signed_at(request: Request) -> float:
     return datetime.strptime(request.headers["x-amz-date"], "%Y%m%dT%H%M%S%z").timestamp()
 
 
+def test_a_trace_of_one_invocation(store: DynamoDBStore, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In AWS Lambda boto3 names the invocation that asks: no later request names that of the first."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "worker")
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1")
+    grant(store)
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=2")
+    store.forget(KEY)
+    assert wire.requests[0].headers["x-amzn-trace-id"] == "Root=1"
+    assert wire.requests[-1].headers.get("x-amzn-trace-id") in {None, "Root=2"}
+
+
 class TestProxy:
     """Networks whose only way out is a proxy; the host asked for exists nowhere else."""
 
@@ -252,7 +263,7 @@ class TestBeforeSend:
             assert isinstance(answer, Written)
             assert answer.answer["Item"] == {"id": {"S": "made up"}}
 
-    @pytest.mark.parametrize("event", ["before-send", "before-send.dynamodb", "before-send.dynamodb.UpdateItem"])
+    @pytest.mark.parametrize("event", ["before-send", "before-send.dynamodb.*", "before-send.dynamodb.UpdateItem"])
     def test_they_may_add_a_header(
         self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, fast: bool, event: str
     ) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -160,18 +161,18 @@ class TestInterrupted:
 
     def test_its_late_answer_is_nobody_elses(self, connection: Connection, canned: Canned) -> None:
         """The next call asks over another connection and gets its own answer."""
-        interrupted = threading.Event()
+        asked_again = threading.Event()
 
         def answer(asked: Asked) -> Said:
-            if not interrupted.is_set():
+            if asked.client_port == canned.ports()[0]:
                 os.kill(os.getpid(), signal.SIGUSR1)
-                assert interrupted.wait(LONG_SECONDS)
+                asked_again.wait(LONG_SECONDS)
+            asked_again.set()
             return Said(page(the_key_asked(asked), JSON))
 
         canned.answer = answer
         with pytest.raises(Interrupt):
             ask(connection, "interrupted")
-        interrupted.set()
         assert key_of(ask(connection, "next")) == "next"
         assert len(set(canned.ports())) == 2
 
@@ -181,7 +182,7 @@ class TestTimeouts:
 
     def test_read(self, connect: Callable[..., Connection], canned: Canned) -> None:
         """Neither before the answer nor in the middle of it; both roads say the same of it."""
-        connection = connect(read_timeout=SHORT_SECONDS)
+        connection = connect(read_timeout=SHORT_SECONDS, connect_timeout=LONG_SECONDS)
         ask(connection)
         forever, begun = threading.Event(), page(b"{}", JSON)[:-1]
 
@@ -201,14 +202,16 @@ class TestTimeouts:
 
     def test_connect(self, session: boto3.Session, fast: bool) -> None:
         """A host that answers no packet: a full queue of connections that nobody accepts is the same."""
-        config = Config(connect_timeout=SHORT_SECONDS)
+        config = Config(connect_timeout=SHORT_SECONDS, read_timeout=LONG_SECONDS)
         with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, socket.socket() as first:
             first.connect(deaf.getsockname())
             endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
             connection = Connection(endpoint_url=endpoint, session=session, config=config, fast=fast)
             for _ in range(2):
+                begun = time.monotonic()
                 with pytest.raises(StoreUnavailableError, match="ConnectTimeoutError"):
                     ask(connection)
+                assert time.monotonic() - begun < LONG_SECONDS / 10
 
 
 class TestBroken:
