@@ -8,17 +8,16 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
 from idempotent_tasks import DynamoDBStore, Record, Status
 from idempotent_tasks.records import Claim, Outcome
-from idempotent_tasks.stores.dynamodb_client import Connection, Written
+from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.stores.dynamodb_road import ShortRoad
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.roads import ask, client_requests, sign_at
+from tests.support.roads import answered, ask, client_requests, sign_at
 from tests.support.wire import Request, Wire
 
 HOUR_SECONDS = 3600
@@ -104,7 +103,7 @@ class TestWhoSends:
         monkeypatch.setenv("AWS_ENDPOINT_DISCOVERY_ENABLED", "true")
         session = boto3.Session(region_name=REGION)
         found = b'{"Endpoints": [{"Address": "found.example", "CachePeriodInMinutes": 1}]}'
-        hosts = _answered(session, {"DescribeEndpoints": found})
+        hosts = answered(session, {"DescribeEndpoints": found})
         connection = Connection(session=session, region=REGION, fast=True)
         sent = client_requests(connection)
         for _ in range(3):
@@ -237,66 +236,3 @@ class TestProxy:
         grant(store)
         assert [request.target for request in wire.requests] == ["/", "/"]
         assert len(sent) == (1 if fast else 2)
-
-
-class TestBeforeSend:
-    """Handlers of botocore's event ``before-send``: the last who see a request."""
-
-    def test_they_see_every_request(self, dynamodb: DynamoDBStore, make_store: MakeStore, fast: bool) -> None:
-        """On both roads, under the same names, as it goes out."""
-        session = boto3.Session(region_name=REGION)
-        seen = []
-        session.events.register("before-send", lambda event_name, request, **_: seen.append((event_name, request)))
-        grant(make_store(fast=fast, session=session))
-        assert [name for name, _ in seen] == ["before-send.dynamodb.GetItem", "before-send.dynamodb.UpdateItem"]
-        assert all(dynamodb.table.encode() in request.body for _, request in seen)
-        assert len({request.url for _, request in seen}) == 1
-
-    def test_they_may_answer(self, fast: bool) -> None:
-        """Then nothing goes over the network, not after the first request either: as moto does."""
-        session = boto3.Session(region_name=REGION)
-        urls = _answered(session, {"GetItem": b'{"Item": {"id": {"S": "made up"}}}'})
-        connection = Connection(session=session, endpoint_url="http://dynamodb.invalid:8000", fast=fast)
-        answers = [ask(connection) for _ in range(3)]
-        assert urls == ["http://dynamodb.invalid:8000/"] * 3
-        for answer in answers:
-            assert isinstance(answer, Written)
-            assert answer.answer["Item"] == {"id": {"S": "made up"}}
-
-    @pytest.mark.parametrize("event", ["before-send", "before-send.dynamodb.*", "before-send.dynamodb.UpdateItem"])
-    def test_they_may_add_a_header(
-        self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, fast: bool, event: str
-    ) -> None:
-        """Each request has the one that was added to it, and no other's."""
-        session = boto3.Session(region_name=REGION)
-        added: list[str] = []
-
-        def trace(request: Any, **_: Any) -> None:
-            if "X-Trace" not in request.headers:
-                added.append(f"trace-{len(added)}")
-                request.headers["X-Trace"] = added[-1]
-
-        session.events.register(event, trace)
-        store = make_store(fast=fast, session=session)
-        for number in range(3):
-            grant(store, key=f"shop.charge#{number}")
-        store.get("shop.charge#0")
-        traced = [request for request in wire.requests if not event.endswith("Item") or request.operation in event]
-        assert [request.headers["x-trace"] for request in traced] == added
-        assert all("x-trace" not in request.headers for request in wire.requests if request not in traced)
-        assert len(added) == len(traced) >= 3
-
-
-def _answered(session: boto3.Session, bodies: dict[str, bytes]) -> list[str]:
-    """Have a session's clients answered with these bodies by operation, or ``{}``, and return the URLs asked for."""
-    urls: list[str] = []
-
-    def answer(event_name: str, request: Any, **_: Any) -> AWSResponse:
-        urls.append(request.url)
-        body = bodies.get(event_name.rpartition(".")[2], b"{}")
-        response = AWSResponse(request.url, 200, {"Content-Type": "application/x-amz-json-1.0"}, None)
-        response._content = body
-        return response
-
-    session.events.register("before-send", answer)
-    return urls

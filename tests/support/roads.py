@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import botocore.auth
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
 
-__all__ = ["ask", "client_requests", "sign_at"]
+__all__ = ["answered", "ask", "client_requests", "sign_at"]
 
 
 def client_requests(connection: Connection) -> list[str]:
@@ -37,3 +39,18 @@ def sign_at(patch: pytest.MonkeyPatch, now: Callable[[], datetime]) -> None:
         # An older botocore, which asks the class itself for a time without a zone.
         utc = SimpleNamespace(utcnow=lambda: now().astimezone(UTC).replace(tzinfo=None))
         patch.setattr(botocore.auth, "datetime", SimpleNamespace(datetime=utc))
+
+
+def answered(session: boto3.Session, bodies: dict[str, bytes]) -> list[str]:
+    """Have a session's clients answered with these bodies by operation, or ``{}``, and return the URLs asked for."""
+    urls: list[str] = []
+
+    def answer(event_name: str, request: Any, **_: Any) -> AWSResponse:
+        urls.append(request.url)
+        body = bodies.get(event_name.rpartition(".")[2], b"{}")
+        response = AWSResponse(request.url, 200, {"Content-Type": "application/x-amz-json-1.0"}, None)
+        response._content = body
+        return response
+
+    session.events.register("before-send", answer)
+    return urls
