@@ -11,6 +11,7 @@ from botocore.credentials import Credentials as BotoCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
+from botocore.utils import ensure_boolean
 
 from idempotent_tasks.clock import Clock, ServerClock, SystemClock
 from idempotent_tasks.errors import (
@@ -134,15 +135,19 @@ class Connection(ProcessClient):
         return {**super().__getstate__(), "_road": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
-        if not self._fast:
+        # boto3 has no other way to its session's configuration.
+        configured = session._session.get_config_variable  # noqa: SLF001
+        discovers = self._config.endpoint_discovery_enabled
+        if discovers is None:
+            discovers = configured("endpoint_discovery_enabled")
+        # The road would go on to an endpoint that the client may have left.
+        if not self._fast or ensure_boolean(discovers):
             return
         if credentials is None:
             known = session.get_credentials()
         else:
             known = BotoCredentials(credentials.access_key_id, credentials.secret_access_key)
-        # boto3 has no other way to its session's configuration.
-        ca_bundle = session._session.get_config_variable("ca_bundle")  # noqa: SLF001
-        self._road = ShortRoad(client, known, ca_bundle, self.clock.now)
+        self._road = ShortRoad(client, known, configured("ca_bundle"), self.clock.now)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         date = _headers(answer).get("date")

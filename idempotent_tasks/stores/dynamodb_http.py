@@ -98,7 +98,7 @@ class KeptConnections:
         lines = [f"{request.method} {self._target} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
         head = "\r\n".join(lines)
-        if head.count("\n") >= len(lines):
+        if max(head.count("\n"), head.count("\r")) >= len(lines):
             raise ValueError("a header of the request has more than one line")
         return b"".join((head.encode("latin-1"), b"\r\n\r\n", request.body))
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from ssl import CERT_REQUIRED, SSLContext
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 from botocore.exceptions import ClientError
@@ -29,8 +30,10 @@ __all__ = ["ShortRoad"]
 _JSON: Final = "application/x-amz-json-1.0"
 #: The header that names the operation, after a prefix.
 _TARGET: Final = "x-amz-target"
-#: Headers that each request has of its own, or that count it for the metrics of AWS's SDKs.
-_OWN: Final = ("authorization", "content-length", DATE, TOKEN, "amz-sdk-invocation-id", "amz-sdk-request")
+#: Headers that each request has of its own, or that tell AWS's metrics and traces by whose call it is sent.
+_OWN: Final = frozenset(
+    {"authorization", "content-length", DATE, TOKEN, "amz-sdk-invocation-id", "amz-sdk-request", "x-amzn-trace-id"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +72,12 @@ class ShortRoad:
     """Sends requests for one client of boto3's, in one process.
 
     What it cannot send as the client would, the client sends: through a proxy, with a certificate of the client's own,
-    to a discovered endpoint, with another kind of signature or another form of body.  Handlers of botocore's event
-    ``before-send`` see each request, and may answer it (as moto does); those of other events, and what wraps the
-    client's methods, only see what the client itself sends.
+    with another kind of signature or another form of body.  Handlers of botocore's event ``before-send`` see each
+    request, and may answer it (as moto does); those of other events, and what wraps the client's methods, only see
+    what the client itself sends.
 
     Args:
-        client: a client for DynamoDB that nobody else uses.
+        client: a client for DynamoDB that nobody else uses, and that does not discover its endpoints.
         credentials: the client's (``botocore.credentials.Credentials``), or None for none.
         ca_bundle: the file with the authorities that it trusts, or None for botocore's own.
         now: returns DynamoDB's time in epoch seconds, as it is known after the first request: a machine whose clock is
@@ -89,7 +92,8 @@ class ShortRoad:
         self._pattern: _Pattern | None = None
         self._connections: dict[str, KeptConnections] = {}
         if credentials is not None:
-            client.meta.events.register("before-send.dynamodb", self._learn)
+            # Before any handler that adds something to this one request.
+            client.meta.events.register_first("before-send.dynamodb.*", self._learn)
 
     def send(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request, once, and return its answer as the client's method would.
@@ -144,7 +148,8 @@ class ShortRoad:
     def _connections_to(self, url: str) -> KeptConnections | None:
         config = self._client.meta.config
         proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
-        if proxies or config.client_cert or config.endpoint_discovery_enabled:
+        # Beside proxies by scheme, the environment's have the hosts that are reached without one.
+        if proxies.get(urlsplit(url).scheme) or config.client_cert:
             return None
         if url not in self._connections:
             limits = Limits(
@@ -167,28 +172,32 @@ def _trusting(ca_bundle: str | None) -> SSLContext:
 
 
 def _read(name: str, reply: Reply) -> dict[str, Any]:
+    checksum = reply.headers.get("x-amz-crc32")
+    if checksum is not None and checksum != str(zlib.crc32(reply.body)):
+        raise ResponseParserError("the answer is not what was sent")
     about = {"ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": reply.headers}}
     if reply.status < HTTPStatus.MULTIPLE_CHOICES:
-        return {**_members(reply), **about}
+        return {**_members(reply.body), **about}
     try:
-        members = _members(reply)
+        members = _members(reply.body)
     except ResponseParserError:
         # A gateway's page, in whatever form.
         members = {}
-    code = members.get("__type") or reply.headers.get("x-amzn-errortype") or str(reply.status)
-    error = {"Code": code.rpartition("#")[2], "Message": members.get("message") or members.get("Message") or ""}
+    # As NAMESPACE#NAME:ADDRESS, where only the name is always there.
+    code = str(members.get("__type") or reply.headers.get("x-amzn-errortype") or reply.status)
+    named = code.partition(":")[0].rpartition("#")[2]
+    error = {"Code": named, "Message": members.get("message") or members.get("Message") or ""}
     raise ClientError({**members, **about, "Error": error}, name)
 
 
-def _members(reply: Reply) -> dict[str, Any]:
-    checksum = reply.headers.get("x-amz-crc32")
+def _members(body: bytes) -> dict[str, Any]:
     try:
-        if checksum is not None and int(checksum) != zlib.crc32(reply.body):
-            raise ValueError(checksum)  # noqa: TRY301 - handled as the same garbage
-        members = json.loads(reply.body or b"{}", object_hook=_binary)
+        members = json.loads(body or b"{}", object_hook=_binary)
     except ValueError as error:
-        raise ResponseParserError("the answer is not what was sent, or no JSON") from error
-    return members if isinstance(members, dict) else {}
+        raise ResponseParserError("the answer is no JSON") from error
+    if not isinstance(members, dict):
+        raise ResponseParserError("the answer is no JSON object")
+    return members
 
 
 def _base64(value: Any) -> str:

@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-re
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import digest
 from typing import Any, Final, Self
@@ -34,8 +34,8 @@ class Signer:
     opening: str
     signed: tuple[str, ...]
     host: str
-    #: The key of the day, under the day and the secret that it was made of.
-    _keys: dict[tuple[str, str], bytes]
+    #: The key of the day, under the day and the secret that it was made of: not to be shown.
+    _keys: dict[tuple[str, str], bytes] = field(repr=False)
 
     @classmethod
     def learned(cls, request: Any, headers: Mapping[str, str], credentials: Any) -> Self | None:

@@ -11,6 +11,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
+from tests.support.canned import Canned, canned_server
 from tests.support.dynamodb import FAST
 from tests.support.powertools import Lambda
 from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
@@ -95,6 +96,19 @@ def dynamodb(make_store: MakeStore, wire: Wire) -> DynamoDBStore:
     store.create_table()
     wire.clear()
     return store
+
+
+@pytest.fixture(params=[True, False], ids=["short", "stock"])
+def fast(request: pytest.FixtureRequest) -> bool:
+    """Whether the test's stores take the short road to DynamoDB; boto3's own shows that what it says is true."""
+    return bool(request.param)
+
+
+@pytest.fixture
+def canned() -> Iterator[Canned]:
+    """A server that says what the test wrote."""
+    with canned_server() as server:
+        yield server
 
 
 @pytest.fixture

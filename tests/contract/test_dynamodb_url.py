@@ -88,6 +88,21 @@ class TestParameters:
         url = "dynamodb://eu-west-1/T?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
         assert DynamoDBStore.from_url(url).layout == DynamoDBStore("T", **names, attributes=others).layout
 
+    @pytest.mark.parametrize(("value", "fast"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
+    def test_the_road(self, value: str, fast: bool) -> None:
+        """Whether requests take the short road is the constructor's ``fast``, in words."""
+        assert DynamoDBStore.from_url(f"dynamodb://eu-west-1/T?fast={value}").connection._fast is fast
+
+    def test_the_usual_road(self) -> None:
+        """A URL that says nothing of it means the same as a constructor that is told nothing."""
+        assert DynamoDBStore.from_url("dynamodb://eu-west-1/T").connection._fast is DynamoDBStore("T").connection._fast
+
+    @pytest.mark.parametrize("value", ["yes", "1", "0", "fast", "truefalse"])
+    def test_a_switch_that_is_in_no_position(self, value: str) -> None:
+        """Whatever else somebody meant by it, the two words are named."""
+        with pytest.raises(ConfigurationError, match=f"fast='{value}' is neither true nor false"):
+            DynamoDBStore.from_url(f"dynamodb://eu-west-1/T?fast={value}")
+
     def test_keys_that_clash(self) -> None:
         """A mistake in the layout is found in a URL too."""
         with pytest.raises(ConfigurationError, match="must differ"):
@@ -147,7 +162,9 @@ class TestSecrets:
         assert_hidden(told(caught.value))
 
     @pytest.mark.parametrize("secret", [SECRET, quote(SECRET, safe="")], ids=["unquoted", "quoted"])
-    @pytest.mark.parametrize("rest", ["localhost:8000", "localhost:eight/T", "localhost:8000/T?typo=1", "[::1/T"])
+    @pytest.mark.parametrize(
+        "rest", ["localhost:8000", "localhost:eight/T", "localhost:8000/T?typo=1", "localhost:8000/T?fast=1", "[::1/T"]
+    )
     def test_in_the_error_of_a_url(self, secret: str, rest: str) -> None:
         """A URL that is refused is not repeated whole, also where a ``/`` in the secret was the mistake."""
         with pytest.raises(ConfigurationError) as caught:

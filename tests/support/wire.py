@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +47,10 @@ class Request:
     body: Mapping[str, Any]
     #: The TCP port of the client, which names its connection.
     client_port: int
+    #: By name in lower case.
+    headers: Mapping[str, str]
+    #: What the request line asks for: a whole URL where the client takes the wire for its proxy.
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ internal_error = answer(500, "InternalServerError")
 throttle = answer(400, "ProvisionedThroughputExceededException")
 
 
-def hold(until: threading.Event, timeout_seconds: float = 30.0) -> Fault:
+def hold(until: threading.Event, timeout_seconds: float = UPSTREAM_SECONDS) -> Fault:
     """Keep the request back until an event is set, then pass it on; give up like `refuse` after the time."""
     return lambda forward: forward() if until.wait(timeout_seconds) else None
 
@@ -103,10 +108,10 @@ def shift_date(offset_seconds: float) -> Fault:
 
     def shifted(forward: Forward) -> Answer:
         reply = forward()
-        dates = [parsedate_to_datetime(value) for name, value in reply.headers if name.lower() == "date"]
-        moved = (dates[0] if dates else datetime.now(UTC)) + offset
-        others = tuple(pair for pair in reply.headers if pair[0].lower() != "date")
-        return Answer(reply.status, reply.body, (*others, ("Date", format_datetime(moved, usegmt=True))))
+        dates = (parsedate_to_datetime(value) for name, value in reply.headers if name.lower() == "date")
+        moved = next(dates, datetime.now(UTC)) + offset
+        others = (pair for pair in reply.headers if pair[0].lower() != "date")
+        return replace(reply, headers=(*others, ("Date", format_datetime(moved, usegmt=True))))
 
     return shifted
 
@@ -116,6 +121,8 @@ class Wire:
     """What a test sees and decides of the traffic."""
 
     upstream: str
+    #: Proves to clients who it is, where they are to speak TLS.
+    context: SSLContext | None = None
     endpoint: str = ""
     requests: list[Request] = field(default_factory=list)
     _ordinals: dict[str, int] = field(default_factory=dict)
@@ -176,17 +183,19 @@ class Wire:
             finally:
                 self._listen(port)
 
-    def admit(self, operation: str, body: bytes, client_port: int) -> Fault:
+    def admit(self, operation: str, body: bytes, handler: BaseHTTPRequestHandler) -> Fault:
         """Write one request, with its body as JSON, down and return what decides about it."""
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        sent = json.loads(body or b"{}"), handler.client_address[1], headers, handler.path
         with self._lock:
             ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
-            self.requests.append(Request(operation, ordinal, json.loads(body or b"{}"), client_port))
+            self.requests.append(Request(operation, ordinal, *sent))
             chosen = (fault for selector, fault in self._faults if selector(operation, ordinal))
-            return self._outage or next(chosen, _pass_on)
+            return self._outage or next(chosen, lambda forward: forward())
 
     def _listen(self, port: int = 0) -> None:
         self._server = server = _Server(self, port)
-        self.endpoint = f"http://127.0.0.1:{server.server_port}"
+        self.endpoint = f"{'https' if self.context else 'http'}://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def _close(self) -> int:
@@ -199,9 +208,9 @@ class Wire:
 
 
 @contextmanager
-def wire_to(upstream: str) -> Iterator[Wire]:
-    """Run a proxy in front of an endpoint URL for the length of a block."""
-    wire = Wire(upstream)
+def wire_to(upstream: str, context: SSLContext | None = None) -> Iterator[Wire]:
+    """Run a proxy in front of an endpoint URL for the length of a block; it speaks TLS where a context is given."""
+    wire = Wire(upstream, context)
     wire._listen()
     try:
         yield wire
@@ -218,6 +227,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, wire: Wire, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.wire = wire
+        if wire.context is not None:
+            self.socket = wire.context.wrap_socket(self.socket, server_side=True)
         self._connections: set[socket.socket] = set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -249,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
         wire = self.server.wire
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
-        decide = wire.admit(operation or self.command, body if operation else b"", self.client_address[1])
+        decide = wire.admit(operation or self.command, body if operation else b"", self)
         reply = decide(lambda: self._forward(wire.upstream, body))
         if reply is None:
             self.close_connection = True
@@ -262,7 +273,8 @@ class _Handler(BaseHTTPRequestHandler):
         # A connection for each request: a kept one that the server closes would need a second try, and a count of two.
         connection = HTTPConnection(urlsplit(upstream).netloc, timeout=UPSTREAM_SECONDS)
         try:
-            connection.request(self.command, self.path, body, dict(self.headers.items()))
+            path = urlsplit(self.path)._replace(scheme="", netloc="").geturl()
+            connection.request(self.command, path, body, dict(self.headers.items()))
             reply = connection.getresponse()
             return Answer(reply.status, reply.read(), tuple(reply.getheaders()))
         finally:
@@ -284,7 +296,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args: object) -> None:
         pass
-
-
-def _pass_on(forward: Forward) -> Answer:
-    return forward()

@@ -1,0 +1,139 @@
+"""TLS on both roads: the same authorities are trusted, and whoever cannot prove to be the server gets no request."""
+
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trustme
+
+from idempotent_tasks import DynamoDBStore, StoreUnavailableError
+from idempotent_tasks.records import Committed
+from tests.conftest import REGION
+from tests.support.guarding import done, grant, wish
+from tests.support.roads import client_requests
+from tests.support.wire import Wire, wire_to
+
+#: A server's own certificate names this host and no other.
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """An authority that nobody trusts by himself."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file with the authority's certificate."""
+    path = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture
+def trusted(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authority is one that this machine trusts."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+
+
+@pytest.fixture
+def served_as(roto: str, authority: trustme.CA) -> Iterator[Callable[[str], Wire]]:
+    """Makes TLS servers in front of a DynamoDB whose certificate, of this authority, is for a given host."""
+    with ExitStack() as running:
+
+        def serve(host: str) -> Wire:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            authority.issue_cert(host).configure_cert(context)
+            return running.enter_context(wire_to(roto, context))
+
+        yield serve
+
+
+def store_at(wire: Wire, table: str, *, fast: bool) -> DynamoDBStore:
+    """Return a store at the server, with a session that reads the environment now."""
+    return DynamoDBStore(table, endpoint_url=wire.endpoint, region=REGION, fast=fast)
+
+
+def assert_works(store: DynamoDBStore, wire: Wire, *, fast: bool) -> None:
+    """Fail where not every call goes through, or not by its road."""
+    store.create_table()
+    wire.clear()
+    sent = client_requests(store.connection)
+    assert store.commit(grant(store), done(), 60) == Committed()
+    assert len(wire.requests) == 2
+    assert len(sent) == (0 if fast else 2)
+
+
+class TestTrusted:
+    """Where the authority is named."""
+
+    @pytest.mark.usefixtures("trusted")
+    def test_in_the_environment(self, served_as: Callable[[str], Wire], table: str, fast: bool) -> None:
+        """``AWS_CA_BUNDLE`` names the file with the authorities."""
+        wire = served_as(HOST)
+        assert_works(store_at(wire, table, fast=fast), wire, fast=fast)
+
+    def test_in_the_config_file(
+        self,
+        served_as: Callable[[str], Wire],
+        bundle: str,
+        table: str,
+        fast: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """``ca_bundle`` of the profile does too."""
+        config = Path(bundle).with_name("config")
+        config.write_text(f"[default]\nca_bundle = {bundle}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        wire = served_as(HOST)
+        assert_works(store_at(wire, table, fast=fast), wire, fast=fast)
+
+
+class TestNotTrusted:
+    """Nothing is sent, and both roads say the same."""
+
+    def test_an_unknown_authority(self, served_as: Callable[[str], Wire], table: str, fast: bool) -> None:
+        """The authorities of botocore's own bundle did not sign this certificate."""
+        wire = served_as(HOST)
+        assert_refused(store_at(wire, table, fast=fast), wire, "CERTIFICATE_VERIFY_FAILED")
+
+    @pytest.mark.usefixtures("trusted")
+    @pytest.mark.parametrize("host", ["dynamodb.example", "127.0.0.2"])
+    def test_a_certificate_for_another_host(
+        self, served_as: Callable[[str], Wire], table: str, fast: bool, host: str
+    ) -> None:
+        """A trusted authority's, but somebody else's."""
+        wire = served_as(host)
+        assert_refused(store_at(wire, table, fast=fast), wire, "doesn't match|mismatch")
+
+    @pytest.mark.usefixtures("trusted")
+    def test_a_server_that_becomes_another(self, served_as: Callable[[str], Wire], table: str, fast: bool) -> None:
+        """It is asked for its proof at each connection, however many requests it has answered."""
+        wire = served_as(HOST)
+        store = store_at(wire, table, fast=fast)
+        assert_works(store, wire, fast=fast)
+        with wire.unplugged():
+            wire.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trustme.CA().issue_cert(HOST).configure_cert(wire.context)
+        assert_refused(store, wire, "CERTIFICATE_VERIFY_FAILED")
+
+    def test_a_server_without_tls(self, roto: str, table: str, fast: bool) -> None:
+        """It answers with something that is no TLS."""
+        with wire_to(roto) as wire:
+            wire.endpoint = wire.endpoint.replace("http:", "https:")
+            assert_refused(store_at(wire, table, fast=fast), wire, "SSL")
+
+
+def assert_refused(store: DynamoDBStore, wire: Wire, why: str) -> None:
+    """Fail where a request of the first two reaches the server, or the errors of both roads differ."""
+    wire.clear()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match=r"got no answer \(SSLError\)") as caught:
+            store.claim(wish())
+        assert re.search(why, str(caught.value.__cause__))
+        assert f"SSL validation failed for {wire.endpoint}/" in str(caught.value.__cause__)
+    assert not wire.requests
