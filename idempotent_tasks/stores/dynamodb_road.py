@@ -8,6 +8,7 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -26,6 +27,8 @@ from idempotent_tasks.stores.dynamodb_signature import DATE, TOKEN, Signer
 
 __all__ = ["ShortRoad"]
 
+#: After so many requests that could not be the pattern none is looked at any more: a proxy stays, for example.
+MOST_UNLIKE: Final = 3
 #: The one form of requests and answers that is written and read here.
 _JSON: Final = "application/x-amz-json-1.0"
 #: The header that names the operation, after a prefix.
@@ -90,6 +93,8 @@ class ShortRoad:
         self._ca_bundle = ca_bundle
         self._now = now
         self._pattern: _Pattern | None = None
+        #: How many of the client's requests had another form than this one's.
+        self._unlike = 0
         self._connections: dict[str, KeptConnections] = {}
         if credentials is not None:
             # Before any handler that adds something to this one request.
@@ -125,9 +130,14 @@ class ShortRoad:
         return _read(name, Reply(answered.status_code, headers, answered.content))
 
     def _learn(self, request: Any, **_: Any) -> None:
-        """Take what the client sends as the pattern."""
-        if self._pattern is None:
+        """Take what the client sends as the pattern, unless several of its requests could not be it."""
+        if self._pattern is not None or self._unlike >= MOST_UNLIKE:
+            return
+        # Authorities that cannot be read are the client's to complain of, when it connects.
+        with suppress(OSError):
             self._pattern = self._pattern_of(request)
+        if self._pattern is None:
+            self._unlike += 1
 
     def _pattern_of(self, request: Any) -> _Pattern | None:
         headers = {header.lower(): _text(value) for header, value in request.headers.items()}

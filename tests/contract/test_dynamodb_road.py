@@ -13,7 +13,7 @@ from botocore.config import Config
 from idempotent_tasks import DynamoDBStore, Record, Status
 from idempotent_tasks.records import Claim, Outcome
 from idempotent_tasks.stores.dynamodb_client import Connection
-from idempotent_tasks.stores.dynamodb_road import ShortRoad
+from idempotent_tasks.stores.dynamodb_road import MOST_UNLIKE, ShortRoad
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
@@ -97,6 +97,17 @@ class TestWhoSends:
         sent = client_requests(store.connection)
         grant(store)
         assert sent == wire.operations() == ["GetItem", "UpdateItem"]
+
+    def test_it_is_not_tried_for_ever(
+        self, dynamodb: DynamoDBStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the client's requests are no pattern, a few of them show it."""
+        looked_at: list[object] = []
+        monkeypatch.setattr(ShortRoad, "_pattern_of", lambda _, request: looked_at.append(request))
+        store = make_store(fast=True)
+        for number in range(MOST_UNLIKE + 1):
+            grant(store, key=f"shop.charge#{number}")
+        assert len(looked_at) == MOST_UNLIKE
 
     def test_discovery_that_the_environment_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The client asks AWS which endpoint to use, and again when that answer is old: the road stays closed."""

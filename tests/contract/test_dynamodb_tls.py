@@ -121,6 +121,16 @@ class TestNotTrusted:
             trustme.CA().issue_cert(HOST).configure_cert(wire.context)
         assert_refused(store, wire, "CERTIFICATE_VERIFY_FAILED")
 
+    def test_authorities_that_cannot_be_read(
+        self, served_as: Callable[[str], Wire], table: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The file is not there: nothing is sent, on either road."""
+        monkeypatch.setenv("AWS_CA_BUNDLE", "no-such-file.pem")
+        wire = served_as(HOST)
+        with pytest.raises(StoreUnavailableError):
+            store_at(wire, table, fast=fast).claim(wish())
+        assert not wire.requests
+
     def test_a_server_without_tls(self, roto: str, table: str, fast: bool) -> None:
         """It answers with something that is no TLS."""
         with wire_to(roto) as wire:
