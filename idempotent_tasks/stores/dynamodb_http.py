@@ -74,9 +74,11 @@ class KeptConnections:
         message = self._message(request)
         connection = self._kept() or self._opened()
         try:
-            # At once: a body in a packet of its own would cost both sides another wake-up.
-            connection.sock.sendall(message)
+            # Made before anybody can answer: an exception raised into this thread comes mostly once somebody does, and
+            # one in the making would leave a reader that keeps the socket open.
             with HTTPResponse(connection.sock, method=request.method) as response:
+                # At once: a body in a packet of its own would cost both sides another wake-up.
+                connection.sock.sendall(message)
                 response.begin()
                 headers = {name.lower(): value for name, value in response.getheaders()}
                 reply = Reply(response.status, headers, response.read())
