@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
@@ -100,8 +99,9 @@ class Keeper:
 
     def __init__(self) -> None:
         self._pid = 0
-        #: By the clock that says what is due.
-        self._renewals: WeakKeyDictionary[Clock, Renewals[_Kept]] = WeakKeyDictionary()
+        #: By the clock that says what is due, one for each store.  No weak keys: while one thread lists those, no other
+        #: may add its own.
+        self._renewals: dict[Clock, Renewals[_Kept]] = {}
         self._changed = threading.Event()
         self._aides: list[threading.Thread] = []
         #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
@@ -188,7 +188,7 @@ class Keeper:
 
     def _start(self, pid: int) -> None:
         """Forget what a parent process had, whose threads do not exist in a forked child, and start our own."""
-        self._renewals, self._changed, self._aides = WeakKeyDictionary(), threading.Event(), []
+        self._renewals, self._changed, self._aides = {}, threading.Event(), []
         self._spawn(self._work)
         self._pid = pid
 

@@ -1,5 +1,6 @@
 """What renewals cost, and that none comes too late: counted in fast motion, and with a store that is slow."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -225,3 +226,25 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     for thread in threads:
         thread.join(LONG_SECONDS)
     assert (count, len(started)) == (2, 1)
+
+
+def test_a_store_that_joins_while_the_keeper_looks(blocks: ExitStack) -> None:
+    """Another store's first claim, with a clock of its own, never disturbs the thread that keeps all the others."""
+    keeper, over, switch = ManualKeeper(), threading.Event(), sys.getswitchinterval()
+    stores = [MemoryStore(clock=FakeClock()) for _ in range(2000)]
+
+    def join() -> None:
+        for store in stores:
+            blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+        over.set()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        joining = threading.Thread(target=join)
+        joining.start()
+        while not over.is_set():
+            keeper.renew_due()
+        joining.join(LONG_SECONDS)
+    finally:
+        sys.setswitchinterval(switch)
+    assert keeper.renew_due() is not None
