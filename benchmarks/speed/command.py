@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +14,7 @@ from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.machine import machine
 from benchmarks.speed.report import Report
 from benchmarks.speed.rows import Row, failed
+from benchmarks.written import add_files, write
 from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
 __all__ = ["main"]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     report, unmeasured = _measure(options, Console(stderr=True))
     report.show(console)
-    _write(options, report)
+    write(options, report, "benchmarks.speed.picture")
     if failed(report.rows):
         return MISSED
     return UNMEASURED if unmeasured else REACHED
@@ -69,24 +69,12 @@ def _absent() -> list[str]:
     return ["Powertools, whose package aws-lambda-powertools is not installed"]
 
 
-def _write(options: argparse.Namespace, report: Report) -> None:
-    if options.json:
-        options.json.write_text(report.as_json(), encoding="utf-8")
-    if options.markdown:
-        options.markdown.write_text(report.markdown(), encoding="utf-8")
-    if options.svg:
-        # Here, because nothing else needs matplotlib.
-        import_module("benchmarks.speed.picture").draw(report, options.svg)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="speed", description=__doc__)
     parser.add_argument("--rounds", type=_positive, metavar="N", help=f"{ROUNDS} by default, {QUICK_ROUNDS} if quick")
     parser.add_argument("--only", nargs="+", choices=parts.NAMES, default=list(parts.NAMES), metavar="PART")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, and no figure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documents")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the contenders; needs matplotlib")
+    add_files(parser, everything="everything that was measured", tables="the tables", picture="the contenders")
     parser.add_argument("--pyperf", type=Path, metavar="FILE", help="write the single calls for pyperf's own commands")
     return parser
 

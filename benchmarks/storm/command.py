@@ -5,7 +5,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -21,6 +20,7 @@ from benchmarks.storm.plan import Plan, draw
 from benchmarks.storm.player import Game, Player
 from benchmarks.storm.report import Report
 from benchmarks.storm.services import Services
+from benchmarks.written import add_files, write
 from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
 __all__ = ["main"]
@@ -57,18 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"not played: {error}", style="red", highlight=False, markup=False)
         return UNPLAYED
     report.show(console)
-    _write(options, report)
+    write(options, report, "benchmarks.storm.picture")
     return BROKEN if any(figures.broken for figures in report.figures if figures.name in OURS) else KEPT
-
-
-def _write(options: argparse.Namespace, report: Report) -> None:
-    if options.json:
-        options.json.write_text(report.as_json(), encoding="utf-8")
-    if options.markdown:
-        options.markdown.write_text(report.markdown(), encoding="utf-8")
-    if options.svg:
-        # Here, because nothing else needs matplotlib.
-        import_module("benchmarks.storm.picture").draw(report, options.svg)
 
 
 def _play(options: argparse.Namespace, plan: Plan) -> Report:
@@ -152,8 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keys", type=int, default=150)
     parser.add_argument("--messages", type=int, default=184)
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table for the documents")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the recovery times; needs matplotlib")
+    add_files(parser, everything="everything that was found", tables="the table", picture="the recovery times")
     parser.add_argument("--directory", type=Path, help="a new folder that keeps the journals and the workers' logs")
     return parser

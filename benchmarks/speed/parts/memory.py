@@ -1,7 +1,6 @@
 """What the library takes of memory: in an idle process of a worker's pool, and for outcomes that it remembers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import psutil
@@ -9,7 +8,7 @@ import psutil
 from benchmarks.speed import contenders
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.contenders import CHARGE
-from benchmarks.speed.rounds import interleaved
+from benchmarks.speed.playing import measured, titled
 from benchmarks.speed.rows import Reach, Row, rows_of
 from benchmarks.speed.worker import new_order, running
 from tests.support.forking import Child
@@ -28,11 +27,8 @@ Sample = Mapping[str, float]
 
 def measure(bench: Bench) -> Iterator[Row]:
     """Yield the memory of an idle process after one task, what ours has more, and that of the cache."""
-    table = bench.table(bench.roto_url)
-    names = contenders.names("client", "powertools", "ours", "ours-stock")
-    taken = interleaved(bench.rounds, {name: partial(_sample, bench, name, table) for name in names})
-    titled = {contenders.load(name).title: samples for name, samples in taken.items()}
-    yield from rows_of("memory", titled, {UNIQUE: "MB", PROPORTIONAL: "MB"})
+    taken = measured(bench, _sample, "client", "powertools", "ours", "ours-stock")
+    yield from rows_of("memory", titled(taken), {UNIQUE: "MB", PROPORTIONAL: "MB"})
     yield from _more(taken)
     bench.say("memory: 10,000 outcomes")
     # In a process of its own, where no other thread takes memory meanwhile.

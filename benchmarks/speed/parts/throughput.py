@@ -1,14 +1,13 @@
 """How many tasks a second a real worker runs whose body does nothing, and what each takes of the processors."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import psutil
 
 from benchmarks.speed import contenders
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.rounds import interleaved
+from benchmarks.speed.playing import measured, titled
 from benchmarks.speed.rows import Reach, Row, rows_of
 from benchmarks.speed.worker import running
 
@@ -25,11 +24,8 @@ Sample = Mapping[str, float]
 
 def measure(bench: Bench) -> Iterator[Row]:
     """Yield rates and processor times of each contender, and the ratios."""
-    table = bench.table(bench.roto_url)
-    names = contenders.names("plain", "powertools", "ours", "ours-stock")
-    taken = interleaved(bench.rounds, {name: partial(_sample, bench, name, table) for name in names})
-    titled = {contenders.load(name).title: samples for name, samples in taken.items()}
-    yield from rows_of("throughput", titled, {RATE: "1/s", CPU: "µs"})
+    taken = measured(bench, _sample, "plain", "powertools", "ours", "ours-stock")
+    yield from rows_of("throughput", titled(taken), {RATE: "1/s", CPU: "µs"})
     yield from _ratios(taken)
 
 
