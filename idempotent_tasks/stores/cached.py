@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cachetools import TLRUCache
+from cachetools import LRUCache
 
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.committed import committed_record
@@ -61,7 +61,9 @@ class OutcomeCache:
         """Return the answer to a claim whose key is known to have an outcome, None where it must be asked for."""
         with self._locked() as entries:
             record = entries.get(request.key)
-        return None if record is None else answer_refusal(record, request)
+        if record is None or record.expiration <= self._clock.now():
+            return None
+        return answer_refusal(record, request)
 
     def remember(self, record: Record, max_age: float) -> None:
         """Keep an outcome until it expires, and for ``max_age`` seconds at most."""
@@ -87,7 +89,7 @@ class OutcomeCache:
                 entries.popitem()
 
     @contextmanager
-    def _locked(self) -> "Iterator[TLRUCache[str, Record]]":
+    def _locked(self) -> "Iterator[LRUCache[str, Record]]":
         pid, lock, entries = self._mine
         if pid != os.getpid():
             # What another process was doing with its entries when this one was forked is not known here.
@@ -96,8 +98,8 @@ class OutcomeCache:
         with lock:
             yield entries
 
-    def _empty(self) -> "TLRUCache[str, Record]":
-        return TLRUCache(self._most_bytes, lambda _, record, __: record.expiration, self._clock.now, _size)
+    def _empty(self) -> "LRUCache[str, Record]":
+        return LRUCache(self._most_bytes, _size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from tests.support.stores import FaultyStore, down
 
 CACHED = {"key": "order", "cache": 60}
 RETENTION = 3600
-MEBIBYTES_FOR_10_000_OUTCOMES_OF_1_KB = 20
+MEGABYTES_FOR_10_000_OUTCOMES_OF_1_KB = 20
 
 
 @pytest.fixture
@@ -196,11 +196,11 @@ class TestBounds:
         assert (len(cache), answer.record.data) == (1, "2")
 
     def test_ten_thousand_outcomes_of_one_kilobyte(self) -> None:
-        """All that is kept of them takes 20 MiB at most, also after half as many more have come and gone."""
+        """All that is kept of them takes 20 MB at most, also after half as many more have come and gone."""
         # In a process of its own, where no other thread takes memory meanwhile.
         kept, taken = Child(remember_ten_thousand).result()
         assert kept == 10_000
-        assert taken <= MEBIBYTES_FOR_10_000_OUTCOMES_OF_1_KB * 1024 * 1024
+        assert taken <= MEGABYTES_FOR_10_000_OUTCOMES_OF_1_KB * 1_000_000
 
 
 class TestProcesses:
