@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import uuid4
 
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.dynamodb_client import Connection
@@ -29,8 +30,7 @@ WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
 #: A machine whose clock is further off, in seconds, is told.
 CLOCK_TOLERANCE_SECONDS: Final = 5.0
-#: No task has this name, so no record this key; and no condition that contradicts itself is ever true.
-_PROBED_KEY: Final = "idempotent_tasks#probe"
+#: No condition that contradicts itself is ever true.
 _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
 
 
@@ -87,7 +87,8 @@ def _questions(
 ) -> Iterator[tuple[str, Callable[[], Iterable[TableProblem]]]]:
     """Yield each action with the question that needs it, which returns what its answer shows to be wrong."""
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": layout.names(_NEVER)}
-    key = layout.key(_PROBED_KEY)
+    # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
+    key = layout.key(f"idempotent_tasks#probe-{uuid4().hex}")
 
     def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[TableProblem]]:
         """Return a question whose answer shows nothing but that it may be asked."""

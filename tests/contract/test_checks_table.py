@@ -59,6 +59,15 @@ def test_a_composite_table_is_looked_at_too(look: Look, make_store: MakeStore) -
     assert look(store) == []
 
 
+def test_two_workers_that_start_look_at_keys_of_their_own(look: Look, dynamodb: DynamoDBStore, wire: Wire) -> None:
+    """One key would lie in one partition, which starting workers could keep busy."""
+    for _ in range(2):
+        look(dynamodb)
+    written = [request.body["Item"]["id"]["S"] for request in wire.requests if request.operation == "PutItem"]
+    assert len(set(written)) == 2
+    assert [request.body["Key"]["id"]["S"] for request in wire.requests if request.operation == "UpdateItem"] == written
+
+
 def test_no_table(look: Look, make_store: MakeStore) -> None:
     """A table that is not there; the remedy is the command that makes it."""
     store = make_store()

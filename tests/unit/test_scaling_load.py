@@ -79,7 +79,7 @@ def test_the_load_of_ten_thousand_slots() -> None:
 
 
 def test_the_load_of_starting_workers() -> None:
-    """Five questions each, of which two go to one key and two to the control plane."""
+    """Five questions each, of which two are writes and two go to the control plane."""
     asked = Counter(action.startswith("Describe") for action in WORKER_ACTIONS)
     writes = len({"UpdateItem", "PutItem"} & set(WORKER_ACTIONS))
     assert_said(
@@ -87,9 +87,11 @@ def test_the_load_of_starting_workers() -> None:
             f"{number(SLOTS * len(WORKER_ACTIONS))} requests",
             f"{number(SLOTS * asked[True])} of them describe the table",
             f"for {SLOTS * asked[True] / CONTROL_PLANE:g} s",
-            f"{number(SLOTS * writes)} are writes on one key",
-            f"for {SLOTS * writes / PARTITION:g} s",
-            f"start fewer than {PARTITION // writes} workers a second",
+            f"{number(SLOTS * writes)} are writes",
+            f"one partition busy for {SLOTS * writes / PARTITION:g} s",
+            f"start fewer than {number(CONTROL_PLANE // asked[True])} workers a second",
+            f"fewer than {PARTITION // writes} with a composite key",
+            f"{number(CONTROL_PLANE // asked[True])} workers or more that start together, {PARTITION // writes} with",
         ]
     )
 
