@@ -6,6 +6,7 @@ Nothing else in the package reads a clock or sleeps, so a test moves time by pas
 import time
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Protocol
 
 __all__ = ["Clock", "ServerClock", "SystemClock"]
@@ -100,6 +101,8 @@ def _seconds_since_boot() -> float:
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
+# All answers of one second have the same.
+@lru_cache(maxsize=2)
 def _epoch_seconds(date_header: str) -> float | None:
     try:
         parsed: datetime = parsedate_to_datetime(date_header)

@@ -5,9 +5,9 @@ Every failure is raised as botocore's own HTTP client would raise it, so that bo
 
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ssl import SSLContext, SSLError
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,19 +17,11 @@ from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, Endp
 from botocore.exceptions import SSLError as BotoSSLError
 from urllib3.util import wait_for_read
 
-__all__ = ["KeptConnections", "Limits", "Reply"]
+from idempotent_tasks.stores.dynamodb_reply import Reply, read_reply
+
+__all__ = ["KeptConnections", "Limits"]
 
 _CLASSES: Final = {"http": HTTPConnection, "https": HTTPSConnection}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to one request."""
-
-    status: int
-    #: By name in lower case.
-    headers: dict[str, str]
-    body: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,44 +57,43 @@ class KeptConnections:
         self._idle: deque[HTTPConnection] = deque()
         finalize(self, _close, self._idle)
 
-    def exchange(self, request: Any) -> Reply:
-        """Send one request (``botocore.awsrequest.AWSPreparedRequest``), once, and return the answer.
+    def exchange(self, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Send one ``POST`` request, once, and return the answer.
+
+        Args:
+            headers: of the request, ``content-length`` among them.
+            body: of the request.
 
         Raises:
             botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError: the network, TLS or a time-out.
         """
-        message = self._message(request)
+        message = self._message(headers, body)
         connection = self._kept() or self._opened()
         try:
-            # Made before anybody can answer: an exception raised into this thread comes mostly once somebody does, and
-            # one in the making would leave a reader that keeps the socket open.
-            with HTTPResponse(connection.sock, method=request.method) as response:
-                # At once: a body in a packet of its own would cost both sides another wake-up.
-                connection.sock.sendall(message)
-                response.begin()
-                headers = {name.lower(): value for name, value in response.getheaders()}
-                reply = Reply(response.status, headers, response.read())
+            # At once: a body in a packet of its own would cost both sides another wake-up.
+            connection.sock.sendall(message)
+            reply = read_reply(connection.sock)
         except BaseException as error:
             # Whatever came in between, a soft time limit too: the answer may still be on its way.
             connection.close()
             if isinstance(error, TimeoutError):
                 raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
             if isinstance(error, OSError | HTTPException):
-                raise ConnectionClosedError(endpoint_url=self._url, error=error, request=request) from error
+                raise ConnectionClosedError(endpoint_url=self._url, error=error) from error
             raise
-        if response.will_close or len(self._idle) >= self._limits.max_pool_connections:
-            connection.close()
-        else:
+        if reply.keeps and len(self._idle) < self._limits.max_pool_connections:
             self._idle.append(connection)
+        else:
+            connection.close()
         return reply
 
-    def _message(self, request: Any) -> bytes:
-        lines = [f"{request.method} {self._target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+    def _message(self, headers: Mapping[str, str], body: bytes) -> bytes:
+        lines = [f"POST {self._target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join(lines)
         if max(head.count("\n"), head.count("\r")) >= len(lines):
             raise ValueError("a header of the request has more than one line")
-        return b"".join((head.encode("latin-1"), b"\r\n\r\n", request.body))
+        return b"".join((head.encode("latin-1"), b"\r\n\r\n", body))
 
     def _kept(self) -> HTTPConnection | None:
         """Return a connection that nobody uses, if one is left that the server has not closed."""

@@ -22,7 +22,8 @@ from botocore.httpsession import create_urllib3_context, get_cert_path
 from botocore.parsers import ResponseParserError
 from botocore.utils import get_environ_proxies
 
-from idempotent_tasks.stores.dynamodb_http import KeptConnections, Limits, Reply
+from idempotent_tasks.stores.dynamodb_http import KeptConnections, Limits
+from idempotent_tasks.stores.dynamodb_reply import Reply
 from idempotent_tasks.stores.dynamodb_signature import DATE, TOKEN, Signer
 
 __all__ = ["ShortRoad"]
@@ -51,9 +52,11 @@ class _Pattern:
     signer: Signer
     connections: KeptConnections
 
-    def request(self, name: str, parameters: Mapping[str, Any], credentials: Any, now: float) -> Any:
-        """Return a signed request of an operation (``botocore.awsrequest.AWSPreparedRequest``)."""
-        body = json.dumps(parameters, default=_base64).encode()
+    def request(
+        self, name: str, parameters: Mapping[str, Any], credentials: Any, now: float
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers and the body of a signed request of an operation."""
+        body = _ENCODER.encode(parameters).encode()
         headers = {
             **self.headers,
             _TARGET: f"{self.target}.{name}",
@@ -63,7 +66,7 @@ class _Pattern:
         if credentials.token:
             headers[TOKEN] = credentials.token
         headers["authorization"] = self.signer.authorization(headers, body, credentials.secret_key)
-        return AWSPreparedRequest("POST", self.url, HeadersDict(headers), body, stream_output=False)
+        return headers, body
 
     def suits(self, credentials: Any) -> bool:
         """Whether a request with these credentials would have the same pattern: others may be another account's."""
@@ -96,6 +99,8 @@ class ShortRoad:
         #: How many of the client's requests had another form than this one's.
         self._unlike = 0
         self._connections: dict[str, KeptConnections] = {}
+        #: The operations whose requests no handler but this road's own sees.
+        self._unseen: set[str] = set()
         if credentials is not None:
             # Before any handler that adds something to this one request.
             client.meta.events.register_first("before-send.dynamodb.*", self._learn)
@@ -116,18 +121,24 @@ class ShortRoad:
             credentials = self._credentials.get_frozen_credentials()
             if pattern.suits(credentials):
                 name = self._client.meta.method_to_api_mapping[operation]
-                return self._sent(name, pattern, pattern.request(name, parameters, credentials, self._now()))
+                return self._sent(name, pattern, *pattern.request(name, parameters, credentials, self._now()))
             self._pattern = None
         answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
         return answer
 
-    def _sent(self, name: str, pattern: _Pattern, request: Any) -> dict[str, Any]:
+    def _sent(self, name: str, pattern: _Pattern, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        if name in self._unseen:
+            return _read(name, pattern.connections.exchange(headers, body))
+        request = AWSPreparedRequest("POST", pattern.url, HeadersDict(headers), body, stream_output=False)
         handled = self._client.meta.events.emit(f"before-send.dynamodb.{name}", request=request)
+        if [handler for handler, _ in handled] == [self._learn]:
+            # It stays so: a client has the handlers that its session had when it was made, and nobody else has it.
+            self._unseen.add(name)
         answered = next((answer for _, answer in handled if answer is not None), None)
         if answered is None:
-            return _read(name, pattern.connections.exchange(request))
-        headers = {header.lower(): value for header, value in answered.headers.items()}
-        return _read(name, Reply(answered.status_code, headers, answered.content))
+            return _read(name, pattern.connections.exchange(request.headers, request.body))
+        told = {header.lower(): value for header, value in answered.headers.items()}
+        return _read(name, Reply(answered.status_code, told, answered.content, keeps=True))
 
     def _learn(self, request: Any, **_: Any) -> None:
         """Take what the client sends as the pattern, unless several of its requests could not be it."""
@@ -202,7 +213,7 @@ def _read(name: str, reply: Reply) -> dict[str, Any]:
 
 def _members(body: bytes) -> dict[str, Any]:
     try:
-        members = json.loads(body or b"{}", object_hook=_binary)
+        members = _DECODER.decode(body.decode() or "{}")
     except ValueError as error:
         raise ResponseParserError("the answer is no JSON") from error
     if not isinstance(members, dict):
@@ -226,3 +237,8 @@ def _binary(found: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+#: Made once: `json.dumps` and `json.loads` make one for each call that has options.
+_ENCODER: Final = json.JSONEncoder(default=_base64)
+_DECODER: Final = json.JSONDecoder(object_hook=_binary)

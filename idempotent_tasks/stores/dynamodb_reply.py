@@ -1,0 +1,95 @@
+"""Answers to HTTP requests, read off their connection: DynamoDB's usual form at once, any other by `http.client`."""
+
+import re
+from dataclasses import dataclass
+from http.client import HTTPResponse, IncompleteRead
+from io import BufferedReader, RawIOBase
+from socket import socket
+from typing import Any, Final
+
+__all__ = ["Reply", "read_reply"]
+
+#: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
+_AT_ONCE: Final = 65_536
+#: Statuses whose answers have a body, and names of one word, by themselves on their lines (RFC 9112).
+_HEAD: Final = re.compile(rb"HTTP/1\.1 (200|[45]\d\d) [^\r\n]*\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)+)\r\n")
+_LINE: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*?)[ \t]*\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one request."""
+
+    status: int
+    #: By name in lower case.
+    headers: dict[str, str]
+    body: bytes
+    #: Whether its connection can have another request.
+    keeps: bool
+
+
+def read_reply(connection: socket) -> Reply:
+    """Read the answer to the one request that was sent over a connection and has none.
+
+    Raises:
+        OSError: the network, TLS or a time-out.
+        http.client.HTTPException: it ended too soon, or is no HTTP.
+    """
+    received = connection.recv(_AT_ONCE)
+    head = _HEAD.match(received)
+    if head is not None:
+        lines = _LINE.findall(head[2].decode("latin-1"))
+        headers = {name.lower(): value for name, value in lines}
+        missing = _missing(headers, len(received) - head.end())
+        if missing is not None and len(headers) == len(lines):
+            return Reply(int(head[1]), headers, received[head.end() :] + _rest(connection, missing), keeps=True)
+    return _any_reply(received, connection)
+
+
+def _missing(headers: dict[str, str], had: int) -> int | None:
+    """Return how many bytes a body lacks, or None if that takes more to tell than its length."""
+    length = headers.get("content-length", "")
+    alone = "transfer-encoding" not in headers and headers.get("connection", "keep-alive").lower() == "keep-alive"
+    return int(length) - had if alone and length.isdecimal() and had <= int(length) else None
+
+
+def _rest(connection: socket, missing: int) -> bytes:
+    parts: list[bytes] = []
+    while missing:
+        part = connection.recv(min(missing, _AT_ONCE))
+        if not part:
+            raise IncompleteRead(b"".join(parts), missing)
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _any_reply(received: bytes, connection: socket) -> Reply:
+    # It wants a socket to make a file of.
+    source: Any = _Source(received, connection)
+    with HTTPResponse(source, method="POST") as response:
+        response.begin()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Reply(response.status, headers, response.read(), keeps=not response.will_close)
+
+
+class _Source(RawIOBase):
+    """What was received of an answer, and then what its connection still gives."""
+
+    def __init__(self, received: bytes, connection: socket) -> None:
+        self._received = received
+        self._connection = connection
+
+    def makefile(self, _mode: str) -> BufferedReader:
+        return BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self._received:
+            return self._connection.recv_into(buffer)
+        room = memoryview(buffer)
+        part, self._received = self._received[: len(room)], self._received[len(room) :]
+        room[: len(part)] = part
+        return len(part)
