@@ -110,14 +110,14 @@ class Keeper:
     @contextmanager
     def keep(self, run: ActiveRun, store: Store, term: Term, observe: Callable[[events.Event], None]) -> Iterator[None]:
         """Renew the run's claim until the block ends; then no renewal is under way any more."""
-        now = store.clock.now()
         kept = _Kept(
             run=run,
             store=store,
             term=term,
             observe=observe,
-            due=now + term.lease_seconds * RENEW_AFTER,
-            last=None if term.longest_seconds is None else now + term.longest_seconds,
+            # From the claim on, not from its answer, which may have been long on its way.
+            due=run.began_at + term.lease_seconds * RENEW_AFTER,
+            last=None if term.longest_seconds is None else run.began_at + term.longest_seconds,
         )
         self._add(kept)
         try:

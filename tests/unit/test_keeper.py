@@ -114,6 +114,18 @@ def test_a_claim_is_never_prolonged_past_the_hard_limit(keeper: Keeper, counted:
         assert keeper.renew_due() is None
 
 
+def test_the_time_that_the_claim_itself_took_counts(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:
+    """An answer that was long on its way moves neither the limit nor the first renewal."""
+    begin, run = clock.now(), start(counted, lease=9)
+    clock.advance(2.5)
+    with keeper.keep(run, counted, Term(lease_seconds=9, renewed=True, longest_seconds=12), unseen):
+        assert keeper.renew_due() == pytest.approx(0.5, abs=0.001)
+        for _ in range(5):
+            clock.advance(3)
+            keeper.renew_due()
+    assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
+
+
 def test_an_outage_shorter_than_the_lease_is_survived(keeper: Keeper, store: MemoryStore, clock: FakeClock) -> None:
     """After a failed renewal the next try comes soon, so that the claim outlives the outage."""
     run = start(store)
