@@ -35,6 +35,7 @@ def test_body_continues_over_a_lost_connection(make_guarded: MakeRig, tcp: Tcp) 
     assert rig.result(published) == 17
     rig.journal.wait_for("Replayed", id=published.id)
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
+    rig.journal.wait_for("acknowledged", times=2, id=published.id)
     worker.process.terminate()
     assert backlog(rig.app) == 0
 
@@ -56,6 +57,7 @@ def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_g
     rig.journal.wait_for("Replayed", id=published.id)
     assert rig.result(published) == 17
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
+    rig.journal.wait_for("acknowledged", times=2, id=published.id, pid=other.process.pid)
     other.process.terminate()
     assert backlog(rig.app) == 0
 
@@ -83,6 +85,7 @@ def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig
     assert rig.result(rig.app.AsyncResult(published.id)) == 17
     assert rig.journal.count("effect") == 1
     assert [each["attempt"] for each in rig.journal.entries("Claimed")] == [1, 1]
+    rig.journal.wait_for("acknowledged", id=published.id)
     worker.process.terminate()
     assert backlog(rig.app) == 0
 

@@ -212,6 +212,7 @@ def test_a_disabled_worker_asks_the_store_nothing(
     # A copy that was deferred before the switch was thrown.
     assert rig.result(rig.send("charge", "ord-1", 19, headers={DEFERRALS_HEADER: 3})) == 19
     assert rig.journal.count("effect") == 3
+    rig.journal.wait_for("acknowledged", times=3)
     worker.process.terminate()
     assert wire.operations() == []
     assert "idempotency is DISABLED" in worker.log()

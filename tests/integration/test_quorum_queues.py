@@ -37,6 +37,7 @@ def test_crash_loop_ends_visibly_before_the_delivery_limit(make_guarded: MakeRig
         rig.result(published)
     assert [each["attempt"] for each in rig.journal.entries("started")] == [1, 2]
     assert [each["delivery_count"] for each in rig.journal.entries("received")] == [0, 1, 2]
+    rig.journal.wait_for("acknowledged", id=published.id)
     worker.process.terminate()
     assert backlog(rig.app) == 0
 
@@ -69,6 +70,7 @@ def test_deferrals_leave_the_delivery_limit_alone(make_guarded: MakeRig) -> None
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect") == 1
     assert {each["delivery_count"] for each in rig.journal.entries("received")} == {0}
+    rig.journal.wait_for("acknowledged", times=rig.journal.count("received"))
     worker.process.terminate()
     assert backlog(rig.app) == 0
 
@@ -86,6 +88,7 @@ def test_native_delayed_delivery_brings_a_deferred_message_back(make_guarded: Ma
     rig.journal.open("before-effect")
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect") == 1
+    rig.journal.wait_for("acknowledged", times=rig.journal.count("received"))
     worker.process.terminate()
     assert backlog(rig.app) == 0
     for nth, deferred in enumerate(rig.journal.entries("Deferred", id=duplicate.id), start=1):

@@ -31,6 +31,7 @@ def running(rig: Rig, task: str) -> tuple[Worker, list[AsyncResult]]:
     worker = rig.start_worker()
     published = [rig.send(task, order, order) for order in ("ord-1", "ord-2")]
     rig.journal.wait_for("at-gate", times=2)
+    rig.journal.wait_for("accepted", times=2)
     return worker, published
 
 

@@ -59,6 +59,7 @@ def test_terminated_worker_finishes_its_task(make_rig: MakeRig) -> None:
     worker = rig.start_worker()
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate", gate="before-effect")
+    rig.journal.wait_for("accepted", id=published.id)
     rig.journal.open("before-effect")
     worker.process.terminate()
     assert rig.result(published) == 17

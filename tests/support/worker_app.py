@@ -1,10 +1,12 @@
 """What ``celery -A tests.support.worker_app`` loads: the app that the environment describes."""
 
 import os
+from functools import wraps
 from typing import Any
 
 from celery import signals
 from celery.concurrency.asynpool import AsynPool
+from celery.worker.request import Request
 
 from idempotent_tasks import IdempotentTask, S3Results
 from idempotent_tasks.delivery import DEFERRALS_HEADER
@@ -21,6 +23,26 @@ if config.blind_to_exits:
     AsynPool._event_process_exit = lambda pool, hub, process: pool._untrack_child_process(process, hub)
     AsynPool.timers = {}
 
+
+def say_when_done(method: str, event: str) -> None:
+    """Tell what the worker's parent process knows of a delivery by now, once a method of its request returns.
+
+    It may be later than the process that runs the body; and what a worker that is asked to stop does not know to be
+    accepted it forgets, while that process waits for half a minute to be heard (``celery.concurrency.asynpool``'s
+    ``AsynPool.flush``, ``billiard.pool.Worker._ensure_messages_consumed``).
+    """
+    done = getattr(Request, method)
+
+    @wraps(done)
+    def told(request: Request, *args: Any, **kwargs: Any) -> None:
+        done(request, *args, **kwargs)
+        journal.write(event, id=request.id)
+
+    setattr(Request, method, told)
+
+
+say_when_done("on_accepted", "accepted")
+say_when_done("acknowledge", "acknowledged")
 
 put = S3Results.put
 
