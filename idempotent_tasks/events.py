@@ -146,7 +146,8 @@ class Deferred(Event):
 
     #: Seconds until the copy runs.
     countdown_seconds: float
-    #: ``busy``, or the type of the store's error.
+    #: ``busy``; ``sending`` where another copy of the delivery may be sending what follows; or the type of the store's
+    #: error.
     reason: str
     #: How often this message has been deferred by now; 1 for the first time.
     deferrals: int

@@ -43,11 +43,12 @@ from idempotent_tasks.records import (
 )
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import ResultStore, Store
-from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable, Verdict
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
 
 __all__ = ["Guard", "Keeping"]
 
 T = TypeVar("T")
+Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
 
 #: Seconds for which a claim, a release, and a commit after its claim's end, is tried again while the store is
 #: unavailable.
@@ -58,9 +59,6 @@ HOLDER_ENDED: Final = "HolderEnded"
 PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
 #: Seconds between two looks at a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
-
-
-Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +74,8 @@ class Guard:
     watched: bool = False
     #: Whether the process that a record names as its holder is certain to have ended.
     holder_has_ended: Callable[[Record], bool] = lambda _: False
+    #: For how many seconds the process that stored an outcome may yet be sending what follows this delivery.
+    sending_for: Callable[[Record], float] = lambda _: 0.0
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
     #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
@@ -115,7 +115,8 @@ class Guard:
             case Granted(claim):
                 return self._run_claimed(claim, body)
             case Finished(record):
-                return self._replay(request, record)
+                left = self.sending_for(record)
+                return Sending(left) if left > 0 else self._replay(request, record)
             case Mismatch():
                 self._tell(events.Mismatched, request)
                 raise PayloadMismatchError(task=request.task, key=request.key)

@@ -30,13 +30,18 @@ def current_process(watcher: int | None = None) -> str | None:
     return _name_of(os.getpid(), watcher)
 
 
-def has_ended(process: str | None) -> bool:
+def has_ended(process: str | None, *, and_watcher: bool = True) -> bool:
     """Return whether a process named by `current_process`, and its watcher, are certain to have ended.
 
     False where it ran on another machine, in another boot or in another container, and for None.
+
+    Args:
+        process: the name.
+        and_watcher: whether the watcher must have ended, too: it may still free what the process held.
     """
     place, _, names = (process or "").rpartition("/")
-    return bool(place) and place == _this_place() and all(map(_has_ended, names.split(_WATCHED_BY)))
+    asked = names.split(_WATCHED_BY)[: None if and_watcher else 1]
+    return bool(place) and place == _this_place() and all(map(_has_ended, asked))
 
 
 def _has_ended(name: str) -> bool:

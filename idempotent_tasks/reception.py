@@ -27,11 +27,11 @@ from idempotent_tasks.keys import check_prefix, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
-from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released, Status
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
-from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unclaimed, Unreadable
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable
 
 __all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
 
@@ -39,6 +39,8 @@ logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds for which a note is tried again that spares others some work.
 NOTE_PATIENCE: Final = 1.0
+#: Seconds in which a process sends what follows a task once it has stored the outcome; a slower one is not waited for.
+SENDING_SECONDS: Final = 5.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
@@ -114,6 +116,8 @@ class Reception:
             case Failed(failure, dispatched):
                 self._prepare_what_follows(dispatched=dispatched, failed=True)
                 raise failure
+            case Sending(left):
+                raise self._deferred(left, "sending")
             case Busy(_, holder):
                 raise self._busy(holder)
             case Unclaimed(store_error):
@@ -159,6 +163,7 @@ class Reception:
             keeping=self._keeping,
             watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
+            sending_for=self._sending_for,
             interrupts=(SoftTimeLimitExceeded,),
             never_final=NEVER_FINAL,
             results=self.settings.results,
@@ -166,6 +171,16 @@ class Reception:
             recall=lambda record: recalled(self.task, record),
             time_left=self._time_left,
         )
+
+    def _sending_for(self, record: Record) -> float:
+        """Return for how many seconds another copy of this delivery may yet be sending what follows it."""
+        task_id, failed = self.delivery.task_id, record.status is Status.FAILED
+        sends = record.task_id == task_id and task_id not in record.dispatched
+        if not sends or self.delivery.eager or not continuation.follows(self.task.request, failed=failed):
+            return 0.0
+        if record.completed_at is None or has_ended(record.process, and_watcher=False):
+            return 0.0
+        return record.completed_at / 1000 + SENDING_SECONDS - self.settings.store.clock.now()
 
     @property
     def _store(self) -> Store:

@@ -6,7 +6,7 @@ from typing import Any
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.records import Busy
 
-__all__ = ["Failed", "Interrupted", "Replayed", "Returned", "Unclaimed", "Unreadable", "Verdict"]
+__all__ = ["Failed", "Interrupted", "Replayed", "Returned", "Sending", "Unclaimed", "Unreadable", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,14 @@ class Replayed:
     value: Any
     #: Whether what follows the task was sent for this task id before.
     dispatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """The key had its outcome already, and whoever stored it may be sending what follows at this moment."""
+
+    #: For so many seconds.
+    left: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +63,4 @@ class Interrupted:
     error: BaseException
 
 
-Verdict = Returned | Replayed | Failed | Unreadable | Busy | Unclaimed | Interrupted
+Verdict = Returned | Replayed | Sending | Failed | Unreadable | Busy | Unclaimed | Interrupted

@@ -1,5 +1,7 @@
 """What follows a task under redelivery: sent again while nobody knows that it was sent, and not any more after that."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -9,8 +11,12 @@ from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, continuation, events
 from idempotent_tasks.continuation import follows, name_links
+from idempotent_tasks.reception import SENDING_SECONDS
+from idempotent_tasks.testing import FakeClock
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
+
+NO_PID = 999_999_999
 
 
 class Follower:
@@ -39,19 +45,21 @@ def break_notes(shop: Shop, *steps: Step) -> None:
     shop.app.conf.idempotency_store = FaultyStore(shop.store, note_dispatch=steps or repeat(down()))
 
 
-def redeliver(shop: Shop, **options: Any) -> None:
-    """Deliver the same message twice, and everything that follows."""
+def redeliver(shop: Shop, after: Callable[[], None] = lambda: None, **options: Any) -> None:
+    """Deliver the same message twice, and everything that follows; in between, what a test wants to happen."""
     shop.sells(lambda task: "paid")
-    for _ in range(2):
-        shop.publish(**options)
-        shop.worker.drain()
+    shop.publish(**options)
+    shop.worker.drain()
+    after()
+    shop.publish(**options)
+    shop.worker.drain()
     assert shop.runs == 1
 
 
-def test_a_link_is_sent_again_while_nobody_knows_that_it_was(shop: Shop, receipt: Follower) -> None:
+def test_a_link_is_sent_again_while_nobody_knows_that_it_was(shop: Shop, receipt: Follower, clock: FakeClock) -> None:
     """A crash between the dispatch and its note has the link sent twice, under one id that the receiver recognises."""
     break_notes(shop)
-    redeliver(shop, link=receipt.task.s())
+    redeliver(shop, lambda: clock.advance(SENDING_SECONDS), link=receipt.task.s())
     assert receipt.received == ["paid", "paid"]
     assert len(set(receipt.ids)) == 1
     assert shop.worker.state(receipt.ids[0]) == "SUCCESS"
@@ -63,6 +71,52 @@ def test_a_link_is_not_sent_again_once_that_is_known(shop: Shop, receipt: Follow
     assert receipt.received == ["paid"]
     assert [type(event).__name__ for event in shop.seen] == ["Claimed", "Committed", "Dispatched", "Replayed"]
     assert shop.result == "paid"
+
+
+class TestTwoCopies:
+    """A second copy of a delivery comes after the first has stored its outcome, and before it has noted the rest."""
+
+    @pytest.fixture(autouse=True)
+    def first_copy(self, shop: Shop, receipt: Follower) -> None:
+        """Let the first one come so far."""
+        break_notes(shop)
+        shop.sells(lambda task: "paid")
+        shop.publish(link=receipt.task.s())
+        shop.worker.drain()
+
+    def test_it_waits_for_a_process_that_lives(self, shop: Shop, receipt: Follower, clock: FakeClock) -> None:
+        """Both would send the link; the second copy comes back, and sends it then if nobody is known to have."""
+        shop.publish(link=receipt.task.s())
+        shop.worker.run_next()
+        clock.advance((shop.record.completed_at or 0) / 1000 + SENDING_SECONDS - 0.1 - clock.now())
+        shop.worker.run_next()
+        assert (shop.deferrals(), receipt.received) == (["sending", "sending"], ["paid"])
+        clock.advance(0.2)
+        shop.worker.drain()
+        assert (receipt.received, len(set(receipt.ids)), shop.runs) == (["paid", "paid"], 1, 1)
+
+    def test_it_knows_of_a_note_when_it_comes_back(self, shop: Shop, receipt: Follower) -> None:
+        """Then it sends nothing, and has the result."""
+        shop.publish(link=receipt.task.s())
+        shop.worker.run_next()
+        shop.store.note_dispatch(shop.key, shop.id)
+        shop.worker.drain()
+        assert (receipt.received, shop.deferrals(), shop.result) == (["paid"], ["sending"], "paid")
+
+    def test_a_process_that_has_ended_is_not_waited_for(self, shop: Shop, receipt: Follower) -> None:
+        """Nobody sends any more; whether its watcher lives is all the same."""
+        record = shop.record
+        place, _, name = str(record.process).rpartition("/")
+        shop.store.forget(shop.key)
+        shop.store.restore(replace(record, process=f"{place}/{NO_PID}@1^{name}"))
+        shop.publish(link=receipt.task.s())
+        shop.worker.drain()
+        assert (receipt.received, shop.deferrals()) == (["paid", "paid"], [])
+
+    def test_without_anything_to_follow_nobody_waits(self, shop: Shop) -> None:
+        """A copy that has nothing to send replays at once."""
+        shop.deliver()
+        assert (shop.deferrals(), shop.result) == ([], "paid")
 
 
 @pytest.mark.parametrize("step", [down(), lost_answer()], ids=["down", "answer lost"])

@@ -84,10 +84,12 @@ def test_what_a_watched_process_leaves_is_its_watchers_business(living: subproce
     place, _, watched = str(current_process(living.pid)).rpartition("/")
     gone_child = f"{place}/{NO_PID}@1^{watched.partition('^')[2]}"
     assert not has_ended(gone_child)
+    assert has_ended(gone_child, and_watcher=False)
     living.kill()
     living.wait(BOUND_SECONDS)
     assert has_ended(gone_child)
     assert not has_ended(f"{place}/{watched}")
+    assert not has_ended(f"{place}/{watched}", and_watcher=False)
 
 
 def test_a_process_id_that_was_given_again_is_another_process() -> None:

@@ -21,8 +21,9 @@ from idempotent_tasks import (
     StoreUnavailableError,
 )
 from idempotent_tasks.events import Dispatched, Replayed
+from idempotent_tasks.reception import SENDING_SECONDS
 from idempotent_tasks.records import Record, Status
-from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, down
@@ -68,7 +69,7 @@ class TestFailures:
         assert shop.runs == 1
         assert [event.task_id for event in shop.seen if isinstance(event, Dispatched)] == ["first", "second"]
 
-    def test_they_are_sent_again_while_nobody_knows(self, shop: Shop, app: Celery) -> None:
+    def test_they_are_sent_again_while_nobody_knows(self, shop: Shop, app: Celery, clock: FakeClock) -> None:
         """A crash between sending and its note: twice, under one id that the receiver recognises."""
         shop.sells(declining, idempotency=FINAL)
         app.conf.idempotency_store = FaultyStore(shop.store, note_dispatch=repeat(down()))
@@ -76,6 +77,7 @@ class TestFailures:
         for _ in range(2):
             shop.publish(link_error=errback.task.s())
             shop.worker.drain()
+            clock.advance(SENDING_SECONDS)
         assert errback.received == [shop.id] * 2
         assert len(set(errback.ids)) == 1
 
