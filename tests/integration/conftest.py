@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 import redis
 
+import tests.support.descriptions  # noqa: F401 - for the clients of this process
 from idempotent_tasks import DynamoDBStore
 from tests.conftest import REGION
 from tests.support import brokers

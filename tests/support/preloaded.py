@@ -26,6 +26,7 @@ MODULES = (
     "idempotent_tasks",
     "kombu.transport.pyamqp",
     "kombu.transport.redis",
+    "tests.support.descriptions",
     "urllib3",
 )
 

@@ -1,0 +1,28 @@
+"""Has boto3 read the descriptions of its services once, for this process and all that are forked from it.
+
+It reads 2 MB of JSON for each session otherwise, which was most of what a worker of these tests did to start.
+"""
+
+from functools import cache
+from typing import Any, Final
+
+import boto3
+from botocore.loaders import JSONFileLoader
+
+__all__: list[str] = []
+
+#: Those that a worker of these tests speaks to.
+SERVICES: Final = ("dynamodb", "sqs")
+
+read = JSONFileLoader.load_file
+
+
+@cache
+def _read_once(path: str) -> Any:
+    return read(JSONFileLoader(), path)
+
+
+JSONFileLoader.load_file = lambda _, path: _read_once(path)
+
+for service in SERVICES:
+    boto3.Session(aws_access_key_id="none", aws_secret_access_key="none", region_name="eu-west-1").client(service)
