@@ -1,6 +1,6 @@
 """Has boto3 read the descriptions of its services once, for this process and all that are forked from it.
 
-It reads 2 MB of JSON for each session otherwise, which was most of what a worker of these tests did to start.
+It reads more than 1 MB of JSON for each session otherwise: every third sample found the workers of these tests at it.
 """
 
 from functools import cache
