@@ -174,13 +174,12 @@ class Reception:
 
     def _sending_for(self, record: Record) -> float:
         """Return for how many seconds another copy of this delivery may yet be sending what follows it."""
-        task_id, failed = self.delivery.task_id, record.status is Status.FAILED
+        task_id = self.delivery.task_id
         sends = record.task_id == task_id and task_id not in record.dispatched
-        if not sends or self.delivery.eager or not continuation.follows(self.task.request, failed=failed):
+        if not sends or record.completed_at is None or not self._is_followed(failed=record.status is Status.FAILED):
             return 0.0
-        if record.completed_at is None or has_ended(record.process, and_watcher=False):
-            return 0.0
-        return record.completed_at / 1000 + SENDING_SECONDS - self.settings.store.clock.now()
+        left = record.completed_at / 1000 + SENDING_SECONDS - self.settings.store.clock.now()
+        return left if left > 0 and not has_ended(record.process, and_watcher=False) else 0.0
 
     @property
     def _store(self) -> Store:
@@ -205,15 +204,18 @@ class Reception:
         return body(UnguardedRun(key))
 
     def _prepare_what_follows(self, *, dispatched: bool, failed: bool = False) -> None:
-        request = self.task.request
-        # An eager call is never delivered again, and its signatures are the caller's own objects.
-        if self.delivery.eager or not continuation.follows(request, failed=failed):
+        if not self._is_followed(failed=failed):
             return
+        request = self.task.request
         if dispatched:
             continuation.suppress(request)
             return
         continuation.name_links(request, self.claim_request.key)
         continuation.tell_when_sent(request, self._note_dispatch)
+
+    def _is_followed(self, *, failed: bool) -> bool:
+        # An eager call is never delivered again, and its signatures are the caller's own objects.
+        return not self.delivery.eager and continuation.follows(self.task.request, failed=failed)
 
     def _busy(self, holder: Record) -> Exception:
         if self.policy.on_busy == "skip":
