@@ -11,7 +11,7 @@ __all__ = ["Reply", "read_reply"]
 
 #: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
 _AT_ONCE: Final = 65_536
-#: Statuses whose answers have a body, and names of one word, by themselves on their lines (RFC 9112).
+#: A status whose answers have a body, and one line for each header (RFC 9112).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (200|[45]\d\d) [^\r\n]*\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)+)\r\n")
 _LINE: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*?)[ \t]*\r\n")
 

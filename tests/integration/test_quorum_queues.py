@@ -70,8 +70,7 @@ def test_deferrals_leave_the_delivery_limit_alone(make_guarded: MakeRig) -> None
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect") == 1
     assert {each["delivery_count"] for each in rig.journal.entries("received")} == {0}
-    rig.journal.wait_for("acknowledged", times=rig.journal.count("received"))
-    worker.process.terminate()
+    worker.retire()
     assert backlog(rig.app) == 0
 
 
@@ -88,8 +87,7 @@ def test_native_delayed_delivery_brings_a_deferred_message_back(make_guarded: Ma
     rig.journal.open("before-effect")
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect") == 1
-    rig.journal.wait_for("acknowledged", times=rig.journal.count("received"))
-    worker.process.terminate()
+    worker.retire()
     assert backlog(rig.app) == 0
     for nth, deferred in enumerate(rig.journal.entries("Deferred", id=duplicate.id), start=1):
         (received,) = rig.journal.entries("received", id=duplicate.id, deferrals=nth)

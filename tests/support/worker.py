@@ -53,6 +53,16 @@ class Worker:
         """SIGKILL the parent and every child of its pool at once."""
         self.process.kill()
 
+    def retire(self) -> None:
+        """Terminate the parent when it has acknowledged every delivery that it received, and return when it has exited.
+
+        Raises:
+            TimeoutError: with the journal, or the end of its log.
+        """
+        here = {"pid": self.process.pid}
+        self._journal.wait_for("acknowledged", times=self._journal.count("received", **here), **here)
+        self.process.terminate()
+
     def shut_down(self, *numbers: signal.Signals) -> None:
         """Send the parent one signal after another, each when it heard the one before, and return when it has exited.
 

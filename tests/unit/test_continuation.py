@@ -15,8 +15,7 @@ from idempotent_tasks.reception import SENDING_SECONDS
 from idempotent_tasks.testing import FakeClock
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
-
-NO_PID = 999_999_999
+from tests.unit.test_liveness import NO_PID
 
 
 class Follower:
