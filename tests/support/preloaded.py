@@ -13,21 +13,41 @@ from tests.support.parents import die_with_parent
 
 __all__ = ["PreloadedCelery"]
 
-#: What every worker imports before it reads its app.
+#: What every worker imports, most of it only as it starts.
 MODULES = (
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
     "boto3",
     "botocore.session",
     "celery.__main__",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
     "celery.app.trace",
+    "celery.apps.worker",
     "celery.backends.redis",
     "celery.bin.celery",
     "celery.concurrency.prefork",
+    "celery.events.receiver",
+    "celery.loaders.app",
+    "celery.utils.debug",
+    "celery.utils.static",
+    "celery.worker.autoscale",
+    "celery.worker.components",
     "celery.worker.consumer",
+    "celery.worker.strategy",
+    # Of use where billiard finds it: its processes ask by it to die with their parent.
+    "cffi.cparser",
+    "encodings.idna",
     "idempotent_tasks",
+    "kombu.mixins",
+    "kombu.pidbox",
     "kombu.transport.pyamqp",
     "kombu.transport.redis",
     "tests.support.descriptions",
     "urllib3",
+    # The last, for all of them.
+    "tests.support.frozen",
 )
 
 
