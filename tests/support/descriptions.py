@@ -1,7 +1,7 @@
 """Has boto3 read the descriptions of its services once, for this process and all that are forked from it.
 
-It reads more than 1 MB of JSON for each session otherwise, and looks into the folder of each service to find them:
-every third sample found the workers of these tests at it.
+It reads more than 1 MB of JSON for each session otherwise, and looks for it in the folders of all services: every third
+sample found the workers of these tests at the reading.
 """
 
 from functools import cache
