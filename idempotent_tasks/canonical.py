@@ -22,8 +22,12 @@ __all__ = ["UncanonicalError", "canonical", "fields_of"]
 #: The one member of an object that stands for a value JSON has no type for: ``{"": [type, text]}``.
 _TAG: Final = ""
 _PLAIN_TYPES: Final = frozenset({dict, list, tuple, str, int, float, bool, type(None)})
-#: Made once: `json.dumps` makes one for each call that has options.
-_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+#: How far a value is looked through that may be its own form: a value that contains itself has no end, and one that
+#: has a part in many places has more parts than memory.
+_DEEPEST: Final = 100
+_MOST_PARTS: Final = 1_000_000
+#: Made once: `json.dumps` makes one for each call that has options. What it is given does not contain itself.
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 class UncanonicalError(ValueError):
@@ -49,23 +53,29 @@ def canonical(value: Any) -> str:
 
 def _text_at_once(value: Any) -> str | None:
     """Return the written form of a value that is its own form, which most are, and None for any other."""
+    if not _is_plain(value):
+        return None
     try:
         text = _ENCODER.encode(value)
-    except (TypeError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
-    return text if "-0.0" not in text and _is_plain(value) else None
+    return None if "-0.0" in text else text
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a value that does not contain itself is of JSON's own types, and has no name that is a tag.
+    """Return whether a value is of JSON's own types, does not contain itself, and has no name that is a tag.
 
     Level by level, because a loop over single values would take longer than the writing; and what a level holds is
-    asked of the garbage collector, which takes a third of the time of the objects' own iterators.
+    asked of the garbage collector, which takes a third of the time of the objects' own iterators. False, too, for a
+    value that is very deep or very large.
     """
-    level = [value]
-    while level:
+    level, parts = [value], 0
+    for _ in range(_DEEPEST):
+        if not level:
+            return True
+        parts += len(level)
         kinds = set(map(type, level))
-        if not kinds <= _PLAIN_TYPES:
+        if parts > _MOST_PARTS or not kinds <= _PLAIN_TYPES:
             return False
         if dict in kinds:
             names: set[Any] = set().union(*(part for part in level if type(part) is dict))
@@ -73,7 +83,7 @@ def _is_plain(value: Any) -> bool:
                 return False
         # The names come with the members, as text does no harm.
         level = gc.get_referents(*level)
-    return True
+    return False
 
 
 def fields_of(value: Any) -> Mapping[str, Any] | None:

@@ -270,10 +270,17 @@ def endless() -> Any:
     return value
 
 
-def deep() -> Any:
-    """Return a list of lists, deeper than Python recurses."""
-    value: list[Any] = []
-    for _ in range(5_000):
+def branching() -> Any:
+    """Return a mapping that contains itself three times, so that it has three times the parts on each level."""
+    value: dict[str, Any] = {}
+    value.update(a=value, b=value, c=value)
+    return value
+
+
+def nested(depth: int, innermost: Any = None) -> Any:
+    """Return a list in a list, and so on."""
+    value = innermost
+    for _ in range(depth):
         value = [value]
     return value
 
@@ -294,7 +301,8 @@ def deep() -> Any:
         pytest.param(lambda: 3j, "a builtins.complex at it", id="complex"),
         pytest.param(lambda: (each for each in SECRET), "a builtins.generator at it", id="generator"),
         pytest.param(endless, "contains itself", id="endless"),
-        pytest.param(deep, "nested too deeply", id="deep"),
+        pytest.param(branching, "contains itself", id="endless-in-many-places"),
+        pytest.param(lambda: nested(5_000), "nested too deeply", id="deeper-than-python-recurses"),
         pytest.param(lambda: 10**5_000, "it", id="number-that-python-does-not-write"),
         pytest.param(lambda: datetime.min.replace(tzinfo=CET), "it", id="instant-before-year-1"),
     ],
@@ -310,6 +318,21 @@ def test_what_has_no_form_is_named_without_its_value(make: Callable[[], Any], wh
 def test_a_megabyte_has_a_form() -> None:
     """A large payload is written like a small one."""
     assert len(canonical({"text": "x" * 1_000_000, "numbers": list(range(1_000))})) > 1_000_000
+
+
+@pytest.mark.parametrize("depth", [50, 150])
+def test_how_deep_a_value_is_nested_means_nothing(depth: int) -> None:
+    """A value deeper than what is written at once takes the longer way to the same form."""
+    assert canonical(nested(depth, {"b": 1, "a": 2})) == "[" * depth + '{"a":2,"b":1}' + "]" * depth
+
+
+def test_a_value_with_very_many_parts_has_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one with more parts than what is written at once."""
+    value = {"numbers": list(range(20)), "id": "A-1"}
+    at_once = _text_at_once(value)
+    monkeypatch.setattr("idempotent_tasks.canonical._MOST_PARTS", 10)
+    assert _text_at_once(value) is None
+    assert canonical(value) == at_once
 
 
 def test_fields_of_what_has_fields() -> None:
