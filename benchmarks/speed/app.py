@@ -4,7 +4,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from benchmarks.speed import contenders
-from benchmarks.speed.contenders import IN_PROGRESS_SECONDS, NOTE
+from benchmarks.speed.contenders import NOTE
+from benchmarks.speed.guards import IN_PROGRESS_SECONDS
 from benchmarks.speed.place import Place
 
 __all__ = ["build_app", "queue_named"]

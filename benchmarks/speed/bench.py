@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 
-from benchmarks.speed.contenders import store_at
 from benchmarks.speed.errors import SpeedError
+from benchmarks.speed.guards import store_at
 from benchmarks.speed.place import Place
 from idempotent_tasks.demo.environment import own_environment
 from tests.support.dynamodb import ministack_server, roto_server

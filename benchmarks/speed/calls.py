@@ -12,20 +12,14 @@ from uuid import uuid4
 import boto3
 from celery import Celery
 
-from benchmarks.speed.contenders import (
-    IN_PROGRESS_SECONDS,
-    Order,
-    charge,
-    guarded_by_powertools,
-    store_at,
-)
+from benchmarks.speed.guards import IN_PROGRESS_SECONDS, Order, charge, guarded_by_powertools, store_at
 from benchmarks.speed.place import REGION
 from benchmarks.speed.stubbing import ENDPOINT, stub, stubbed
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery
 from idempotent_tasks.keys import Selector, payload_digest, record_key
 
-__all__ = ["CALLS", "Call", "guarded"]
+__all__ = ["CALLS", "Call", "guarded", "recorded_writes"]
 
 Call = Callable[[], object]
 
@@ -82,19 +76,8 @@ def _delivering(task: Any) -> Call:
     return deliver
 
 
-def _stock_updates() -> Call:
-    claim, commit = _parameters()
-    update = stub(_client()).update_item
-
-    def call_twice() -> object:
-        update(**claim)
-        return update(**commit)
-
-    return call_twice
-
-
-def _parameters() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the claim and the commit of a guarded run over boto3 ask for."""
+def recorded_writes() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the claim and the commit of one guarded run over boto3 ask for, as `update_item` takes it."""
     seen: list[dict[str, Any]] = []
     app = Celery("speed", broker="memory://", set_as_current=False)
     store = stubbed(store_at(ENDPOINT, TABLE, stock=True))
@@ -108,6 +91,17 @@ def _parameters() -> tuple[dict[str, Any], dict[str, Any]]:
     deliver()
     claim, commit = seen
     return claim, commit
+
+
+def _stock_updates() -> Call:
+    claim, commit = recorded_writes()
+    update = stub(_client()).update_item
+
+    def call_twice() -> object:
+        update(**claim)
+        return update(**commit)
+
+    return call_twice
 
 
 def _powertools() -> Call:

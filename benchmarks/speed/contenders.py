@@ -1,4 +1,7 @@
-"""Who is measured: plain Celery, Powertools for AWS Lambda in a task, and this library on each of its roads."""
+"""Who is measured: plain Celery, Powertools for AWS Lambda in a task, and this library on each of its roads.
+
+And two that guard nothing, for comparison: a task that makes a client, and one that sends what two writes come to.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,32 +12,19 @@ from typing import Any, Final
 import boto3
 from celery import Celery
 
+from benchmarks.speed.bare import bare_writes
+from benchmarks.speed.guards import Order, charge, guarded_by_powertools, store_at
 from benchmarks.speed.place import REGION, Place
 from benchmarks.storm.contenders.contender import REDELIVERED
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
 
-__all__ = [
-    "CACHED",
-    "CHARGE",
-    "NOTE",
-    "Contender",
-    "Order",
-    "charge",
-    "guarded_by_powertools",
-    "load",
-    "names",
-    "store_at",
-]
-
-Order = dict[str, Any]
+__all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "load", "names"]
 
 #: The tasks: the guarded one, the one that also remembers outcomes in its process, and a plain one to follow them.
 CHARGE: Final = "speed.charge"
 CACHED: Final = "speed.charge_cached"
 NOTE: Final = "speed.note"
 CACHE_SECONDS: Final = 600
-#: Seconds for which Powertools holds a key, as long as the app's time limit lets a body run.
-IN_PROGRESS_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,59 +37,6 @@ class Contender:
     declare: Callable[[Celery, Place], None]
     #: The package that must be there.
     package: str = "celery"
-
-
-def charge(order: Order) -> Order:
-    """Do nothing, as a body: what is left is the cost of everything around it."""
-    return {"id": order["id"], "charged": True}
-
-
-def store_at(endpoint: str, table: str, *, stock: bool = False) -> DynamoDBStore:
-    """Return our store over an endpoint.
-
-    Args:
-        endpoint: the URL.
-        table: its name.
-        stock: with boto3 sending every request.
-    """
-    return DynamoDBStore(table, region=REGION, endpoint_url=endpoint, fast=not stock)
-
-
-def guarded_by_powertools(client: Any, table: str, prefix: str, **config: Any) -> Callable[..., Order]:
-    """Return the body under ``idempotent_function``; it takes ``order=``.
-
-    Args:
-        client: the boto3 client.
-        table, prefix: where the records lie, and what their keys begin with.
-        config: more of ``IdempotencyConfig``.
-    """
-    from aws_lambda_powertools.utilities.idempotency import (  # noqa: PLC0415 - it may not be installed
-        DynamoDBPersistenceLayer,
-        IdempotencyConfig,
-        idempotent_function,
-    )
-
-    settings = IdempotencyConfig(
-        event_key_jmespath="id", raise_on_no_idempotency_key=True, expires_after_seconds=3600, **config
-    )
-    settings.register_lambda_context(_FunctionContext())
-
-    @idempotent_function(
-        data_keyword_argument="order",
-        persistence_store=DynamoDBPersistenceLayer(table_name=table, boto3_client=client),
-        config=settings,
-        key_prefix=prefix,
-    )
-    def guarded(*, order: Order) -> Order:
-        return charge(order)
-
-    function: Callable[..., Order] = guarded
-    return function
-
-
-class _FunctionContext:
-    def get_remaining_time_in_millis(self) -> int:
-        return IN_PROGRESS_SECONDS * 1000
 
 
 def _declare_plain(app: Celery, _place: Place) -> None:
@@ -115,6 +52,20 @@ def _declare_client(app: Celery, place: Place) -> None:
         return charge(order)
 
     app.task(charge_beside_client, name=CHARGE, shared=False, **REDELIVERED)
+
+
+def _declare_bare(app: Celery, place: Place) -> None:
+    # Made on first use, in the pool's process: it has a connection.
+    writes = cache(lambda: bare_writes(place.endpoint, place.table))
+
+    def charge_between_writes(order: Order) -> Order:
+        claim, commit = writes()
+        claim(order["id"])
+        charged = charge(order)
+        commit(order["id"])
+        return charged
+
+    app.task(charge_between_writes, name=CHARGE, shared=False, **REDELIVERED)
 
 
 def _declare_powertools(app: Celery, place: Place) -> None:
@@ -154,6 +105,7 @@ def _client(place: Place) -> Any:
 _CONTENDERS: Final = {
     "plain": Contender(title="plain Celery", declare=_declare_plain),
     "client": Contender(title="plain Celery and a boto3 client", declare=_declare_client),
+    "bare": Contender(title="plain Celery and two bare requests", declare=_declare_bare),
     "powertools": Contender(title="Powertools in a task", declare=_declare_powertools, package="aws_lambda_powertools"),
     "ours": Contender(title="IdempotentTask", declare=_declare_ours),
     "ours-stock": Contender(title="IdempotentTask over boto3", declare=_declare_ours_stock),

@@ -33,6 +33,11 @@ class Place:
         return Path(self.directory)
 
     @property
+    def failure(self) -> Path:
+        """The file that is there once a task has failed."""
+        return self.folder / "failure"
+
+    @property
     def queue(self) -> str:
         """The name of the queue that the worker consumes."""
         return f"{self.prefix}.queue"

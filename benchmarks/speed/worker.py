@@ -95,6 +95,8 @@ class Worker:
     def _more_than(self, seen: int) -> int:
         if self._process.returncode is not None:
             raise SpeedError(self._failure())
+        if self._place.failure.exists():
+            raise SpeedError(f"a task of {self._place.contender} failed: {self._place.failure.read_text('utf-8')}")
         count = tally_of(self._place.folder).count
         return count if count > seen else 0
 

@@ -29,6 +29,12 @@ def begin_marks(**_: Any) -> None:
         marks.ended(time.monotonic())
 
 
+@signals.task_failure.connect
+def say_failed(exception: BaseException, **_: Any) -> None:
+    """Tell that a task did something else than what is measured."""
+    place.failure.write_text(repr(exception), encoding="utf-8")
+
+
 @signals.worker_ready.connect
 def say_ready(**_: Any) -> None:
     """Tell that this worker consumes."""

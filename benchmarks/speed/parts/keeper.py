@@ -5,7 +5,7 @@ from typing import Final
 
 from benchmarks.keeper import LEASES_MEASURED, measure_over
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.contenders import store_at
+from benchmarks.speed.guards import store_at
 from benchmarks.speed.rows import Reach, Row
 from idempotent_tasks.keeper import LATE_AFTER, RENEW_AFTER
 
