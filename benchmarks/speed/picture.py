@@ -2,6 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -14,7 +15,10 @@ __all__ = ["draw"]
 
 _OURS, _OTHERS, _SPREAD = "#4493e0", "#b3bcc5", "#1f2328"
 _OUR_NAMES: Final = ("IdempotentTask", "guarded run")
+#: Of a line, in a picture of this width.
+_TITLE_CHARACTERS: Final = 110
 _DRAWN: Final = ("throughput", "micro", "memory")
+_NOT_DRAWN: Final = ("x", "%")
 #: What a large argument takes would leave the other calls no bar to see.
 _UNLIKE: Final = "1 MB"
 #: The same picture for the same report.
@@ -31,14 +35,15 @@ def draw(report: Report, path: Path) -> None:
     for axes, rows in zip(all_axes, panels, strict=True):
         _fill(axes, rows)
     # The versions would not fit.
-    figure.suptitle("; ".join(report.title.split("; ")[:2]), fontsize=9)
+    figure.suptitle(fill("; ".join(report.title.split("; ")[:2]), _TITLE_CHARACTERS), fontsize=9)
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _panels(report: Report) -> list[list[Row]]:
     groups = [list(rows) for _, rows in groupby(report.rows, lambda row: (row.part, row.measure, row.unit))]
-    # Counts and ratios are better read in the tables.
-    return [_alike(rows) for rows in groups if len(_alike(rows)) > 1 and rows[0].part in _DRAWN]
+    # Counts, ratios and shares are better read in the tables.
+    drawn = [rows for rows in groups if rows[0].part in _DRAWN and rows[0].unit not in _NOT_DRAWN]
+    return [_alike(rows) for rows in drawn if len(_alike(rows)) > 1]
 
 
 def _alike(rows: list[Row]) -> list[Row]:
