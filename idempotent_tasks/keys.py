@@ -209,4 +209,7 @@ def _digest(value: Any, selector: Selector | None, delivery: Delivery) -> str:
     except UncanonicalError as error:
         msg = f"{source} selects {error}; select something that has one written form"
         raise KeyEncodingError(msg, delivery.task) from None
-    return sha256(FORM_VERSION + form.encode()).hexdigest()
+    digested = sha256(FORM_VERSION)
+    # Putting them together first would copy a form that may be large.
+    digested.update(form.encode())
+    return digested.hexdigest()
