@@ -41,7 +41,7 @@ from idempotent_tasks.records import (
     Superseded,
     Vanished,
 )
-from idempotent_tasks.retries import persistently
+from idempotent_tasks.retries import LEASE_PART, LONGEST_PAUSE, persistently
 from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
 
@@ -138,8 +138,7 @@ class Guard:
             clock.sleep(min(WAIT_PAUSE, left))
 
     def _claim_once(self, request: ClaimRequest) -> ClaimAnswer:
-        until = self._patience_ends()
-        return persistently(lambda: self.store.claim(request), clock=self.store.clock, until=until)
+        return self._patiently(lambda: self.store.claim(request))
 
     def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
         run = ActiveRun(claim, self._release)
@@ -209,10 +208,11 @@ class Guard:
     def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
         """Store an outcome, and return the run's own verdict, or the one on the outcome that counts instead."""
         claim = run.claim
-        # Past the claim's end too, since the owner alone decides: the effect is done, and only the record is wanting.
-        until = self._at_the_latest(max(claim.expires_at, self.store.clock.now() + STORE_PATIENCE))
+        # A pause must not sleep over what is left of the lease, after which another delivery runs the body again.
+        pause = claim.request.lease_seconds * LEASE_PART
         try:
-            answer = persistently(lambda: self._store_outcome(claim, outcome), clock=self.store.clock, until=until)
+            # Past the claim's end too, since the owner alone decides: the effect is done, only the record is wanting.
+            answer = self._patiently(lambda: self._store_outcome(claim, outcome), claim.expires_at, pause)
         except StoreError as error:
             self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
             return verdict
@@ -278,19 +278,18 @@ class Guard:
             return step()
 
     def _release_once(self, claim: Claim, reason: str, *, crashed: bool) -> None:
-        until = self._patience_ends()
         try:
-            answer: object = persistently(
-                lambda: self.store.release(claim, reason, crashed=crashed), clock=self.store.clock, until=until
-            )
+            answer: object = self._patiently(lambda: self.store.release(claim, reason, crashed=crashed))
         except StoreError as error:
             answer = error
             reason = f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"
         if not isinstance(answer, Lost):
             self._tell(events.Released, claim.request, reason=reason)
 
-    def _patience_ends(self) -> float:
-        return self._at_the_latest(self.store.clock.now() + STORE_PATIENCE)
+    def _patiently(self, call: Callable[[], T], until: float = 0.0, longest_pause: float = LONGEST_PAUSE) -> T:
+        """Call until there is an answer, for `STORE_PATIENCE` seconds, and until these epoch seconds at least."""
+        until = self._at_the_latest(max(until, self.store.clock.now() + STORE_PATIENCE))
+        return persistently(call, clock=self.store.clock, until=until, longest_pause=longest_pause)
 
     def _at_the_latest(self, until: float) -> float:
         """Return the epoch seconds after which no further try starts: these, or before this process is killed."""

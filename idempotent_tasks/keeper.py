@@ -18,6 +18,7 @@ from idempotent_tasks.errors import StoreError
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import Lost
 from idempotent_tasks.renewals import Renewals
+from idempotent_tasks.retries import LEASE_PART
 from idempotent_tasks.stores import Store
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
@@ -28,8 +29,6 @@ logger = logging.getLogger("idempotent_tasks")
 DEFAULT_LEASE_SECONDS: Final = 60.0
 #: A claim is renewed when this part of its lease has passed, so that two renewals may fail.
 RENEW_AFTER: Final = 1 / 3
-#: After a failed renewal, the part of the lease until the next try.
-RETRY_AFTER: Final = 1 / 20
 #: A renewal that is late by this part of its lease shows that one thread cannot keep up: it calls for another.
 LATE_AFTER: Final = 1 / 20
 #: How many threads renew at most.
@@ -163,7 +162,7 @@ class Keeper:
             if not isinstance(error, StoreError):
                 # This thread keeps the claims of the whole process: one store's bug must not end it.
                 logger.exception("the claim of %s cannot be renewed", claim.key)
-            kept.due = clock.now() + term.lease_seconds * RETRY_AFTER
+            kept.due = clock.now() + term.lease_seconds * LEASE_PART
             return
         if isinstance(answer, Lost):
             kept.done = kept.run.lost = True

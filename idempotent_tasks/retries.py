@@ -8,22 +8,26 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.errors import StoreUnavailableError
 
-__all__ = ["persistently"]
+__all__ = ["LEASE_PART", "LONGEST_PAUSE", "persistently"]
 
 T = TypeVar("T")
 
 #: Seconds: the first pause is random below FIRST, later ones double up to LONGEST.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+#: The longest pause between two tries of what decides whether a claim is kept, its renewal or its commit, as a part of
+#: the lease.
+LEASE_PART: Final = 1 / 20
 
 
-def persistently(call: Callable[[], T], *, clock: Clock, until: float) -> T:
+def persistently(call: Callable[[], T], *, clock: Clock, until: float, longest_pause: float = LONGEST_PAUSE) -> T:
     """Call until there is an answer, at least once, with growing random pauses.
 
     Args:
         call: one try; safe to repeat.
         clock: by which ``until`` is measured, and on which the pauses are spent.
         until: epoch seconds after which no further try starts.
+        longest_pause: seconds to which the pauses grow, `LONGEST_PAUSE` at most.
 
     Raises:
         StoreUnavailableError: the last try's error.
@@ -32,10 +36,12 @@ def persistently(call: Callable[[], T], *, clock: Clock, until: float) -> T:
         # Nearly every call needs no more than this, and the machinery of repetition costs as much as the claim's key.
         return call()
     except StoreUnavailableError as error:
-        return _repeated(call, error, clock, until)
+        return _repeated(call, error, clock, until, min(longest_pause, LONGEST_PAUSE))
 
 
-def _repeated(call: Callable[[], T], first: StoreUnavailableError, clock: Clock, until: float) -> T:
+def _repeated(
+    call: Callable[[], T], first: StoreUnavailableError, clock: Clock, until: float, longest_pause: float
+) -> T:
     failed = [first]
 
     def too_late(state: RetryCallState) -> bool:
@@ -48,7 +54,7 @@ def _repeated(call: Callable[[], T], first: StoreUnavailableError, clock: Clock,
 
     retrying = Retrying(
         retry=retry_if_exception_type(StoreUnavailableError),
-        wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE),
+        wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=longest_pause),
         stop=too_late,
         sleep=clock.sleep,
         reraise=True,

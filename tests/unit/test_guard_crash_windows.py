@@ -106,6 +106,22 @@ def test_a_commit_is_tried_while_the_claim_lives(broken: Broken, clock: FakeCloc
     assert bench.events() == ["Claimed", "Committed"]
 
 
+def test_a_commit_is_tried_until_the_end_of_a_short_claim(broken: Broken, clock: FakeClock) -> None:
+    """No pause sleeps over the last part of a lease, after which somebody else would run the body again."""
+    lease = 4.0
+
+    def outage(call: Callable[[], Any]) -> Any:
+        if clock.now() < end - lease / 10:
+            raise StoreUnavailableError
+        return call()
+
+    for owner in map(str, range(20)):
+        end = clock.now() + lease
+        bench = broken(commit=repeat(outage))
+        assert bench.deliver(owner, lease_seconds=lease, key=f"{KEY}-{owner}") == Returned("done")
+        assert clock.now() < end
+
+
 def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, clock: FakeClock) -> None:
     """The body did succeed: its value comes out, and an event says that it is not on record."""
     bench = broken(commit=repeat(down()))

@@ -84,8 +84,9 @@ def test_what_repeating_cannot_mend_is_not_repeated(error: Exception) -> None:
     assert len(tries) == 1
 
 
-def test_pauses_grow_to_a_limit() -> None:
-    """Pauses are random below a bound that doubles from the first to the longest."""
+@pytest.mark.parametrize(("asked", "longest"), [(None, LONGEST_PAUSE), (0.2, 0.2), (0.01, 0.01), (60, LONGEST_PAUSE)])
+def test_pauses_grow_to_a_limit(asked: float | None, longest: float) -> None:
+    """Pauses are random below a bound that doubles from the first to the longest, or to a shorter one asked for."""
     call, _ = failing(30)
     pauses: list[float] = []
 
@@ -95,9 +96,10 @@ def test_pauses_grow_to_a_limit() -> None:
             super().advance(seconds)
 
     clock = Noting()
-    persistently(call, clock=clock, until=clock.now() + 600)
-    bounds = [min(FIRST_PAUSE * 2**index, LONGEST_PAUSE) for index in range(30)]
+    options = {} if asked is None else {"longest_pause": asked}
+    persistently(call, clock=clock, until=clock.now() + 600, **options)
+    bounds = [min(FIRST_PAUSE * 2**index, longest) for index in range(30)]
     assert len(pauses) == 30
     assert [pause for pause, bound in zip(pauses, bounds, strict=True) if pause > bound] == []
-    assert max(pauses) > LONGEST_PAUSE / 2
+    assert max(pauses) > longest / 2
     assert len(set(pauses)) == 30

@@ -40,14 +40,15 @@ def seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_patience_of_a_worker() -> None:
     """For how long it tries what DynamoDB refuses for now."""
-    lease, late = 30, round((1 - keeper.RENEW_AFTER) / keeper.RETRY_AFTER)
+    lease, late = 30, round((1 - keeper.RENEW_AFTER) / retries.LEASE_PART)
     assert_said(
         [
             f"random below {retries.FIRST_PAUSE} s, then doubles up to {retries.LONGEST_PAUSE:g} s",
             f"| claim | for {guard.STORE_PATIENCE:g} s |",
             f"deferred by {deferral.FIRST_COUNTDOWN:g} to {1.25 * deferral.LONGEST_COUNTDOWN:g} s",
-            f"| renewal | after each {1 / keeper.RETRY_AFTER:g}th of the lease, {late} times",
+            f"| renewal | after each {1 / retries.LEASE_PART:g}th of the lease, {late} times",
             f"as long as the claim lives, and for {guard.STORE_PATIENCE:g} s at least",
+            f"with pauses below a {1 / retries.LEASE_PART:g}th of the lease",
             f"{lease * (1 - keeper.RENEW_AFTER):g} to {lease} s with `lease={lease}`",
             f"| release by the run | for {guard.STORE_PATIENCE:g} s |",
             f"last {Fraction(reception.LAST_PART)} of a hard time limit, or in its last {reception.LAST_SECONDS:g} s",
