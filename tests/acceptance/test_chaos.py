@@ -1,42 +1,23 @@
 """The chaos command as a user starts it, small: real workers, really killed, and the report of what became of them."""
 
-import os
-import subprocess
 import sys
 from json import loads
 from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dynamodb import MINISTACK_VARIABLE
 from tests.support.processes import free_port
 
 PROJECT_ROOT = Path(__file__).parents[2]
 KEYS, MESSAGES, KILLS = 8, 10, 3
-RUN_SECONDS = 100.0
-END_SECONDS = 30.0
 
 
 def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     """Run the command with its temporary files in a folder of ours, and return its exit code and output."""
     command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "chaos.py"), *options]
-    with (folder / "output.txt").open("wb") as output:
-        chaos = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "200"} | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            chaos.wait(RUN_SECONDS)
-        except subprocess.TimeoutExpired:
-            # Asked to end, it takes its processes along.
-            chaos.terminate()
-            chaos.wait(END_SECONDS)
-            raise
-    return chaos.returncode, (folder / "output.txt").read_text(encoding="utf-8")
+    return run_command(command, folder, folder, **environment)
 
 
 @pytest.mark.timeout(150)

@@ -1,7 +1,6 @@
 """The speed command as a user starts it, small: the counts that it promises, and one report in three forms."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from json import loads
@@ -16,33 +15,16 @@ from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.guards import store_at
 from benchmarks.speed.worker import running
 from idempotent_tasks.records import Status
+from tests.support.commands import run_command
 from tests.support.dynamodb import MINISTACK_VARIABLE
 
 PROJECT_ROOT = Path(__file__).parents[2]
-RUN_SECONDS = 100.0
-END_SECONDS = 30.0
 
 
 def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     """Run the command with its temporary files in a folder of ours, and return its exit code and output."""
     command = [sys.executable, "-m", "benchmarks.speed", "--quick", *options]
-    with (folder / "output.txt").open("wb") as output:
-        speed = subprocess.Popen(
-            command,
-            cwd=PROJECT_ROOT,
-            env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "200"} | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            speed.wait(RUN_SECONDS)
-        except subprocess.TimeoutExpired:
-            # Asked to end, it takes its processes along.
-            speed.terminate()
-            speed.wait(END_SECONDS)
-            raise
-    return speed.returncode, (folder / "output.txt").read_text(encoding="utf-8")
+    return run_command(command, folder, PROJECT_ROOT, **environment)
 
 
 @pytest.mark.timeout(150)
