@@ -6,8 +6,9 @@ of kinds of their own, and every contender is judged alike:
 * an effect whose run was killed before its outcome was stored, and that a later run repeats (`Kind.LIMIT`);
 * a start beside a run that was paused, and that this or an earlier start overtook before the paused one could know that
   it had gone on (`Kind.ZOMBIE_RUN`);
-* the second effect of a pair of which one overtook the other so, and an effect that repeats one of an overtaken run
-  whose outcome was discarded (`Kind.ZOMBIE_EFFECT`);
+* the second effect of a pair of which one overtook the other so, or while it was paused between the end of its body and
+  the storing of its outcome, and an effect that repeats one of an overtaken run whose outcome was discarded
+  (`Kind.ZOMBIE_EFFECT`);
 * a message that nobody acknowledged and that is nowhere (`Kind.VANISHED`): kombu takes a message out of Redis before
   it notes it as unacknowledged, and a worker that is killed in between takes it along. On a broker that keeps
   messages until they are acknowledged, the same is a lost key.

@@ -111,6 +111,12 @@ class Run:
             return self.ended.at
         return inf if self.killed is None else max(self.killed.at, self.last_at)
 
+    @property
+    def unsafe_until(self) -> float:
+        """Until when a blow could keep its outcome from being stored; infinite where nothing came of it."""
+        end = self.killed if self.settled is None else self.settled
+        return inf if end is None else max(end.at, self.last_at)
+
     def alive_at(self, at: float) -> bool:
         """Return whether the body ran at a time."""
         return self.started.at <= at < self.until
@@ -188,5 +194,5 @@ class History:
     def _pause(self, begin: Event, end: float) -> None:
         for run in self._by_name.values():
             here = run.started.pid == begin.pid if begin.pid else run.started.worker == begin.worker
-            if here and run.started.at <= end and run.until > begin.at:
+            if here and run.started.at <= end and run.unsafe_until > begin.at:
                 run.pauses.append(Pause(begin, end))

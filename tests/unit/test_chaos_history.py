@@ -184,6 +184,31 @@ def test_paused_run_that_is_overtaken_is_a_zombie() -> None:
     assert not any(finding.kind.breaks_promise for finding in book.findings())
 
 
+def paused_after_its_end(settled_at: float) -> Book:
+    """Tell of a run that was paused after its body, of its outcome, and of one that overtook it meanwhile."""
+    book = Book()
+    book.published("m1", result="b")
+    about = {"run": "a", "task_id": "m1", "pid": CHILD}
+    book.add(What.STARTED, 1.0, worker=W1, **about)
+    book.add(What.EFFECT, 2.0, value="a", **about)
+    book.add(What.ENDED, 3.0, value="a", **about)
+    book.add(What.OVER, settled_at, task_id="m1", pid=CHILD, key="", state="IGNORED")
+    book.add(What.PAUSED, 4.0, worker=W1)
+    book.run("b", 8.0, effect=9.0, ended=10.0, pid=OTHER, worker=W2)
+    book.add(What.RESUMED, 11.0, worker=W1)
+    return book
+
+
+def test_pause_between_body_and_commit_excuses_the_repeated_effect() -> None:
+    """A process that stands still cannot store an outcome, nor renew the claim that it is stored under."""
+    assert paused_after_its_end(settled_at=11.1).kinds() == [Kind.ZOMBIE_EFFECT]
+
+
+def test_pause_after_the_commit_excuses_nothing() -> None:
+    """What is on record is not to be repeated, whatever becomes of the process."""
+    assert paused_after_its_end(settled_at=3.1).kinds() == [Kind.DUPLICATED]
+
+
 def zombie_and_dead_successor(state: str) -> Book:
     """Tell of a paused run, of one that overtook it and was killed, of the paused one's effect, and of a third run."""
     book = Book()
