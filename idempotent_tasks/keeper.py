@@ -98,8 +98,8 @@ class Keeper:
 
     def __init__(self) -> None:
         self._pid = 0
-        #: By the clock that says what is due, one for each store.  No weak keys: while one thread lists those, no other
-        #: may add its own.
+        #: By the clock that says what is due, one for each store.  Replaced, never changed: while one thread looks
+        #: through it, another may add its own, even within ``list(...)``, where that collects garbage.
         self._renewals: dict[Clock, Renewals[_Kept]] = {}
         self._changed = threading.Event()
         self._aides: list[threading.Thread] = []
@@ -126,19 +126,22 @@ class Keeper:
             # A renewal that lands after the release would hold the key again.
             with kept.renewing:
                 pass
-            self._renewals_by(store.clock).sweep()
+            renewals = self._renewals.get(store.clock)
+            # A child that was forked within the block keeps nothing of its parent's.
+            if renewals is not None:
+                renewals.sweep()
 
     def renew_due(self) -> float | None:
         """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
         while self._renew_most_urgent():
             self._call_aide()
         # What an aide renews at this moment has no next time yet; the aide says when it has.
-        due = [(clock, renewals.next_due()) for clock, renewals in list(self._renewals.items())]
+        due = [(clock, renewals.next_due()) for clock, renewals in self._renewals.items()]
         return min((max(at - clock.now(), 0.0) for clock, at in due if at is not None), default=None)
 
     def _renew_most_urgent(self) -> bool:
         """Renew the due claim that expires first, and return whether there was one."""
-        for clock, renewals in list(self._renewals.items()):
+        for clock, renewals in self._renewals.items():
             kept = renewals.take(clock.now())
             if kept is not None:
                 with kept.renewing:
@@ -177,13 +180,12 @@ class Keeper:
         with self._starting.setdefault(pid, threading.Lock()):
             if self._pid != pid:
                 self._start(pid)
-            is_next = self._renewals_by(kept.store.clock).add(kept)
+            clock = kept.store.clock
+            if clock not in self._renewals:
+                self._renewals = {**self._renewals, clock: Renewals()}
+            is_next = self._renewals[clock].add(kept)
         if is_next:
             self._changed.set()
-
-    def _renewals_by(self, clock: Clock) -> Renewals[_Kept]:
-        renewals = self._renewals.get(clock)
-        return self._renewals.setdefault(clock, Renewals()) if renewals is None else renewals
 
     def _start(self, pid: int) -> None:
         """Forget what a parent process had, whose threads do not exist in a forked child, and start our own."""
@@ -194,7 +196,7 @@ class Keeper:
     def _call_aide(self) -> None:
         """Let another thread help with what is late, as long as something is."""
         self._aides = [aide for aide in self._aides if aide.is_alive()]
-        oldest = [renewals.oldest_due() for renewals in list(self._renewals.values())]
+        oldest = [renewals.oldest_due() for renewals in self._renewals.values()]
         late = any(kept is not None and kept.late_by(LATE_AFTER) for kept in oldest)
         if late and len(self._aides) < MOST_THREADS - 1:
             # A machine that has no thread left must not cost the keeper its own.

@@ -1,5 +1,6 @@
 """What renewals cost, and that none comes too late: counted in fast motion, and with a store that is slow."""
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -226,6 +227,29 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     for thread in threads:
         thread.join(LONG_SECONDS)
     assert (count, len(started)) == (2, 1)
+
+
+def test_a_store_that_joins_within_any_step_of_a_look(blocks: ExitStack) -> None:
+    """Python may let another thread run wherever it collects garbage, such as between two entries of a copied dict."""
+    keeper, thresholds = ManualKeeper(), gc.get_threshold()
+    stores = [MemoryStore(clock=FakeClock()) for _ in range(50)]
+
+    def join(phase: str, _: dict[str, int]) -> None:
+        if phase == "start" and stores:
+            store = stores.pop()
+            blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+
+    for _ in range(5):
+        join("start", {})
+    gc.callbacks.append(join)
+    gc.set_threshold(1)
+    try:
+        while stores:
+            keeper.renew_due()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(join)
+    assert keeper.renew_due() is not None
 
 
 def test_a_store_that_joins_while_the_keeper_looks(blocks: ExitStack) -> None:
