@@ -127,7 +127,7 @@ class Keeper:
             with kept.renewing:
                 pass
             renewals = self._renewals.get(store.clock)
-            # A child that was forked within the block keeps nothing of its parent's.
+            # None in a child that was forked within the block and has kept a claim since: it forgot its parent's.
             if renewals is not None:
                 renewals.sweep()
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.speed.calls import recorded_writes
 from benchmarks.speed.errors import SpeedError
+from benchmarks.speed.place import REGION
 
 __all__ = ["Write", "bare_writes"]
 
@@ -24,7 +25,7 @@ TIMEOUT_SECONDS: Final = 10.0
 ANSWER_BYTES: Final = 65_536
 WRITTEN: Final = b"HTTP/1.1 200"
 #: The stand-in wants to see whose a request is, and looks at no signature.
-ACCOUNT: Final = "AWS4-HMAC-SHA256 Credential=local/20260101/eu-west-1/dynamodb/aws4_request, Signature=none"
+ACCOUNT: Final = f"AWS4-HMAC-SHA256 Credential=local/20260101/{REGION}/dynamodb/aws4_request, Signature=none"
 
 
 def bare_writes(endpoint: str, table: str) -> tuple[Write, Write]:
