@@ -22,6 +22,10 @@ class Clock(Protocol):
         """Return the time in epoch seconds (UTC)."""
         ...
 
+    def monotonic(self) -> float:
+        """Return seconds since some moment, by a clock that nobody sets: for durations and deadlines."""
+        ...
+
     def sleep(self, seconds: float) -> None:
         """Return after this many seconds."""
         ...
@@ -39,6 +43,10 @@ class SystemClock:
     def now(self) -> float:
         """Return the time in epoch seconds (UTC)."""
         return self._epoch_offset + _seconds_since_boot()
+
+    def monotonic(self) -> float:
+        """Return the seconds since the machine was started."""
+        return _seconds_since_boot()
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread (or greenlet) for this many seconds."""
@@ -69,6 +77,10 @@ class ServerClock:
     def now(self) -> float:
         """Return the server's time in epoch seconds (UTC)."""
         return self._local.now() + self.offset_seconds
+
+    def monotonic(self) -> float:
+        """Return the local clock's monotonic time, which no answer of the server moves."""
+        return self._local.monotonic()
 
     def local_now(self) -> float:
         """Return the uncorrected local time in epoch seconds (UTC)."""

@@ -1,6 +1,9 @@
 """Repeating a store's call until it answers or a moment passes: the one authority for retries."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -8,7 +11,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.errors import StoreUnavailableError
 
-__all__ = ["LEASE_PART", "LONGEST_PAUSE", "persistently"]
+__all__ = ["LEASE_PART", "LONGEST_PAUSE", "limited", "persistently", "time_left"]
 
 T = TypeVar("T")
 
@@ -18,6 +21,33 @@ LONGEST_PAUSE: Final = 2.0
 #: The longest pause between two tries of what decides whether a claim is kept, its renewal or its commit, as a part of
 #: the lease.
 LEASE_PART: Final = 1 / 20
+
+
+#: When the store call under way must have ended, and the clock whose monotonic time that is.
+_deadline: ContextVar[tuple[Clock, float] | None] = ContextVar("idempotency_deadline", default=None)
+
+
+@contextmanager
+def limited(clock: Clock, seconds: float) -> Iterator[None]:
+    """Let no request that is sent in the block be waited for longer than these seconds, nor than an outer block allows.
+
+    A store asks `time_left` before each request and limits its time-outs to it.
+    """
+    end = clock.monotonic() + min(seconds, time_left())
+    token = _deadline.set((clock, end))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def time_left() -> float:
+    """Return the seconds that the store call under way may still take: ``math.inf`` where nothing limits it."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return math.inf
+    clock, end = deadline
+    return end - clock.monotonic()
 
 
 def persistently(call: Callable[[], T], *, clock: Clock, until: float, longest_pause: float = LONGEST_PAUSE) -> T:

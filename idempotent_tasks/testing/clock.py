@@ -17,6 +17,10 @@ class FakeClock:
         """Return the time in epoch seconds (UTC)."""
         return self._now
 
+    def monotonic(self) -> float:
+        """Return the same as `now`: time goes on only where a test moves it."""
+        return self._now
+
     def sleep(self, seconds: float) -> None:
         """Move the clock by this many seconds and return at once."""
         self.advance(seconds)

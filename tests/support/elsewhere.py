@@ -20,6 +20,10 @@ class SkewedClock:
         """Return the wrong time in epoch seconds."""
         return self._clock.now() + self.skew_seconds
 
+    def monotonic(self) -> float:
+        """Return what nobody can set wrong."""
+        return self._clock.monotonic()
+
     def sleep(self, seconds: float) -> None:
         """Wait for as long as anybody else."""
         self._clock.sleep(seconds)

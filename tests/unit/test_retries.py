@@ -1,12 +1,13 @@
 """Repeating a store's call: until it answers, until a moment passes, and for no other error."""
 
+import math
 import random
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.retries import FIRST_PAUSE, LONGEST_PAUSE, persistently
+from idempotent_tasks.retries import FIRST_PAUSE, LONGEST_PAUSE, limited, persistently, time_left
 from idempotent_tasks.testing import FakeClock
 
 
@@ -103,3 +104,17 @@ def test_pauses_grow_to_a_limit(asked: float | None, longest: float) -> None:
     assert [pause for pause, bound in zip(pauses, bounds, strict=True) if pause > bound] == []
     assert max(pauses) > longest / 2
     assert len(set(pauses)) == 30
+
+
+def test_a_call_knows_how_long_it_may_take() -> None:
+    """The innermost block that is shorter than those around it counts, and time that passes counts against it."""
+    clock = FakeClock()
+    assert time_left() == math.inf
+    with limited(clock, 5):
+        with limited(clock, 60):
+            assert time_left() == 5
+        clock.advance(2)
+        with limited(clock, 1):
+            assert time_left() == 1
+        assert time_left() == 3
+    assert time_left() == math.inf
