@@ -72,7 +72,7 @@ class Report:
         for figures in self.figures:
             self._show_findings(console, figures)
         for name, kind in self.unplayed:
-            console.print(f"{name} never met the fault {kind!r}: the storm was too short", style="yellow")
+            console.print(f'{name} never met the fault "{kind}": the storm was too short', style="yellow")
 
     def markdown(self) -> str:
         """Return the tables for the documents."""

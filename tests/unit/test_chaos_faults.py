@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
+from benchmarks.storm import command
 from benchmarks.storm.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
 from benchmarks.storm.deck import Deck
 from benchmarks.storm.gateway import STATUSES, GatewayPages
@@ -242,6 +243,17 @@ def test_report_counts_the_faults_and_names_those_that_never_came() -> None:
     whole = json.loads(report.as_json())
     assert whole["faults"] == {"ours": {"page 403": 2, "credentials slow": 0}}
     assert whole["unplayed"] == [["ours", "credentials slow"]]
+
+
+@pytest.mark.parametrize(("count", "code"), [(0, 2), (1, 0)])
+def test_storm_without_one_of_its_faults_does_not_pass_for_played(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, code: int
+) -> None:
+    """The exit code says that nothing is shown, and the terminal which fault never came."""
+    report = report_of(1, {CredentialFault.SLOW: count})
+    monkeypatch.setattr(command, "_play", lambda _options, _plan: report)
+    assert command.main(["--faults"]) == code
+    assert ('ours never met the fault "credentials slow"' in capsys.readouterr().out) is (code == 2)
 
 
 def test_every_other_seed_has_messages_with_tracing_headers() -> None:
