@@ -16,7 +16,15 @@ from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
 from idempotent_tasks.powertools import PowertoolsFunctions, digest, prepared
 
-__all__ = ["KeySource", "Selector", "check_explicit_key", "check_prefix", "payload_digest", "record_key"]
+__all__ = [
+    "KeySource",
+    "Selector",
+    "check_explicit_key",
+    "check_prefix",
+    "check_task_id",
+    "payload_digest",
+    "record_key",
+]
 
 #: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
 KeySource = str | Callable[..., Any] | None
@@ -158,6 +166,22 @@ def check_explicit_key(key: object, task: str) -> str:
     if not key.isprintable():
         raise KeyEncodingError(f"idempotency_key has control or other unprintable characters; {remedy}", task)
     return key
+
+
+def check_task_id(task_id: str, task: str) -> str:
+    """Return a task id, if it has a form in UTF-8: no store and no broker takes it otherwise.
+
+    JSON can carry half of a surrogate pair (:rfc:`8259`, section 8.2), and UTF-8 cannot.
+
+    Raises:
+        KeyEncodingError: it has none.
+    """
+    try:
+        str(task_id).encode()
+    except UnicodeEncodeError:
+        msg = "the task id has half of a surrogate pair, which cannot be stored; publish the task with another id"
+        raise KeyEncodingError(msg, task) from None
+    return task_id
 
 
 def check_prefix(prefix: str) -> str:

@@ -23,7 +23,7 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
-from idempotent_tasks.keys import check_prefix, payload_digest, record_key
+from idempotent_tasks.keys import check_prefix, check_task_id, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
@@ -150,7 +150,7 @@ class Reception:
             retention_seconds=seconds(policy.expires),
             validation=None if validate is None else payload_digest(delivery, validate, signature),
             task=delivery.task,
-            task_id=delivery.task_id,
+            task_id=check_task_id(delivery.task_id, delivery.task),
             worker=delivery.worker,
             process=current_process(delivery.watcher),
         )
