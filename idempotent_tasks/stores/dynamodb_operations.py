@@ -47,7 +47,7 @@ class Operations:
     ) -> Iterator[Record | Corrupt]:
         """Go through the table page by page.
 
-        DynamoDB bills for every item that is looked at, and for all of it, whatever the filter and whatever is asked for.
+        DynamoDB bills for every item that is looked at, and for the whole of it, whatever is asked for.
 
         Args:
             status: only records in which this status is stored.
