@@ -169,7 +169,8 @@ class Reception:
             validation=None if validate is None else payload_digest(delivery, validate, signature),
             task=delivery.task,
             task_id=check_task_id(delivery.task_id, delivery.task),
-            worker=delivery.worker,
+            # Named on a command line, in bytes that need not be text; it is for people only.
+            worker=delivery.worker.encode(errors="backslashreplace").decode(),
             process=current_process(delivery.watcher),
         )
 

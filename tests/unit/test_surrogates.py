@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 
 from idempotent_tasks import Idempotency, KeyEncodingError
 from idempotent_tasks.canonical import canonical
@@ -58,6 +59,13 @@ def test_an_argument_is_a_key_like_any_other(shop: Shop) -> None:
     """What is digested is ASCII, so such an argument has a key, and another one another."""
     assert canonical(LONE).isascii()
     assert canonical(LONE) != canonical("ord-\ud801")
+
+
+def test_a_workers_name_is_written_out(shop: Shop) -> None:
+    """A name of odd bytes on the command line (``--hostname``) is no reason to put off all that the worker receives."""
+    shop.sells(lambda task: "paid")
+    context = Context(id=shop.id, hostname="w\udcff@host")
+    assert shop.task.reception(context, (), {}).claim_request.worker == "w\\udcff@host"
 
 
 def test_a_pair_is_a_character() -> None:
