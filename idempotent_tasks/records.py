@@ -31,6 +31,8 @@ __all__ = [
     "answer_refusal",
     "claimable",
     "expiration_seconds",
+    "release_time",
+    "was_released",
 ]
 
 
@@ -80,6 +82,8 @@ class Claim:
     attempt: int
     #: When the claim expires, in epoch milliseconds by the store's clock.
     in_progress_expiration: int
+    #: When it was asked for, in epoch milliseconds by the store's clock; 0 where that is not known.
+    claimed_at: int = 0
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
@@ -89,17 +93,16 @@ class Claim:
     @classmethod
     def shown_by(cls, holder: "Record") -> "Claim":
         """Return the claim of the owner that a record names: enough to release it."""
-        return cls.unseen(
-            ClaimRequest(
-                key=holder.key,
-                owner=holder.owner or "",
-                lease_seconds=0,
-                retention_seconds=0,
-                task=holder.task or "",
-                task_id=holder.task_id or "",
-                worker=holder.worker or "",
-            )
+        request = ClaimRequest(
+            key=holder.key,
+            owner=holder.owner or "",
+            lease_seconds=0,
+            retention_seconds=0,
+            task=holder.task or "",
+            task_id=holder.task_id or "",
+            worker=holder.worker or "",
         )
+        return cls(request=request, fence=0, attempt=0, in_progress_expiration=0, claimed_at=holder.claimed_at or 0)
 
     @property
     def key(self) -> str:
@@ -139,7 +142,8 @@ class Record:
     status: Status
     #: Epoch seconds; after it the record counts as absent.
     expiration: int
-    #: Epoch milliseconds; 0 after a release; None where a foreign writer set none.
+    #: Epoch milliseconds: when the claim expires; the time of its release once the key is `free`, for which 0 stands
+    #: too; None where a foreign writer set none.
     in_progress_expiration: int | None = None
     data: str | bytes | None = None
     validation: str | None = None
@@ -166,6 +170,16 @@ class Record:
     def status_at(self, now: float) -> Status:
         """Return the status at a time in epoch seconds, `Status.EXPIRED` included."""
         return Status.EXPIRED if self.expiration < int(now) else self.status
+
+    @property
+    def free(self) -> bool:
+        """Whether the key was released and nobody claimed it since: in progress, with a fence, and without an owner.
+
+        A record of Powertools in progress has no owner either, and no fence.
+        """
+        if self.status is not Status.INPROGRESS:
+            return False
+        return self.in_progress_expiration == 0 or (self.owner is None and self.fence > 0)
 
     @property
     def held_until(self) -> float:
@@ -227,7 +241,7 @@ class Vanished:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The key is free again."""
+    """The key is free again: by this release, or by an earlier try of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +274,10 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
         return False
     if _payloads_differ(record, request):
         return False
-    return record.owner == reservation_owner(request.task_id) or record.in_progress_expiration < int(now * 1000)
+    # Whoever sees the release asks after it, whatever its clock says.
+    if record.free or record.owner == reservation_owner(request.task_id):
+        return True
+    return record.in_progress_expiration < int(now * 1000)
 
 
 def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
@@ -278,11 +295,29 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
                 fence=record.fence,
                 attempt=record.attempt,
                 in_progress_expiration=record.in_progress_expiration or 0,
+                claimed_at=record.claimed_at or 0,
             )
         )
     if record.status is Status.INPROGRESS:
         return Busy(record.held_until, record)
     return Finished(record)
+
+
+def was_released(record: Record | None, claim: Claim) -> bool:
+    """Return whether a record is what this claim's release left behind, by its fence: an unseen claim has none."""
+    return record is not None and record.free and record.owner is None and record.fence == claim.fence
+
+
+def release_time(claim: Claim, now: float) -> int:
+    """Return the time of a claim's release (epoch milliseconds): no request for the claim itself is later.
+
+    A request that is older than the release, and arrives after it, is refused by this time.
+
+    Args:
+        claim: the claim, seen or unseen.
+        now: epoch seconds by the store's clock, which may have been set back since the claim.
+    """
+    return max(int(now * 1000), claim.claimed_at)
 
 
 def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:

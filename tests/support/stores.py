@@ -105,9 +105,11 @@ class FaultyStore:
         """Restore as planned."""
         self._take_step("restore", lambda: self.inner.restore(record))
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """Release as planned."""
-        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason, crashed=crashed))
+        answer: Released | Lost = self._take_step(
+            "release", lambda: self.inner.release(claim, reason, crashed=crashed, began=began)
+        )
         return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

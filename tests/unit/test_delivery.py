@@ -12,6 +12,7 @@ from idempotent_tasks.delivery import (
     KEY_HEADER,
     OWNER_ENTRY,
     PRIVATE_HEADERS,
+    UNSEEN_HEADER,
     WATCHER_ENTRY,
     Delivery,
     read_delivery,
@@ -61,6 +62,6 @@ def test_a_forged_count_counts_as_none(forged: Any) -> None:
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    private = {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
+    private = {DEFERRALS_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS

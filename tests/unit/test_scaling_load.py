@@ -131,7 +131,7 @@ def tries(answer_seconds: float) -> float:
             fail()
 
         with pytest.raises(StoreUnavailableError):
-            retries.persistently(call, clock=clock, until=clock.now() + guard.STORE_PATIENCE)
+            retries.persistently(call, clock=clock, seconds=guard.STORE_PATIENCE)
     return counted / SAMPLE
 
 

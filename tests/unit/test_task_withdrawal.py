@@ -16,7 +16,7 @@ def test_a_claim_that_may_have_landed_is_given_back(shop: Shop, on_store_error: 
     shop.sells(lambda task: "paid", idempotency={"on_store_error": on_store_error})
     shop.deliver()
     assert shop.runs == 0
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
     assert [type(event) for event in shop.seen][:1] == [Released]
 
 
