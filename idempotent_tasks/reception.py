@@ -56,6 +56,11 @@ _keeper = Keeper()
 _local_clock = SystemClock()
 
 
+def _local_time() -> float:
+    """Return the monotonic time of this machine in seconds."""
+    return _local_clock.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class UnguardedRun:
     """``self.idempotency`` in a body that runs without a claim: called directly, or let through by a policy."""
@@ -89,7 +94,7 @@ class Reception:
     policy: Idempotency
     settings: Settings
     #: By this machine's monotonic clock, in seconds.
-    _began_at: float = field(default_factory=_local_clock.monotonic, repr=False)
+    _began_at: float = field(default_factory=_local_time, repr=False)
     #: Owner tokens of claims whose answers were not seen, and that are not known to be released; the last one first.
     _unseen: list[str] = field(default_factory=list, repr=False)
     #: The claim request, once it was asked for.
@@ -209,7 +214,7 @@ class Reception:
         limit = self.delivery.hard_limit_seconds
         if limit is None:
             return math.inf
-        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_clock.monotonic()
+        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_time()
 
     def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
         if not self._term.renewed:

@@ -10,6 +10,7 @@ from idempotent_tasks.delivery import (
     DEFERRALS_HEADER,
     HARD_LIMIT_ENTRY,
     KEY_HEADER,
+    MOST_UNSEEN,
     OWNER_ENTRY,
     PRIVATE_HEADERS,
     UNSEEN_HEADER,
@@ -65,3 +66,25 @@ def test_the_callers_key_is_not_private() -> None:
     private = {DEFERRALS_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS
+
+
+TOKENS = [f"{number:032x}" for number in range(MOST_UNSEEN + 2)]
+
+
+@pytest.mark.parametrize(
+    ("header", "unseen"),
+    [
+        (None, ()),
+        (TOKENS[:2], tuple(TOKENS[:2])),
+        (tuple(TOKENS[:1]), tuple(TOKENS[:1])),
+        (TOKENS, tuple(TOKENS[:MOST_UNSEEN])),
+        ([TOKENS[0], None, 17, "reserved for 4f1c", TOKENS[1].upper() + "\n", "x" * 32, [TOKENS[1]]], (TOKENS[0],)),
+        (TOKENS[0], ()),
+        ({TOKENS[0]: 1}, ()),
+        (b"0" * 32, ()),
+    ],
+    ids=repr,
+)
+def test_unseen_claims_are_tokens_of_ours(header: Any, unseen: tuple[str, ...]) -> None:
+    """A header's sender can neither name the owner of a reservation, nor make a delivery send many requests."""
+    assert read(headers={UNSEEN_HEADER: header}).unseen == unseen
