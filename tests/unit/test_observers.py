@@ -94,7 +94,8 @@ class TestPrometheus:
                 raise KeyError
 
         shop.sells(body)
-        seen, before = [], flights()
+        seen: list[float] = []
+        before = flights()
         shop.deliver()
         assert (seen, flights()) == ([before + 1], before)
 
