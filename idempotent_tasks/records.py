@@ -4,7 +4,7 @@ Pure values: nothing here knows Celery, DynamoDB or a clock.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
 
@@ -31,6 +31,7 @@ __all__ = [
     "answer_refusal",
     "claimable",
     "expiration_seconds",
+    "held_claim",
     "release_time",
     "was_released",
 ]
@@ -301,6 +302,13 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
     if record.status is Status.INPROGRESS:
         return Busy(record.held_until, record)
     return Finished(record)
+
+
+def held_claim(record: Record | None, claim: Claim) -> Claim | None:
+    """Return a claim with the end that its record says; None where its owner does not hold the key any more."""
+    if record is None or record.owner != claim.owner or record.status is not Status.INPROGRESS or record.free:
+        return None
+    return replace(claim, in_progress_expiration=record.in_progress_expiration or 0)
 
 
 def was_released(record: Record | None, claim: Claim) -> bool:

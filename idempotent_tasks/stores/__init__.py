@@ -102,7 +102,9 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it.
 
-        The caller holds the renewed claim's end against the time at which the answer arrives.
+        A renewal replaces the end that ``claim`` is known to have, and never shortens one that is later than both: an
+        early request that was long on its way changes nothing, and its answer is the claim as it is.  The caller holds
+        the renewed claim's end against the time at which the answer arrives.
         """
         ...
 

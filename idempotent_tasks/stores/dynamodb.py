@@ -24,6 +24,7 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    held_claim,
     release_time,
     was_released,
 )
@@ -252,8 +253,10 @@ class DynamoDBStore:
             now = self._now(claim.key)
             until = int((now + lease_seconds) * 1000)
             update = writes.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
-            if not isinstance(self._update(claim.key, update), Written):
-                return Lost()
+            written = self._update(claim.key, update)
+            if isinstance(written, Refused):
+                held = held_claim(self._refusing_record(claim.key, written), claim)
+                return Lost() if held is None else Renewed(held)
             claim = replace(claim, in_progress_expiration=until)
             if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
                 break

@@ -115,11 +115,16 @@ def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: 
 
 
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:
-    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held."""
+    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
+
+    It replaces the end that the claim is known to have, in either direction, and else it prolongs only: a request that
+    was long on its way must not shorten what a later one has prolonged.
+    """
+    later = "#in_progress_expiration < :in_progress_expiration OR #in_progress_expiration = :known"
     return Update(
         values={"in_progress_expiration": until, "expiration": expiration},
-        condition=f"{_HELD} AND #in_progress_expiration > :released",
-        operands={**_held_operands(claim), "released": 0},
+        condition=f"{_HELD} AND #in_progress_expiration > :released AND ({later})",
+        operands={**_held_operands(claim), "released": 0, "known": claim.in_progress_expiration},
     )
 
 

@@ -120,6 +120,8 @@ class MemoryStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
+            if until < held.in_progress_expiration != claim.in_progress_expiration:
+                return Renewed(replace(claim, in_progress_expiration=held.in_progress_expiration))
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))

@@ -106,6 +106,16 @@ def test_a_renewal_or_commit_older_than_the_release_changes_nothing(
     assert isinstance(dynamodb.commit(claim, done(), RETENTION), Superseded)
 
 
+def test_a_renewal_older_than_another_shortens_nothing(dynamodb: DynamoDBStore, wire: Wire) -> None:
+    """It would end the claim under its body, which knows of the later end."""
+    claim = grant(dynamodb)
+    land = late_request(wire, lambda: dynamodb.renew(claim, LEASE, RETENTION))
+    answer = dynamodb.renew(claim, LEASE, RETENTION)
+    assert isinstance(answer, Renewed)
+    land()
+    assert dynamodb.get(KEY).in_progress_expiration == answer.claim.in_progress_expiration
+
+
 def test_a_claimer_whose_clock_is_behind_asks_once_more(
     moved: DynamoDBStore, dynamodb: DynamoDBStore, wire: Wire, clock: MovableClock, refusal_read: list[str]
 ) -> None:

@@ -189,6 +189,19 @@ class TestRenew:
         store.commit(claim, done(), RETENTION)
         assert store.get(KEY).status is Status.COMPLETED
 
+    def test_it_shortens_what_is_known_only(self, store: AnyStore) -> None:
+        """A claim's own end can be corrected; the later one that another renewal has set meanwhile stays."""
+        claim = grant(store)
+        answer = store.renew(claim, LEASE * 10, RETENTION)
+        assert isinstance(answer, Renewed)
+        record = store.get(KEY)
+        assert store.renew(claim, LEASE, RETENTION) == answer
+        assert store.get(KEY) == record
+        corrected = store.renew(answer.claim, LEASE, RETENTION)
+        assert isinstance(corrected, Renewed)
+        assert corrected.claim.expires_at < answer.claim.expires_at
+        assert store.get(KEY).in_progress_expiration == corrected.claim.in_progress_expiration
+
     def test_late(self, store: AnyStore, clock: MovableClock) -> None:
         """A claim that expired and that nobody took lives on."""
         claim = grant(store)
