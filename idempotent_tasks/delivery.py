@@ -108,4 +108,5 @@ def _tokens(header: object) -> tuple[str, ...]:
     """Return the owner tokens of a message's header, and nothing else that somebody may have written there."""
     if not isinstance(header, list | tuple):
         return ()
-    return tuple(each for each in header[:MOST_UNSEEN] if isinstance(each, str) and _TOKEN.fullmatch(each))
+    tokens = (each for each in header[:MOST_UNSEEN] if isinstance(each, str) and _TOKEN.fullmatch(each))
+    return tuple(dict.fromkeys(tokens))

@@ -126,8 +126,7 @@ class Reception:
             raise
 
     def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
-        self._release_unseen(request)
-        match self._guard().run(request, body):
+        match self._release_unseen(request) or self._guard().run(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -259,8 +258,11 @@ class Reception:
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return self._run_unguarded(body, self.claim_request.key, error)
-        if self._withdraw(self.claim_request, type(error).__name__) is not Withdrawal.RELEASED:
-            self._unseen.insert(0, self.claim_request.owner)
+        self._unseen.insert(0, self.claim_request.owner)
+        # An interrupt has nothing to cut short but this: the body will not run.
+        with suppress(SoftTimeLimitExceeded):
+            if self._withdraw(self.claim_request, type(error).__name__) is Withdrawal.RELEASED:
+                self._unseen.remove(self.claim_request.owner)
         raise self._put_off(error)
 
     def _put_off(self, error: StoreError) -> Exception:
@@ -269,26 +271,32 @@ class Reception:
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         return self._deferred(None, type(error).__name__)
 
-    def _release_unseen(self, request: ClaimRequest) -> None:
-        """Release what earlier deliveries of this message claimed without seeing it, so that it counts as no crash."""
-        tokens = self.delivery.unseen
-        for number, token in enumerate(tokens):
-            answer = self._withdraw(replace(request, owner=token), UNSEEN)
-            if answer is not Withdrawal.RELEASED:
-                self._unseen.append(token)
-            if answer is Withdrawal.UNKNOWN:
-                # The next copy asks for the others; of all of them the last alone can hold the key.
-                self._unseen.extend(tokens[number + 1 :])
-                return
+    def _release_unseen(self, request: ClaimRequest) -> Interrupted | None:
+        """Release what earlier deliveries of this message claimed without seeing it, so that it counts as no crash.
 
-    def _withdraw(self, request: ClaimRequest, reason: str) -> "Withdrawal":
+        Of all of them the last alone can hold the key, so after a try without an answer no other follows: the next copy
+        asks again.
+        """
+        self._unseen.extend(self.delivery.unseen)
+        try:
+            for token in self.delivery.unseen:
+                answer = self._withdraw(replace(request, owner=token), UNSEEN)
+                if answer is Withdrawal.UNKNOWN:
+                    break
+                if answer is Withdrawal.RELEASED:
+                    self._unseen.remove(token)
+        except SoftTimeLimitExceeded as interrupt:
+            # It comes once, and the body would run without it.
+            return Interrupted(interrupt)
+        return None
+
+    def _withdraw(self, request: ClaimRequest, reason: str) -> Withdrawal:
         """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
         left = self._time_left()
         if left <= 0:
             return Withdrawal.UNKNOWN
         store = self.settings.store
-        # An interrupt has nothing to cut short but this: the body will not run.
-        with suppress(StoreError, SoftTimeLimitExceeded), limited(store.clock, left):
+        with suppress(StoreError), limited(store.clock, left):
             if isinstance(store.release(Claim.unseen(request), reason, began=False), Lost):
                 return Withdrawal.NOT_HELD
             self._tell(events.Released, reason=reason)

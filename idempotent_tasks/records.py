@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
+from typing import Final
 
 from idempotent_tasks.reservation import reservation_owner
 
@@ -35,6 +36,9 @@ __all__ = [
     "release_time",
     "was_released",
 ]
+
+#: How far two processes that reckon with a server's time may be apart: its ``Date`` names whole seconds.
+CLOCK_SPREAD_MILLISECONDS: Final = 1000
 
 
 class Status(StrEnum):
@@ -322,10 +326,11 @@ def release_time(claim: Claim, now: float) -> int:
     A request that is older than the release, and arrives after it, is refused by this time.
 
     Args:
-        claim: the claim, seen or unseen.
+        claim: the claim, seen or unseen; one that is unseen may have been asked for by another process.
         now: epoch seconds by the store's clock, which may have been set back since the claim.
     """
-    return max(int(now * 1000), claim.claimed_at)
+    spread = 0 if claim.fence else CLOCK_SPREAD_MILLISECONDS
+    return max(int(now * 1000), claim.claimed_at) + spread
 
 
 def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:

@@ -78,6 +78,7 @@ TOKENS = [f"{number:032x}" for number in range(MOST_UNSEEN + 2)]
         (TOKENS[:2], tuple(TOKENS[:2])),
         (tuple(TOKENS[:1]), tuple(TOKENS[:1])),
         (TOKENS, tuple(TOKENS[:MOST_UNSEEN])),
+        (TOKENS[:2] * 2, tuple(TOKENS[:2])),
         ([TOKENS[0], None, 17, "reserved for 4f1c", TOKENS[1].upper() + "\n", "x" * 32, [TOKENS[1]]], (TOKENS[0],)),
         (TOKENS[0], ()),
         ({TOKENS[0]: 1}, ()),

@@ -126,6 +126,20 @@ def test_a_claim_that_lands_late_is_given_back_by_a_later_copy(shop: Shop) -> No
     assert (shop.runs, shop.state) == (1, "SUCCESS")
 
 
+def test_a_soft_limit_while_it_is_given_back_defers(shop: Shop) -> None:
+    """The body does not run without the limit that came before it, and the copy says the same of unseen claims."""
+    shop.app.conf.idempotency_store = FaultyStore(shop.store, claim=[down()] * 40, release=[down()])
+    shop.sells(lambda task: "paid")
+    shop.deliver()
+    (token,) = copies_headers(shop)
+    shop.app.conf.idempotency_store = FaultyStore(shop.store, release=[down(SoftTimeLimitExceeded())])
+    shop.worker.run_next()
+    assert (shop.runs, shop.deferrals()[-1]) == (0, "SoftTimeLimitExceeded")
+    assert token in copies_headers(shop)
+    shop.worker.run_next()
+    assert (shop.runs, shop.state) == (1, "SUCCESS")
+
+
 def test_a_message_cannot_free_another_ones_key(shop: Shop) -> None:
     """A header that names a reservation's owner, which is no secret, frees nothing."""
     reserved = grant(shop.store, reservation_owner("another"), key=shop.key, task_id="another")
