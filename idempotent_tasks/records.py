@@ -33,6 +33,7 @@ __all__ = [
     "claimable",
     "expiration_seconds",
     "held_claim",
+    "is_first_try",
     "release_time",
     "was_released",
 ]
@@ -313,6 +314,16 @@ def held_claim(record: Record | None, claim: Claim) -> Claim | None:
     if record is None or record.owner != claim.owner or record.status is not Status.INPROGRESS or record.free:
         return None
     return replace(claim, in_progress_expiration=record.in_progress_expiration or 0)
+
+
+def is_first_try(old: Record, record: Record) -> bool:
+    """Return whether a record is what an earlier try of restoring another left: an outcome of the same owner.
+
+    A late claim of the owner's own is none; nor is an outcome of Powertools, whose last write leaves our owner beside
+    it and names no time.
+    """
+    timed = (old.completed_at is None) is (record.completed_at is None)
+    return old.owner == record.owner and old.status is not Status.INPROGRESS and timed
 
 
 def was_released(record: Record | None, claim: Claim) -> bool:

@@ -25,6 +25,7 @@ from idempotent_tasks.records import (
     claimable,
     expiration_seconds,
     held_claim,
+    is_first_try,
     release_time,
     was_released,
 )
@@ -235,7 +236,7 @@ class DynamoDBStore:
         )
         if isinstance(written, Refused):
             old = self._refusing_record(record.key, written)
-            if old is None or old.owner != record.owner or old.completed_at is None:
+            if old is None or not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:

@@ -23,6 +23,7 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    is_first_try,
     release_time,
     was_released,
 )
@@ -91,7 +92,7 @@ class MemoryStore:
             old = self._records.get(record.key)
             if old is None:
                 self._records[record.key] = record
-            elif old.owner != record.owner or old.completed_at is None:
+            elif not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
