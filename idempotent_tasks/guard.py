@@ -180,6 +180,9 @@ class Guard:
         except BaseException as error:
             if not ended:
                 self._let_go(run, error)
+            elif not run.ending and not isinstance(error, self.interrupts):
+                # It came between the body's end and the first try of the commit, for example for want of memory.
+                self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
             # An interrupt after the body's return comes too late to mean anything.
             if not ended or not isinstance(error, self.interrupts):
                 raise

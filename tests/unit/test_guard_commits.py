@@ -230,6 +230,20 @@ def test_each_claim_ends_once_for_who_counts(broken: Broken) -> None:
     assert bench.events() == ["Claimed", "Unrecorded"]
 
 
+def test_what_ends_a_run_before_its_commit_is_told(bench: Bench, store: MemoryStore) -> None:
+    """An outcome that cannot even be written, for want of memory, is not recorded, and the claim is left to expire."""
+
+    class Huge(MemoryBucket):
+        def put(self, data: bytes, expires_at: float) -> str:
+            raise MemoryError
+
+    guard = replace(bench.guard(), results=Huge(above_bytes=0))
+    with pytest.raises(MemoryError):
+        bench.deliver(guard=guard)
+    assert bench.events() == ["Claimed", "Unrecorded"]
+    assert not store.get(KEY).free
+
+
 @pytest.mark.parametrize("trouble", ["answer lost", "lost"])
 def test_a_release_that_finds_nothing_is_told_all_the_same(broken: Broken, store: MemoryStore, trouble: str) -> None:
     """Who counts the claims in flight misses no end."""
