@@ -1,6 +1,7 @@
 """Records in this process's memory: for tests, eager mode and single-process workers."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from idempotent_tasks.clock import Clock, SystemClock
@@ -25,7 +26,7 @@ from idempotent_tasks.records import (
     expiration_seconds,
 )
 from idempotent_tasks.reservation import is_reservation
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 
 __all__ = ["MemoryStore"]
 
@@ -94,7 +95,9 @@ class MemoryStore:
             if held is None:
                 return Lost()
             attempt = held.attempt if crashed else 0
-            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=attempt, error=reason)
+            self._records[claim.key] = replace(
+                held, in_progress_expiration=0, attempt=attempt, error=reason, deferred={}
+            )
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -109,15 +112,18 @@ class MemoryStore:
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.status is not Status.INPROGRESS:
+            if record is None or record.owner != owner or record.status is not Status.INPROGRESS:
                 return
-            noted = record.deferred.get(delivery)
-            if len(record.deferred) < MOST_NOTED if noted is None else noted < deferrals:
-                self._records[key] = replace(record, deferred={**record.deferred, delivery: deferrals})
+            if (record.in_progress_expiration or 0) <= int(self.clock.now() * 1000):
+                return
+            forgotten = {each for each in past[:MOST_FORGOTTEN] if each != token}
+            if token in record.deferred or len(record.deferred) < MOST_NOTED + len(forgotten):
+                kept = {name: each for name, each in record.deferred.items() if name not in forgotten}
+                self._records[key] = replace(record, deferred={**kept, token: due})
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
@@ -160,7 +166,6 @@ class MemoryStore:
             worker=request.worker,
             process=request.process,
             claimed_at=int(now * 1000),
-            deferred=old.deferred if old else {},
         )
         self._records[request.key] = record
         return Granted(Claim(request=request, fence=record.fence, attempt=record.attempt, in_progress_expiration=until))
