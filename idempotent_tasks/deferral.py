@@ -14,7 +14,7 @@ from kombu.serialization import dumps
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.confirms import confirm_publishes
-from idempotent_tasks.delivery import PRIVATE_HEADERS, Delivery, ReceivedMessage
+from idempotent_tasks.delivery import KEY_HEADER, Delivery, ReceivedMessage
 from idempotent_tasks.queue_limits import QueueLimits, limits_of
 from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
 
@@ -315,6 +315,11 @@ def _hiding_seconds(
     return min(max(seconds, SHORTEST_COUNTDOWN), LONGEST_HIDING)
 
 
+def _is_ours(name: str) -> bool:
+    """Return whether a request's entry is this library's own: a private header, or what it notes of the delivery."""
+    return name.startswith("idempotency_") and name != KEY_HEADER
+
+
 def _rebuilt(task: Any) -> ReceivedMessage:
     """Return the message of a request that no parent process of ours made (a ``Request`` class of another's).
 
@@ -323,10 +328,10 @@ def _rebuilt(task: Any) -> ReceivedMessage:
     """
     request, app = task.request, task.app
     entries = vars(request)
-    headers = {name: each for name, each in entries.items() if name not in REQUEST_ENTRIES | PRIVATE_HEADERS}
+    headers = {name: each for name, each in entries.items() if name not in REQUEST_ENTRIES and not _is_ours(name)}
     # A message's own inner headers, or what Celery itself has collected of those above.
-    inner = {name: each for name, each in (request.headers or {}).items() if name not in entries}
-    inner = {name: each for name, each in inner.items() if name not in PRIVATE_HEADERS}
+    found = (request.headers or {}).items()
+    inner = {name: each for name, each in found if name not in entries and not _is_ours(name)}
     if inner:
         headers["headers"] = inner
     embedded = {name: entries.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}

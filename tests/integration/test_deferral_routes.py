@@ -18,7 +18,7 @@ QUORUM = {"x-queue-type": "quorum"}
 
 @contextmanager
 def listener(rig: Rig, kind: str) -> Iterator[Any]:
-    """Bind a queue of another service to the exchange, so that it gets all that is published there; empty and count it."""
+    """Bind a queue of another service to the exchange, for all that is published there; empty and count it."""
     name = f"{rig.config.queue}-audit"
     queue = Queue(name, Exchange(rig.config.queue, type=kind, auto_delete=True), routing_key="#")
     with rig.app.connection_for_read() as connection:

@@ -34,7 +34,9 @@ def sqs_wire(ministack: str) -> Iterator[Wire]:
 def broker(sqs_wire: Wire) -> Broker:
     """SQS behind the proxy; the app says no visibility timeout, as where the queue has one."""
     found = brokers.sqs(sqs_wire.endpoint)
-    return Broker(found.name, found.url, {k: v for k, v in found.transport_options.items() if k != "visibility_timeout"})
+    return Broker(
+        found.name, found.url, {k: v for k, v in found.transport_options.items() if k != "visibility_timeout"}
+    )
 
 
 @dataclass
@@ -137,7 +139,7 @@ WITH_ATTRIBUTES = {
 def test_a_worker_that_may_not_send_makes_no_dead_letters(
     make_guarded: MakeRig, queues: Queues, sqs_wire: Wire, refused: set[str]
 ) -> None:
-    """The original stays hidden for longer each time, and until the end of the claim before it would be a dead letter."""
+    """The original stays hidden, longer each time, and to the end of the claim before it would be a dead letter."""
     rig = rig_on(make_guarded, queues, charge={"time_limit": 120, "idempotency": {"key": "order", "lease": 6}})
     rig.journal.shut("before-effect")
     for _ in range(2):
