@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from celery.exceptions import (
     Ignore,
-    Reject,
     SoftTimeLimitExceeded,
     TaskPredicate,
     Terminated,
@@ -22,6 +21,7 @@ from celery.exceptions import (
 from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.confirms import confirm_publishes
 from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
 from idempotent_tasks.errors import (
     IdempotencyError,
@@ -49,6 +49,8 @@ logger = logging.getLogger("idempotent_tasks")
 NOTE_PATIENCE: Final = 1.0
 #: Seconds in which a process sends what follows a task once it has stored the outcome; a slower one is not waited for.
 SENDING_SECONDS: Final = 5.0
+#: Seconds for which a delivery waits in its slot at most whose message nothing can be published after.
+SLOT_SECONDS: Final = 3600.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
@@ -129,6 +131,9 @@ class Reception:
             celery.exceptions.Reject: it could not be published again, and goes back to its queue.
             IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
         """
+        if not self.delivery.eager:
+            # What the body publishes, and what Celery sends when it is over.
+            confirm_publishes(self.task.app)
         try:
             request = self.claim_request
         except MissingKeyError as error:
@@ -165,7 +170,7 @@ class Reception:
                 raise self._put_off(store_error)
             case Interrupted(interrupt):
                 self._unseen.insert(0, request.owner)
-                raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
+                raise self._deferred(None, type(interrupt).__name__) if self._is_deferrable else interrupt
 
     @property
     def claim_request(self) -> ClaimRequest:
@@ -198,7 +203,7 @@ class Reception:
     def _guard(self) -> Guard:
         return Guard(
             store=self._store,
-            policy=self.policy,
+            policy=self._patient_policy,
             observe=self.settings.observe,
             keeping=self._keeping,
             watched=self.delivery.watcher is not None,
@@ -261,18 +266,30 @@ class Reception:
         if self.policy.on_busy == "skip":
             self._tell(events.Skipped)
             return Ignore()
-        if self.policy.on_busy == "raise" or self.delivery.eager:
-            msg = "another delivery with this key is running; its result will be stored under the key"
-            return InProgressError(msg, self.delivery.task, self.claim_request.key, holder.held_until)
-        message, deferrals = self.delivery.message, self.delivery.deferrals
-        if holder.deferred.get(message, -1) >= deferrals:
+        if self.policy.on_busy == "raise" or not self._is_deferrable:
+            return self._in_progress(holder.held_until)
+        copy = self.delivery.copy
+        if copy is not None and holder.awaits_successor(copy, self.settings.store.clock.now()):
             self._tell(events.Merged)
             return Ignore()
-        answer = self._deferred(holder.held_until - self.settings.store.clock.now(), "busy")
-        if isinstance(answer, Ignore):
-            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
-            self._noted(lambda: self.settings.store.note_deferral(self.claim_request.key, message, deferrals))
-        return answer
+        return self._deferred(holder.held_until - self.settings.store.clock.now(), "busy", holder)
+
+    def _in_progress(self, until: float) -> InProgressError:
+        msg = "another delivery with this key is running; its result will be stored under the key"
+        return InProgressError(msg, self.delivery.task, self.claim_request.key, until)
+
+    @property
+    def _is_deferrable(self) -> bool:
+        """Whether a message of this delivery can be published again at all."""
+        received = self.delivery.received
+        return not self.delivery.eager and (received is None or received.is_addressable)
+
+    @property
+    def _patient_policy(self) -> Idempotency:
+        """The policy; where the message cannot be deferred, to wait in this slot instead, for as long as there is."""
+        if self._is_deferrable or self.delivery.eager or self.policy.on_busy not in ("defer", "wait"):
+            return self.policy
+        return replace(self.policy, on_busy="wait", wait_timeout=max(SLOT_SECONDS, seconds(self.policy.wait_timeout)))
 
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
@@ -285,7 +302,7 @@ class Reception:
         raise self._put_off(error)
 
     def _put_off(self, error: StoreError) -> Exception:
-        if self.policy.on_store_error == "raise" or self.delivery.eager:
+        if self.policy.on_store_error == "raise" or not self._is_deferrable:
             return error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         return self._deferred(None, type(error).__name__)
@@ -327,20 +344,43 @@ class Reception:
         """What a copy is told of claims that it is to release; an empty list takes back what this message says."""
         return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
 
-    def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
-        """Publish the message again, and return what tells Celery to be done with this copy of it."""
-        timeout = deferral.visibility_timeout(self.task.app)
-        countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
+    def _deferred(self, claim_left: float | None, reason: str, holder: Record | None = None) -> Exception:
+        """Publish the message again, and return what tells Celery to be done with this copy of it.
+
+        Args:
+            claim_left: seconds until the claim in the way expires, or None where that is not known.
+            reason: for observers.
+            holder: the record of that claim, where it says which copies were published again.
+        """
+        clock = self.settings.store.clock
+        if not self._is_deferrable:
+            return self._in_progress(clock.now() + (claim_left or 0.0))
+        began_at = clock.now()
         try:
-            deferral.publish_again(self.task, self.delivery, countdown, self._unseen_header)
+            countdown = deferral.publish_again(self.task, self.delivery, claim_left, self._unseen_header)
         except Exception as error:
             logger.exception(
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
             )
-            return Reject(error, requeue=True)
+            return deferral.give_back(self.task, self.delivery, error, claim_left, self._pause)
         deferrals = self.delivery.deferrals + 1
         self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason, deferrals=deferrals)
+        if holder is not None:
+            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
+            self._note_deferral(holder, began_at, began_at + countdown)
         return Ignore()
+
+    def _note_deferral(self, holder: Record, now: float, due: float) -> None:
+        """Note when the successor of this copy comes; any other message is never taken for its twin."""
+        store, key, copy, owner = self.settings.store, self.claim_request.key, self.delivery.copy, holder.owner
+        if copy is not None and owner is not None:
+            past = holder.past_deferrals(now)
+            self._noted(lambda: store.note_deferral(key, owner, copy, int(due * 1000), past))
+
+    def _pause(self, wanted: float) -> None:
+        """Wait in this slot for so many seconds, or until the delivery must come to an end."""
+        with suppress(SoftTimeLimitExceeded):
+            self.settings.store.clock.sleep(max(min(wanted, self._time_left()), 0.0))
 
     def _note_dispatch(self) -> None:
         if self._noted(lambda: self.settings.store.note_dispatch(self.claim_request.key, self.delivery.task_id)):

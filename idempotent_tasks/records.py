@@ -168,7 +168,8 @@ class Record:
     error: str | None = None
     #: The process that claimed, as `ClaimRequest.process`.
     process: str | None = None
-    #: For each delivery that waits for the key, its highest deferral: a copy with the next number was published.
+    #: For the token of each copy that met this claim and was published again: when its successor is due, in epoch
+    #: milliseconds by the store's clock.  Older versions noted a small number for each delivery instead.
     deferred: Mapping[str, int] = field(default_factory=dict)
     #: The task ids whose continuation (links, chain, chord) is known to have been sent.
     dispatched: frozenset[str] = frozenset()
@@ -176,6 +177,17 @@ class Record:
     def status_at(self, now: float) -> Status:
         """Return the status at a time in epoch seconds, `Status.EXPIRED` included."""
         return Status.EXPIRED if self.expiration < int(now) else self.status
+
+    def awaits_successor(self, token: str, now: float) -> bool:
+        """Return whether a copy's successor is certain to be on its way at a time in epoch seconds.
+
+        It was published, and comes later: no worker has taken it up and settled it yet.
+        """
+        return self.deferred.get(token, 0) > now * 1000
+
+    def past_deferrals(self, now: float) -> list[str]:
+        """Return the tokens whose notes say nothing any more at a time in epoch seconds."""
+        return [token for token in self.deferred if not self.awaits_successor(token, now)]
 
     @property
     def free(self) -> bool:

@@ -3,6 +3,7 @@
 A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
 """
 
+from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from idempotent_tasks.clock import Clock
@@ -18,12 +19,14 @@ from idempotent_tasks.records import (
     Renewed,
 )
 
-__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_NOTED", "ResultStore", "Store"]
+__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ResultStore", "Store"]
 
-#: How many deliveries a record notes as deferred, and how many as dispatched: it must stay a small item.
+#: How many copies a record notes as deferred, and how many tasks as dispatched: it must stay a small item.
 MOST_NOTED: Final = 100
 #: A write is corrected whose answer shows a time so far from the one that its expiry was reckoned with.
 CLOCK_TOLERANCE_SECONDS: Final = 2.0
+#: How many notes that are past their time one note of a deferral removes.
+MOST_FORGOTTEN: Final = 10
 
 
 @runtime_checkable
@@ -108,11 +111,19 @@ class Store(Protocol):
         """
         ...
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
-        """Note that a copy of a waiting delivery was published, so that a twin of the delivery need not be.
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
+        """Note that the copy with this token was published again, so that a second delivery of it need not be.
 
-        Raises ``Record.deferred[delivery]`` to ``deferrals`` while the key is in progress.  Does nothing where it is
-        not, where the note is higher already, or where `MOST_NOTED` others are noted.
+        Sets ``Record.deferred[token]`` while the same owner's claim lives.  Does nothing where it does not, or where
+        `MOST_NOTED` others are noted.  The notes go with the claim: its release, its commit and the next claim of the
+        key clear them.
+
+        Args:
+            key: the record's.
+            owner: of the claim that was in the way of the copy.
+            token: the copy's own.
+            due: when its successor comes, in epoch milliseconds by the store's clock.
+            past: tokens whose notes are past their time, of which up to `MOST_FORGOTTEN` are removed.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Records in a DynamoDB table, in the format of Powertools for AWS Lambda (Python)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -263,9 +263,9 @@ class DynamoDBStore:
                 break
         return Renewed(claim)
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
-        self._update(key, writes.deferral_update(delivery, deferrals))
+        self._update(key, writes.deferral_update(owner, token, due, past, self._now(key)))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""

@@ -1,11 +1,11 @@
 """The conditional writes of the protocol, in terms of roles: what changes, and on what condition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from idempotent_tasks.records import Claim, ClaimRequest, Outcome, Status, expiration_seconds
 from idempotent_tasks.reservation import is_reservation, reservation_owner
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
 __all__ = [
@@ -44,6 +44,8 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
         "task_id": request.task_id,
         "worker": request.worker,
         "claimed_at": int(now * 1000),
+        # The notes of deferrals go into this map, which an update can only do where there is one.
+        "deferred": {},
     }
     optional = {"validation": request.validation, "process": request.process}
     return Update(
@@ -52,8 +54,6 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :tries",
-            # The notes of deferrals go into this map, which an update can only do where there is one.
-            "#deferred = if_not_exists(#deferred, :nobody)",
         ),
         condition=_CLAIMABLE.format(same_payload="" if request.validation is None else _SAME_PAYLOAD),
         operands={
@@ -65,7 +65,6 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
             "one": 1,
             "tries": 0 if is_reservation(request) else 1,
             "reserved": reservation_owner(request.task_id),
-            "nobody": {},
         },
     )
 
@@ -128,17 +127,27 @@ def renew_update(claim: Claim, until: int, expiration: int) -> Update:
     )
 
 
-def deferral_update(delivery: str, deferrals: int) -> Update:
-    """Return the write that notes the highest deferral of a delivery, while the key is in progress."""
-    noted = "#deferred.#delivery"
+def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: float) -> Update:
+    """Return the write that notes when the successor of a copy is due, while the owner's claim lives.
+
+    It removes the notes of the tokens in ``past``, up to `MOST_FORGOTTEN`; ``now`` is epoch seconds.
+    """
+    forgotten = {f"past_{place}": each for place, each in enumerate(past[:MOST_FORGOTTEN]) if each != token}
     return Update(
-        actions=(f"{noted} = :deferrals",),
+        actions=("#deferred.#token = :due",),
+        remove=tuple(f"deferred.#{place}" for place in forgotten),
         condition=(
-            f"#status = :inprogress AND attribute_exists(#deferred) AND ({noted} < :deferrals OR "
-            f"(attribute_not_exists({noted}) AND size(#deferred) < :most))"
+            f"{_HELD} AND #in_progress_expiration > :now_ms AND attribute_exists(#deferred) AND "
+            "(attribute_exists(#deferred.#token) OR size(#deferred) < :most)"
         ),
-        operands={"deferrals": deferrals, "inprogress": Status.INPROGRESS, "most": MOST_NOTED},
-        entries={"delivery": delivery},
+        operands={
+            "holder": owner,
+            "inprogress": Status.INPROGRESS,
+            "now_ms": int(now * 1000),
+            "due": due,
+            "most": MOST_NOTED + len(forgotten),
+        },
+        entries={"token": token, **forgotten},
     )
 
 

@@ -1,6 +1,7 @@
 """Records in this process's memory: for tests, eager mode and single-process workers."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from idempotent_tasks.clock import Clock, SystemClock
@@ -28,7 +29,7 @@ from idempotent_tasks.records import (
     was_released,
 )
 from idempotent_tasks.reservation import is_reservation
-from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_NOTED
+from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 
 __all__ = ["MemoryStore"]
 
@@ -127,15 +128,18 @@ class MemoryStore:
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.status is not Status.INPROGRESS or record.free:
+            if record is None or record.owner != owner or record.status is not Status.INPROGRESS:
                 return
-            noted = record.deferred.get(delivery)
-            if len(record.deferred) < MOST_NOTED if noted is None else noted < deferrals:
-                self._records[key] = replace(record, deferred={**record.deferred, delivery: deferrals})
+            if (record.in_progress_expiration or 0) <= int(self.clock.now() * 1000):
+                return
+            forgotten = {each for each in past[:MOST_FORGOTTEN] if each != token}
+            if token in record.deferred or len(record.deferred) < MOST_NOTED + len(forgotten):
+                kept = {name: each for name, each in record.deferred.items() if name not in forgotten}
+                self._records[key] = replace(record, deferred={**kept, token: due})
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
@@ -178,7 +182,6 @@ class MemoryStore:
             worker=request.worker,
             process=request.process,
             claimed_at=int(now * 1000),
-            deferred=old.deferred if old else {},
         )
         self._records[request.key] = record
         return Granted(

@@ -28,7 +28,7 @@ class TestRelease:
     def test_the_owner_goes_and_the_time_stays(self, store: AnyStore, clock: MovableClock) -> None:
         """Fence and payload stay on the record, which has no owner; attempts count from 0; the reason is noted."""
         claim = grant(store, validation="a")
-        store.note_deferral(KEY, "a/0", 3)
+        store.note_deferral(KEY, claim.owner, "a", int(clock.now() * 1000) + 3_000)
         held = store.get(KEY)
         before = int(clock.now() * 1000)
         assert store.release(claim, "ValueError") == Released()
@@ -90,12 +90,6 @@ class TestRelease:
         assert store.release(reserved, "Unseen", began=False) == Released()
         assert store.get(KEY).attempt == 0
         assert grant(store, "two").attempt == 1
-
-    def test_a_free_key_takes_no_note(self, store: AnyStore) -> None:
-        """Nobody waits for a holder that there is not."""
-        store.release(grant(store), "Retry")
-        store.note_deferral(KEY, "a/0", 1)
-        assert store.get(KEY).deferred == {}
 
     def test_it_forgets_the_crashes(self, store: AnyStore, clock: MovableClock) -> None:
         """After a release the count of crashes in a row starts anew."""

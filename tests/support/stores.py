@@ -1,6 +1,6 @@
 """A store that fails as planned in front of one that works: the crash windows of the protocol, one step at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from idempotent_tasks.clock import Clock
@@ -142,9 +142,9 @@ class FaultyStore:
         )
         return answer
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """Note as planned."""
-        self._take_step("note_deferral", lambda: self.inner.note_deferral(key, delivery, deferrals))
+        self._take_step("note_deferral", lambda: self.inner.note_deferral(key, owner, token, due, past))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """Note as planned."""
