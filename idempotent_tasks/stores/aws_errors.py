@@ -6,7 +6,7 @@ error that is called permanent by mistake is not tried again; one that is called
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -157,8 +157,8 @@ class Request:
     action: str
     #: On what, and where.
     target: str
-    #: How botocore calls the provider of the credentials, such as ``assume-role``; None where nobody knows.
-    provider: str | None = None
+    #: Returns how botocore calls the provider of the credentials, such as ``assume-role``; None where nobody knows.
+    provider: Callable[[], str | None]
 
     def __str__(self) -> str:
         return f"{self.service.prefix}:{self.action} on {self.target}"
@@ -282,7 +282,7 @@ def _of_other_service(error: ClientError, request: Request) -> StoreError:
 def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
     """Return what it means that there are no credentials to sign a request with."""
     told: Mapping[str, object] = error.kwargs if isinstance(error, BotoCoreError) else {}
-    given = str(told.get("provider") or request.provider or "")
+    given = str(told.get("provider") or request.provider() or "")
     service = _PROVIDERS.get(given, given)
     if isinstance(error, NoCredentialsError):
         what = "no credentials were found"

@@ -70,7 +70,7 @@ class Connection(ProcessClient):
     """
 
     def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
-        super().__init__("dynamodb", **given)
+        super().__init__("dynamodb", clock=clock, **given)
         self._fast = fast
         #: Beside the client of this process.
         self._road: ShortRoad | None = None
@@ -98,7 +98,7 @@ class Connection(ProcessClient):
         """
         action = "".join(part.title() for part in operation.split("_"))
         target = f"table {parameters.get('TableName', '')!r} at {self!r}"
-        request = Request(service=DYNAMODB, action=action, target=target, provider=self.provider)
+        request = Request(service=DYNAMODB, action=action, target=target, provider=lambda: self.provider)
         if time_left() <= 0:
             raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:

@@ -153,7 +153,7 @@ class S3Results:
         """
         digest = sha256(data)
         key = f"{self.prefix}{digest.hexdigest()}"
-        with self._asking("PutObject", self.bucket):
+        with self._asking("PutObject", self.bucket) as request:
             answer = self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
@@ -163,7 +163,7 @@ class S3Results:
                 ChecksumSHA256=b64encode(digest.digest()).decode(),
                 Metadata={"idempotency-expires": datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")},
             )
-            self._check(answer)
+            _check_own(answer, request)
         return f"s3://{self.bucket}/{key}"
 
     def get(self, address: str) -> bytes:
@@ -178,9 +178,9 @@ class S3Results:
         if parts.scheme != "s3" or not parts.netloc or not key:
             raise ResultUnavailableError("its result lies at what is no address of S3")
         try:
-            with self._asking("GetObject", parts.netloc):
+            with self._asking("GetObject", parts.netloc) as request:
                 answer = self.client().get_object(Bucket=parts.netloc, Key=key)
-                self._check(answer)
+                _check_own(answer, request)
                 data = b"".join(_timely(answer["Body"]))
         except StoreError as error:
             if error_code(error) != _ABSENT:
@@ -207,24 +207,18 @@ class S3Results:
         return answer
 
     @contextmanager
-    def _asking(self, action: str, bucket: str) -> Iterator[None]:
+    def _asking(self, action: str, bucket: str) -> Iterator[Request]:
         target = f"bucket {bucket!r} at {self._client!r}"
-        request = Request(service=S3, action=action, target=target, provider=self._client.provider)
+        request = Request(service=S3, action=action, target=target, provider=lambda: self._client.provider)
         if time_left() <= 0:
             raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:
             with translated(request):
-                yield
+                yield request
         except StoreError as error:
             if blames_credentials(error):
                 self._client.refused()
             raise
-
-    def _check(self, answer: dict[str, Any]) -> None:
-        """Refuse an answer with status 200 that is none of S3's: botocore takes any page for one."""
-        if "ETag" not in answer:
-            msg = f"what answers at {self._client!r} is not S3; fix the endpoint, or the gateway in between"
-            raise StoreUnavailableError(msg)
 
 
 def days_of(retention_seconds: float) -> int:
@@ -250,3 +244,10 @@ def _timely(body: Any) -> Iterator[bytes]:
 def _check_time() -> None:
     if time_left() <= 0:
         raise StoreUnavailableError("no time is left for the rest of the object")
+
+
+def _check_own(answer: dict[str, Any], request: Request) -> None:
+    """Refuse an answer with status 200 that is none of S3's: botocore takes any page for one."""
+    if "ETag" not in answer:
+        msg = f"{request} was answered by what is not S3; fix the endpoint, or the gateway in between"
+        raise StoreUnavailableError(msg)

@@ -24,20 +24,38 @@ from idempotent_tasks.checks import Finding, Surroundings, findings
 from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
-from tests.support.wire import Answer, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
 WEEK = 7 * 86_400
 DATA = secrets.token_bytes(100_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
-FAULTS = {
+
+def told(status: int, code: str) -> Answer:
+    """Return an answer of S3's that names an error."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+    return Answer(status, body.encode(), (("Content-Type", "application/xml"),))
+
+
+def page(status: int) -> Fault:
+    """Answer with a page in S3's place."""
+    return lambda _: Answer(status, b"<html><body>made up</body></html>", (("Content-Type", "text/html"),))
+
+
+FAULTS: dict[str, Fault] = {
     "refused": refuse,
     "answer-lost": lose_answer,
     "cut": cut,
     "slow-down": answer(503, "SlowDown"),
     "internal": answer(500, "InternalError"),
     "throttled": answer(429, "x"),
+    **{f"page-{status}": page(status) for status in (200, 400, 403, 404, 407, 408, 502)},
+    "empty": lambda _: Answer(404, b""),
+    **{
+        code: lambda _, code=code: told(403, code)
+        for code in ("ExpiredToken", "InvalidAccessKeyId", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "MadeUp")
+    },
 }
 
 MakeResults = Callable[..., S3Results]
@@ -189,8 +207,7 @@ class TestFaults:
 
 def denied(_forward: Forward) -> Answer:
     """Answer as S3 does where an action is not allowed."""
-    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
-    return Answer(403, body, (("Content-Type", "application/xml"),))
+    return told(403, "AccessDenied")
 
 
 class TestConfiguration:
