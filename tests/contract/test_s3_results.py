@@ -38,6 +38,11 @@ def told(status: int, code: str) -> Answer:
     return Answer(status, body.encode(), (("Content-Type", "application/xml"),))
 
 
+def refuse_as(code: str) -> Fault:
+    """Refuse a request as S3 does."""
+    return lambda _: told(403, code)
+
+
 def page(status: int) -> Fault:
     """Answer with a page in S3's place."""
     return lambda _: Answer(status, b"<html><body>made up</body></html>", (("Content-Type", "text/html"),))
@@ -53,7 +58,7 @@ FAULTS: dict[str, Fault] = {
     **{f"page-{status}": page(status) for status in (200, 400, 403, 404, 407, 408, 502)},
     "empty": lambda _: Answer(404, b""),
     **{
-        code: lambda _, code=code: told(403, code)
+        code: refuse_as(code)
         for code in ("ExpiredToken", "InvalidAccessKeyId", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "MadeUp")
     },
 }
