@@ -13,6 +13,7 @@ from idempotent_tasks.stores.aws_client import LONGEST_LOOK, Credentials
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
+from tests.support.credential_services import direct
 from tests.support.roads import ask
 from tests.support.wire import Wire, answer
 
@@ -189,7 +190,7 @@ class TestWithoutARegion:
 
     def test_none_at_all(self, connect: Connect, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
         """It may appear, and then the same store works."""
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", wire.endpoint)
+        direct(monkeypatch, "dynamodb", wire.endpoint)
         connection = connect(endpoint_url=None)
         with pytest.raises(StoreUnavailableError, match="You must specify a region"):
             ask(connection)

@@ -27,7 +27,7 @@ from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
 from tests.support.canned import Canned
-from tests.support.credential_services import ACCESS_KEY, ROLE, CredentialServices, credential_services
+from tests.support.credential_services import ACCESS_KEY, ROLE, CredentialServices, credential_services, direct
 from tests.support.roads import ask
 
 #: Seconds; less than any time-out of ours, and more than a request takes that is answered.
@@ -64,7 +64,7 @@ def role(services: CredentialServices, tmp_path: Path, monkeypatch: pytest.Monke
     config.write_text(f"[profile worker]\nrole_arn = {ROLE}\nsource_profile = base\n{base}")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_PROFILE", "worker")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.endpoint)
+    direct(monkeypatch, "sts", services.endpoint)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def token(services: CredentialServices, tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text("a.made.up.jwt")
     monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(path))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", services.endpoint)
+    direct(monkeypatch, "sts", services.endpoint)
     return path
 
 
@@ -227,7 +227,7 @@ class TestMetadata:
         self, services: CredentialServices, canned: Canned, fast: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Boto3 then has no credentials, as on a machine without any; no client of this moment is kept."""
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", canned.endpoint)
+        direct(monkeypatch, "dynamodb", canned.endpoint)
         connection = Connection(region=REGION, fast=fast)
         services.status = 503
         assert "no credentials were found" in unavailable(connection)

@@ -17,6 +17,7 @@ from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
+from tests.support.credential_services import direct
 from tests.support.roads import ask, client_requests
 from tests.support.wire import Request, Wire, answer, refuse
 
@@ -196,7 +197,7 @@ class TestFailing:
 
     def test_none_at_all(self, wire: Wire, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both roads say what is missing, each time, and nothing is kept of it: they work once it is there."""
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", wire.endpoint)
+        direct(monkeypatch, "dynamodb", wire.endpoint)
         wire.break_all(answer(400, "ConditionalCheckFailedException"))
         connection = Connection(region=REGION, fast=fast)
         with monkeypatch.context() as patch:

@@ -24,6 +24,7 @@ from idempotent_tasks.checks import Finding, Surroundings, findings
 from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
+from tests.support.credential_services import direct
 from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
@@ -206,7 +207,7 @@ class TestFaults:
             results = S3Results(bucket, region=REGION)
             with pytest.raises(StoreUnavailableError, match=r"no credentials were found; s3:PutObject on bucket"):
                 results.put(DATA, EXPIRES_AT)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", ministack)
+        direct(monkeypatch, "s3", ministack)
         assert results.put(DATA, EXPIRES_AT)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import REGION
 from tests.integration.conftest import MakeRig
-from tests.support.credential_services import ROLE, CredentialServices, credential_services
+from tests.support.credential_services import ROLE, CredentialServices, credential_services, direct
 from tests.support.rig import Rig
 from tests.support.waiting import wait_for
 
@@ -27,7 +27,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Creden
     with credential_services() as running:
         monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
         monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", running.endpoint)
+        direct(monkeypatch, "sts", running.endpoint)
         monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
         yield running
 

@@ -7,8 +7,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-__all__ = ["ACCESS_KEY", "ROLE", "CredentialServices", "credential_services"]
+import botocore.session
+import pytest
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+
+__all__ = ["ACCESS_KEY", "ROLE", "CredentialServices", "credential_services", "direct"]
 
 #: What every service gives.
 ACCESS_KEY = "ASIATESTING"
@@ -56,6 +61,27 @@ class CredentialServices:
         """Return STS's error."""
         error = f"<Error><Type>Sender</Type><Code>{self.code}</Code><Message>words of STS</Message></Error>"
         return f'<ErrorResponse xmlns="{_NAMESPACE}">{error}<RequestId>r</RequestId></ErrorResponse>'.encode()
+
+
+def direct(patch: pytest.MonkeyPatch, service: str, endpoint: str) -> None:
+    """Have boto3 ask for a service at an endpoint, wherever it makes a client without naming one.
+
+    Args:
+        patch: for how long.
+        service: by boto3's name.
+        endpoint: the URL.
+    """
+    if "ignore_configured_endpoint_urls" in BOTOCORE_DEFAUT_SESSION_VARIABLES:
+        patch.setenv(f"AWS_ENDPOINT_URL_{service.upper()}", endpoint)
+        return
+    # Before botocore 1.31 the environment names none.
+    create = botocore.session.Session.create_client
+
+    def create_there(session: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        given = {**kwargs, "endpoint_url": kwargs.get("endpoint_url") or endpoint} if name == service else kwargs
+        return create(session, name, *args, **given)
+
+    patch.setattr(botocore.session.Session, "create_client", create_there)
 
 
 @contextmanager
