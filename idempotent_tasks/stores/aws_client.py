@@ -17,7 +17,7 @@ from botocore.exceptions import NoCredentialsError
 
 from idempotent_tasks.clock import Clock, SystemClock
 from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError
-from idempotent_tasks.stores.aws_errors import INTERRUPTS
+from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
 from idempotent_tasks.stores.aws_timeouts import obey_time_left
 
 __all__ = ["OUR_CONFIG", "Credentials", "ProcessClient"]
@@ -240,6 +240,7 @@ class ProcessClient:
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
         obey_time_left(client)
+        _note_interrupts(origin.credentials)
         self._made(client, session, credentials)
         self._client, self._origin = client, origin
 
@@ -273,6 +274,13 @@ class _Obedient:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         obey_time_left(self)
+
+
+def _note_interrupts(credentials: Any) -> None:
+    """Let no soft time limit be lost in a refresh of credentials that botocore does without."""
+    refresh = getattr(credentials, "_refresh_using", None)
+    if refresh is not None and not isinstance(refresh, NotedRefresh):
+        credentials._refresh_using = NotedRefresh(refresh)  # noqa: SLF001 - botocore tells nobody else
 
 
 def _is_static(credentials: Any) -> bool:

@@ -8,9 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -38,7 +39,7 @@ from botocore.parsers import ResponseParserError
 
 from idempotent_tasks.errors import IdempotencyError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 
-__all__ = ["Request", "Service", "blames_credentials", "error_code", "translated"]
+__all__ = ["INTERRUPTS", "NotedRefresh", "Request", "Service", "blames_credentials", "error_code", "translated"]
 
 #: What Celery raises into a running task, at any line, and what must come out of a request as it is.
 INTERRUPTS: Final = (SoftTimeLimitExceeded,)
@@ -132,6 +133,8 @@ _INVALID_ENDPOINT: Final = "Invalid endpoint"
 _CREDENTIALS_REMEDY: Final = "give the worker a role, or credentials in its environment or in a file"
 #: Characters of a foreign text that are quoted: the second line of a refused signature would hold the session's token.
 _LONGEST_QUOTE: Final = 300
+#: What interrupted a refresh of credentials within the request under way.
+_swallowed: ContextVar[list[BaseException] | None] = ContextVar("idempotency_swallowed", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,8 @@ def translated(request: Request) -> Iterator[None]:
         StoreMisconfiguredError: what is certain to stay until somebody acts.
     """
     outside = sys.exc_info()[1]
+    swallowed: list[BaseException] = []
+    token = _swallowed.set(swallowed)
     try:
         yield
     except IdempotencyError:
@@ -186,6 +191,35 @@ def translated(request: Request) -> Iterator[None]:
         if interrupt is not None:
             raise interrupt from None
         raise _store_error(error, request) from error
+    finally:
+        _swallowed.reset(token)
+    if swallowed:
+        raise swallowed[0]
+
+
+class NotedRefresh:
+    """A refresh of credentials whose interrupt is raised when the request is through, should botocore swallow it.
+
+    Some minutes before credentials expire botocore tries to refresh them, and goes on with them whatever happens
+    (``botocore.credentials.RefreshableCredentials._protected_refresh``).
+
+    Args:
+        refresh: returns new credentials.
+    """
+
+    def __init__(self, refresh: Callable[[], Any]) -> None:
+        self._refresh = refresh
+
+    def __call__(self) -> Any:
+        """Refresh, and note what interrupts it."""
+        outside = sys.exc_info()[1]
+        try:
+            return self._refresh()
+        except Exception as error:
+            interrupt, swallowed = _interrupt_in(error, outside), _swallowed.get()
+            if interrupt is not None and swallowed is not None:
+                swallowed.append(interrupt)
+            raise
 
 
 def error_code(error: BaseException | None) -> str:

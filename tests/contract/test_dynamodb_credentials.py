@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError, EndpointConnectionError
 
@@ -210,6 +211,26 @@ class TestFailing:
         assert not wire.requests
         ask(connection)
         assert access_key_of(wire.requests[0]) == "testing"
+
+    @pytest.mark.parametrize("seconds_left", [300, 780], ids=["mandatory", "advisory"])
+    def test_an_interrupt_in_a_refresh(
+        self, connect: Callable[[Any], Connection], wire: Wire, seconds_left: int
+    ) -> None:
+        """A soft time limit comes out, also where botocore would go on with the credentials that it has."""
+        rotation = Rotation()
+        connection = connect(rotation.credentials)
+        ask(connection)
+        rotation.failure = SoftTimeLimitExceeded(5)
+        rotation.credentials._expiry_time = datetime.now(UTC) + timedelta(seconds=seconds_left)
+        with pytest.raises(SoftTimeLimitExceeded) as caught:
+            ask(connection)
+        assert caught.value is rotation.failure
+        rotation.failure = KeyError()
+        rotation.credentials._expiry_time = datetime.now(UTC) + timedelta(seconds=780)
+        ask(connection)
+        rotation.failure = None
+        ask(connection)
+        assert access_key_of(wire.requests[-1]) == "ASIA2"
 
     @pytest.mark.parametrize("requests", [0, 1], ids=["first", "second"])
     @pytest.mark.parametrize("code", [None, "UnrecognizedClientException", "InvalidSignatureException"])
