@@ -318,8 +318,9 @@ def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
     told: Mapping[str, object] = error.kwargs if isinstance(error, BotoCoreError) else {}
     given = str(told.get("provider") or request.provider() or "")
     service = _PROVIDERS.get(given, given)
+    remedy = f"see why {service or 'what gives this worker its credentials'} fails"
     if isinstance(error, NoCredentialsError):
-        what = "no credentials were found"
+        what, remedy = "no credentials were found", _CREDENTIALS_REMEDY
     elif isinstance(error, _NO_ANSWER):
         place = urlsplit(str(told.get("endpoint_url") or "")).netloc
         at = f" at {place}" if place else ""
@@ -327,7 +328,7 @@ def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
     else:
         by = f" from {service}" if service else ""
         what = f"the credentials{by} cannot be had: {_quoted(error)}"
-    message = f"{what}; {request} was not sent. Remedy: {_CREDENTIALS_REMEDY}"
+    message = f"{what}; {request} was not sent. Remedy: {remedy}"
     permanent = isinstance(error, MissingDependencyException)
     return StoreMisconfiguredError(message) if permanent else StoreUnavailableError(message)
 
@@ -357,6 +358,9 @@ def _quoted(error: Exception) -> str:
         return f"{type(error).__name__}: {error.strerror}" + (f": {error.filename!r}" if error.filename else "")
     if isinstance(error, BotoCoreError) or str(error).startswith(_INVALID_ENDPOINT):
         return _first_line(str(error))
+    raised_in = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    if raised_in == [_CREDENTIALS_MODULE]:
+        return f"{type(error).__name__}: {_first_line(str(error))}"
     return type(error).__name__
 
 

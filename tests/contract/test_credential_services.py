@@ -169,7 +169,9 @@ class TestSTS:
         connection = connect()
         ask(connection)
         services.lives_seconds = -5
-        assert "the credentials from STS cannot be had: RuntimeError" in unavailable(connection)
+        said = unavailable(connection)
+        assert "the credentials from STS cannot be had: RuntimeError: Credentials were refreshed, but" in said
+        assert said.endswith("Remedy: see why STS fails")
         services.lives_seconds = 60
         ask(connection)
 
