@@ -47,10 +47,17 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def connect(wire: Wire, clock: FakeClock, fast: bool) -> Connect:
+def connect(wire: Wire, clock: FakeClock, session: boto3.Session, fast: bool) -> Connect:
     """Makes connections to a server that accepts any signature; whatever they ask is refused: that is an answer."""
     accept(wire)
-    return lambda **given: Watched(**{"endpoint_url": wire.endpoint, "fast": fast, "clock": clock, **given})
+
+    def connected(**given: Any) -> Watched:
+        connection = Watched(**{"endpoint_url": wire.endpoint, "fast": fast, "clock": clock, **given})
+        # What botocore knows of its services is read once.
+        connection._loader = session._session.get_component("data_loader")
+        return connection
+
+    return connected
 
 
 def accept(wire: Wire) -> None:

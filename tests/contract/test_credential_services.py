@@ -44,9 +44,21 @@ def services() -> Iterator[CredentialServices]:
 
 
 @pytest.fixture
-def connect(canned: Canned, fast: bool) -> Connect:
+def loader(session: boto3.Session) -> Any:
+    """What botocore knows of its services, which is read once."""
+    return session._session.get_component("data_loader")
+
+
+@pytest.fixture
+def connect(canned: Canned, loader: Any, fast: bool) -> Connect:
     """Makes connections with a session of their own, which reads the environment."""
-    return lambda: Connection(endpoint_url=canned.endpoint, region=REGION, fast=fast)
+
+    def connected() -> Connection:
+        connection = Connection(endpoint_url=canned.endpoint, region=REGION, fast=fast)
+        connection._loader = loader
+        return connection
+
+    return connected
 
 
 @pytest.fixture
@@ -281,9 +293,10 @@ def provider() -> Provider:
 
 
 @pytest.fixture
-def provided(provider: Provider) -> boto3.Session:
+def provided(provider: Provider, loader: Any) -> boto3.Session:
     """A session with the provider."""
     session = botocore.session.Session()
+    session.register_component("data_loader", loader)
     session.get_component("credential_provider").providers.insert(0, provider)
     return boto3.Session(botocore_session=session, region_name=REGION)
 
