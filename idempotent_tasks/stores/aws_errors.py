@@ -151,20 +151,20 @@ class Service:
     speaks_json: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True)
 class Request:
-    """One request to a service, for messages."""
+    """One request to a service, for messages; what only a message needs is worked out for one."""
 
     service: Service
     #: The operation in the service's own spelling, such as ``GetItem``.
     action: str
-    #: On what, and where.
-    target: str
+    #: Returns on what, and where.
+    target: Callable[[], str]
     #: Returns how botocore calls the provider of the credentials, such as ``assume-role``; None where nobody knows.
     provider: Callable[[], str | None]
 
     def __str__(self) -> str:
-        return f"{self.service.prefix}:{self.action} on {self.target}"
+        return f"{self.service.prefix}:{self.action} on {self.target()}"
 
 
 @contextmanager

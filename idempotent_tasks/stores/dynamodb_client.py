@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import boto3
@@ -96,9 +97,12 @@ class Connection(ProcessClient):
             StoreMisconfiguredError: what is certain to stay until somebody acts; the message holds the remedy.
             RecordCorruptError: the item under the key is no record.
         """
-        action = "".join(part.title() for part in operation.split("_"))
-        target = f"table {parameters.get('TableName', '')!r} at {self!r}"
-        request = Request(service=DYNAMODB, action=action, target=target, provider=lambda: self.provider)
+        request = Request(
+            DYNAMODB,
+            _action(operation),
+            lambda: f"table {parameters.get('TableName', '')!r} at {self!r}",
+            lambda: self.provider,
+        )
         if time_left() <= 0:
             raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:
@@ -180,6 +184,12 @@ class Connection(ProcessClient):
         if date is not None:
             self.clock.observe(date, sent_at)
             self.clock_asked = True
+
+
+@cache
+def _action(operation: str) -> str:
+    """Return DynamoDB's own name of an operation, by that of the client's method."""
+    return "".join(part.title() for part in operation.split("_"))
 
 
 def _headers(answer: Any) -> dict[str, str]:

@@ -208,8 +208,8 @@ class S3Results:
 
     @contextmanager
     def _asking(self, action: str, bucket: str) -> Iterator[Request]:
-        target = f"bucket {bucket!r} at {self._client!r}"
-        request = Request(service=S3, action=action, target=target, provider=lambda: self._client.provider)
+        client = self._client
+        request = Request(S3, action, lambda: f"bucket {bucket!r} at {client!r}", lambda: client.provider)
         if time_left() <= 0:
             raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:

@@ -18,7 +18,7 @@ SECRET = "wJalrXUtnFEMI"
 
 def request(service: Service = DYNAMODB, action: str = "UpdateItem") -> Request:
     """Return a request."""
-    return Request(service=service, action=action, target="table 'records' at eu-west-1", provider=lambda: None)
+    return Request(service, action, lambda: "table 'records' at eu-west-1", lambda: None)
 
 
 def client_error(code: str, status: int = 400, action: str = "UpdateItem", **given: str) -> ClientError:
