@@ -16,7 +16,8 @@ from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import NoCredentialsError
 
 from idempotent_tasks.clock import Clock, SystemClock
-from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError
+from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
 from idempotent_tasks.stores.aws_timeouts import obey_time_left
 
@@ -121,6 +122,8 @@ class ProcessClient:
         self._origin: _Origin | None = None
         #: What botocore knows of the service: data from files, which a forked child need not read and parse again.
         self._loader: Any = None
+        #: How often no client could be made.
+        self._failures = 0
         #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
         self._making: dict[int, threading.Lock] = {}
 
@@ -152,23 +155,36 @@ class ProcessClient:
         Raises:
             botocore.exceptions.NoCredentialsError: there are no credentials.
             StoreMisconfiguredError: a ready-made client was used before this process was forked.
+            StoreUnavailableError: another thread is making the client, and failed, or no time is left to wait for it.
             Exception: whatever boto3 raises where it looks for credentials; nothing is kept of it.
         """
         pid = os.getpid()
         is_ours = self._owner_pid == pid
         if is_ours and not self._is_due():
             return self._client
-        lock = self._making.setdefault(pid, threading.Lock())
+        lock, waited_for = self._making.setdefault(pid, threading.Lock()), self._failures
         # Who has a client goes on with it while another thread looks for something better.
-        if lock.acquire(blocking=not is_ours):
+        if lock.acquire(timeout=0 if is_ours else min(max(time_left(), 0), threading.TIMEOUT_MAX)):
             try:
                 if self._owner_pid != pid:
-                    self._adopt(pid)
+                    self._adopt_once(pid, waited_for)
                 elif self._is_due():
                     self._look_again()
             finally:
                 lock.release()
+        elif not is_ours:
+            raise StoreUnavailableError("another thread looks for credentials, and no time is left to wait for it")
         return self._client
+
+    def _adopt_once(self, pid: int, waited_for: int) -> None:
+        """Make the client, unless that failed while this thread waited: threads would ask the same service in turn."""
+        if self._failures != waited_for:
+            raise StoreUnavailableError("another thread found no credentials just now, or no region")
+        try:
+            self._adopt(pid)
+        except Exception:
+            self._failures += 1
+            raise
 
     def refused(self) -> None:
         """Take notice that the credentials of this process's client were refused: others may be there by now.

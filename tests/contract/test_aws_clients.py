@@ -1,20 +1,25 @@
 """What a client is made of, and that nothing stays that was only absent, or refused, in one moment."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.errors import StoreError
+from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.aws_client import LONGEST_LOOK, Credentials
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
 from tests.support.credential_services import direct
 from tests.support.roads import ask
+from tests.support.waiting import wait_for
 from tests.support.wire import Wire, answer
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -165,6 +170,41 @@ class TestWithoutCredentials:
         clock.advance(A_WHILE)
         ask(connection)
         assert [key for key, _ in scopes(wire)] == ["local", "AKIAFOUND"]
+
+    def test_threads_that_wait_for_credentials(self, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They fail with the thread that looked, instead of looking one after the other; the next one looks."""
+        looking, go_on = threading.Event(), threading.Event()
+        find = Watched._found
+
+        def find_slowly(connection: Watched) -> Any:
+            looking.set()
+            assert go_on.wait(30)
+            return find(connection)
+
+        monkeypatch.setattr(Watched, "_found", find_slowly)
+        connection = connect(region=REGION, endpoint_url="http://dynamodb.invalid:8000")
+
+        def client() -> Exception | None:
+            try:
+                connection.client_of_this_process()
+            except (NoCredentialsError, StoreUnavailableError) as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(8) as threads:
+            first = threads.submit(client)
+            assert looking.wait(30)
+            others = [threads.submit(client) for _ in range(7)]
+            wait_for(lambda: threads._work_queue.qsize() == 0, 30, "the threads do not begin")
+            with limited(FakeClock(), 0), pytest.raises(StoreUnavailableError, match="no time is left to wait for it"):
+                connection.client_of_this_process()
+            go_on.set()
+            assert isinstance(first.result(), NoCredentialsError)
+            assert None not in [each.result() for each in others]
+        # A thread that came late looks by itself.
+        assert connection.looks < 8
+        give_keys(monkeypatch)
+        assert client() is None
 
     def test_another_endpoint_is_not_asked(self, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
         """Made-up credentials are for this machine; elsewhere there is no client without real ones."""
