@@ -188,6 +188,7 @@ class Guard:
             accepts_pickle=self.accepts_pickle,
             recall=self.recall,
             interrupts=self.interrupts,
+            never_final=self.never_final,
             at_the_latest=self._at_the_latest,
         )
 

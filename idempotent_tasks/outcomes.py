@@ -62,6 +62,8 @@ class Outcomes:
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Exceptions that something outside raises into this thread at any moment.
     interrupts: Interrupts = ()
+    #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
+    never_final: tuple[type[BaseException], ...] = ()
     #: Returns the epoch seconds that it is given, or when this process is killed if that is before.
     at_the_latest: Callable[[float], float] = lambda until: until
 
@@ -107,7 +109,7 @@ class Outcomes:
         """
         try:
             whole = self._whole(record)
-            return decode_failure(whole, self.policy.final_errors, interrupts=self.interrupts)
+            return decode_failure(whole, self.policy.final_errors, never=self.never_final, interrupts=self.interrupts)
         except StoredFailureError as error:
             return error
         except ResultUnavailableError as error:

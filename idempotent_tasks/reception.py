@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskPredicate
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    SoftTimeLimitExceeded,
+    TaskPredicate,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 
 from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
@@ -23,7 +31,7 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
-from idempotent_tasks.keys import check_prefix, payload_digest, record_key
+from idempotent_tasks.keys import check_prefix, check_task_id, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
@@ -45,8 +53,18 @@ SENDING_SECONDS: Final = 5.0
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
 
-#: Exceptions that say what becomes of a message or of a claim, and never what came of a body.
-NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError)
+#: Exceptions that say what becomes of a message, a process or a claim, and never what came of a body.  A worker acts on
+#: them whoever raised them (``celery.worker.request.Request.on_failure``): it requeues a message for the third and
+#: fourth, drops it for the fifth, and ends for the sixth.
+NEVER_FINAL: Final = (
+    TaskPredicate,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+    Terminated,
+    MemoryError,
+    IdempotencyError,
+)
 
 _keeper = Keeper()
 #: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
@@ -150,8 +168,9 @@ class Reception:
             retention_seconds=seconds(policy.expires),
             validation=None if validate is None else payload_digest(delivery, validate, signature),
             task=delivery.task,
-            task_id=delivery.task_id,
-            worker=delivery.worker,
+            task_id=check_task_id(delivery.task_id, delivery.task),
+            # Named on a command line, in bytes that need not be text; it is for people only.
+            worker=delivery.worker.encode(errors="backslashreplace").decode(),
             process=current_process(delivery.watcher),
         )
 

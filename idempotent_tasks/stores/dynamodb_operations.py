@@ -43,14 +43,17 @@ class Operations:
         self._store = store
         self._layout = store.layout
 
-    def records(self, *, status: Status | None = None, task: str | None = None) -> Iterator[Record | Corrupt]:
-        """Go through the table page by page, without the records' data.
+    def records(
+        self, *, status: Status | None = None, task: str | None = None, data: bool = False
+    ) -> Iterator[Record | Corrupt]:
+        """Go through the table page by page.
 
-        DynamoDB bills for every item that is looked at, whatever the filter.
+        DynamoDB bills for every item that is looked at, and for the whole of it, whatever is asked for.
 
         Args:
             status: only records in which this status is stored.
             task: only records that this task claimed.
+            data: whether the records have their data; without it ``Record.data`` is None, and says nothing.
         """
         wanted: dict[str, Value] = {}
         if status is not None:
@@ -59,7 +62,7 @@ class Operations:
             wanted["task"] = task
         start: Item | None = None
         while True:
-            page = self._patiently(partial(self._page, wanted, start))
+            page = self._patiently(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
             if not start:
@@ -116,9 +119,9 @@ class Operations:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
         return isinstance(answer, Written)
 
-    def _page(self, wanted: dict[str, Value], start: Item | None) -> dict[str, Any]:
+    def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
         layout, partition = self._layout, self._layout.sort_key_attr is not None
-        projection = ", ".join(f"#{role}" for role in layout.roles if role != "data")
+        projection = ", ".join(f"#{role}" for role in layout.roles if data or role != "data")
         names = layout.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         given: dict[str, Any] = {}

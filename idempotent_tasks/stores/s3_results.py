@@ -1,5 +1,6 @@
 """Results that a record is too small for: objects in S3, named after what is in them."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from botocore.config import Config
 
+from idempotent_tasks.codec import MAX_RESULT_BYTES
 from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoreError, StoreUnavailableError
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient
@@ -24,6 +26,8 @@ __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 OBJECT_ACTIONS: Final = ("s3:PutObject", "s3:GetObject")
 BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 
+#: How much of an object is read at once.
+PIECE_BYTES: Final = 1024 * 1024
 #: Megabytes take longer than an item.
 _CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
 #: What S3's refusals mean that no further try changes; any other code may pass.
@@ -46,8 +50,6 @@ S3: Final = Service(
     },
     settings="the region, endpoint or credentials of idempotency_results_bucket",
 )
-#: Bytes of an object that are read at a time.
-_PART_BYTES: Final = 1 << 16
 _ABSENT: Final = "NoSuchKey"
 _TEXT_PARAMETERS: Final = ("region", "endpoint_url")
 
@@ -111,7 +113,10 @@ class S3Results:
         Raises:
             ConfigurationError: the URL has no bucket, another scheme or an unknown parameter.
         """
-        parts = urlsplit(url if "://" in url else f"s3://{url}")
+        try:
+            parts = urlsplit(url if "://" in url else f"s3://{url}")
+        except ValueError:
+            raise ConfigurationError("idempotency_results_bucket is no URL; write s3://BUCKET/PREFIX") from None
         if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError(f"results bucket {parts.scheme}://… is none; write s3://BUCKET/PREFIX")
         given: dict[str, Any] = {}
@@ -122,7 +127,9 @@ class S3Results:
                 given[name] = int(value)
             else:
                 known = ", ".join((*_TEXT_PARAMETERS, "above_bytes"))
-                raise ConfigurationError(f"results bucket {parts.netloc!r}: {name}={value!r} is none of {known}")
+                # Without the value, which may be a secret.
+                msg = f"results bucket {parts.netloc!r}: {name}= is unknown, or its value is wrong; known are {known}"
+                raise ConfigurationError(msg)
         return cls(parts.netloc, parts.path.lstrip("/"), **given)
 
     def __repr__(self) -> str:
@@ -167,21 +174,19 @@ class S3Results:
         return f"s3://{self.bucket}/{key}"
 
     def get(self, address: str) -> bytes:
-        """Read what `put` wrote, from whichever bucket the address names.
+        """Read what `put` wrote, under whatever prefix, in this bucket and no other.
 
         Raises:
-            ResultUnavailableError: the object is gone, or is not what was written.
+            ResultUnavailableError: the address is another bucket's or none; the object is gone, or is not what was
+                written.
             StoreUnavailableError, StoreMisconfiguredError: as for `put`.
         """
-        parts = urlsplit(address)
-        key = parts.path.removeprefix("/")
-        if parts.scheme != "s3" or not parts.netloc or not key:
-            raise ResultUnavailableError("its result lies at what is no address of S3")
+        key = self._key(address)
         try:
-            with self._asking("GetObject", parts.netloc) as request:
-                answer = self.client().get_object(Bucket=parts.netloc, Key=key)
+            with self._asking("GetObject", self.bucket) as request:
+                answer = self.client().get_object(Bucket=self.bucket, Key=key)
                 _check_own(answer, request)
-                data = b"".join(_timely(answer["Body"]))
+                data = _read(answer)
         except StoreError as error:
             if error_code(error) != _ABSENT:
                 raise
@@ -190,10 +195,23 @@ class S3Results:
                 "(`celery -A <app> idempotency template` writes it)"
             )
             raise ResultUnavailableError(msg) from None
-        if sha256(data).hexdigest() != key.rpartition("/")[2]:
-            msg = f"what lies at {address} is not the result that was stored there; find out who writes to the bucket"
+        if data is None or sha256(data).hexdigest() != key.rpartition("/")[2]:
+            msg = f"what {address} holds is not the result that was stored there; find out who writes to the bucket"
             raise ResultUnavailableError(msg)
         return data
+
+    def _key(self, address: str) -> str:
+        """Return the name of the object at an address; a record that somebody else wrote leads nowhere else."""
+        if not re.fullmatch(r"s3://[^/].*/[0-9a-f]{64}", address, re.DOTALL):
+            raise ResultUnavailableError("its result is stored at what is no address of S3 that this library wrote")
+        ours = f"s3://{self.bucket}/"
+        if not address.startswith(ours):
+            msg = (
+                f"its result is stored in another bucket than {self.bucket!r}, and only this one is read; "
+                "set idempotency_results_bucket to the bucket that the record names if it is yours"
+            )
+            raise ResultUnavailableError(msg)
+        return address.removeprefix(ours)
 
     def ask(self, operation: str, action: str) -> dict[str, Any]:
         """Send a request that concerns the bucket as a whole, and return its answer; raises as `put`.
@@ -234,11 +252,20 @@ class _Timely(BytesIO):
         return super().read(size)
 
 
-def _timely(body: Any) -> Iterator[bytes]:
-    """Yield the parts of an answer's body, likewise."""
-    for part in body.iter_chunks(_PART_BYTES):
+def _read(answer: dict[str, Any]) -> bytes | None:
+    """Read an object's bytes; None where they are more than any result has, of which nothing is kept."""
+    data, body = BytesIO(), answer["Body"]
+    if answer.get("ContentLength", 0) > MAX_RESULT_BYTES:
+        body.close()
+        return None
+    # To the empty piece that follows the last one: botocore compares length and checksum there.
+    while piece := body.read(PIECE_BYTES):
         _check_time()
-        yield part
+        data.write(piece)
+        if data.tell() > MAX_RESULT_BYTES:
+            body.close()
+            return None
+    return data.getvalue()
 
 
 def _check_time() -> None:

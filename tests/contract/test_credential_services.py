@@ -371,7 +371,7 @@ class TestProviders:
         with pytest.raises(StoreUnavailableError, match=r"cannot be had: KeyError; s3:PutObject on bucket 'results'"):
             results.put(b"data", 0)
         with pytest.raises(StoreUnavailableError, match="s3:GetObject"):
-            results.get("s3://results/digest")
+            results.get(f"s3://results/{'0' * 64}")
 
 
 class TestWhatFollows:

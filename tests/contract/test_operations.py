@@ -36,6 +36,8 @@ def test_every_record_is_seen_once_whatever_the_pages(operations: Operations, dy
     assert sorted(each.key for each in seen) == sorted(f"shop#{number}" for number in range(BULKY))
     assert {each.data for each in seen} == {None}
     assert {each.status for each in seen} == {Status.COMPLETED}
+    whole = {each.data for each in operations.records(data=True) if isinstance(each, Record)}
+    assert whole == {f'"{BULK}"'}
 
 
 def test_a_composite_table_shows_its_own_partition_only(make_store: MakeStore) -> None:
