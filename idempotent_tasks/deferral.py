@@ -1,8 +1,9 @@
 """Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 from kombu import pools
@@ -43,7 +44,9 @@ def countdown_seconds(deferrals: int, claim_left: float | None, visibility_timeo
     return max(countdown, SHORTEST_COUNTDOWN)
 
 
-def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
+def publish_again(
+    task: Any, delivery: Delivery, countdown: float, more_headers: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Publish the task's current message again, to run after ``countdown`` seconds.
 
     Everything of the message stays: id, retries, arguments and how they are shown, chain, chord, callbacks, expiry,
@@ -53,6 +56,7 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
         task: the bound Celery task, whose ``request`` is the message.
         delivery: the same message as this library read it.
         countdown: seconds.
+        more_headers: what the copy says beside what the message says.
 
     Raises:
         kombu.exceptions.OperationalError: the broker does not take it.
@@ -66,7 +70,7 @@ def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
     signature = task.signature_from_request(
         request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept
     )
-    headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
+    headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1, **more_headers}
     with _publisher(task.app) as publisher:
         signature.set(headers=headers).apply_async(add_to_parent=False, **publisher)
 

@@ -3,6 +3,7 @@
 Nothing else reads the request's bag of attributes; nothing here imports Celery.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,8 +13,10 @@ __all__ = [
     "DEFERRALS_HEADER",
     "HARD_LIMIT_ENTRY",
     "KEY_HEADER",
+    "MOST_UNSEEN",
     "OWNER_ENTRY",
     "PRIVATE_HEADERS",
+    "UNSEEN_HEADER",
     "WATCHER_ENTRY",
     "Delivery",
     "read_delivery",
@@ -23,6 +26,11 @@ __all__ = [
 KEY_HEADER: Final = "idempotency_key"
 #: Message header that counts how often this message was deferred.
 DEFERRALS_HEADER: Final = "idempotency_deferrals"
+#: Message header of a deferred copy with the owner tokens of claims that earlier deliveries of it asked for, whose
+#: answers they never saw; the last one first.
+UNSEEN_HEADER: Final = "idempotency_unseen"
+#: How many of them a message carries at most.
+MOST_UNSEEN: Final = 8
 #: Entry of the request dict, set by the worker's parent process: the enforced hard time limit in seconds, or None.
 HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
 #: Entry of the request dict, set by the worker's parent process: the content type of the message's body.
@@ -32,7 +40,11 @@ OWNER_ENTRY: Final = "idempotency_owner"
 #: Entry of the request dict, set by the worker's parent process: its process id where it releases for its children.
 WATCHER_ENTRY: Final = "idempotency_watcher"
 #: What must not travel on when a message is sent again for another reason than deferral.
-PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY})
+PRIVATE_HEADERS: Final = frozenset(
+    {DEFERRALS_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
+)
+#: An owner token as this library draws it; a message's sender can write anything else, such as a reservation's owner.
+_TOKEN: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +61,8 @@ class Delivery:
     retries: int = 0
     #: How often this message was deferred before.
     deferrals: int = 0
+    #: Owner tokens of claims that earlier deliveries of this message may have been granted, whose bodies never began.
+    unseen: tuple[str, ...] = ()
     #: After how many seconds the worker kills the body for certain, or None where nothing does.
     hard_limit_seconds: float | None = None
     #: The owner token that the worker's parent process knows too; None outside a worker.
@@ -81,9 +95,18 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         explicit_key=headers.get(KEY_HEADER),
         retries=request.retries or 0,
         deferrals=deferrals if isinstance(deferrals, int) else 0,
+        unseen=_tokens(headers.get(UNSEEN_HEADER)),
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
         owner=request.get(OWNER_ENTRY),
         watcher=request.get(WATCHER_ENTRY),
         worker=request.hostname or "",
         eager=bool(request.is_eager),
     )
+
+
+def _tokens(header: object) -> tuple[str, ...]:
+    """Return the owner tokens of a message's header, and nothing else that somebody may have written there."""
+    if not isinstance(header, list | tuple):
+        return ()
+    tokens = (each for each in header[:MOST_UNSEEN] if isinstance(each, str) and _TOKEN.fullmatch(each))
+    return tuple(dict.fromkeys(tokens))

@@ -4,7 +4,8 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any, Final
 from uuid import uuid4
 
@@ -21,22 +22,21 @@ from celery.exceptions import (
 from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
 from idempotent_tasks.errors import (
     IdempotencyError,
     InProgressError,
     MissingKeyError,
     StoreError,
-    StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE, Guard
+from idempotent_tasks.guard import Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import check_prefix, check_task_id, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
-from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released, Status
-from idempotent_tasks.retries import persistently
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Lost, Record, Status
+from idempotent_tasks.retries import limited, persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable
@@ -52,6 +52,9 @@ SENDING_SECONDS: Final = 5.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
+
+#: Why a claim is released whose answer an earlier delivery of the message did not see.
+UNSEEN: Final = "Unseen"
 
 #: Exceptions that say what becomes of a message, a process or a claim, and never what came of a body.  A worker acts on
 #: them whoever raised them (``celery.worker.request.Request.on_failure``): it requeues a message for the third and
@@ -71,6 +74,11 @@ _keeper = Keeper()
 _local_clock = SystemClock()
 
 
+def _local_time() -> float:
+    """Return the monotonic time of this machine in seconds."""
+    return _local_clock.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class UnguardedRun:
     """``self.idempotency`` in a body that runs without a claim: called directly, or let through by a policy."""
@@ -79,6 +87,16 @@ class UnguardedRun:
     fence: int = 0
     attempt: int = 0
     lost: bool = False
+
+
+class Withdrawal(Enum):
+    """What became of the release of a claim that may never have been granted."""
+
+    RELEASED = auto()
+    #: Another has the key, or nobody; a request that is still on its way may yet take it.
+    NOT_HELD = auto()
+    #: There was no answer, or no time to ask.
+    UNKNOWN = auto()
 
 
 Body = Callable[[ActiveRun | UnguardedRun], Any]
@@ -93,8 +111,10 @@ class Reception:
     delivery: Delivery
     policy: Idempotency
     settings: Settings
-    #: Epoch seconds by this machine's clock.
-    _began_at: float = field(default_factory=_local_clock.now, repr=False)
+    #: By this machine's monotonic clock, in seconds.
+    _began_at: float = field(default_factory=_local_time, repr=False)
+    #: Owner tokens of claims whose answers were not seen, and that are not known to be released; the last one first.
+    _unseen: list[str] = field(default_factory=list, repr=False)
     #: The claim request, once it was asked for.
     _requested: list[ClaimRequest] = field(default_factory=list, repr=False)
 
@@ -124,7 +144,7 @@ class Reception:
             raise
 
     def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
-        match self._guard().run(request, body):
+        match self._release_unseen(request) or self._guard().run(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -144,6 +164,7 @@ class Reception:
                 # The body never runs here, whatever on_store_error says: the key has its outcome.
                 raise self._put_off(store_error)
             case Interrupted(interrupt):
+                self._unseen.insert(0, request.owner)
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
     @property
@@ -211,7 +232,7 @@ class Reception:
         limit = self.delivery.hard_limit_seconds
         if limit is None:
             return math.inf
-        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_clock.now()
+        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_time()
 
     def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
         if not self._term.renewed:
@@ -256,8 +277,11 @@ class Reception:
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return self._run_unguarded(body, self.claim_request.key, error)
-        if isinstance(error, StoreUnavailableError):
-            self._withdraw(type(error).__name__)
+        self._unseen.insert(0, self.claim_request.owner)
+        # An interrupt has nothing to cut short but this: the body will not run.
+        with suppress(SoftTimeLimitExceeded):
+            if self._withdraw(self.claim_request, type(error).__name__) is Withdrawal.RELEASED:
+                self._unseen.remove(self.claim_request.owner)
         raise self._put_off(error)
 
     def _put_off(self, error: StoreError) -> Exception:
@@ -266,21 +290,49 @@ class Reception:
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         return self._deferred(None, type(error).__name__)
 
-    def _withdraw(self, reason: str) -> None:
+    def _release_unseen(self, request: ClaimRequest) -> Interrupted | None:
+        """Release what earlier deliveries of this message claimed without seeing it, so that it counts as no crash.
+
+        Of all of them the last alone can hold the key, so after a try without an answer no other follows: the next copy
+        asks again.
+        """
+        self._unseen.extend(self.delivery.unseen)
+        try:
+            for token in self.delivery.unseen:
+                answer = self._withdraw(replace(request, owner=token), UNSEEN)
+                if answer is Withdrawal.UNKNOWN:
+                    break
+                if answer is Withdrawal.RELEASED:
+                    self._unseen.remove(token)
+        except SoftTimeLimitExceeded as interrupt:
+            # It comes once, and the body would run without it.
+            return Interrupted(interrupt)
+        return None
+
+    def _withdraw(self, request: ClaimRequest, reason: str) -> Withdrawal:
         """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
-        if self._time_left() < STORE_PATIENCE:
-            return
-        # An interrupt has nothing to cut short but this: the body will not run.
-        with suppress(StoreError, SoftTimeLimitExceeded):
-            if isinstance(self.settings.store.release(Claim.unseen(self.claim_request), reason), Released):
-                self._tell(events.Released, reason=reason)
+        left = self._time_left()
+        if left <= 0:
+            return Withdrawal.UNKNOWN
+        store = self.settings.store
+        with suppress(StoreError), limited(store.clock, left):
+            if isinstance(store.release(Claim.unseen(request), reason, began=False), Lost):
+                return Withdrawal.NOT_HELD
+            self._tell(events.Released, reason=reason)
+            return Withdrawal.RELEASED
+        return Withdrawal.UNKNOWN
+
+    @property
+    def _unseen_header(self) -> dict[str, Any]:
+        """What a copy is told of claims that it is to release; an empty list takes back what this message says."""
+        return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
 
     def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
         """Publish the message again, and return what tells Celery to be done with this copy of it."""
         timeout = deferral.visibility_timeout(self.task.app)
         countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
         try:
-            deferral.publish_again(self.task, self.delivery, countdown)
+            deferral.publish_again(self.task, self.delivery, countdown, self._unseen_header)
         except Exception as error:
             logger.exception(
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
@@ -295,9 +347,9 @@ class Reception:
             self._tell(events.Dispatched)
 
     def _noted(self, note: Callable[[], None]) -> bool:
-        clock = self.settings.store.clock
+        patience = min(NOTE_PATIENCE, self._time_left())
         try:
-            persistently(note, clock=clock, until=clock.now() + NOTE_PATIENCE)
+            persistently(note, clock=self.settings.store.clock, seconds=patience)
         except (StoreError, SoftTimeLimitExceeded):
             return False
         return True

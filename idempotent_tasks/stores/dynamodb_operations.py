@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.records import Record, Status
+from idempotent_tasks.records import Claim, Record, Status, release_time
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
@@ -72,7 +72,7 @@ class Operations:
         """Free the key of a claim, and return whether the record was still as shown.
 
         The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: its keeper
-        learns of the loss, its commit counts unless another delivery has claimed the key by then.
+        learns of the loss, and its outcome is not recorded.
 
         Args:
             record: the claim as it was shown.
@@ -80,8 +80,9 @@ class Operations:
             force: also if the claim was renewed since.
         """
         condition, operands = self._unchanged(record, force=force)
-        values: dict[str, Value] = {"in_progress_expiration": 0, "attempt": 0, "error": reason}
-        update = Update(values=values, condition=condition, operands=operands)
+        at = release_time(Claim.shown_by(record), self._store.clock.now())
+        values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
+        update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
         return self._carried_out("update_item", Key=self._layout.key(record.key), **self._layout.update(update))
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
@@ -103,7 +104,7 @@ class Operations:
                     raise StoreMisconfiguredError(error.message) from error
                 raise
 
-        return persistently(once, clock=clock, until=clock.now() + PATIENCE)
+        return persistently(once, clock=clock, seconds=PATIENCE)
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}

@@ -8,7 +8,15 @@ from idempotent_tasks.reservation import is_reservation, reservation_owner
 from idempotent_tasks.stores import MOST_NOTED
 from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
-__all__ = ["claim_update", "commit_update", "deferral_update", "dispatch_update", "release_update", "renew_update"]
+__all__ = [
+    "claim_update",
+    "commit_update",
+    "deferral_update",
+    "dispatch_update",
+    "prolong_update",
+    "release_update",
+    "renew_update",
+]
 
 #: `idempotent_tasks.records.claimable` as a condition.
 _CLAIMABLE: Final = (
@@ -19,8 +27,14 @@ _SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation =
 _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 
-def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
-    """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds)."""
+def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 0) -> Update:
+    """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds).
+
+    Args:
+        request: the claim that is asked for.
+        now, until: these times.
+        after: the time of a release (epoch milliseconds) that the claimer has seen, which is younger than it therefore.
+    """
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
         "expiration": expiration_seconds(request.retention_seconds, until, now),
@@ -45,7 +59,7 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         operands={
             "inprogress": Status.INPROGRESS,
             "now": int(now),
-            "now_ms": int(now * 1000),
+            "now_ms": max(int(now * 1000), after + 1),
             "first_fence": int(now * 1000) - 1,
             "zero": 0,
             "one": 1,
@@ -74,22 +88,43 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
     )
 
 
-def release_update(claim: Claim, reason: str, *, crashed: bool) -> Update:
-    """Return the write that frees a key, and counts its attempts from 0 unless it crashed, if the claim is held."""
-    clean = {} if crashed else {"attempt": 0}
+def prolong_update(claim: Claim, expiration: int) -> Update:
+    """Return the write that keeps the claim's own outcome until ``expiration`` (epoch seconds), if that is longer."""
     return Update(
-        values={"in_progress_expiration": 0, "error": reason, **clean},
-        condition=_HELD,
+        values={"expiration": expiration},
+        condition="#owner = :holder AND #status <> :inprogress AND #expiration < :expiration",
         operands=_held_operands(claim),
     )
 
 
+def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: bool) -> Update:
+    """Return the write that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
+
+    Its attempt counts where it ``crashed``, is taken back where the body never ``began``, and else all are forgotten.
+    """
+    values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
+    operands = _held_operands(claim)
+    actions: tuple[str, ...] = ()
+    if began and not crashed:
+        values["attempt"] = 0
+    elif not began and not is_reservation(claim.request):
+        # Never below 0: a claim that is no reservation has counted itself.
+        actions = ("#attempt = #attempt - :one",)
+        operands["one"] = 1
+    return Update(values=values, remove=("owner", "deferred"), actions=actions, condition=_HELD, operands=operands)
+
+
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:
-    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held."""
+    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
+
+    It replaces the end that the claim is known to have, in either direction, and else it prolongs only: a request that
+    was long on its way must not shorten what a later one has prolonged.
+    """
+    later = "#in_progress_expiration < :in_progress_expiration OR #in_progress_expiration = :known"
     return Update(
         values={"in_progress_expiration": until, "expiration": expiration},
-        condition=f"{_HELD} AND #in_progress_expiration > :released",
-        operands={**_held_operands(claim), "released": 0},
+        condition=f"{_HELD} AND #in_progress_expiration > :released AND ({later})",
+        operands={**_held_operands(claim), "released": 0, "known": claim.in_progress_expiration},
     )
 
 

@@ -23,9 +23,12 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    is_first_try,
+    release_time,
+    was_released,
 )
 from idempotent_tasks.reservation import is_reservation
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_NOTED
 
 __all__ = ["MemoryStore"]
 
@@ -64,9 +67,12 @@ class MemoryStore:
                 return Vanished()
             if old.owner != claim.owner:
                 return Superseded(old)
-            if old.status is not Status.INPROGRESS:
-                return Committed()
             now = self.clock.now()
+            if old.status is not Status.INPROGRESS:
+                expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
+                if now - (old.completed_at or 0) / 1000 > CLOCK_TOLERANCE_SECONDS and expiration > old.expiration:
+                    self._records[claim.key] = replace(old, expiration=expiration)
+                return Committed()
             self._records[claim.key] = replace(
                 old,
                 status=outcome.status,
@@ -83,18 +89,28 @@ class MemoryStore:
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
         with self._lock:
-            old = self._records.setdefault(record.key, record)
-            if old.owner != record.owner:
+            old = self._records.get(record.key)
+            if old is None:
+                self._records[record.key] = record
+            elif not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         with self._lock:
             held = self._held(claim)
             if held is None:
-                return Lost()
-            attempt = held.attempt if crashed else 0
-            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=attempt, error=reason)
+                return Released() if was_released(self._records.get(claim.key), claim) else Lost()
+            counted = 0 if is_reservation(claim.request) else 1
+            attempt = max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0
+            self._records[claim.key] = replace(
+                held,
+                owner=None,
+                deferred={},
+                in_progress_expiration=release_time(claim, self.clock.now()),
+                attempt=attempt,
+                error=reason,
+            )
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -105,6 +121,8 @@ class MemoryStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
+            if until < held.in_progress_expiration != claim.in_progress_expiration:
+                return Renewed(replace(claim, in_progress_expiration=held.in_progress_expiration))
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
@@ -113,7 +131,7 @@ class MemoryStore:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.status is not Status.INPROGRESS:
+            if record is None or record.status is not Status.INPROGRESS or record.free:
                 return
             noted = record.deferred.get(delivery)
             if len(record.deferred) < MOST_NOTED if noted is None else noted < deferrals:
@@ -163,7 +181,15 @@ class MemoryStore:
             deferred=old.deferred if old else {},
         )
         self._records[request.key] = record
-        return Granted(Claim(request=request, fence=record.fence, attempt=record.attempt, in_progress_expiration=until))
+        return Granted(
+            Claim(
+                request=request,
+                fence=record.fence,
+                attempt=record.attempt,
+                in_progress_expiration=until,
+                claimed_at=record.claimed_at or 0,
+            )
+        )
 
     def _held(self, claim: Claim) -> Record | None:
         record = self._records.get(claim.key)

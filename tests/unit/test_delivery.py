@@ -10,8 +10,10 @@ from idempotent_tasks.delivery import (
     DEFERRALS_HEADER,
     HARD_LIMIT_ENTRY,
     KEY_HEADER,
+    MOST_UNSEEN,
     OWNER_ENTRY,
     PRIVATE_HEADERS,
+    UNSEEN_HEADER,
     WATCHER_ENTRY,
     Delivery,
     read_delivery,
@@ -61,6 +63,29 @@ def test_a_forged_count_counts_as_none(forged: Any) -> None:
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    private = {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
+    private = {DEFERRALS_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS
+
+
+TOKENS = [f"{number:032x}" for number in range(MOST_UNSEEN + 2)]
+
+
+@pytest.mark.parametrize(
+    ("header", "unseen"),
+    [
+        (None, ()),
+        (TOKENS[:2], tuple(TOKENS[:2])),
+        (tuple(TOKENS[:1]), tuple(TOKENS[:1])),
+        (TOKENS, tuple(TOKENS[:MOST_UNSEEN])),
+        (TOKENS[:2] * 2, tuple(TOKENS[:2])),
+        ([TOKENS[0], None, 17, "reserved for 4f1c", TOKENS[1].upper() + "\n", "x" * 32, [TOKENS[1]]], (TOKENS[0],)),
+        (TOKENS[0], ()),
+        ({TOKENS[0]: 1}, ()),
+        (b"0" * 32, ()),
+    ],
+    ids=repr,
+)
+def test_unseen_claims_are_tokens_of_ours(header: Any, unseen: tuple[str, ...]) -> None:
+    """A header's sender can neither name the owner of a reservation, nor make a delivery send many requests."""
+    assert read(headers={UNSEEN_HEADER: header}).unseen == unseen
