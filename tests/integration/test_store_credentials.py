@@ -85,3 +85,17 @@ def test_at_the_commit(rig: Rig, services: CredentialServices) -> None:
     assert rig.result(rig.send("charge", "ord-1", 17)) == 17
     assert rig.journal.count("effect", key="ord-1") == 1
     assert not rig.journal.entries("Unrecorded")
+
+
+@on_redis
+@pytest.mark.parametrize("time_limit", [3, 6])
+def test_a_hard_time_limit_does_not_strike_while_they_are_waited_for(
+    rig: Rig, services: CredentialServices, time_limit: int
+) -> None:
+    """STS accepts and says nothing: the delivery is deferred in time, not killed and acknowledged as failed."""
+    services.go_on.clear()
+    published = rig.send("charge", "ord-1", 17, time_limit=time_limit)
+    rig.journal.wait_for("Deferred", id=published.id)
+    services.go_on.set()
+    assert rig.result(published) == 17
+    assert rig.journal.count("effect", key="ord-1") == 1
