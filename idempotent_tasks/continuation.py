@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+from idempotent_tasks.request_state import state_of
+
 __all__ = ["follows", "name_errbacks", "name_links", "sent", "suppress", "tell_when_sent"]
 
-#: Where a request holds what is called when everything that follows was sent.
-_TELL: Final = "idempotency_tell_when_sent"
 #: Of the ids that are given to links.
 _NAMESPACE: Final = UUID("5d0e6a52-5b0e-4c39-9d6e-8a6a1f4c2b7e")
 
@@ -27,12 +27,13 @@ def suppress(request: Any) -> None:
 
 def tell_when_sent(request: Any, tell: Callable[[], None]) -> None:
     """Have ``tell`` called when everything that follows was sent."""
-    setattr(request, _TELL, tell)
+    state_of(request).tell_when_sent = tell
 
 
 def sent(request: Any) -> None:
     """Tell whoever asked to be told; to be called when Celery has sent what follows."""
-    tell = vars(request).pop(_TELL, None)
+    state = state_of(request)
+    tell, state.tell_when_sent = state.tell_when_sent, None
     if tell is not None:
         tell()
 

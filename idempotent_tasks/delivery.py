@@ -16,6 +16,8 @@ __all__ = [
     "PRIVATE_HEADERS",
     "WATCHER_ENTRY",
     "Delivery",
+    "OwnerToken",
+    "id_text",
     "read_delivery",
 ]
 
@@ -33,6 +35,16 @@ OWNER_ENTRY: Final = "idempotency_owner"
 WATCHER_ENTRY: Final = "idempotency_watcher"
 #: What must not travel on when a message is sent again for another reason than deferral.
 PRIVATE_HEADERS: Final = frozenset({DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY})
+
+
+class OwnerToken(str):
+    """The owner token as the worker's parent process hands it over, which no message can carry.
+
+    What a publisher puts into a header of `OWNER_ENTRY`'s name is plain text: without a token of this type the request
+    has not been made by a `GuardedRequest`, and its other entries are not the parent's either.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,17 +85,24 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
     """
     headers = request.headers or {}
     deferrals = headers.get(DEFERRALS_HEADER)
+    owner = request.get(OWNER_ENTRY)
+    from_parent = isinstance(owner, OwnerToken)
     return Delivery(
         task=task,
-        task_id=request.id,
+        task_id=id_text(request.id),
         args=args,
         kwargs=kwargs,
         explicit_key=headers.get(KEY_HEADER),
         retries=request.retries or 0,
         deferrals=deferrals if isinstance(deferrals, int) else 0,
-        hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
-        owner=request.get(OWNER_ENTRY),
-        watcher=request.get(WATCHER_ENTRY),
+        hard_limit_seconds=request.get(HARD_LIMIT_ENTRY) if from_parent else None,
+        owner=str(owner) if from_parent else None,
+        watcher=request.get(WATCHER_ENTRY) if from_parent else None,
         worker=request.hostname or "",
-        eager=bool(request.is_eager),
+        eager=bool(request.is_eager) and not from_parent,
     )
+
+
+def id_text(task_id: Any) -> str:
+    """Return a task id as text: publishers give a ``uuid.UUID``, a number or bytes too."""
+    return task_id.decode(errors="replace") if isinstance(task_id, bytes) else str(task_id)

@@ -35,6 +35,9 @@ def check_worker(sender: Any, **_: Any) -> None:
     if not tasks:
         return
     remember_worker(sender)
+    for task in tasks:
+        # A framework that was initialised since may have given a class its own __call__.
+        type(task).keep_guard_outermost()
     try:
         settings, pool_cls = settings_of(sender.app), get_implementation(sender.pool_cls)
         _serve_metrics(settings, pool_cls)

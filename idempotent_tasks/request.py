@@ -15,7 +15,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from kombu.asynchronous import get_event_loop
 
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY
+from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, OwnerToken
 from idempotent_tasks.departed import Departed
 from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
@@ -78,7 +78,7 @@ class GuardedRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._request_dict[OWNER_ENTRY] = uuid4().hex
+        self._request_dict[OWNER_ENTRY] = OwnerToken(uuid4().hex)
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
         self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type

@@ -21,6 +21,7 @@ LAYERS = {
     "records": 1,
     "findings": 1,
     "delivery": 1,
+    "request_state": 1,
     "reservation": 1,
     "clock": 1,
     "codec": 2,

@@ -1,6 +1,7 @@
 """Reading a request: Celery's own context, from a worker and from an eager call."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery.app.task import Context
@@ -14,6 +15,8 @@ from idempotent_tasks.delivery import (
     PRIVATE_HEADERS,
     WATCHER_ENTRY,
     Delivery,
+    OwnerToken,
+    id_text,
     read_delivery,
 )
 
@@ -25,15 +28,36 @@ def read(**request: Any) -> Delivery:
 
 def test_a_workers_request() -> None:
     """A worker's request has custom headers and the parent's entry beside Celery's own."""
-    delivery = read(
-        hostname="worker@host", **{KEY_HEADER: "ord-17", DEFERRALS_HEADER: 3, HARD_LIMIT_ENTRY: 30.0, "retries": 2}
-    )
+    parents = {OWNER_ENTRY: OwnerToken("me"), HARD_LIMIT_ENTRY: 30.0, WATCHER_ENTRY: 17}
+    delivery = read(hostname="worker@host", **{KEY_HEADER: "ord-17", DEFERRALS_HEADER: 3, "retries": 2}, **parents)
     assert (delivery.task, delivery.task_id, delivery.worker) == ("shop.charge", "4f1c", "worker@host")
     assert (delivery.args, delivery.kwargs) == (("ord-17",), {"amount": 5})
     assert delivery.explicit_key == "ord-17"
     assert delivery.deferrals == 3
-    assert delivery.hard_limit_seconds == 30.0
+    assert (delivery.owner, type(delivery.owner)) == ("me", str)
+    assert (delivery.hard_limit_seconds, delivery.watcher) == (30.0, 17)
     assert not delivery.eager
+
+
+def test_a_publisher_cannot_play_the_parent() -> None:
+    """Headers of the entries' names, which become attributes of a request too, are nobody's word."""
+    forged = read(**{OWNER_ENTRY: "holder's", HARD_LIMIT_ENTRY: 86_400.0, WATCHER_ENTRY: 1})
+    assert (forged.owner, forged.hard_limit_seconds, forged.watcher) == (None, None, None)
+
+
+def test_a_publisher_cannot_play_an_eager_call() -> None:
+    """A header ``is_eager`` becomes an attribute too; what a worker's parent process received is not eager."""
+    assert not read(is_eager=True, **{OWNER_ENTRY: OwnerToken("me")}).eager
+
+
+@pytest.mark.parametrize(
+    ("task_id", "text"),
+    [(UUID(int=5), "00000000-0000-0000-0000-000000000005"), (17, "17"), (b"4f1c", "4f1c")],
+    ids=repr,
+)
+def test_a_task_id_is_text(task_id: Any, text: str) -> None:
+    """Whatever a publisher gave, the key, the record and the reservation have the same text."""
+    assert read(id=task_id).task_id == id_text(task_id) == text
 
 
 def test_an_eager_request() -> None:
