@@ -162,10 +162,11 @@ class Guard:
         return final and not run.handed_over
 
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
-        ends = isinstance(error, PROCESS_ENDS)
         # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
-        if not (ends and self.watched):
-            run.hand_over(type(error).__name__, crashed=ends)
+        if not (isinstance(error, PROCESS_ENDS) and self.watched):
+            # Celery takes all of these for a lost worker, in one pool or another, and delivers the message again.
+            crashed = isinstance(error, MemoryError) or not isinstance(error, Exception)
+            run.hand_over(type(error).__name__, crashed=crashed)
 
     def _refuse_crash_loop(self, claim: Claim) -> None:
         crashes = claim.attempt - 1

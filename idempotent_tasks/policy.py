@@ -54,7 +54,8 @@ class Idempotency:
         prefix: what keys of different tasks are kept apart by; the task's name by default.
         expires: how long an outcome is kept and replayed, in seconds.
         on_busy: what a delivery does whose key is running: ``defer`` publishes it again for later, ``wait`` waits
-            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it.
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it, unless a
+            link, a chain or a chord waits for it.
         wait_timeout: how long ``wait`` waits, in seconds.
         on_store_error: what a delivery does that cannot claim: ``defer``, ``raise`` the `StoreError`, or ``run``
             the body unguarded.

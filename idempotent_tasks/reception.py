@@ -45,8 +45,8 @@ SENDING_SECONDS: Final = 5.0
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
 
-#: Exceptions that say what becomes of a message or of a claim, and never what came of a body.
-NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError)
+#: Exceptions that say what becomes of a message, of a claim or of a process, and never what came of a body.
+NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError, MemoryError)
 
 _keeper = Keeper()
 #: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
@@ -87,7 +87,8 @@ class Reception:
             body: runs the task's body.
 
         Raises:
-            celery.exceptions.Ignore: the message was published again, or dropped by ``on_busy="skip"``.
+            celery.exceptions.Ignore: the message was published again, also where the body ran out of memory, or was
+                dropped by ``on_busy="skip"``.
             celery.exceptions.Reject: it could not be published again, and goes back to its queue.
             IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
         """
@@ -99,6 +100,11 @@ class Reception:
             return self._run_unguarded(body, None, error)
         try:
             return self._handle_claim(request, body)
+        except MemoryError as error:
+            if self.delivery.eager:
+                raise
+            # Celery 5.7 would end the whole worker (https://github.com/celery/celery/issues/10462).
+            raise self._deferred(None, type(error).__name__) from error
         except Exception:
             # Not before: a message that is published again stays as it is.
             if not self.delivery.eager:
@@ -183,8 +189,9 @@ class Reception:
 
     @property
     def _store(self) -> Store:
-        # Whether what follows a task was sent, no memory knows.
-        if continuation.follows(self.task.request):
+        # Whether what follows a task was sent, no memory knows; nor whether it succeeded or failed, before it is asked.
+        request = self.task.request
+        if continuation.follows(request) or continuation.follows(request, failed=True):
             return self.settings.store
         return self.settings.store_under(self.policy)
 
@@ -218,7 +225,7 @@ class Reception:
         return not self.delivery.eager and continuation.follows(self.task.request, failed=failed)
 
     def _busy(self, holder: Record) -> Exception:
-        if self.policy.on_busy == "skip":
+        if self.policy.on_busy == "skip" and not self._is_followed(failed=False):
             self._tell(events.Skipped)
             return Ignore()
         if self.policy.on_busy == "raise" or self.delivery.eager:

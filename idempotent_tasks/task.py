@@ -250,7 +250,8 @@ class IdempotentTask(Task):
             raise ConfigurationError(msg, self.name)
         never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
         if never:
-            msg = f"store_failures has {never}, which are never final: they say what becomes of a message or a claim"
+            fate = "they say what becomes of a message, a claim or a process"
+            msg = f"store_failures has {never}, which are never final: {fate}"
             raise ConfigurationError(msg, self.name)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:

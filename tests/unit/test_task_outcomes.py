@@ -162,7 +162,7 @@ class TestFailures:
         assert shop.runs == 1
 
 
-@pytest.mark.parametrize("kind", [Retry, Ignore, SoftTimeLimitExceeded, StoreUnavailableError])
+@pytest.mark.parametrize("kind", [Retry, Ignore, SoftTimeLimitExceeded, StoreUnavailableError, MemoryError])
 def test_what_is_never_final_cannot_be_declared(shop: Shop, kind: type[Exception]) -> None:
     """A worker with such a task does not start; as one of many, under a common parent, it is left out."""
     shop.sells(raising(kind()), idempotency={"store_failures": kind})
