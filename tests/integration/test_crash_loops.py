@@ -78,3 +78,15 @@ def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBSto
     assert rig.result(anew) == 17
     assert attempts(rig, "ord-1") == [1, 2, 1, 2]
     assert store.get(rig.journal.wait_for("Committed")["key"]).attempt == 0
+
+
+def test_a_body_without_memory_leaves_its_worker_alone(make_guarded: MakeRig) -> None:
+    """Its message goes back at once, each run counts, and the worker goes on with the next message."""
+    rig = make_guarded(tasks={"exhaust": {"idempotency": BY_ORDER}, "charge": {}})
+    worker = rig.start_worker()
+    exhausted, healthy = rig.send("exhaust", "ord-1"), rig.send("charge", "ord-2", 18)
+    with pytest.raises(CrashLoopError, match="2 times in a row"):
+        rig.result(exhausted)
+    assert rig.result(healthy) == 18
+    assert attempts(rig, "ord-1") == [1, 2]
+    assert worker.process.returncode is None
