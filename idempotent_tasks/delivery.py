@@ -3,7 +3,7 @@
 Nothing else reads the request's bag of attributes; nothing here imports Celery.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ __all__ = [
     "Delivery",
     "OwnerToken",
     "id_text",
+    "is_grouped",
     "read_delivery",
 ]
 
@@ -57,6 +58,8 @@ class Delivery:
     kwargs: Mapping[str, Any]
     #: The key that the caller gave to this call, unchecked.
     explicit_key: object = None
+    #: Whether it is one of a group's or chord's members, all of which a key may have been handed to.
+    grouped: bool = False
     #: How often the task was retried before.
     retries: int = 0
     #: How often this message was deferred before.
@@ -93,6 +96,7 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         args=args,
         kwargs=kwargs,
         explicit_key=headers.get(KEY_HEADER),
+        grouped=is_grouped(request.group, request.chain),
         retries=request.retries or 0,
         deferrals=deferrals if isinstance(deferrals, int) else 0,
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY) if from_parent else None,
@@ -106,3 +110,13 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
 def id_text(task_id: Any) -> str:
     """Return a task id as text: publishers give a ``uuid.UUID``, a number or bytes too."""
     return task_id.decode(errors="replace") if isinstance(task_id, bytes) else str(task_id)
+
+
+def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
+    """Return whether a task is a member of a group or chord, or the first step of a chain that is one.
+
+    Args:
+        group_id: the group of the task itself.
+        chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
+    """
+    return bool(group_id) or any(step["options"].get("group_id") for step in chain or ())

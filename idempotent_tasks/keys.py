@@ -16,7 +16,15 @@ from idempotent_tasks.delivery import Delivery
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
 from idempotent_tasks.powertools import PowertoolsFunctions, digest, prepared
 
-__all__ = ["KeySource", "Selector", "check_explicit_key", "check_prefix", "payload_digest", "record_key"]
+__all__ = [
+    "KeySource",
+    "Selector",
+    "arguments_digest",
+    "check_explicit_key",
+    "check_prefix",
+    "payload_digest",
+    "record_key",
+]
 
 #: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
 KeySource = str | Callable[..., Any] | None
@@ -131,6 +139,18 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
     else:
         value = delivery.task_id
     return f"{prefix}#{_digest(value, selector, delivery)}"
+
+
+def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:
+    """Return the digest of all of a delivery's arguments; raises as `record_key` does."""
+    try:
+        return _digest(_bound(signature, delivery), None, delivery)
+    except KeyEncodingError:
+        msg = (
+            "a member of a group or chord has an idempotency_key, and its arguments, which have no one written form, "
+            "cannot be compared with those of the other members; name with validate= what must not differ"
+        )
+        raise KeyEncodingError(msg, delivery.task) from None
 
 
 def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:

@@ -15,7 +15,7 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
-from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery
+from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.reception import Reception
@@ -168,6 +168,7 @@ def publication_of(
         args=sent_args,
         kwargs=sent_kwargs,
         explicit_key=headers.get(KEY_HEADER),
+        grouped=is_grouped(options.get("group_id"), options.get("chain")),
     )
     try:
         request = Reception(task=task, delivery=delivery, policy=policy, settings=settings).claim_request

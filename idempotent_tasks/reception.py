@@ -18,12 +18,13 @@ from idempotent_tasks.errors import (
     IdempotencyError,
     InProgressError,
     MissingKeyError,
+    PayloadMismatchError,
     StoreError,
     StoreUnavailableError,
 )
 from idempotent_tasks.guard import STORE_PATIENCE, Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
-from idempotent_tasks.keys import check_prefix, payload_digest, record_key
+from idempotent_tasks.keys import arguments_digest, check_prefix, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
@@ -31,7 +32,7 @@ from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
-from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
 
 __all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
 
@@ -114,7 +115,7 @@ class Reception:
             raise
 
     def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
-        match self._guard().run(request, body):
+        match self._verdict(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -136,6 +137,18 @@ class Reception:
             case Interrupted(interrupt):
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
+    def _verdict(self, request: ClaimRequest, body: Body) -> Verdict:
+        try:
+            return self._guard().run(request, body)
+        except PayloadMismatchError as error:
+            if error.key != request.key or not self._has_shared_key:
+                raise
+            msg = (
+                "the key was used with other arguments: an idempotency_key given to a group or chord is handed to each "
+                "of its members, and names one call only; give each member its own, .set(idempotency_key=...)"
+            )
+            raise PayloadMismatchError(msg, request.task, request.key) from error
+
     @property
     def claim_request(self) -> ClaimRequest:
         """The claim that this delivery asks for; raises as `record_key` does."""
@@ -150,18 +163,31 @@ class Reception:
     def _request(self) -> ClaimRequest:
         delivery, policy, signature = self.delivery, self.policy, self.task.run_signature
         prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
-        validate = policy.validate_selector
         return ClaimRequest(
             key=record_key(delivery, prefix, policy.key_selector, signature),
             owner=delivery.owner or uuid4().hex,
             lease_seconds=self._term.lease_seconds,
             retention_seconds=seconds(policy.expires),
-            validation=None if validate is None else payload_digest(delivery, validate, signature),
+            validation=self._validation(),
             task=delivery.task,
             task_id=delivery.task_id,
             worker=delivery.worker,
             process=current_process(delivery.watcher),
         )
+
+    def _validation(self) -> str | None:
+        validate = self.policy.validate_selector
+        if validate is not None:
+            return payload_digest(self.delivery, validate, self.task.run_signature)
+        return arguments_digest(self.delivery, self.task.run_signature) if self._has_shared_key else None
+
+    @property
+    def _has_shared_key(self) -> bool:
+        """Whether the key may have been handed to several calls: Celery gives a group's options to each member."""
+        delivery, policy = self.delivery, self.policy
+        # What Powertools wrote validates as Powertools does.
+        checked = policy.validate is not None or policy.powertools is not False
+        return delivery.explicit_key is not None and delivery.grouped and not checked
 
     def _guard(self) -> Guard:
         return Guard(

@@ -169,6 +169,7 @@ class IdempotentTask(Task):
             DuplicateError: the key has a task already, under ``at_publish="raise"``.
             PayloadMismatchError: it has one with another payload.
             StoreError: the store cannot be asked, under ``on_store_error="raise"``.
+            ConfigurationError: the key was given to a whole chord, whose body cannot have it.
         """
         self._with_key(options, idempotency_key)
         publish = super().apply_async
@@ -179,6 +180,8 @@ class IdempotentTask(Task):
             if isinstance(run, ActiveRun):
                 run.hand_over("Retry")
             return publish(args, kwargs, task_id, *positional, **options)
+        # What is sent again, by a retry or a deferral, was published before.
+        self._refuse_chords_key(options)
         given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
         publication = publication_of(self, args, kwargs, task_id, given)
         if publication is None:
@@ -259,6 +262,25 @@ class IdempotentTask(Task):
             key = check_explicit_key(idempotency_key, self.name)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
+    def _refuse_chords_key(self, options: Mapping[str, Any]) -> None:
+        """Refuse a key that was given to a whole chord, at its first member: nothing is published by then.
+
+        Celery hands the options of a chord to each member of its header and to its body.  Where the body is another
+        guarded task it may have been given the member's key on purpose.
+        """
+        key = _explicit_key(options)
+        steps = [{"options": options}, *(options.get("chain") or ())]
+        for body in filter(None, (step["options"].get("chord") for step in steps)):
+            # Not `tasks`, which would finalise an app that is not yet.
+            known = self.app._tasks.get(body["task"])  # noqa: SLF001
+            guarded = known is None or isinstance(known, IdempotentTask)
+            if key is not None and _explicit_key(body["options"]) == key and (not guarded or known is self):
+                msg = (
+                    "idempotency_key was given to a whole chord, which hands it to each member and to the body, "
+                    f"{body['task']!r}; a key names one call: give each its own, .set(idempotency_key=...)"
+                )
+                raise ConfigurationError(msg, self.name)
+
     def _run_body(
         self,
         run: ActiveRun | UnguardedRun,
@@ -274,6 +296,11 @@ class IdempotentTask(Task):
         finally:
             _runs.reset(token)
             state.run = None
+
+
+def _explicit_key(options: Mapping[str, Any]) -> Any:
+    """Return the key among the options of a call or a signature, however it was given."""
+    return options.get("idempotency_key") or (options.get("headers") or {}).get(KEY_HEADER)
 
 
 def _guarding(called: Any) -> Callable[..., Any]:
