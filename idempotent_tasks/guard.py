@@ -6,7 +6,7 @@ No Celery and no DynamoDB here.  What a verdict means for the message is `idempo
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -76,6 +76,8 @@ class Guard:
     holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: For how many seconds the process that stored an outcome may yet be sending what follows this delivery.
     sending_for: Callable[[Record], float] = lambda _: 0.0
+    #: Returns what follows the task, where the body has changed that since it began; None otherwise.
+    changed_continuation: Callable[[], str | None] = lambda: None
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
     #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
@@ -208,7 +210,7 @@ class Guard:
 
     def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
         """Store an outcome, and return the run's own verdict, or the one on the outcome that counts instead."""
-        claim = run.claim
+        claim, outcome = run.claim, replace(outcome, continuation=self.changed_continuation())
         # A pause must not sleep over what is left of the lease, after which another delivery runs the body again.
         pause = claim.request.lease_seconds * LEASE_PART
         try:
@@ -250,18 +252,20 @@ class Guard:
 
     def _replay(self, request: ClaimRequest, record: Record) -> Verdict:
         dispatched = request.task_id in record.dispatched
+        # Another task id has a continuation of its own, which its message says.
+        continuation = record.continuation if request.task_id == record.task_id else None
         verdict: Replayed | Failed
         try:
             if record.status is Status.FAILED:
-                verdict = Failed(self._outcomes.failure(record), dispatched)
+                verdict = Failed(self._outcomes.failure(record), dispatched, continuation, replayed=True)
             else:
-                verdict = Replayed(self._outcomes.result(record), dispatched)
+                verdict = Replayed(self._outcomes.result(record), dispatched, continuation)
         except StoreError as error:
             return Unreadable(error)
         except self.interrupts as error:
             return Interrupted(error)
         if isinstance(verdict, Replayed):
-            verdict = Replayed(self._outcomes.as_wished(verdict.value, record), dispatched)
+            verdict = replace(verdict, value=self._outcomes.as_wished(verdict.value, record))
         completed = record.completed_at
         age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
         self._tell(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)

@@ -19,6 +19,7 @@ from idempotent_tasks.errors import (
     InProgressError,
     MissingKeyError,
     PayloadMismatchError,
+    ResultUnavailableError,
     StoreError,
     StoreUnavailableError,
 )
@@ -119,10 +120,13 @@ class Reception:
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
-            case Replayed(value, dispatched):
+            case Replayed(value, dispatched, changed):
+                self._restore_what_follows(changed, dispatched=dispatched)
                 self._prepare_what_follows(dispatched=dispatched)
                 return value
-            case Failed(failure, dispatched):
+            case Failed(failure, dispatched, changed, replayed):
+                if replayed:
+                    self._restore_what_follows(changed, dispatched=dispatched)
                 self._prepare_what_follows(dispatched=dispatched, failed=True)
                 raise failure
             case Sending(left):
@@ -139,7 +143,7 @@ class Reception:
 
     def _verdict(self, request: ClaimRequest, body: Body) -> Verdict:
         try:
-            return self._guard().run(request, body)
+            return self._guard().run(request, self._body_with_memory(body))
         except PayloadMismatchError as error:
             if error.key != request.key or not self._has_shared_key:
                 raise
@@ -198,6 +202,7 @@ class Reception:
             watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
             sending_for=self._sending_for,
+            changed_continuation=self._changed_continuation,
             interrupts=(SoftTimeLimitExceeded,),
             never_final=NEVER_FINAL,
             results=self.settings.results,
@@ -210,7 +215,10 @@ class Reception:
         """Return for how many seconds another copy of this delivery may yet be sending what follows it."""
         task_id = self.delivery.task_id
         sends = record.task_id == task_id and task_id not in record.dispatched
-        if not sends or record.completed_at is None or not self._is_followed(failed=record.status is Status.FAILED):
+        followed = self._is_followed(failed=record.status is Status.FAILED)
+        if record.continuation is not None:
+            followed = record.continuation != continuation.NOTHING and not self.delivery.eager
+        if not sends or record.completed_at is None or not followed:
             return 0.0
         left = record.completed_at / 1000 + SENDING_SECONDS - self.settings.store.clock.now()
         return left if left > 0 and not has_ended(record.process, and_watcher=False) else 0.0
@@ -247,6 +255,35 @@ class Reception:
             return
         continuation.name_links(request, self.claim_request.key)
         continuation.tell_when_sent(request, self._note_dispatch)
+
+    def _restore_what_follows(self, changed: str | None, *, dispatched: bool) -> None:
+        """Let a replay be followed by what followed the run; nothing is sent again that is known to have been sent."""
+        if self.delivery.eager or dispatched:
+            return
+        try:
+            continuation.restore(self.task.request, changed)
+        except ResultUnavailableError as error:
+            raise ResultUnavailableError(error.message, self.delivery.task, self.claim_request.key) from error
+
+    def _body_with_memory(self, body: Body) -> Body:
+        """Return the body, before which what follows it is remembered."""
+
+        def remembering(run: ActiveRun | UnguardedRun) -> Any:
+            continuation.remember(self.task.request)
+            return body(run)
+
+        return body if self.delivery.eager else remembering
+
+    def _changed_continuation(self) -> str | None:
+        changed = None if self.delivery.eager else continuation.changed(self.task.request)
+        if changed == continuation.UNRECORDED:
+            logger.warning(
+                "%s[%s]: the body has changed what follows, and that has no JSON form or is too long for the record; "
+                "a redelivery that does not know whether it was sent will fail",
+                self.delivery.task,
+                self.delivery.task_id,
+            )
+        return changed
 
     def _is_followed(self, *, failed: bool) -> bool:
         # An eager call is never delivered again, and its signatures are the caller's own objects.

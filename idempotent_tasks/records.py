@@ -129,6 +129,8 @@ class Outcome:
     data: str | bytes | None
     #: Why there is no data, or the type of the stored failure.
     error: str | None = None
+    #: What follows the task, where its body has changed that (`idempotent_tasks.continuation`); None otherwise.
+    continuation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +162,8 @@ class Record:
     process: str | None = None
     #: For each delivery that waits for the key, its highest deferral: a copy with the next number was published.
     deferred: Mapping[str, int] = field(default_factory=dict)
+    #: What follows the task that ran, as `Outcome.continuation`.
+    continuation: str | None = None
     #: The task ids whose continuation (links, chain, chord) is known to have been sent.
     dispatched: frozenset[str] = frozenset()
 

@@ -20,6 +20,8 @@ class RequestState:
     received: bool = False
     #: The run of its body, as `IdempotentTask.idempotency` returns it, while the body runs.
     run: Any = None
+    #: What followed the task when its body began, as `idempotent_tasks.continuation.remember` has it.
+    continuation: Any = None
     #: Called once when everything that follows the task was sent.
     tell_when_sent: Callable[[], None] | None = None
 

@@ -31,11 +31,12 @@ BOOKKEEPING: Final = (
     "completed_at",
     "codec",
     "error",
+    "continuation",
     "deferred",
     "dispatched",
 )
 
-_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error")
+_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error", "continuation")
 _NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at")
 
 

@@ -34,7 +34,7 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
     optional = {"validation": request.validation, "process": request.process}
     return Update(
         values=values | _present(optional),
-        remove=("data", "codec", "completed_at", "error", "dispatched", *_absent(optional)),
+        remove=("data", "codec", "completed_at", "error", "continuation", "dispatched", *_absent(optional)),
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :tries",
@@ -66,8 +66,10 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
         "codec": outcome.codec,
     }
     optional = {"data": outcome.data, "error": outcome.error}
+    # The claim has removed what an outcome before it left.
+    followed = _present({"continuation": outcome.continuation})
     return Update(
-        values=values | _present(optional),
+        values=values | _present(optional) | followed,
         remove=("deferred", *_absent(optional)),
         condition=_HELD,
         operands=_held_operands(claim),

@@ -73,6 +73,7 @@ class MemoryStore:
                 data=outcome.data,
                 codec=outcome.codec,
                 error=outcome.error,
+                continuation=outcome.continuation,
                 attempt=0,
                 deferred={},
                 completed_at=int(now * 1000),

@@ -91,7 +91,7 @@ CELERY_SIDE = (
 )
 
 #: What knows kombu's JSON.
-CODECS = ("codec", "failures", "result_types")
+CODECS = ("codec", "continuation", "failures", "result_types")
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {
