@@ -4,7 +4,7 @@ No Celery and no DynamoDB here.  What a verdict means for the message is `idempo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from idempotent_tasks.errors import (
     PayloadMismatchError,
     RecordExistsError,
     ResultEncodingError,
+    ResultUnavailableError,
     StoreError,
     StoreUnavailableError,
 )
@@ -85,6 +86,9 @@ class Guard:
     #: As in `Outcomes`.
     results: ResultStore | None = None
     accepts_pickle: bool = False
+    accepted: Collection[str] = ()
+    #: Returns whether nobody gets the result: one that cannot be stored, or read, is no error then.
+    result_ignored: Callable[[], bool] = lambda: False
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
     time_left: Callable[[], float] = lambda: math.inf
@@ -189,6 +193,7 @@ class Guard:
             policy=self.policy,
             results=self.results,
             accepts_pickle=self.accepts_pickle,
+            accepted=self.accepted,
             recall=self.recall,
             interrupts=self.interrupts,
             at_the_latest=self._at_the_latest,
@@ -199,7 +204,7 @@ class Guard:
             outcome = self._outcomes.of_result(value, run.claim)
         except ResultEncodingError as error:
             verdict = self._commit(run, unreplayable(error.message), Returned(value))
-            if isinstance(verdict, Returned):
+            if isinstance(verdict, Returned) and not self.result_ignored():
                 raise ResultEncodingError(error.message, run.claim.request.task, run.key) from None
             return verdict
         return self._commit(run, outcome, Returned(value))
@@ -229,7 +234,7 @@ class Guard:
             replayable=outcome.codec != NONE,
             seconds=round(self.store.clock.now() - run.began_at, 3),
         )
-        if outcome.codec == NONE:
+        if outcome.codec == NONE and not self.result_ignored():
             self._tell(events.Unreplayable, claim.request, reason=outcome.error or "")
         return verdict
 
@@ -259,7 +264,7 @@ class Guard:
             if record.status is Status.FAILED:
                 verdict = Failed(self._outcomes.failure(record), dispatched, continuation, replayed=True)
             else:
-                verdict = Replayed(self._outcomes.result(record), dispatched, continuation)
+                verdict = Replayed(self._result(record), dispatched, continuation)
         except StoreError as error:
             return Unreadable(error)
         except self.interrupts as error:
@@ -270,6 +275,14 @@ class Guard:
         age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
         self._tell(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)
         return verdict
+
+    def _result(self, record: Record) -> Any:
+        try:
+            return self._outcomes.result(record)
+        except ResultUnavailableError:
+            if self.result_ignored():
+                return None
+            raise
 
     def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:
         """Free the key as well as the store allows; where it does not, the claim expires by itself."""

@@ -207,6 +207,8 @@ class Reception:
             never_final=NEVER_FINAL,
             results=self.settings.results,
             accepts_pickle=self.settings.accepts_pickle,
+            accepted=self.settings.accepted,
+            result_ignored=self._result_is_ignored,
             recall=lambda record: recalled(self.task, record),
             time_left=self._time_left,
         )
@@ -230,6 +232,14 @@ class Reception:
         if continuation.follows(request) or continuation.follows(request, failed=True):
             return self.settings.store
         return self.settings.store_under(self.policy)
+
+    def _result_is_ignored(self) -> bool:
+        """Return whether nobody gets the result: Celery does not store it, and gives it to nothing that follows."""
+        request = self.task.request
+        # Every Context has the attribute; only a message that says so has it among its own.
+        of_call = vars(request).get("ignore_result")
+        ignored = self.task.ignore_result if of_call is None else of_call
+        return bool(ignored) and not continuation.follows(request)
 
     def _time_left(self) -> float:
         limit = self.delivery.hard_limit_seconds

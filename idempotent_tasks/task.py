@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.codec import PICKLE
+from idempotent_tasks.codec import JSON, PICKLE
 from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, id_text, read_delivery
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
@@ -240,6 +240,8 @@ class IdempotentTask(Task):
         """
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
+            if "codec" not in policy.given and policy.powertools is False:
+                policy = policy.over({"codec": settings.codec})
             self._check(policy, settings)
             self._resolved = (settings, policy)
         return self._resolved[1]
@@ -250,6 +252,9 @@ class IdempotentTask(Task):
                 "codec='pickle' is what the app does not accept: who can write a record could run code here; "
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
             )
+            raise ConfigurationError(msg, self.name)
+        if policy.codec not in (JSON, *settings.accepted):
+            msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
             raise ConfigurationError(msg, self.name)
         never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
         if never:
