@@ -65,6 +65,9 @@ class ClaimRequest:
     task: str = ""
     task_id: str = ""
     worker: str = ""
+    #: Of a reservation: until when its message may stand in for another publish of the key, in epoch milliseconds by
+    #: the store's clock; None for always.
+    stands_in_until: int | None = None
     #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.liveness`.
     process: str | None = None
 
@@ -158,6 +161,8 @@ class Record:
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
+    #: Of a reservation, as `ClaimRequest.stands_in_until`.
+    stands_in_until: int | None = None
     #: The process that claimed, as `ClaimRequest.process`.
     process: str | None = None
     #: For each delivery that waits for the key, its highest deferral: a copy with the next number was published.

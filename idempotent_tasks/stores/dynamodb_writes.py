@@ -31,7 +31,11 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         "worker": request.worker,
         "claimed_at": int(now * 1000),
     }
-    optional = {"validation": request.validation, "process": request.process}
+    optional: dict[str, Value | None] = {
+        "validation": request.validation,
+        "process": request.process,
+        "stands_in_until": request.stands_in_until,
+    }
     return Update(
         values=values | _present(optional),
         remove=("data", "codec", "completed_at", "error", "continuation", "dispatched", *_absent(optional)),

@@ -160,6 +160,7 @@ class MemoryStore:
             task_id=request.task_id,
             worker=request.worker,
             process=request.process,
+            stands_in_until=request.stands_in_until,
             claimed_at=int(now * 1000),
             deferred=old.deferred if old else {},
         )
