@@ -17,6 +17,8 @@ __all__ = [
     "WATCHER_ENTRY",
     "Delivery",
     "OwnerToken",
+    "chord_with_key",
+    "explicit_key",
     "id_text",
     "is_grouped",
     "read_delivery",
@@ -120,3 +122,20 @@ def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
         chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
     """
     return bool(group_id) or any(step["options"].get("group_id") for step in chain or ())
+
+
+def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
+    """Return the body of a chord that has a member's own explicit key, because the key was given to the whole chord.
+
+    Args:
+        key: the member's, or None.
+        chord: the body that waits for the task itself, or None.
+        chain: the signatures that follow it; the last step of a chain that is a member has the body.
+    """
+    bodies = [chord, *(step["options"].get("chord") for step in chain or ())]
+    return next((body for body in bodies if body and key is not None and explicit_key(body["options"]) == key), None)
+
+
+def explicit_key(options: Mapping[str, Any]) -> Any:
+    """Return the key among the options of a call or a signature, however it was given; None where there is none."""
+    return options.get(KEY_HEADER) or (options.get("headers") or {}).get(KEY_HEADER)

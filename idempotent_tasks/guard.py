@@ -170,8 +170,8 @@ class Guard:
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
         # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
         if not (isinstance(error, PROCESS_ENDS) and self.watched):
-            # Celery takes all of these for a lost worker, in one pool or another, and delivers the message again.
-            crashed = isinstance(error, MemoryError) or not isinstance(error, Exception)
+            # But in the prefork pool, whose processes are watched, Celery takes what is no Exception for a lost worker.
+            crashed = isinstance(error, MemoryError) or not (self.watched or isinstance(error, Exception))
             run.hand_over(type(error).__name__, crashed=crashed)
 
     def _refuse_crash_loop(self, claim: Claim) -> None:

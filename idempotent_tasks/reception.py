@@ -142,6 +142,10 @@ class Reception:
                 raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
 
     def _verdict(self, request: ClaimRequest, body: Body) -> Verdict:
+        if not self.delivery.eager:
+            # A producer that does not know the tasks could not tell.
+            context = self.task.request
+            self.task.refuse_chords_key(self.delivery.explicit_key, context.chord, context.chain)
         try:
             return self._guard().run(request, self._body_with_memory(body))
         except PayloadMismatchError as error:

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from idempotent_tasks.codec import JSON
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
 from idempotent_tasks.policy import Idempotency, seconds
@@ -23,7 +22,6 @@ from idempotent_tasks.spellings import (
     accepted,
     accepts_pickle,
     check_mode,
-    codec_of,
     codes,
     endpoint,
     observers_of,
@@ -72,8 +70,6 @@ class Settings:
     accepts_pickle: bool = False
     #: The names of all serializers that it reads from there.
     accepted: frozenset[str] = frozenset()
-    #: How results are stored where no policy says so.
-    codec: str = JSON
     #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
@@ -162,7 +158,6 @@ def _settings(app: Any, store: Store) -> Settings:
         results=results_of(app.conf.get("idempotency_results_bucket")),
         accepts_pickle=accepts_pickle(app.conf),
         accepted=accepted(app.conf),
-        codec=codec_of(app.conf),
         checks=check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=codes(app.conf.get("idempotency_silenced_checks")),
         disabled=switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),

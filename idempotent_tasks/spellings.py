@@ -69,13 +69,18 @@ def accepted(conf: Any) -> frozenset[str]:
     return frozenset(name for name, content_type in registry.name_to_type.items() if content_type in types)
 
 
-def codec_of(conf: Any) -> str:
-    """Return how an app's results are stored so that a replay is what the first delivery gave.
+def codec_of(conf: Any, serializer: str | None) -> str:
+    """Return how a task's results are stored so that a replay is what the first delivery gave.
 
     That was written by the result backend's serializer for who waits for it, and by the messages' for the tasks that
     follow.  pickle keeps what either does.
+
+    Args:
+        conf: the app's.
+        serializer: the task's own, which is the app's where it has none.
     """
-    used = [name for name in (conf.result_serializer, conf.task_serializer) if name != JSON and name in accepted(conf)]
+    written = (conf.result_serializer, serializer or conf.task_serializer)
+    used = [name for name in written if name != JSON and name in accepted(conf)]
     return PICKLE if PICKLE in used else next(iter(used), JSON)
 
 

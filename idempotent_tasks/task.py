@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import JSON, PICKLE
-from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, id_text, read_delivery
+from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, chord_with_key, explicit_key, id_text, read_delivery
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
@@ -20,6 +20,7 @@ from idempotent_tasks.publication import publication_of
 from idempotent_tasks.reception import NEVER_FINAL, Reception, UnguardedRun
 from idempotent_tasks.request_state import state_of
 from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.spellings import codec_of
 
 __all__ = ["IdempotentTask"]
 
@@ -180,8 +181,8 @@ class IdempotentTask(Task):
             if isinstance(run, ActiveRun):
                 run.hand_over("Retry")
             return publish(args, kwargs, task_id, *positional, **options)
-        # What is sent again, by a retry or a deferral, was published before.
-        self._refuse_chords_key(options)
+        # At the first member nothing is published yet; what is sent again, by a retry or a deferral, was before.
+        self.refuse_chords_key(explicit_key(options), options.get("chord"), options.get("chain"))
         given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
         publication = publication_of(self, args, kwargs, task_id, given)
         if publication is None:
@@ -241,7 +242,7 @@ class IdempotentTask(Task):
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
             if "codec" not in policy.given and policy.powertools is False:
-                policy = policy.over({"codec": settings.codec})
+                policy = policy.over({"codec": codec_of(self.app.conf, self.serializer)})
             self._check(policy, settings)
             self._resolved = (settings, policy)
         return self._resolved[1]
@@ -267,24 +268,27 @@ class IdempotentTask(Task):
             key = check_explicit_key(idempotency_key, self.name)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
-    def _refuse_chords_key(self, options: Mapping[str, Any]) -> None:
-        """Refuse a key that was given to a whole chord, at its first member: nothing is published by then.
+    def refuse_chords_key(self, key: object, chord: Any, chain: Any) -> None:
+        """Refuse a member's key that was given to the whole chord, whose body cannot have it.
 
         Celery hands the options of a chord to each member of its header and to its body.  Where the body is another
-        guarded task it may have been given the member's key on purpose.
+        guarded task, or is not known here, it may have been given the member's key on purpose.
+
+        Args:
+            key, chord, chain: as for `idempotent_tasks.delivery.chord_with_key`.
+
+        Raises:
+            ConfigurationError: the body is this task too, or is not guarded.
         """
-        key = _explicit_key(options)
-        steps = [{"options": options}, *(options.get("chain") or ())]
-        for body in filter(None, (step["options"].get("chord") for step in steps)):
-            # Not `tasks`, which would finalise an app that is not yet.
-            known = self.app._tasks.get(body["task"])  # noqa: SLF001
-            guarded = known is None or isinstance(known, IdempotentTask)
-            if key is not None and _explicit_key(body["options"]) == key and (not guarded or known is self):
-                msg = (
-                    "idempotency_key was given to a whole chord, which hands it to each member and to the body, "
-                    f"{body['task']!r}; a key names one call: give each its own, .set(idempotency_key=...)"
-                )
-                raise ConfigurationError(msg, self.name)
+        body = chord_with_key(key, chord, chain)
+        # Not `tasks`, which would finalise an app that is not yet.
+        known = None if body is None else self.app._tasks.get(body["task"])  # noqa: SLF001
+        if known is not None and (known is self or not isinstance(known, IdempotentTask)):
+            msg = (
+                "idempotency_key was given to a whole chord, which hands it to each member and to the body, "
+                f"{known.name!r}; a key names one call: give each its own, .set(idempotency_key=...)"
+            )
+            raise ConfigurationError(msg, self.name)
 
     def _run_body(
         self,
@@ -301,11 +305,6 @@ class IdempotentTask(Task):
         finally:
             _runs.reset(token)
             state.run = None
-
-
-def _explicit_key(options: Mapping[str, Any]) -> Any:
-    """Return the key among the options of a call or a signature, however it was given."""
-    return options.get("idempotency_key") or (options.get("headers") or {}).get(KEY_HEADER)
 
 
 def _guarding(called: Any) -> Callable[..., Any]:

@@ -241,8 +241,11 @@ class Cancelled(BaseException):
     """What `asyncio` and gevent raise to end a coroutine or a greenlet."""
 
 
-@pytest.mark.parametrize("watched", [False, True])
-@pytest.mark.parametrize("error", [MemoryError(), Cancelled(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize(
+    ("error", "watched"),
+    [(MemoryError(), False), (MemoryError(), True), (Cancelled(), False), (GeneratorExit(), False)],
+    ids=repr,
+)
 def test_what_celery_takes_for_a_lost_worker_counts(store: MemoryStore, error: BaseException, watched: bool) -> None:
     """The process lives on, so nobody else frees the key; a body that does it each time is given up."""
     bench = Bench(store)
@@ -253,6 +256,15 @@ def test_what_celery_takes_for_a_lost_worker_counts(store: MemoryStore, error: B
     with pytest.raises(CrashLoopError):
         bench.deliver("three", error, guard=guard)
     assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [1, 2]
+
+
+def test_what_is_no_exception_is_a_failure_in_the_prefork_pool(bench: Bench) -> None:
+    """There Celery stores it as the task's, and acknowledges the message."""
+    guard = replace(bench.guard(max_crashes=1), watched=True)
+    for owner in ("one", "two"):
+        with pytest.raises(Cancelled):
+            bench.deliver(owner, Cancelled(), guard=guard)
+    assert bench.ran == ["one", "two"]
 
 
 class Unspeakable(Exception):  # noqa: N818 - it is not one

@@ -126,26 +126,21 @@ def test_a_chord_is_refused_before_anything_is_published(
     assert (charges.worker.waiting(), charges.orders) == (0, [])
 
 
+def test_a_chord_by_name_fails_before_a_body_runs(app: Celery, charges: Charges) -> None:
+    """A producer that does not know the tasks cannot refuse it: the workers do, and charge nothing."""
+    producer = Celery("producer", broker="memory://", backend="cache+memory://", set_as_current=False)
+    producer.conf.task_default_queue = app.conf.task_default_queue
+    members = [producer.signature("shop.charge", (order,)) for order in "ab"]
+    chord(members, producer.signature("shop.charge"), app=producer).apply_async(**KEY)
+    assert charges.results() == [ConfigurationError, ConfigurationError]
+    assert charges.orders == []
+
+
 def test_a_chord_whose_calls_have_keys_of_their_own(app: Celery, worker: InlineWorker, charges: Charges) -> None:
     """Also where the body, of another guarded task, has that of a member."""
     confirm = make(app, sum_up, name="shop.confirm")
     chord([charges.task.s("a").set(**KEY)], confirm.s().set(**KEY)).apply_async()
     assert charges.results() == [["a", 5], 1]
-
-
-def test_a_member_that_is_retried_or_deferred_is_not_refused(app: Celery, worker: InlineWorker) -> None:
-    """What a producer without this check has published goes on: the refusal is for producers."""
-
-    def charge(self: Any, order: str) -> str:
-        if not self.request.retries:
-            raise self.retry(countdown=0)
-        return order
-
-    task = make(app, charge, bind=True)
-    header = {"task_id": "member", "chord": task.s("total").set(**KEY), "group_id": "g"}
-    app.send_task("shop.charge", ("a",), **KEY, **header)
-    worker.run_next()
-    assert worker.take().headers["retries"] == 1
 
 
 def test_arguments_of_no_written_form(app: Celery, worker: InlineWorker, store: MemoryStore) -> None:

@@ -388,6 +388,13 @@ class TestTheAppsSerializer:
         shop.sells(lambda task: "paid")
         assert shop.task.policy_under(settings_of(shop.app)).codec == codec
 
+    @pytest.mark.parametrize(("serializer", "codec"), [("pickle", "pickle"), ("yaml", "json"), ("json", "json")])
+    def test_a_tasks_own_serializer(self, shop: Shop, serializer: str, codec: str) -> None:
+        """Its steps write what it returns with theirs, as a rule the same."""
+        shop.app.conf.update(**self.PICKLED)
+        shop.sells(lambda task: {17: 1999}, serializer=serializer)
+        assert shop.task.policy_under(settings_of(shop.app)).codec == codec
+
     def test_a_policys_own_codec_stays(self, shop: Shop) -> None:
         """Whatever the app writes."""
         shop.app.conf.update(**self.PICKLED, result_serializer="pickle")
