@@ -90,8 +90,7 @@ class Reception:
 
         Raises:
             celery.exceptions.Ignore: the message was published again, or dropped by ``on_busy="skip"``.
-            celery.exceptions.Reject: it could not be published again, or the body ran out of memory, and goes back to
-                its queue.
+            celery.exceptions.Reject: it could not be published again, and goes back to its queue.
             IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
         """
         try:
@@ -102,13 +101,6 @@ class Reception:
             return self._run_unguarded(body, None, error)
         try:
             return self._handle_claim(request, body)
-        except MemoryError as error:
-            if self.delivery.eager or not self.task.acks_late:
-                # There is no queue to go back to, or nothing in it.
-                raise
-            # Celery 5.7 would end the whole worker (https://github.com/celery/celery/issues/10462), and the message go
-            # back as it does here: as often as `max_crashes` allows.
-            raise Reject(type(error).__name__, requeue=True) from error
         except Exception:
             # Not before: a message that is published again stays as it is.
             if not self.delivery.eager:
