@@ -121,7 +121,7 @@ def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
         group_id: the group of the task itself.
         chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
     """
-    return bool(group_id) or any(step["options"].get("group_id") for step in chain or ())
+    return bool(group_id) or any(options.get("group_id") for options in _options(chain))
 
 
 def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
@@ -132,10 +132,18 @@ def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
         chord: the body that waits for the task itself, or None.
         chain: the signatures that follow it; the last step of a chain that is a member has the body.
     """
-    bodies = [chord, *(step["options"].get("chord") for step in chain or ())]
-    return next((body for body in bodies if body and key is not None and explicit_key(body["options"]) == key), None)
+    if key is None:
+        return None
+    bodies = [body for body in (chord, *(options.get("chord") for options in _options(chain))) if body]
+    return next((body for body in bodies if key in map(explicit_key, _options([body]))), None)
 
 
 def explicit_key(options: Mapping[str, Any]) -> Any:
     """Return the key among the options of a call or a signature, however it was given; None where there is none."""
     return options.get(KEY_HEADER) or (options.get("headers") or {}).get(KEY_HEADER)
+
+
+def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:
+    """Return the options of each signature; none of what a message has in the place of one."""
+    found = (each.get("options") for each in signatures or () if isinstance(each, Mapping))
+    return [options for options in found if isinstance(options, Mapping)]

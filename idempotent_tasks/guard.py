@@ -170,9 +170,15 @@ class Guard:
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
         # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
         if not (isinstance(error, PROCESS_ENDS) and self.watched):
-            # But in the prefork pool, whose processes are watched, Celery takes what is no Exception for a lost worker.
-            crashed = isinstance(error, MemoryError) or not (self.watched or isinstance(error, Exception))
-            run.hand_over(type(error).__name__, crashed=crashed)
+            run.hand_over(type(error).__name__, crashed=self._is_crash(error))
+
+    def _is_crash(self, error: BaseException) -> bool:
+        if isinstance(error, Exception):
+            return isinstance(error, MemoryError)
+        # But in the prefork pool, whose processes are watched, Celery takes what is no Exception for a lost worker. A
+        # greenlet is ended from outside, by a revoke; its exception's type is in a package that may not be there.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        return not self.watched and not kinds & {GeneratorExit.__name__, "GreenletExit"}
 
     def _refuse_crash_loop(self, claim: Claim) -> None:
         crashes = claim.attempt - 1

@@ -78,9 +78,14 @@ class IdempotentTask(Task):
         """Have the guard decide before any ``__call__`` that a subclass, or a class beside it, defines.
 
         Such a method (an application context, a tracer) runs inside the guard instead, once for each run of the body.
+
+        Raises:
+            ConfigurationError: it is a coroutine function.
         """
         first = next(each for each in cls.__mro__ if "__call__" in vars(each))
         called = vars(first)["__call__"]
+        if inspect.iscoroutinefunction(called):
+            raise ConfigurationError(f"{first.__qualname__}.__call__ is an async function, which Celery never awaits")
         if first is not IdempotentTask and not hasattr(called, _GUARDING):
             cls.__call__ = _guarding(called)  # type: ignore[method-assign]
 
@@ -282,7 +287,7 @@ class IdempotentTask(Task):
         """
         body = chord_with_key(key, chord, chain)
         # Not `tasks`, which would finalise an app that is not yet.
-        known = None if body is None else self.app._tasks.get(body["task"])  # noqa: SLF001
+        known = None if body is None else self.app._tasks.get(body.get("task"))  # noqa: SLF001
         if known is not None and (known is self or not isinstance(known, IdempotentTask)):
             msg = (
                 "idempotency_key was given to a whole chord, which hands it to each member and to the body, "

@@ -16,6 +16,7 @@ from idempotent_tasks.delivery import (
     WATCHER_ENTRY,
     Delivery,
     OwnerToken,
+    chord_with_key,
     id_text,
     read_delivery,
 )
@@ -88,3 +89,27 @@ def test_the_callers_key_is_not_private() -> None:
     private = {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS
+
+
+@pytest.mark.parametrize(
+    ("entries", "grouped"),
+    [
+        ({}, False),
+        ({"group": "g"}, True),
+        ({"chain": [{"options": {}}, {"options": {"group_id": None}}]}, False),
+        ({"chain": [{"options": {"group_id": "g"}}, {"options": {}}]}, True),
+        ({"chain": ["nonsense", {}, {"options": "nonsense"}]}, False),
+    ],
+    ids=repr,
+)
+def test_a_member_of_a_group_is_told(entries: dict[str, Any], grouped: bool) -> None:
+    """Itself, or by the last step of its chain; what no producer of Celery's writes is nothing."""
+    assert read(**entries).grouped is grouped
+
+
+@pytest.mark.parametrize("chord", [None, "nonsense", {}, {"options": None}, {"options": {"headers": None}}], ids=repr)
+def test_a_chord_without_a_key(chord: Any) -> None:
+    """Nor is a body that has another."""
+    other = {"options": {"chord": {"options": {KEY_HEADER: "other"}}}}
+    assert chord_with_key("ord-17", chord, [other]) is None
+    assert chord_with_key(None, {"options": {}}, None) is None

@@ -176,7 +176,7 @@ def test_another_payload_fails(bench: Bench, finished: bool) -> None:
     assert bench.events() == ["Mismatched"]
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), Retry(), Ignore(), Reject()], ids=repr)
+@pytest.mark.parametrize("error", [KeyError("x"), Retry(), Ignore(), Reject(), GeneratorExit()], ids=repr)
 def test_whatever_the_body_raises_releases_the_key(bench: Bench, error: BaseException) -> None:
     """The exception comes out as it was; the next delivery runs at once, and no attempt is counted."""
     with pytest.raises(type(error)) as caught:

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery, Task
 from celery.worker import WorkController
 
-from idempotent_tasks import IdempotentTask
+from idempotent_tasks import ConfigurationError, IdempotentTask
 from idempotent_tasks.reception import UnguardedRun
 from tests.support.shop import Shop
 
@@ -203,6 +203,19 @@ def test_a_class_based_task_with_a_call_of_its_own(shop: Shop, context: Context)
     shop.deliver()
     shop.deliver()
     assert (shop.result, context.entered) == (1, 1)
+
+
+def test_a_call_that_nobody_awaits_is_refused(app: Celery) -> None:
+    """Its body would never run; the error names the class when the task is bound."""
+
+    class Awaited(IdempotentTask):
+        name = "shop.awaited"
+
+        async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.run(*args, **kwargs)
+
+    with pytest.raises(ConfigurationError, match=r"Awaited\.__call__ is an async function"):
+        app.register_task(Awaited())
 
 
 def test_a_tracer_that_wraps_the_bound_class_stays_outside(shop: Shop, context: Context) -> None:
