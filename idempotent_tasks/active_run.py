@@ -17,6 +17,8 @@ class ActiveRun:
         self.handed_over = False
         #: Whether the claim is known to be gone: another delivery may be running the body too.
         self.lost = False
+        #: Whether the run is ending its claim itself, by a commit or a release: that it is gone then says nothing.
+        self.ending = False
         self._release = release
 
     @property
@@ -37,5 +39,5 @@ class ActiveRun:
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
         """Free the key now: the body is over, or a message that will claim it is about to be published."""
         if not self.handed_over:
-            self.handed_over = True
+            self.handed_over = self.ending = True
             self._release(self.claim, reason, crashed=crashed)

@@ -31,7 +31,7 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_
 
 
 class UncanonicalError(ValueError):
-    """A value has no canonical form; the message says where and of what type, never what."""
+    """A value has no canonical form; the message says of what type and where, by no key of a mapping."""
 
 
 def canonical(value: Any) -> str:
@@ -112,20 +112,26 @@ def _form(value: Any, path: str) -> Any:
     fields = fields_of(value)
     if fields is None:
         raise UncanonicalError(f"a {type(value).__module__}.{type(value).__qualname__} at {path}")
-    return _mapping(fields, path)
+    return _mapping(fields, path, _declared(value))
 
 
-def _mapping(value: Mapping[Any, Any], path: str) -> Any:
-    pairs = [[_form(name, f"a key of {path}"), _form(each, _member(path, name))] for name, each in value.items()]
+def _mapping(value: Mapping[Any, Any], path: str, declared: frozenset[str] = frozenset()) -> Any:
+    # The keys of a mapping are data, such as a person's name; the fields that a class declares are not.
+    pairs = [
+        [_form(name, f"a key of {path}"), _form(each, f"{path}.{name}" if name in declared else f"{path}[…]")]
+        for name, each in value.items()
+    ]
     names = {name for name, _ in pairs if type(name) is str}
     if len(names) == len(pairs) and _TAG not in names:
         return dict(pairs)
     return _tagged("mapping", sorted(pairs, key=_text))
 
 
-def _member(path: str, name: Any) -> str:
-    # What does not look like a field's name may be data, such as a card's number.
-    return f"{path}.{name}" if type(name) is str and name.isidentifier() else f"{path}[…]"
+def _declared(value: Any) -> frozenset[str]:
+    """Return the fields that the class of a dataclass instance or a model declares; a model may hold others too."""
+    if dataclasses.is_dataclass(value):
+        return frozenset(field.name for field in dataclasses.fields(value))
+    return frozenset(getattr(type(value), "model_fields", ()))
 
 
 def _tagged(kind: str, payload: Any) -> dict[str, Any]:

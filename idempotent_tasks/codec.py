@@ -23,6 +23,7 @@ __all__ = [
     "CODECS",
     "COMPRESSED",
     "JSON",
+    "MAX_RESULT_BYTES",
     "NONE",
     "PICKLE",
     "POWERTOOLS",
@@ -53,6 +54,9 @@ CODECS: Final = (JSON, PICKLE)
 
 #: Shorter data stays as it is, in bytes: a person can read it, and it costs a unit or two.
 COMPRESS_ABOVE: Final = 4096
+#: The largest result that is stored, in bytes as it is before compression.  What is read stops there too, because a
+#: few kilobytes can be made to inflate to all the memory that a process has.
+MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
 _TAG: Final = {"__type__", "__value__"}
 _LONGEST_TAG: Final = 100
 
@@ -71,7 +75,7 @@ def is_codec(name: object) -> bool:
 
 
 def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
-    """Return a body's result as an outcome of whatever size.
+    """Return a body's result as an outcome; one of more than `MAX_RESULT_BYTES` without its data.
 
     Args:
         value: what the body returned.
@@ -101,9 +105,12 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
 
 
 def compressed(outcome: Outcome) -> Outcome:
-    """Return an outcome compressed where its data is long and that makes it smaller."""
+    """Return an outcome compressed where its data is long and that makes it smaller; without data that is too long."""
     if outcome.data is None or size_of(outcome) <= COMPRESS_ABOVE:
         return outcome
+    if size_of(outcome) > MAX_RESULT_BYTES:
+        reason = f"the result has {size_of(outcome)} bytes as {outcome.codec}, at most {MAX_RESULT_BYTES} are stored"
+        return unreplayable(outcome.error or reason, outcome.status)
     smaller = zlib.compress(as_bytes(outcome.data))
     if len(smaller) >= size_of(outcome):
         return outcome
@@ -152,8 +159,8 @@ def decode_result(
         return _loads_as(codec, data)
     except interrupts:
         raise
-    except _UnmadeError as error:
-        raise _unavailable(record, f"its stored result is not readable JSON: {error}") from None
+    except _UnreadableError as error:
+        raise _unavailable(record, f"its stored result is {error}") from None
     except Exception:  # noqa: BLE001 - the same; its text may quote the result
         raise _unavailable(record, f"its stored result is not readable {codec.upper()}") from None
 
@@ -162,13 +169,21 @@ def text_of(record: Record) -> str | bytes:
     """Return a record's data without its compression.
 
     Raises:
-        ValueError, zlib.error: it has none, or it is not compressed as its codec says.
+        ValueError, zlib.error: it has none, it is not compressed as its codec says, or it is larger than any that this
+            library stores.
     """
     if record.data is None:
         raise ValueError("no data")
     if not (record.codec or "").endswith(COMPRESSED):
         return record.data
-    return zlib.decompress(as_bytes(record.data))
+    inflating = zlib.decompressobj()
+    text = inflating.decompress(as_bytes(record.data), MAX_RESULT_BYTES + 1)
+    if len(text) > MAX_RESULT_BYTES:
+        msg = f"larger than the {MAX_RESULT_BYTES} bytes that are stored at most; find out who wrote it"
+        raise _UnreadableError(msg)
+    if not inflating.eof:
+        raise zlib.error("the compressed data ends too early")
+    return text
 
 
 def loads(data: str | bytes) -> Any:
@@ -208,8 +223,8 @@ def _loads_as(codec: str, data: str | bytes) -> Any:
         raise (error.__context__ or error) from None
 
 
-class _UnmadeError(ValueError):
-    """A value with a type's tag cannot be made; quotes nothing of the value."""
+class _UnreadableError(ValueError):
+    """Data that is not read; says why, and quotes nothing of it."""
 
 
 def _made(found: dict[str, Any]) -> Any:
@@ -220,10 +235,10 @@ def _made(found: dict[str, Any]) -> Any:
         if found.keys() != _TAG or not isinstance(tag, str) or len(tag) > _LONGEST_TAG:
             raise
         msg = (
-            f"a value of type {tag!r} cannot be made here ({type(error).__name__}); "
+            f"not readable JSON: a value of type {tag!r} cannot be made here ({type(error).__name__}); "
             "register_type() it in every process that runs the task"
         )
-        raise _UnmadeError(msg) from None
+        raise _UnreadableError(msg) from None
 
 
 def as_bytes(data: str | bytes) -> bytes:

@@ -1,101 +1,351 @@
 """Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
 
+import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from math import ceil
 from typing import Any, Final
 
-from kombu import pools
-from kombu.serialization import registry
+from celery.exceptions import Reject
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.compression import compress
+from kombu.serialization import dumps
 
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, DEFERRALS_HEADER, Delivery
-from idempotent_tasks.route import kept_route
+from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.confirms import confirm_publishes
+from idempotent_tasks.delivery import KEY_HEADER, Delivery, ReceivedMessage
+from idempotent_tasks.queue_limits import QueueLimits, limits_of
+from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
 
-__all__ = ["countdown_seconds", "publish_again", "visibility_timeout"]
+__all__ = ["GivenBack", "countdown_seconds", "give_back", "publish_again"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds: the first countdown, and the longest; each deferral doubles it.
 FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
-#: RabbitMQ's native delayed delivery counts whole seconds and takes no 0 (``kombu.transport.native_delayed_delivery``).
+#: Seconds: no countdown is shorter, unless a visibility timeout or the message's expiry is near.
 SHORTEST_COUNTDOWN: Final = 1.0
+#: Seconds: nor is any shorter than this.
+SHORTEST_OF_ALL: Final = 0.1
 #: Seconds to wait for RabbitMQ's confirmation of a copy, before the message goes back to its queue instead.
 CONFIRM_SECONDS: Final = 1.5
+#: Seconds within which a first try fails whose connection had gone before; a slower one is not repeated.
+STALE_SECONDS: Final = 0.5
 #: Seconds that a countdown may reach past the expiry of the claim that it waits for.
 MARGIN: Final = 0.5
+#: A copy comes so many seconds before its message expires, or before so much of the time until then is over.
+EXPIRY_MARGIN: Final = 1.0
+EXPIRY_PART: Final = 1 / 2
+#: How much each return of a message lengthens the pause before the next.
+RETURN_GROWTH: Final = 4.0
+#: Receives that are left to an SQS message before it is a dead letter, at which it stays hidden until its claim ends.
+SCARCE_RECEIVES: Final = 2
+#: Seconds: SQS hides no message for longer.
+LONGEST_HIDING: Final = 43_000.0
+
+#: What a broker adds to the headers of a message on its way: RabbitMQ takes a message with the first for one that goes
+#: round in circles, and drops it (https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles).
+BROKER_HEADERS: Final = frozenset(
+    {
+        *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
+        *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
+        *("x-delivery-count", "x-acquired-count", "redelivered"),
+    }
+)
+#: What of a message's properties says how it was delivered, or how it is to be delivered but for what a copy says anew:
+#: its delay, and that it is no message twice.
+DELIVERY_PROPERTIES: Final = frozenset(
+    {
+        *("application_headers", "content_type", "content_encoding", "body_encoding", "delivery_info", "delivery_tag"),
+        *("delay_seconds", "DelaySeconds", "MessageDeduplicationId"),
+    }
+)
+#: What a request has beside its message's headers.
+REQUEST_ENTRIES: Final = frozenset(
+    {
+        *("args", "kwargs", "hostname", "properties", "delivery_info", "reply_to", "correlation_id", "headers"),
+        *("callbacks", "errbacks", "chain", "chord", "called_directly", "is_eager", "loglevel", "logfile"),
+        *("time_limit", "soft_time_limit", "_children", "_protected"),
+    }
+)
+
+#: As kombu's serializers name what they write as text.
+TEXT_ENCODINGS: Final = frozenset({"utf-8", "us-ascii"})
+
+_clock = SystemClock()
+#: Queues beside which this process cannot declare one for what waits.
+_undelayed: set[str] = set()
 
 
-def countdown_seconds(deferrals: int, claim_left: float | None, visibility_timeout: float | None) -> float:
+class GivenBack(Reject):
+    """The message could not be published again, and goes back to its queue.
+
+    Args:
+        reason: why, as text: it goes to the worker's parent process, which a broker's error may not.
+        requeue: always.
+        hidden: whether SQS hides the message until it is to come again, so that nobody has to give it back.
+    """
+
+    def __init__(self, reason: str, requeue: bool = True, hidden: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
+        self.hidden = hidden
+        super().__init__(reason, requeue)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what a pool's process needs to pass it on."""
+        return type(self), (self.reason, self.requeue, self.hidden)
+
+
+class _UnknownQueueError(Exception):
+    """It cannot be told which queue the message was consumed from, or nothing can be published to that."""
+
+
+def countdown_seconds(
+    deferrals: int, claim_left: float | None, hold_seconds: float | None, expires_in: float | None = None
+) -> float:
     """Return for how long to defer, in seconds.
 
     Args:
         deferrals: how often this message was deferred before.
         claim_left: seconds until the claim in the way expires, or None where that is not known.
-        visibility_timeout: the broker's, in seconds, or None: a worker holds a message with a countdown
-            unacknowledged, and a broker with such a timeout would deliver it twice.
+        hold_seconds: the broker's visibility timeout, or another time after which it takes a message back, or None: a
+            worker holds a message with a countdown unacknowledged, and a broker would deliver it twice.
+        expires_in: seconds until the message expires, or None: a worker drops one that has.
     """
     grown = min(FIRST_COUNTDOWN * 2.0 ** min(deferrals, 10), LONGEST_COUNTDOWN)
     # Many duplicates of one key must not come back at one moment.
     countdown: float = grown * random.uniform(1.0, 1.25)  # noqa: S311 - not a secret
     if claim_left is not None:
         countdown = min(countdown, claim_left + MARGIN)
-    if visibility_timeout is not None:
-        countdown = min(countdown, visibility_timeout / 2)
-    return max(countdown, SHORTEST_COUNTDOWN)
+    countdown = max(countdown, SHORTEST_COUNTDOWN)
+    if hold_seconds is not None:
+        countdown = min(countdown, hold_seconds / 2)
+    if expires_in is not None:
+        countdown = min(countdown, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
+    return max(countdown, SHORTEST_OF_ALL)
 
 
-def publish_again(task: Any, delivery: Delivery, countdown: float) -> None:
-    """Publish the task's current message again, to run after ``countdown`` seconds.
+def publish_again(
+    task: Any, delivery: Delivery, claim_left: float | None, headers: Mapping[str, Any] | None = None
+) -> float:
+    """Publish the task's current message again, to run later, and return after how many seconds.
 
-    Everything of the message stays: id, retries, arguments and how they are shown, chain, chord, callbacks, expiry,
-    time limits, priority, route.
+    It goes to the queue that it was consumed from and to no other, past exchanges, signals, routes and the task's own
+    ``apply_async``.  Body, properties and headers are those that arrived, but for what a deferral is.
 
     Args:
         task: the bound Celery task, whose ``request`` is the message.
         delivery: the same message as this library read it.
-        countdown: seconds.
+        claim_left: seconds until the claim in the way expires, or None where that is not known.
+        headers: further headers of the copy.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker does not take it.
+        Exception: the broker does not take it, or the queue is not known; the message must go back.
     """
-    request = task.request
-    same = {name: request.get(name) for name in ("argsrepr", "kwargsrepr", "compression")}
-    # Celery before 5.7 takes the task's own ignore_result, and any Celery the task's own serializer.
-    kept = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
-    kept |= kept_route(task.app, request.delivery_info or {})
-    serializer = registry.type_to_name.get(request.get(CONTENT_TYPE_ENTRY))
-    signature = task.signature_from_request(
-        request, countdown=countdown, retries=request.retries, serializer=serializer, **same, **kept
-    )
-    headers = {**(signature.options.get("headers") or {}), DEFERRALS_HEADER: delivery.deferrals + 1}
-    with _publisher(task.app) as publisher:
-        signature.set(headers=headers).apply_async(add_to_parent=False, **publisher)
+    app = task.app
+    received = delivery.received or _rebuilt(task)
+    queue = _queue_of(app, received)
+    confirmed = confirm_publishes(app)
+    # One copy, also where it is not certain whether the first try arrived.
+    more = {**(headers or {}), **delivery.successor().headers}
+
+    def publish(connection: Any, channel: Any) -> float:
+        limits = limits_of(app, queue, channel)
+        countdown = countdown_seconds(delivery.deferrals, claim_left, limits.hold_seconds, _expires_in(task))
+        delayed = delay_queue(app, queue, countdown) if confirmed and queue not in _undelayed else None
+        if delayed is not None:
+            _declare(channel, queue, delayed)
+            # What is left of it a worker holds: no more than keeps duplicates from coming at one moment.
+            countdown = min(countdown, delayed.delay + 1.0)
+        eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
+        message = _message(connection, channel, received, {**more, **eta})
+        options = {"mandatory": True, "timeout": CONFIRM_SECONDS} if confirmed else {}
+        channel.basic_publish(message, exchange="", routing_key=queue if delayed is None else delayed.name, **options)
+        return countdown
+
+    return _publishing(app, publish)
 
 
-@contextmanager
-def _publisher(app: Any) -> Iterator[dict[str, Any]]:
-    """Lend publishing options with which the broker has the message when the call returns.
+def give_back(
+    task: Any, delivery: Delivery, error: Exception, claim_left: float | None, pause: Callable[[float], None]
+) -> GivenBack:
+    """Return what gives a message back that could not be published again, when it has waited for a while.
 
-    The copy that a message is acknowledged for must not be lost in a socket's buffer: RabbitMQ confirms if it is asked
-    to (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
+    SQS is told to hide the message for a while, because each receive brings it nearer to a dead-letter queue.  On any
+    other transport it would come back at once, so it waits here.
+
+    Args:
+        task, delivery, claim_left: as for `publish_again`.
+        error: why it could not be published.
+        pause: waits for some seconds, or for less.
     """
-    if app.connection_for_write().transport.driver_type != "amqp":
-        yield {}
-        return
-    options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
-    with pools.producers[app.connection_for_write(transport_options=options)].acquire(block=True) as producer:
+    reason = f"{type(error).__name__}: {error}"
+    received = delivery.received
+    if received is not None and _hidden(task, received, claim_left):
+        return GivenBack(reason, hidden=True)
+    timeout = (task.app.conf.broker_transport_options or {}).get("visibility_timeout")
+    returns = received.returns if received is not None else 0
+    pause(countdown_seconds(returns, claim_left, float(timeout) if timeout else None, _expires_in(task)))
+    return GivenBack(reason)
+
+
+def _publishing(app: Any, publish: Callable[[Any, Any], float]) -> float:
+    """Publish with a connection and a channel of the app's; once more where the first connection was a stale one."""
+    began = _clock.monotonic()
+    try:
+        return _publish_once(app, publish)
+    except Exception:
+        if _clock.monotonic() - began > STALE_SECONDS:
+            raise
+    return _publish_once(app, publish)
+
+
+def _publish_once(app: Any, publish: Callable[[Any, Any], float]) -> float:
+    with app.amqp.producer_pool.acquire(block=True) as producer:
         try:
-            yield {"producer": producer, "timeout": CONFIRM_SECONDS, "retry": False}
+            return publish(producer.connection, producer.channel)
         except BaseException:
             # A confirmation that comes late would be taken for that of the next message.
-            producer.connection.collect()
+            if confirm_publishes(app) and producer.connection is not None:
+                producer.connection.collect()
             raise
 
 
-def visibility_timeout(app: Any) -> float | None:
-    """Return the visibility timeout that the app sets for its broker, in seconds, or None.
+def _queue_of(app: Any, received: ReceivedMessage) -> str:
+    queue = received.queue or consumed_queue(app, received.properties.get("delivery_info") or {})
+    if queue is None:
+        raise _UnknownQueueError("it cannot be told from which queue the message came")
+    if not received.is_addressable:
+        raise _UnknownQueueError(f"nothing can be published to {queue!r}, which has subscribers to a fanout")
+    return queue
 
-    The transports' defaults, 3,600 s (Redis) and 1,800 s (SQS), are far above the longest countdown.
+
+def _declare(channel: Any, queue: str, delayed: DelayQueue) -> None:
+    try:
+        channel.queue_declare(queue=delayed.name, **delayed.declaration)
+    except Exception:
+        logger.warning("queue %r cannot be declared: workers hold what waits for %r", delayed.name, queue)
+        _undelayed.add(queue)
+        raise
+
+
+def _expires_in(task: Any) -> float | None:
+    """Return the seconds until the current message expires by this worker's clock, which Celery goes by too."""
+    app, expires = task.app, task.request.expires
+    if not expires:
+        return None
+    try:
+        moment = maybe_make_aware(maybe_iso8601(expires), app.conf.timezone)
+        return float((moment - app.now()).total_seconds())
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Mapping[str, Any]) -> Any:
+    """Return a copy of a message as the channel publishes it."""
+    headers = {**{name: each for name, each in received.headers.items() if name not in BROKER_HEADERS}, **more}
+    body, encoding = received.body, (received.content_encoding or "").lower()
+    if isinstance(body, bytes) and encoding in TEXT_ENCODINGS and "compression" not in headers:
+        # As kombu's serializers write it: a virtual transport may be set to send it as it is.
+        body = body.decode(encoding)
+    if "compression" in headers:
+        raw = body.encode() if isinstance(body, str) else body
+        body, headers["compression"] = compress(raw, headers["compression"])
+    properties = {name: each for name, each in received.properties.items() if name not in DELIVERY_PROPERTIES}
+    properties |= _sqs_properties(received)
+    if properties.get("user_id") != connection.userid:
+        # RabbitMQ closes the channel on a message in another user's name.
+        properties.pop("user_id", None)
+    return channel.prepare_message(
+        body,
+        priority=properties.pop("priority", None),
+        content_type=received.content_type,
+        content_encoding=received.content_encoding,
+        headers=headers,
+        properties=properties,
+    )
+
+
+def _sqs_properties(received: ReceivedMessage) -> dict[str, Any]:
+    """Return what SQS keeps beside a message's body, as kombu sends it."""
+    message = _sqs_message(received)
+    attributes = message.get("MessageAttributes")
+    group = (message.get("Attributes") or {}).get("MessageGroupId")
+    own = {} if group is None or "MessageGroupId" in received.properties else {"MessageGroupId": group}
+    return {**own, **({"message_attributes": dict(attributes)} if attributes else {})}
+
+
+def _sqs_message(received: ReceivedMessage) -> Mapping[str, Any]:
+    found = (received.properties.get("delivery_info") or {}).get("sqs_message")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _hidden(task: Any, received: ReceivedMessage, claim_left: float | None) -> bool:
+    """Have SQS hide a message for a while, and return whether it does."""
+    message, queue = _sqs_message(received), received.queue
+    if not message.get("ReceiptHandle") or queue is None:
+        return False
+    url = received.properties["delivery_info"].get("sqs_queue")
+    try:
+        with task.app.amqp.producer_pool.acquire(block=True) as producer:
+            channel = producer.channel
+            limits = limits_of(task.app, queue, channel)
+            seconds = _hiding_seconds(message, limits, claim_left, _expires_in(task))
+            channel.sqs(queue=channel.canonical_queue_name(queue)).change_message_visibility(
+                QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=ceil(seconds)
+            )
+    except Exception:
+        logger.exception("a message of %r cannot be hidden for a while", queue)
+        return False
+    return True
+
+
+def _hiding_seconds(
+    message: Mapping[str, Any], limits: QueueLimits, claim_left: float | None, expires_in: float | None
+) -> float:
+    receives = int((message.get("Attributes") or {}).get("ApproximateReceiveCount") or 1)
+    seconds = FIRST_COUNTDOWN * RETURN_GROWTH ** min(receives, 5)
+    if claim_left is not None:
+        is_scarce = limits.receives is not None and limits.receives - receives <= SCARCE_RECEIVES
+        end = max(claim_left, 0.0) + MARGIN
+        seconds = end if is_scarce else min(seconds, end)
+    if expires_in is not None:
+        seconds = min(seconds, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
+    return min(max(seconds, SHORTEST_COUNTDOWN), LONGEST_HIDING)
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a request's entry is this library's own: a private header, or what it notes of the delivery."""
+    return name.startswith("idempotency_") and name != KEY_HEADER
+
+
+def _rebuilt(task: Any) -> ReceivedMessage:
+    """Return the message of a request that no parent process of ours made (a ``Request`` class of another's).
+
+    In protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), with each header and property that the
+    request has.
     """
-    options = app.conf.broker_transport_options or {}
-    timeout = options.get("visibility_timeout")
-    return float(timeout) if timeout else None
+    request, app = task.request, task.app
+    entries = vars(request)
+    headers = {name: each for name, each in entries.items() if name not in REQUEST_ENTRIES and not _is_ours(name)}
+    # A message's own inner headers, or what Celery itself has collected of those above.
+    found = (request.headers or {}).items()
+    inner = {name: each for name, each in found if name not in entries and not _is_ours(name)}
+    if inner:
+        headers["headers"] = inner
+    embedded = {name: entries.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
+    serializer = task.serializer or app.conf.task_serializer
+    content_type, content_encoding, body = dumps((request.args, request.kwargs, embedded), serializer)
+    delivery_info = request.delivery_info or {}
+    queue = consumed_queue(app, delivery_info)
+    transport = app.connection_for_read().transport.driver_type
+    return ReceivedMessage(
+        queue=queue,
+        is_addressable=queue not in subscribed_queues(app, transport),
+        body=body,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        headers={**headers, "id": request.id, "task": task.name},
+        properties={**(request.properties or {}), "priority": delivery_info.get("priority")},
+    )

@@ -12,7 +12,7 @@ from typing import Final
 
 from idempotent_tasks import events, forks
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.errors import IdempotencyError, StoreUnavailableError
+from idempotent_tasks.errors import StoreError
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, ClaimRequest, Released
 from idempotent_tasks.reservation import reservation_owner
@@ -49,13 +49,11 @@ class _Freeing:
             answer = persistently(
                 lambda: store.release(claim, self.reason, crashed=self.crashed),
                 clock=store.clock,
-                until=store.clock.now() + patience,
+                seconds=patience,
+                retried=StoreError,
             )
-        except StoreUnavailableError:
+        except StoreError:
             return False
-        except IdempotencyError:
-            # The claim expires by itself.
-            return True
         if not isinstance(answer, Released):
             return False
         # Just now the worker forks the successor of the dead process.
@@ -125,8 +123,8 @@ def gone(pid: int, seconds: float) -> bool:
 
 def _gone_by_polling(pid: int, seconds: float) -> bool:
     clock = SystemClock()
-    give_up_at = clock.now() + seconds
-    while clock.now() < give_up_at:
+    give_up_at = clock.monotonic() + seconds
+    while clock.monotonic() < give_up_at:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -157,10 +155,10 @@ def _release(pid: int, free: _Freeing | None) -> None:
 def _free_later(free: _Freeing) -> None:
     """Release what could not be released at once, because there was no store, or no claim yet."""
     clock = free.settings.store.clock
-    give_up_at = clock.now() + free.request.lease_seconds
+    give_up_at = clock.monotonic() + free.request.lease_seconds
     for pause in LATER_PAUSES:
-        if clock.now() + pause > give_up_at:
+        if clock.monotonic() + pause > give_up_at:
             return
         clock.sleep(pause)
-        if free(give_up_at - clock.now()):
+        if free(give_up_at - clock.monotonic()):
             return

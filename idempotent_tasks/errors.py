@@ -25,8 +25,7 @@ pickle and Celery's JSON result backends both rebuild an exception as ``type(*ar
 (``celery.backends.base.Backend.exception_to_python``).
 """
 
-from inspect import cleandoc
-from typing import Self
+from typing import ClassVar, Self
 
 __all__ = [
     "ConfigurationError",
@@ -53,13 +52,16 @@ class IdempotencyError(Exception):
     """Something went wrong in idempotent_tasks.
 
     Attributes:
-        message: what happened and what to do about it; the class's first docstring line by default.
+        message: what happened and what to do about it; `default_message` where the code that raises it says nothing.
         task: the Celery task's name, where there is one.
         key: the record's key, where there is one.
     """
 
+    #: What an error of the class says by itself; text of its own, because ``python -OO`` has no docstrings.
+    default_message: ClassVar[str] = "Something went wrong in idempotent_tasks."
+
     def __init__(self, message: str = "", task: str | None = None, key: str | None = None, *more: object) -> None:
-        self.message = message or cleandoc(type(self).__doc__ or "").partition("\n")[0]
+        self.message = message or self.default_message
         self.task = task
         self.key = key
         super().__init__(self.message, task, key, *more)
@@ -72,17 +74,25 @@ class IdempotencyError(Exception):
 class ConfigurationError(IdempotencyError):
     """An option, a store URL or a setting is wrong."""
 
+    default_message = "An option, a store URL or a setting is wrong."
+
 
 class MissingKeyError(IdempotencyError):
     """The key expression selected nothing in the arguments."""
+
+    default_message = "The key expression selected nothing in the arguments."
 
 
 class KeyEncodingError(IdempotencyError):
     """The selected key has no canonical form."""
 
+    default_message = "The selected key has no canonical form."
+
 
 class PayloadMismatchError(IdempotencyError):
     """The key was used before with a different payload."""
+
+    default_message = "The key was used before with a different payload."
 
 
 class InProgressError(IdempotencyError):
@@ -91,6 +101,8 @@ class InProgressError(IdempotencyError):
     Attributes:
         until: when its claim expires at the latest, in epoch seconds by the store's clock.
     """
+
+    default_message = "Another delivery with this key is running."
 
     def __init__(
         self, message: str = "", task: str | None = None, key: str | None = None, until: float | None = None
@@ -102,13 +114,19 @@ class InProgressError(IdempotencyError):
 class CrashLoopError(IdempotencyError):
     """The body ended its worker process too many times in a row."""
 
+    default_message = "The body ended its worker process too many times in a row."
+
 
 class ResultEncodingError(IdempotencyError):
     """The body succeeded, but its result cannot be stored for replay."""
 
+    default_message = "The body succeeded, but its result cannot be stored for replay."
+
 
 class ResultUnavailableError(IdempotencyError):
     """The task already ran; its result was not stored and cannot be replayed."""
+
+    default_message = "The task already ran; its result was not stored and cannot be replayed."
 
 
 class StoredFailureError(ResultUnavailableError):
@@ -117,6 +135,8 @@ class StoredFailureError(ResultUnavailableError):
     Attributes:
         original: the error's type by module and name, where the record says it.
     """
+
+    default_message = "The key failed for good; its error cannot be raised again as it was."
 
     def __init__(
         self, message: str = "", task: str | None = None, key: str | None = None, original: str | None = None
@@ -138,6 +158,8 @@ class DuplicateError(IdempotencyError):
         task_id: the id of the task that has the key.
     """
 
+    default_message = "A task with this key is already published, running or done."
+
     def __init__(
         self, message: str = "", task: str | None = None, key: str | None = None, task_id: str | None = None
     ) -> None:
@@ -148,22 +170,34 @@ class DuplicateError(IdempotencyError):
 class StoreError(IdempotencyError):
     """The idempotency store could not answer."""
 
+    default_message = "The idempotency store could not answer."
+
 
 class StoreUnavailableError(StoreError):
     """The idempotency store cannot be reached for now."""
+
+    default_message = "The idempotency store cannot be reached for now."
 
 
 class StoreMisconfiguredError(StoreError):
     """The idempotency store refuses until its configuration is mended."""
 
+    default_message = "The idempotency store refuses until its configuration is mended."
+
 
 class RecordCorruptError(StoreError):
     """The stored item is not an idempotency record."""
+
+    default_message = "The stored item is not an idempotency record."
 
 
 class RecordNotFoundError(StoreError):
     """No record has this key."""
 
+    default_message = "No record has this key."
+
 
 class RecordExistsError(StoreError):
     """A record with this key exists already."""
+
+    default_message = "A record with this key exists already."

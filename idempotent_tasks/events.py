@@ -124,9 +124,13 @@ class Unreplayable(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Released(Event):
-    """The body did not finish; the key is free for the next delivery."""
+    """The body did not finish; the key is free for the next delivery.
 
-    #: The exception's type, for example ``Retry``.
+    Told once for each claim that ends without an outcome, also where the release found the claim lost or the store took
+    none: the reason says so.
+    """
+
+    #: The exception's type, for example ``Retry``; ``Unseen`` where no body began under a claim whose answer was lost.
     reason: str
 
 
@@ -183,7 +187,7 @@ class Unrecorded(Event):
     """The body finished, but the store took no outcome: another delivery may run the body again."""
 
     level = logging.ERROR
-    #: The type of the store's error.
+    #: The type of the store's error; ``Released`` where somebody had freed the key while the body ran.
     reason: str
 
 

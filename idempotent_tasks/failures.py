@@ -6,7 +6,7 @@ from typing import Any, Final
 from kombu.utils import json
 
 from idempotent_tasks.codec import COMPRESSED, NONE, Interrupts, compressed, loads, text_of, unreplayable
-from idempotent_tasks.errors import StoredFailureError
+from idempotent_tasks.errors import IdempotencyError, StoredFailureError
 from idempotent_tasks.records import Outcome, Record, Status
 
 __all__ = ["FAILURE", "decode_failure", "encode_failure"]
@@ -35,7 +35,11 @@ def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outc
 
 
 def decode_failure(
-    record: Record, types: Sequence[type[BaseException]], *, interrupts: Interrupts = ()
+    record: Record,
+    types: Sequence[type[BaseException]],
+    *,
+    never: tuple[type[BaseException], ...] = (),
+    interrupts: Interrupts = (),
 ) -> BaseException:
     """Return the exception in a failed record: same type, same arguments, same attributes.
 
@@ -44,6 +48,8 @@ def decode_failure(
     Args:
         record: the record, with its data in it.
         types: what may be raised, subclasses included; other types are named, never imported.
+        never: what may not, subclasses included, though it be of these types: what says to a worker what to do with a
+            message is no failure of a body, and a record must not say it.  This library's errors never are.
         interrupts: as for `encode_failure`.
 
     Raises:
@@ -59,24 +65,32 @@ def decode_failure(
         raise refused(f"it was stored with the unknown codec {record.codec!r}")
     try:
         stored = loads(text_of(record))
-        found = _find(stored["type"], types)
+        found = _find(stored["type"], types, (*never, IdempotencyError))
         if found is not None:
             return _rebuilt(found, stored["args"], stored["state"])
     except interrupts:
         raise
     except Exception:  # noqa: BLE001 - its text may quote what is stored
         raise refused("what is stored of it cannot be read") from None
-    raise refused("it is none of the task's store_failures, nor of their subclasses that this process has imported")
+    raise refused(
+        "it is none of the task's store_failures, nor of their subclasses that this process has imported and that "
+        "can be final"
+    )
 
 
 def _name(kind: type[BaseException]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _find(name: str, types: Sequence[type[BaseException]]) -> type[BaseException] | None:
+def _find(
+    name: str, types: Sequence[type[BaseException]], never: tuple[type[BaseException], ...]
+) -> type[BaseException] | None:
     waiting = list(types)
     while waiting:
         kind = waiting.pop()
+        # Its subclasses are none either.
+        if issubclass(kind, never):
+            continue
         if _name(kind) == name:
             return kind
         waiting.extend(kind.__subclasses__())

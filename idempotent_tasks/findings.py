@@ -20,6 +20,10 @@ WHY: Final = {
     "time-limit-ignored": "nothing ends a body that hangs; its claim is renewed for as long as its worker lives",
     "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again",
     "result-expires-first": "publishers can no longer read a result that a duplicate still gets replayed",
+    "broadcast-not-deferred": "a duplicate cannot be published again for one subscriber: it waits in its slot until "
+    "the run that it met is over, and fails if its time limit comes first",
+    "queue-limits-unknown": "a worker may hold deferred copies for longer than the queue lets it, and SQS delivers "
+    "them again, until they are dead letters",
     "pickled-results": "pickle runs code when it is read: whoever can write to the table or the bucket can run code in "
     "the workers",
     "results-bucket-refuses": "large results are returned but not stored, and replays of those that are wait for it",

@@ -38,12 +38,14 @@ from idempotent_tasks.records import (
     Mismatch,
     Outcome,
     Record,
+    Released,
+    Renewed,
     Status,
     Superseded,
     Vanished,
 )
-from idempotent_tasks.retries import LEASE_PART, LONGEST_PAUSE, persistently
-from idempotent_tasks.stores import ResultStore, Store
+from idempotent_tasks.retries import LEASE_PART, persistently
+from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, ResultStore, Store
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
 
 __all__ = ["Guard", "Keeping"]
@@ -51,9 +53,14 @@ __all__ = ["Guard", "Keeping"]
 T = TypeVar("T")
 Keeping = Callable[[ActiveRun], AbstractContextManager[None]]
 
-#: Seconds for which a claim, a release, and a commit after its claim's end, is tried again while the store is
-#: unavailable.
+#: Seconds for which a claim, and a commit or a release after its claim's end, is tried again while the store fails.
 STORE_PATIENCE: Final = 5.0
+#: Seconds for which a commit is tried at most where the claim is renewed meanwhile, if that is more than its lease.
+COMMIT_PATIENCE: Final = 60.0
+#: Seconds that a commit or a release is given where less is left: nothing else is worth the last moment of a process.
+LAST_TRY: Final = 0.5
+#: How often a key is asked for that is granted too late, or a record put back that comes and goes.
+MOST_ROUNDS: Final = 5
 #: Why the claim of a process is released that is found to have ended.
 HOLDER_ENDED: Final = "HolderEnded"
 #: What ends a process, by the body itself or by billiard's SIGTERM at a hard time limit, is no clean end of the body.
@@ -107,15 +114,18 @@ class Guard:
             ResultUnavailableError: the key has an outcome without a readable result.
             ConfigurationError: ``on_replay`` returned nothing; what it raises is passed on.
         """
+        # What an interrupt leaves of a claim that was granted, seen or not.
+        claims = [Claim.unseen(request)]
         try:
             answer = self._claim(request)
             if isinstance(answer, Granted):
+                claims.append(answer.claim)
                 self._refuse_crash_loop(answer.claim)
                 self._tell(events.Claimed, request, fence=answer.claim.fence, attempt=answer.claim.attempt)
         except StoreError as error:
             return Unclaimed(error)
         except self.interrupts as error:
-            self._release(Claim.unseen(request), type(error).__name__)
+            self._release(claims[-1], type(error).__name__, began=False)
             return Interrupted(error)
         match answer:
             case Granted(claim):
@@ -132,36 +142,71 @@ class Guard:
     def _claim(self, request: ClaimRequest) -> ClaimAnswer:
         clock = self.store.clock
         patience = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
-        give_up_at = self._at_the_latest(clock.now() + patience)
+        give_up_at = clock.monotonic() + min(patience, self.time_left())
         while True:
             answer = self._claim_once(request)
             if isinstance(answer, Busy) and self.holder_has_ended(answer.holder):
                 self._release(Claim.shown_by(answer.holder), HOLDER_ENDED, crashed=True)
                 answer = self._claim_once(request)
-            left = give_up_at - clock.now()
+            left = give_up_at - clock.monotonic()
             if not isinstance(answer, Busy) or left <= 0:
                 return answer
             clock.sleep(min(WAIT_PAUSE, left))
 
     def _claim_once(self, request: ClaimRequest) -> ClaimAnswer:
-        return self._patiently(lambda: self.store.claim(request))
+        left = self._seconds_left(STORE_PATIENCE)
+        return persistently(lambda: self._timely_answer(request), clock=self.store.clock, seconds=left)
+
+    def _timely_answer(self, request: ClaimRequest) -> ClaimAnswer:
+        """Claim, and renew at once a claim that is over, or nearly, when its grant arrives.
+
+        Raises:
+            StoreUnavailableError: each grant came too late.
+        """
+        answer = self.store.claim(request)
+        for _ in range(MOST_ROUNDS):
+            if not isinstance(answer, Granted) or self._has_time(answer.claim):
+                return answer
+            renewed = self.store.renew(answer.claim, request.lease_seconds, request.retention_seconds)
+            answer = Granted(renewed.claim) if isinstance(renewed, Renewed) else self.store.claim(request)
+        raise StoreUnavailableError("every grant came after its own end", request.task, request.key)
+
+    def _has_time(self, claim: Claim) -> bool:
+        return claim.expires_at - self.store.clock.now() > claim.request.lease_seconds * LEASE_PART
 
     def _run_claimed(self, claim: Claim, body: Callable[[ActiveRun], Any]) -> Verdict:
         run = ActiveRun(claim, self._release)
+        ended: list[Callable[[], Verdict]] = []
+        verdicts: list[Verdict] = []
+        try:
+            # Until the outcome is stored: what is written, compressed and sent elsewhere before takes its time too.
+            with self.keeping(run):
+                ended.append(self._ended(run, body))
+                verdicts.append(self._despite_interrupts(ended[0]))
+        except BaseException as error:
+            if not ended:
+                self._let_go(run, error)
+            elif not run.ending and not isinstance(error, self.interrupts):
+                # It came between the body's end and the first try of the commit, for example for want of memory.
+                self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
+            # An interrupt after the body's return comes too late to mean anything.
+            if not ended or not isinstance(error, self.interrupts):
+                raise
+        return verdicts[0] if verdicts else self._despite_interrupts(ended[0])
+
+    def _ended(self, run: ActiveRun, body: Callable[[ActiveRun], Any]) -> Callable[[], Verdict]:
+        """Run the body, and return what brings its outcome on record; what it raises else is passed on."""
         values: list[Any] = []
         try:
-            with self.keeping(run):
-                values.append(body(run))
+            values.append(body(run))
         except BaseException as error:
             if not values and self._is_final(run, error):
-                return self._despite_interrupts(partial(self._fail, run, error))
-            # An interrupt after the body's return comes too late to mean anything.
+                return partial(self._fail, run, error)
             if not values or not isinstance(error, self.interrupts):
-                self._let_go(run, error)
                 raise
         if run.handed_over:
-            return Returned(values[0])
-        return self._despite_interrupts(lambda: self._finish(run, values[0]))
+            return lambda: Returned(values[0])
+        return lambda: self._finish(run, values[0])
 
     def _is_final(self, run: ActiveRun, error: BaseException) -> bool:
         final = isinstance(error, self.policy.final_errors) and not isinstance(error, self.never_final)
@@ -202,7 +247,8 @@ class Guard:
             accepted=self.accepted,
             recall=self.recall,
             interrupts=self.interrupts,
-            at_the_latest=self._at_the_latest,
+            never_final=self.never_final,
+            time_left=self.time_left,
         )
 
     def _finish(self, run: ActiveRun, value: Any) -> Verdict:
@@ -221,16 +267,22 @@ class Guard:
 
     def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
         """Store an outcome, and return the run's own verdict, or the one on the outcome that counts instead."""
-        claim, outcome = run.claim, replace(outcome, continuation=self.changed_continuation())
-        # A pause must not sleep over what is left of the lease, after which another delivery runs the body again.
-        pause = claim.request.lease_seconds * LEASE_PART
+        claim, run.ending = run.claim, True
+        outcome = replace(outcome, continuation=self.changed_continuation())
         try:
-            # Past the claim's end too, since the owner alone decides: the effect is done, only the record is wanting.
-            answer = self._patiently(lambda: self._store_outcome(claim, outcome), claim.expires_at, pause)
-        except StoreError as error:
+            answer = self._until_stored(run, outcome)
+        except Exception as error:
+            if isinstance(error, self.interrupts):
+                raise
             self._tell(events.Unrecorded, claim.request, reason=type(error).__name__)
-            return verdict
+            if isinstance(error, StoreError):
+                return verdict
+            raise
         if isinstance(answer, Superseded):
+            if answer.record.free:
+                # The effect is done, and nobody has the key whose outcome could be waited for.
+                self._tell(events.Unrecorded, claim.request, reason=events.Released.__name__)
+                return verdict
             self._tell(events.Superseded, claim.request, fence=claim.fence)
             return self._yield_to(claim, answer.record)
         self._tell(
@@ -244,17 +296,47 @@ class Guard:
             self._tell(events.Unreplayable, claim.request, reason=outcome.error or "")
         return verdict
 
+    def _until_stored(self, run: ActiveRun, outcome: Outcome) -> CommitAnswer:
+        """Try to store an outcome for as long as the claim lives, whatever the store's error.
+
+        That may be long where the claim is renewed meanwhile, so not for ever: a store may take renewals and refuse
+        the outcome.
+        """
+        clock, lease = self.store.clock, run.claim.request.lease_seconds
+        begun = clock.monotonic()
+
+        def left() -> float:
+            lives = run.claim.expires_at - clock.now()
+            tried = clock.monotonic() - begun
+            # Past the claim's end too, since the owner alone decides: the effect is done, only the record is wanting.
+            patience = max(min(lives, max(lease, COMMIT_PATIENCE) - tried), STORE_PATIENCE - tried)
+            return max(self._seconds_left(patience), LAST_TRY - tried)
+
+        return persistently(
+            lambda: self._store_outcome(run.claim, outcome),
+            clock=clock,
+            seconds=left,
+            # A pause must not sleep over what is left of the lease, after which another delivery runs the body again.
+            longest_pause=lease * LEASE_PART,
+            retried=StoreError,
+        )
+
     def _store_outcome(self, claim: Claim, outcome: Outcome) -> CommitAnswer:
         retention = claim.request.retention_seconds
-        answer = self.store.commit(claim, outcome, retention)
-        if not isinstance(answer, Vanished):
-            return answer
-        try:
-            self.store.restore(committed_record(claim, outcome, retention, self.store.clock.now()))
-        except RecordExistsError as error:
-            # Somebody claims and deletes it under our hands: look again.
-            raise StoreUnavailableError(task=claim.request.task, key=claim.key) from error
-        return Committed()
+        for _ in range(MOST_ROUNDS):
+            answer = self.store.commit(claim, outcome, retention)
+            if not isinstance(answer, Vanished):
+                return answer
+            restored = committed_record(claim, outcome, retention, self.store.clock.now())
+            try:
+                self.store.restore(restored)
+            except RecordExistsError:
+                # Somebody claims it under our hands, or an old request of our own has: look again.
+                continue
+            if self.store.clock.now() - (restored.completed_at or 0) / 1000 <= CLOCK_TOLERANCE_SECONDS:
+                return Committed()
+            # So late that its retention would be too short: the commit finds it, and keeps it for longer.
+        raise StoreUnavailableError("the record comes and goes", claim.request.task, claim.key)
 
     def _yield_to(self, claim: Claim, record: Record) -> Verdict:
         if record.status is Status.INPROGRESS:
@@ -290,9 +372,29 @@ class Guard:
                 return None
             raise
 
-    def _release(self, claim: Claim, reason: str, *, crashed: bool = False) -> None:
-        """Free the key as well as the store allows; where it does not, the claim expires by itself."""
-        self._despite_interrupts(lambda: self._release_once(claim, reason, crashed=crashed))
+    def _release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> None:
+        """Free a key as well as the store allows; each end of a run is told, so that who counts claims misses none."""
+        answer = self._despite_interrupts(lambda: self._until_released(claim, reason, crashed=crashed, began=began))
+        # A claim without a fence is one that may never have been granted.
+        if claim.fence or not isinstance(answer, Lost):
+            self._tell(events.Released, claim.request, reason=_released(reason, answer, claim))
+
+    def _until_released(self, claim: Claim, reason: str, *, crashed: bool, began: bool) -> Released | Lost | StoreError:
+        """Try to free the key for as long as the claim lives; where the store takes nothing, it expires by itself."""
+        clock = self.store.clock
+        patience = max(claim.expires_at - clock.now(), STORE_PATIENCE)
+        # A store of another's need not know of what never began.
+        untried = {} if began else {"began": False}
+        try:
+            return persistently(
+                lambda: self.store.release(claim, reason, crashed=crashed, **untried),
+                clock=clock,
+                seconds=max(self._seconds_left(patience), LAST_TRY),
+                longest_pause=max(claim.request.lease_seconds, STORE_PATIENCE) * LEASE_PART,
+                retried=StoreError,
+            )
+        except StoreError as error:
+            return error
 
     def _despite_interrupts(self, step: Callable[[], T]) -> T:
         """Take a step that is safe to repeat, and take it again if an interrupt, which comes once, cuts it short."""
@@ -301,23 +403,20 @@ class Guard:
         except self.interrupts:
             return step()
 
-    def _release_once(self, claim: Claim, reason: str, *, crashed: bool) -> None:
-        try:
-            answer: object = self._patiently(lambda: self.store.release(claim, reason, crashed=crashed))
-        except StoreError as error:
-            answer = error
-            reason = f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"
-        if not isinstance(answer, Lost):
-            self._tell(events.Released, claim.request, reason=reason)
-
-    def _patiently(self, call: Callable[[], T], until: float = 0.0, longest_pause: float = LONGEST_PAUSE) -> T:
-        """Call until there is an answer, for `STORE_PATIENCE` seconds, and until these epoch seconds at least."""
-        until = self._at_the_latest(max(until, self.store.clock.now() + STORE_PATIENCE))
-        return persistently(call, clock=self.store.clock, until=until, longest_pause=longest_pause)
-
-    def _at_the_latest(self, until: float) -> float:
-        """Return the epoch seconds after which no further try starts: these, or before this process is killed."""
-        return min(until, self.store.clock.now() + self.time_left())
+    def _seconds_left(self, patience: float) -> float:
+        """Return for how long a call is tried: these seconds, or until this process is killed."""
+        return min(patience, self.time_left())
 
     def _tell(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.observe(kind.about(request, **details))
+
+
+def _released(reason: str, answer: Released | Lost | StoreError, claim: Claim) -> str:
+    """Return why a claim has ended, as its event says it: the body's reason, and what became of the release."""
+    match answer:
+        case Released():
+            return reason
+        case Lost():
+            return f"{reason}, then {events.Lost.__name__}: the claim was not held any more"
+        case error:
+            return f"{reason}, then {type(error).__name__}: free at {claim.expires_at:.0f}"

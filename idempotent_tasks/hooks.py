@@ -8,6 +8,7 @@ from celery import current_app
 from celery.concurrency import get_implementation
 from celery.signals import (
     before_task_publish,
+    celeryd_after_setup,
     task_failure,
     task_revoked,
     task_success,
@@ -25,7 +26,15 @@ from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["carry_key", "check_worker", "free_reservation", "note_dispatch", "release_what_runs"]
+__all__ = [
+    "carry_key",
+    "check_command_line_worker",
+    "check_embedded_worker",
+    "check_worker",
+    "free_reservation",
+    "note_dispatch",
+    "release_what_runs",
+]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -79,26 +88,42 @@ def _refuse_unguarded(name: str) -> None:
         raise ConfigurationError(msg, name)
 
 
-@worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.check_worker")
-def check_worker(sender: Any, **_: Any) -> None:
+@worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.check_embedded_worker")
+def check_embedded_worker(sender: Any, **_: Any) -> None:
+    """Check a worker that a program starts by itself, which has set up its logging; raises as `check_worker`.
+
+    ``celery worker`` sends this signal before it sets up logging (``celery.apps.worker.Worker.setup_logging``, which
+    the worker of a program does not have): what is logged now would be in no log file, without time and level.
+    """
+    if not hasattr(sender, "setup_logging"):
+        check_worker(sender)
+
+
+@celeryd_after_setup.connect(weak=False, dispatch_uid="idempotent_tasks.check_command_line_worker")
+def check_command_line_worker(instance: Any, **_: Any) -> None:
+    """Check a worker of the command line, which has set up its logging, and has no process and no message yet."""
+    check_worker(instance)
+
+
+def check_worker(worker: Any) -> None:
     """Stop a worker whose configuration cannot keep the promise; say what weakens it.
 
     Args:
-        sender: the ``celery.worker.WorkController`` that starts.
+        worker: the ``celery.worker.WorkController`` that starts.
 
     Raises:
         SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and something was found.  Celery swallows
             any other exception of a signal's receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
-    tasks = [task for task in sender.app.tasks.values() if isinstance(task, IdempotentTask)]
+    tasks = [task for task in worker.app.tasks.values() if isinstance(task, IdempotentTask)]
     if not tasks:
         return
-    remember_worker(sender)
+    remember_worker(worker)
     for task in tasks:
         # A framework that was initialised since may have given a class its own __call__.
         type(task).keep_guard_outermost()
     try:
-        settings, pool_cls = settings_of(sender.app), get_implementation(sender.pool_cls)
+        settings, pool_cls = settings_of(worker.app), get_implementation(worker.pool_cls)
         _serve_metrics(settings, pool_cls)
         if settings.disabled:
             logger.warning("idempotency is DISABLED: bodies run unguarded, each delivery of a message runs its body")
@@ -106,7 +131,7 @@ def check_worker(sender: Any, **_: Any) -> None:
         _check_pool(settings.store, pool_cls)
         for task in tasks:
             task.policy_under(settings)
-        surroundings = Surroundings.of_worker(sender, pool_cls.__module__)
+        surroundings = Surroundings.of_worker(worker, pool_cls.__module__)
     except ConfigurationError as error:
         _refuse(error)
     if surroundings.settings.checks != "ignore":

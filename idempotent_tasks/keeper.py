@@ -18,7 +18,7 @@ from idempotent_tasks.errors import StoreError
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import Lost
 from idempotent_tasks.renewals import Renewals
-from idempotent_tasks.retries import LEASE_PART
+from idempotent_tasks.retries import LEASE_PART, limited
 from idempotent_tasks.stores import Store
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
@@ -160,7 +160,9 @@ class Keeper:
             kept.done = True
             return
         try:
-            answer = kept.store.renew(claim, lease, claim.request.retention_seconds)
+            # Two renewals may fail, whether they are refused or hang.
+            with limited(clock, term.lease_seconds * RENEW_AFTER):
+                answer = kept.store.renew(claim, lease, claim.request.retention_seconds)
         except Exception as error:
             if not isinstance(error, StoreError):
                 # This thread keeps the claims of the whole process: one store's bug must not end it.
@@ -168,11 +170,18 @@ class Keeper:
             kept.due = clock.now() + term.lease_seconds * LEASE_PART
             return
         if isinstance(answer, Lost):
-            kept.done = kept.run.lost = True
-            kept.observe(events.Lost.about(claim.request))
-        else:
-            kept.run.claim = answer.claim
-            kept.due = clock.now() + term.lease_seconds * RENEW_AFTER
+            kept.done = True
+            # What the run's own commit or release has ended is not lost, and of both the run knows more than we.
+            if not kept.run.ending:
+                kept.run.lost = True
+                kept.observe(events.Lost.about(claim.request))
+            return
+        kept.run.claim = answer.claim
+        now = clock.now()
+        # An answer may have been long on its way, or show that it is later than was thought.
+        late = lease - (answer.claim.expires_at - now)
+        kept.due = now + term.lease_seconds * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
+        if now < answer.claim.expires_at:
             kept.observe(events.Renewed.about(claim.request))
 
     def _add(self, kept: _Kept) -> None:

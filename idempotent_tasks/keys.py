@@ -1,7 +1,7 @@
 """From a delivery to the record's key and the payload's digest: canonical, typed, pure."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -22,6 +22,7 @@ __all__ = [
     "arguments_digest",
     "check_explicit_key",
     "check_prefix",
+    "check_task_id",
     "payload_digest",
     "record_key",
 ]
@@ -50,6 +51,81 @@ class _Interpreter(TreeInterpreter):
             return value.get(node["value"])
         fields = fields_of(value)
         return None if fields is None else fields.get(node["value"])
+
+
+class _NothingSelectedError(Exception):
+    """A part selects nothing; says which one, in the expression's own terms."""
+
+
+class _StrictInterpreter(_Interpreter):
+    """JMESPath in which everything that an expression puts together must select something.
+
+    JMESPath has null for what is not there.  Two different calls whose parts are null would share one key, so a part
+    that is null is an error: a member of a list or of a mapping, an argument of a function, what is selected of an
+    element.  ``||`` and ``not_null()`` say what stands for a part that may be absent.  Conditions of filters only
+    choose, and are as JMESPath has them.
+    """
+
+    def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return a list for a tuple, too."""
+        found = super().visit(node, *args, **kwargs)
+        return list(found) if isinstance(found, tuple) else found
+
+    def visit_multi_select_list(self, node: dict[str, Any], value: Any) -> Any:
+        """Return a list of parts, each of which is something; None of nothing."""
+        parts = super().visit_multi_select_list(node, value)
+        for number, part in enumerate(parts or (), 1):
+            _require(part, f"part {number} of a list")
+        return parts
+
+    def visit_multi_select_dict(self, node: dict[str, Any], value: Any) -> Any:
+        """Return a mapping of parts, each of which is something; None of nothing."""
+        parts = super().visit_multi_select_dict(node, value)
+        for name, part in (parts or {}).items():
+            _require(part, f"part {name!r}")
+        return parts
+
+    def visit_function_expression(self, node: dict[str, Any], value: Any) -> Any:
+        """Return what a function makes of arguments, each of which is something."""
+        name, given = node["value"], [self.visit(child, value) for child in node["children"]]
+        if name == "not_null":
+            return self._functions.call_function(name, given)
+        for number, argument in enumerate(given, 1):
+            _require(argument, f"argument {number} of {name}()")
+        result = self._functions.call_function(name, given)
+        for each in result if name == "map" else ():
+            _require(each, "an element in map()")
+        return result
+
+    def visit_projection(self, node: dict[str, Any], value: Any) -> Any:
+        """Return what is selected of each element; None of what is no list."""
+        elements = self.visit(node["children"][0], value)
+        return self._of_each(node["children"][1], elements) if isinstance(elements, list) else None
+
+    def visit_value_projection(self, node: dict[str, Any], value: Any) -> Any:
+        """Return what is selected of each value of a mapping; None of what is none."""
+        whole = self.visit(node["children"][0], value)
+        return self._of_each(node["children"][1], whole.values()) if isinstance(whole, Mapping) else None
+
+    def visit_filter_projection(self, node: dict[str, Any], value: Any) -> Any:
+        """Return what is selected of each element that fits a condition; None where none does."""
+        base, selected, condition = node["children"]
+        elements = self.visit(base, value)
+        if not isinstance(elements, list):
+            return None
+        conditions = _Interpreter()
+        chosen = [each for each in elements if self._is_true(conditions.visit(condition, each))]
+        return self._of_each(selected, chosen) or None
+
+    def _of_each(self, selected: dict[str, Any], elements: Iterable[Any]) -> list[Any]:
+        found = []
+        for element in elements:
+            # An element that is null itself is left out, as JMESPath has it.
+            if element is not None:
+                part = self.visit(selected, element)
+                _require(part, "an element of a projection")
+                found.append(part)
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,30 +165,48 @@ class Selector:
         """Return what the source selects from a delivery's arguments.
 
         Raises:
-            MissingKeyError: it selects nothing, and something is required.
+            MissingKeyError: it selects nothing, and something is required; or a part of it selects nothing, where
+                Powertools does not read the same key.
             KeyEncodingError: it cannot be applied to these arguments.
             TypeError: the arguments do not fit the task's signature, as calling the body would say.
         """
-        if self._call is not None:
-            value = self._call(*delivery.args, **delivery.kwargs)
-            value = prepared(value) if self.powertools_hash else value
-        else:
-            value = self._search(delivery, _bound(signature, delivery))
+        try:
+            if self._call is not None:
+                value = self._called(self._call, delivery)
+            else:
+                value = self._search(delivery, _bound(signature, delivery))
+        except _NothingSelectedError as nothing:
+            raise self._missing(delivery, signature, f" for {nothing}") from None
         if required and _is_missing(value):
-            msg = (
-                f"{self.option}={self.text!r} selects nothing in the arguments {sorted(signature.parameters)}; "
-                'mend the expression or the call, or set missing_key="run" to run such calls unguarded'
-            )
-            raise MissingKeyError(msg, delivery.task)
+            raise self._missing(delivery, signature)
+        return value
+
+    def _missing(self, delivery: Delivery, signature: inspect.Signature, part: str = "") -> MissingKeyError:
+        optional = "" if not part else "; where it may be absent, say what stands for it, as in number || 'none'"
+        msg = (
+            f"{self.option}={self.text!r} selects nothing{part} in the arguments {sorted(signature.parameters)}"
+            f'{optional}; fix the expression or the call, or set missing_key="run" to run such calls unguarded'
+        )
+        return MissingKeyError(msg, delivery.task)
+
+    def _called(self, call: Callable[..., Any], delivery: Delivery) -> Any:
+        value = call(*delivery.args, **delivery.kwargs)
+        if self.powertools_hash:
+            return prepared(value)
+        # What the callable only passes on is data, in which null is a value.
+        if not any(value is each for each in (*delivery.args, *delivery.kwargs.values())):
+            parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+            for number, part in enumerate(parts, 1):
+                _require(part, f"part {number} of what it returns")
         return value
 
     def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
-        options = None
+        interpreter: _Interpreter = _StrictInterpreter()
         if self.powertools_hash:
             arguments = {name: prepared(each) for name, each in arguments.items()}
-            options = Options(custom_functions=PowertoolsFunctions())
+            interpreter = _Interpreter(Options(custom_functions=PowertoolsFunctions()))
         try:
-            return _Interpreter(options).visit(self._parsed, arguments)
+            return interpreter.visit(self._parsed, arguments)
         except (JMESPathError, ValueError) as error:
             msg = f"{self.option}={self.text!r} cannot be applied to the arguments ({type(error).__name__})"
             # JMESPath's own message quotes the arguments.
@@ -126,7 +220,7 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
     whichever way they come.
 
     Raises:
-        MissingKeyError: the explicit key is empty, or the selector selects nothing.
+        MissingKeyError: the explicit key is empty, or the selector, or a part of it, selects nothing.
         KeyEncodingError: the explicit key is not a plain short text, or the selected value has no canonical form.
         TypeError: the arguments do not fit the task's signature.
     """
@@ -180,6 +274,22 @@ def check_explicit_key(key: object, task: str) -> str:
     return key
 
 
+def check_task_id(task_id: str, task: str) -> str:
+    """Return a task id, if it has a form in UTF-8: no store and no broker takes it otherwise.
+
+    JSON can carry half of a surrogate pair (:rfc:`8259`, section 8.2), and UTF-8 cannot.
+
+    Raises:
+        KeyEncodingError: it has none.
+    """
+    try:
+        str(task_id).encode()
+    except UnicodeEncodeError:
+        msg = "the task id has half of a surrogate pair, which cannot be stored; publish the task with another id"
+        raise KeyEncodingError(msg, task) from None
+    return task_id
+
+
 def check_prefix(prefix: str) -> str:
     """Return a key prefix, if it is printable text of at most 512 bytes.
 
@@ -203,6 +313,11 @@ def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:
     bound = signature.bind(*delivery.args, **delivery.kwargs)
     bound.apply_defaults()
     return bound.arguments
+
+
+def _require(part: Any, which: str) -> None:
+    if part is None:
+        raise _NothingSelectedError(which)
 
 
 def _is_missing(value: Any) -> bool:

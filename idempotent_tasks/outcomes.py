@@ -6,7 +6,7 @@ No Celery here: whoever can recall a result from elsewhere is given as a functio
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from idempotent_tasks.codec import (
     NONE,
@@ -32,6 +32,8 @@ from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores import ResultStore, Store
 
 __all__ = ["Outcomes", "Recalled"]
+
+T = TypeVar("T")
 
 #: Follows the name of the codec whose data lies in a bucket; the record has its address.
 ELSEWHERE: Final = "+s3"
@@ -64,8 +66,10 @@ class Outcomes:
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Exceptions that something outside raises into this thread at any moment.
     interrupts: Interrupts = ()
-    #: Returns the epoch seconds that it is given, or when this process is killed if that is before.
-    at_the_latest: Callable[[float], float] = lambda until: until
+    #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
+    never_final: tuple[type[BaseException], ...] = ()
+    #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
+    time_left: Callable[[], float] = lambda: math.inf
 
     def of_result(self, value: Any, claim: Claim) -> Outcome:
         """Return a result as an outcome that the store takes; what is too large lies in the bucket before.
@@ -111,7 +115,7 @@ class Outcomes:
         """
         try:
             whole = self._whole(record)
-            return decode_failure(whole, self.policy.final_errors, interrupts=self.interrupts)
+            return decode_failure(whole, self.policy.final_errors, never=self.never_final, interrupts=self.interrupts)
         except StoredFailureError as error:
             return error
         except ResultUnavailableError as error:
@@ -159,8 +163,7 @@ class Outcomes:
         if not (record.codec or "").endswith(ELSEWHERE):
             return record
         try:
-            until = self.at_the_latest(self.store.clock.now() + BUCKET_PATIENCE)
-            data = persistently(lambda: self._fetched(record.data), clock=self.store.clock, until=until)
+            data = self._patiently(lambda: self._fetched(record.data), self.time_left())
         except ResultUnavailableError as error:
             msg = f"task {record.task_id} ran already, but {error.message}; the body does not run again"
             raise ResultUnavailableError(msg, record.task, record.key) from error
@@ -172,9 +175,14 @@ class Outcomes:
         return self.results.get(address)
 
     def _uploaded(self, bucket: ResultStore, data: bytes, expires_at: float) -> str:
-        clock = self.store.clock
         # A try without an answer must leave time for the commit.
-        until = min(clock.now() + BUCKET_PATIENCE, self.at_the_latest(math.inf) - UPLOAD_SECONDS)
-        if until < clock.now():
+        left = self.time_left() - UPLOAD_SECONDS
+        if left < 0:
             raise StoreUnavailableError("too little time is left before the hard time limit")
-        return persistently(lambda: bucket.put(data, expires_at), clock=clock, until=until)
+        return self._patiently(lambda: bucket.put(data, expires_at), left, overtime=UPLOAD_SECONDS)
+
+    def _patiently(self, call: Callable[[], T], left: float, overtime: float = 0.0) -> T:
+        """Call a bucket for a while; a call that has begun may go on for the seconds that are left, and overtime."""
+        patience = min(BUCKET_PATIENCE, left)
+        longest = math.inf if left == math.inf else left - patience + overtime
+        return persistently(call, clock=self.store.clock, seconds=patience, overtime=longest)

@@ -58,8 +58,8 @@ class Idempotency:
         wait_timeout: how long ``wait`` waits, in seconds.
         on_store_error: what a delivery does that cannot claim: ``defer``, ``raise`` the `StoreError`, or ``run``
             the body unguarded.
-        missing_key: what a delivery does whose key selects nothing: ``raise`` `MissingKeyError`, or ``run``
-            the body unguarded.
+        missing_key: what a delivery does whose key, or a part of it, selects nothing: ``raise`` `MissingKeyError`, or
+            ``run`` the body unguarded.
         lease: let a claim live this many seconds and renew it while the body runs, instead of holding it for the
             whole time limit: a machine that vanishes is then recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.

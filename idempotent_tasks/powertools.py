@@ -13,6 +13,7 @@ import zlib
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
+from io import BytesIO
 from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
@@ -25,6 +26,10 @@ __all__ = ["DEFAULT_HASH", "HASHES", "PowertoolsFunctions", "digest", "prepared"
 DEFAULT_HASH: Final = "md5"
 #: The hash functions that need no length.
 HASHES: Final = frozenset(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_"))
+
+
+#: What a compressed argument may inflate to, in bytes: a message is small, and what is in it need not be.
+MAX_INFLATED_BYTES: Final = 32 * 1024 * 1024
 
 
 class PowertoolsFunctions(Functions):
@@ -41,9 +46,13 @@ class PowertoolsFunctions(Functions):
     @signature({"types": ["string"]})
     def _func_powertools_base64_gzip(self, value: str) -> str:
         try:
-            return gzip.decompress(base64.b64decode(value)).decode()
+            with gzip.GzipFile(fileobj=BytesIO(base64.b64decode(value))) as compressed:
+                data = compressed.read(MAX_INFLATED_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError("not gzip") from error
+        if len(data) > MAX_INFLATED_BYTES:
+            raise ValueError("too large")
+        return data.decode()
 
 
 class _ResultEncoder(json.JSONEncoder):

@@ -23,7 +23,7 @@ from idempotent_tasks.recall import is_revoked
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Mismatch, Record, Status
 from idempotent_tasks.reservation import is_reservation, reservation_owner, reservation_seconds
-from idempotent_tasks.retries import persistently
+from idempotent_tasks.retries import limited, persistently
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["Publication", "publication_of"]
@@ -92,8 +92,7 @@ class Publication:
 
     def _reserve(self) -> Granted | Finished | Busy | Mismatch:
         store = self.settings.store_under(self.policy)
-        until = store.clock.now() + PUBLISH_PATIENCE
-        return persistently(lambda: store.claim(self.request), clock=store.clock, until=until)
+        return persistently(lambda: store.claim(self.request), clock=store.clock, seconds=PUBLISH_PATIENCE)
 
     def _under(self, claim: Claim, publish: Callable[[], Any]) -> Any:
         try:
@@ -148,9 +147,10 @@ class Publication:
 
     def _withdraw(self, claim: Claim) -> None:
         """Free the key in one try; where that fails, the reservation expires by itself."""
-        with suppress(StoreError):
+        store = self.settings.store
+        with suppress(StoreError), limited(store.clock, PUBLISH_PATIENCE):
             # As after a crash: what the crashes of former deliveries counted stays.
-            self.settings.store.release(claim, NOT_PUBLISHED, crashed=True)
+            store.release(claim, NOT_PUBLISHED, crashed=True)
 
     def _tell(self, kind: type[events.Event], **details: Any) -> None:
         self.settings.observe(kind.about(self.request, **details))

@@ -4,16 +4,25 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any, Final
 from uuid import uuid4
 
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskPredicate
+from celery.exceptions import (
+    Ignore,
+    SoftTimeLimitExceeded,
+    TaskPredicate,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 
 from idempotent_tasks import continuation, deferral, events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.confirms import confirm_publishes
+from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
 from idempotent_tasks.errors import (
     IdempotencyError,
     InProgressError,
@@ -21,16 +30,15 @@ from idempotent_tasks.errors import (
     PayloadMismatchError,
     ResultUnavailableError,
     StoreError,
-    StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE, Guard
+from idempotent_tasks.guard import Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
-from idempotent_tasks.keys import arguments_digest, check_prefix, payload_digest, record_key
+from idempotent_tasks.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
-from idempotent_tasks.records import Busy, Claim, ClaimRequest, Record, Released, Status
-from idempotent_tasks.retries import persistently
+from idempotent_tasks.records import Busy, Claim, ClaimRequest, Lost, Record, Status
+from idempotent_tasks.retries import limited, persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
@@ -43,16 +51,36 @@ logger = logging.getLogger("idempotent_tasks")
 NOTE_PATIENCE: Final = 1.0
 #: Seconds in which a process sends what follows a task once it has stored the outcome; a slower one is not waited for.
 SENDING_SECONDS: Final = 5.0
+#: Seconds for which a delivery waits in its slot at most whose message nothing can be published after.
+SLOT_SECONDS: Final = 3600.0
 #: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
 
-#: Exceptions that say what becomes of a message, of a claim or of a process, and never what came of a body.
-NEVER_FINAL: Final = (TaskPredicate, SoftTimeLimitExceeded, IdempotencyError, MemoryError)
+#: Why a claim is released whose answer an earlier delivery of the message did not see.
+UNSEEN: Final = "Unseen"
+
+#: Exceptions that say what becomes of a message, a process or a claim, and never what came of a body.  A worker acts on
+#: them whoever raised them (``celery.worker.request.Request.on_failure``): it requeues a message for the third and
+#: fourth, drops it for the fifth, and ends for the sixth.
+NEVER_FINAL: Final = (
+    TaskPredicate,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+    Terminated,
+    MemoryError,
+    IdempotencyError,
+)
 
 _keeper = Keeper()
 #: Never corrected, unlike a store's: how long a child may still live is measured on its own machine.
 _local_clock = SystemClock()
+
+
+def _local_time() -> float:
+    """Return the monotonic time of this machine in seconds."""
+    return _local_clock.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +91,16 @@ class UnguardedRun:
     fence: int = 0
     attempt: int = 0
     lost: bool = False
+
+
+class Withdrawal(Enum):
+    """What became of the release of a claim that may never have been granted."""
+
+    RELEASED = auto()
+    #: Another has the key, or nobody; a request that is still on its way may yet take it.
+    NOT_HELD = auto()
+    #: There was no answer, or no time to ask.
+    UNKNOWN = auto()
 
 
 Body = Callable[[ActiveRun | UnguardedRun], Any]
@@ -77,8 +115,10 @@ class Reception:
     delivery: Delivery
     policy: Idempotency
     settings: Settings
-    #: Epoch seconds by this machine's clock.
-    _began_at: float = field(default_factory=_local_clock.now, repr=False)
+    #: By this machine's monotonic clock, in seconds.
+    _began_at: float = field(default_factory=_local_time, repr=False)
+    #: Owner tokens of claims whose answers were not seen, and that are not known to be released; the last one first.
+    _unseen: list[str] = field(default_factory=list, repr=False)
     #: The claim request, once it was asked for.
     _requested: list[ClaimRequest] = field(default_factory=list, repr=False)
 
@@ -93,6 +133,9 @@ class Reception:
             celery.exceptions.Reject: it could not be published again, and goes back to its queue.
             IdempotencyError: the delivery fails; see `Guard.run`, `record_key`, and the policy's ``raise``.
         """
+        if not self.delivery.eager:
+            # What the body publishes, and what Celery sends when it is over.
+            confirm_publishes(self.task.app)
         try:
             request = self.claim_request
         except MissingKeyError as error:
@@ -108,7 +151,7 @@ class Reception:
             raise
 
     def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
-        match self._verdict(request, body):
+        match self._release_unseen(request) or self._verdict(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
@@ -131,7 +174,8 @@ class Reception:
                 # The body never runs here, whatever on_store_error says: the key has its outcome.
                 raise self._put_off(store_error)
             case Interrupted(interrupt):
-                raise interrupt if self.delivery.eager else self._deferred(None, type(interrupt).__name__)
+                self._unseen.insert(0, request.owner)
+                raise self._deferred(None, type(interrupt).__name__) if self._is_deferrable else interrupt
 
     def _verdict(self, request: ClaimRequest, body: Body) -> Verdict:
         if not self.delivery.eager:
@@ -170,8 +214,9 @@ class Reception:
             retention_seconds=seconds(policy.expires),
             validation=self._validation(),
             task=delivery.task,
-            task_id=delivery.task_id,
-            worker=delivery.worker,
+            task_id=check_task_id(delivery.task_id, delivery.task),
+            # Named on a command line, in bytes that need not be text; it is for people only.
+            worker=delivery.worker.encode(errors="backslashreplace").decode(),
             process=current_process(delivery.watcher),
         )
 
@@ -192,7 +237,7 @@ class Reception:
     def _guard(self) -> Guard:
         return Guard(
             store=self._store,
-            policy=self.policy,
+            policy=self._patient_policy,
             observe=self.settings.observe,
             keeping=self._keeping,
             watched=self.delivery.watcher is not None,
@@ -241,7 +286,7 @@ class Reception:
         limit = self.delivery.hard_limit_seconds
         if limit is None:
             return math.inf
-        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_clock.now()
+        return self._began_at + limit - min(LAST_SECONDS, LAST_PART * limit) - _local_time()
 
     def _keeping(self, run: ActiveRun) -> AbstractContextManager[None]:
         if not self._term.renewed:
@@ -299,64 +344,130 @@ class Reception:
         if self.policy.on_busy == "skip" and not self._is_followed(failed=False):
             self._tell(events.Skipped)
             return Ignore()
-        if self.policy.on_busy == "raise" or self.delivery.eager:
-            msg = "another delivery with this key is running; its result will be stored under the key"
-            return InProgressError(msg, self.delivery.task, self.claim_request.key, holder.held_until)
-        message, deferrals = self.delivery.message, self.delivery.deferrals
-        if holder.deferred.get(message, -1) >= deferrals:
+        if self.policy.on_busy == "raise" or not self._is_deferrable:
+            return self._in_progress(holder.held_until)
+        copy = self.delivery.copy
+        if copy is not None and holder.awaits_successor(copy, self.settings.store.clock.now()):
             self._tell(events.Merged)
             return Ignore()
-        answer = self._deferred(holder.held_until - self.settings.store.clock.now(), "busy")
-        if isinstance(answer, Ignore):
-            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
-            self._noted(lambda: self.settings.store.note_deferral(self.claim_request.key, message, deferrals))
-        return answer
+        return self._deferred(holder.held_until - self.settings.store.clock.now(), "busy", holder)
+
+    def _in_progress(self, until: float) -> InProgressError:
+        msg = "another delivery with this key is running; its result will be stored under the key"
+        return InProgressError(msg, self.delivery.task, self.claim_request.key, until)
+
+    @property
+    def _is_deferrable(self) -> bool:
+        """Whether a message of this delivery can be published again at all."""
+        received = self.delivery.received
+        return not self.delivery.eager and (received is None or received.is_addressable)
+
+    @property
+    def _patient_policy(self) -> Idempotency:
+        """The policy; where the message cannot be deferred, to wait in this slot instead, for as long as there is."""
+        if self._is_deferrable or self.delivery.eager or self.policy.on_busy not in ("defer", "wait"):
+            return self.policy
+        return replace(self.policy, on_busy="wait", wait_timeout=max(SLOT_SECONDS, seconds(self.policy.wait_timeout)))
 
     def _on_store_error(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return self._run_unguarded(body, self.claim_request.key, error)
-        if isinstance(error, StoreUnavailableError):
-            self._withdraw(type(error).__name__)
+        self._unseen.insert(0, self.claim_request.owner)
+        # An interrupt has nothing to cut short but this: the body will not run.
+        with suppress(SoftTimeLimitExceeded):
+            if self._withdraw(self.claim_request, type(error).__name__) is Withdrawal.RELEASED:
+                self._unseen.remove(self.claim_request.owner)
         raise self._put_off(error)
 
     def _put_off(self, error: StoreError) -> Exception:
-        if self.policy.on_store_error == "raise" or self.delivery.eager:
+        if self.policy.on_store_error == "raise" or not self._is_deferrable:
             return error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         return self._deferred(None, type(error).__name__)
 
-    def _withdraw(self, reason: str) -> None:
-        """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
-        if self._time_left() < STORE_PATIENCE:
-            return
-        # An interrupt has nothing to cut short but this: the body will not run.
-        with suppress(StoreError, SoftTimeLimitExceeded):
-            if isinstance(self.settings.store.release(Claim.unseen(self.claim_request), reason), Released):
-                self._tell(events.Released, reason=reason)
+    def _release_unseen(self, request: ClaimRequest) -> Interrupted | None:
+        """Release what earlier deliveries of this message claimed without seeing it, so that it counts as no crash.
 
-    def _deferred(self, claim_left: float | None, reason: str) -> Ignore | Reject:
-        """Publish the message again, and return what tells Celery to be done with this copy of it."""
-        timeout = deferral.visibility_timeout(self.task.app)
-        countdown = deferral.countdown_seconds(self.delivery.deferrals, claim_left, timeout)
+        Of all of them the last alone can hold the key, so after a try without an answer no other follows: the next copy
+        asks again.
+        """
+        self._unseen.extend(self.delivery.unseen)
         try:
-            deferral.publish_again(self.task, self.delivery, countdown)
+            for token in self.delivery.unseen:
+                answer = self._withdraw(replace(request, owner=token), UNSEEN)
+                if answer is Withdrawal.UNKNOWN:
+                    break
+                if answer is Withdrawal.RELEASED:
+                    self._unseen.remove(token)
+        except SoftTimeLimitExceeded as interrupt:
+            # It comes once, and the body would run without it.
+            return Interrupted(interrupt)
+        return None
+
+    def _withdraw(self, request: ClaimRequest, reason: str) -> Withdrawal:
+        """Release, in one try, a claim whose answer may have been lost: it would block the key for all its time."""
+        left = self._time_left()
+        if left <= 0:
+            return Withdrawal.UNKNOWN
+        store = self.settings.store
+        with suppress(StoreError), limited(store.clock, left):
+            if isinstance(store.release(Claim.unseen(request), reason, began=False), Lost):
+                return Withdrawal.NOT_HELD
+            self._tell(events.Released, reason=reason)
+            return Withdrawal.RELEASED
+        return Withdrawal.UNKNOWN
+
+    @property
+    def _unseen_header(self) -> dict[str, Any]:
+        """What a copy is told of claims that it is to release; an empty list takes back what this message says."""
+        return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
+
+    def _deferred(self, claim_left: float | None, reason: str, holder: Record | None = None) -> Exception:
+        """Publish the message again, and return what tells Celery to be done with this copy of it.
+
+        Args:
+            claim_left: seconds until the claim in the way expires, or None where that is not known.
+            reason: for observers.
+            holder: the record of that claim, where it says which copies were published again.
+        """
+        clock = self.settings.store.clock
+        if not self._is_deferrable:
+            return self._in_progress(clock.now() + (claim_left or 0.0))
+        began_at = clock.now()
+        try:
+            countdown = deferral.publish_again(self.task, self.delivery, claim_left, self._unseen_header)
         except Exception as error:
             logger.exception(
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id
             )
-            return Reject(error, requeue=True)
+            return deferral.give_back(self.task, self.delivery, error, claim_left, self._pause)
         deferrals = self.delivery.deferrals + 1
         self._tell(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason, deferrals=deferrals)
+        if holder is not None:
+            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
+            self._note_deferral(holder, began_at, began_at + countdown)
         return Ignore()
+
+    def _note_deferral(self, holder: Record, now: float, due: float) -> None:
+        """Note when the successor of this copy comes; any other message is never taken for its twin."""
+        store, key, copy, owner = self.settings.store, self.claim_request.key, self.delivery.copy, holder.owner
+        if copy is not None and owner is not None:
+            past = holder.past_deferrals(now)
+            self._noted(lambda: store.note_deferral(key, owner, copy, int(due * 1000), past))
+
+    def _pause(self, wanted: float) -> None:
+        """Wait in this slot for so many seconds, or until the delivery must come to an end."""
+        with suppress(SoftTimeLimitExceeded):
+            self.settings.store.clock.sleep(max(min(wanted, self._time_left()), 0.0))
 
     def _note_dispatch(self) -> None:
         if self._noted(lambda: self.settings.store.note_dispatch(self.claim_request.key, self.delivery.task_id)):
             self._tell(events.Dispatched)
 
     def _noted(self, note: Callable[[], None]) -> bool:
-        clock = self.settings.store.clock
+        patience = min(NOTE_PATIENCE, self._time_left())
         try:
-            persistently(note, clock=clock, until=clock.now() + NOTE_PATIENCE)
+            persistently(note, clock=self.settings.store.clock, seconds=patience)
         except (StoreError, SoftTimeLimitExceeded):
             return False
         return True

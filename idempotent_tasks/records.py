@@ -4,9 +4,10 @@ Pure values: nothing here knows Celery, DynamoDB or a clock.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
+from typing import Final
 
 from idempotent_tasks.reservation import reservation_owner
 
@@ -31,7 +32,14 @@ __all__ = [
     "answer_refusal",
     "claimable",
     "expiration_seconds",
+    "held_claim",
+    "is_first_try",
+    "release_time",
+    "was_released",
 ]
+
+#: How far two processes that reckon with a server's time may be apart: its ``Date`` names whole seconds.
+CLOCK_SPREAD_MILLISECONDS: Final = 1000
 
 
 class Status(StrEnum):
@@ -83,6 +91,8 @@ class Claim:
     attempt: int
     #: When the claim expires, in epoch milliseconds by the store's clock.
     in_progress_expiration: int
+    #: When it was asked for, in epoch milliseconds by the store's clock; 0 where that is not known.
+    claimed_at: int = 0
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
@@ -92,17 +102,16 @@ class Claim:
     @classmethod
     def shown_by(cls, holder: "Record") -> "Claim":
         """Return the claim of the owner that a record names: enough to release it."""
-        return cls.unseen(
-            ClaimRequest(
-                key=holder.key,
-                owner=holder.owner or "",
-                lease_seconds=0,
-                retention_seconds=0,
-                task=holder.task or "",
-                task_id=holder.task_id or "",
-                worker=holder.worker or "",
-            )
+        request = ClaimRequest(
+            key=holder.key,
+            owner=holder.owner or "",
+            lease_seconds=0,
+            retention_seconds=0,
+            task=holder.task or "",
+            task_id=holder.task_id or "",
+            worker=holder.worker or "",
         )
+        return cls(request=request, fence=0, attempt=0, in_progress_expiration=0, claimed_at=holder.claimed_at or 0)
 
     @property
     def key(self) -> str:
@@ -144,7 +153,8 @@ class Record:
     status: Status
     #: Epoch seconds; after it the record counts as absent.
     expiration: int
-    #: Epoch milliseconds; 0 after a release; None where a foreign writer set none.
+    #: Epoch milliseconds: when the claim expires; the time of its release once the key is `free`, for which 0 stands
+    #: too; None where a foreign writer set none.
     in_progress_expiration: int | None = None
     data: str | bytes | None = None
     validation: str | None = None
@@ -165,7 +175,8 @@ class Record:
     stands_in_until: int | None = None
     #: The process that claimed, as `ClaimRequest.process`.
     process: str | None = None
-    #: For each delivery that waits for the key, its highest deferral: a copy with the next number was published.
+    #: For the token of each copy that met this claim and was published again: when its successor is due, in epoch
+    #: milliseconds by the store's clock.  Older versions noted a small number for each delivery instead.
     deferred: Mapping[str, int] = field(default_factory=dict)
     #: What follows the task that ran, as `Outcome.continuation`.
     continuation: str | None = None
@@ -175,6 +186,27 @@ class Record:
     def status_at(self, now: float) -> Status:
         """Return the status at a time in epoch seconds, `Status.EXPIRED` included."""
         return Status.EXPIRED if self.expiration < int(now) else self.status
+
+    def awaits_successor(self, token: str, now: float) -> bool:
+        """Return whether a copy's successor is certain to be on its way at a time in epoch seconds.
+
+        It was published, and comes later: no worker has taken it up and settled it yet.
+        """
+        return self.deferred.get(token, 0) > now * 1000
+
+    def past_deferrals(self, now: float) -> list[str]:
+        """Return the tokens whose notes say nothing any more at a time in epoch seconds."""
+        return [token for token in self.deferred if not self.awaits_successor(token, now)]
+
+    @property
+    def free(self) -> bool:
+        """Whether the key was released and nobody claimed it since: in progress, with a fence, and without an owner.
+
+        A record of Powertools in progress has no owner either, and no fence.
+        """
+        if self.status is not Status.INPROGRESS:
+            return False
+        return self.in_progress_expiration == 0 or (self.owner is None and self.fence > 0)
 
     @property
     def held_until(self) -> float:
@@ -236,7 +268,7 @@ class Vanished:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The key is free again."""
+    """The key is free again: by this release, or by an earlier try of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +301,10 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
         return False
     if _payloads_differ(record, request):
         return False
-    return record.owner == reservation_owner(request.task_id) or record.in_progress_expiration < int(now * 1000)
+    # Whoever sees the release asks after it, whatever its clock says.
+    if record.free or record.owner == reservation_owner(request.task_id):
+        return True
+    return record.in_progress_expiration < int(now * 1000)
 
 
 def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
@@ -287,11 +322,47 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
                 fence=record.fence,
                 attempt=record.attempt,
                 in_progress_expiration=record.in_progress_expiration or 0,
+                claimed_at=record.claimed_at or 0,
             )
         )
     if record.status is Status.INPROGRESS:
         return Busy(record.held_until, record)
     return Finished(record)
+
+
+def held_claim(record: Record | None, claim: Claim) -> Claim | None:
+    """Return a claim with the end that its record says; None where its owner does not hold the key any more."""
+    if record is None or record.owner != claim.owner or record.status is not Status.INPROGRESS or record.free:
+        return None
+    return replace(claim, in_progress_expiration=record.in_progress_expiration or 0)
+
+
+def is_first_try(old: Record, record: Record) -> bool:
+    """Return whether a record is what an earlier try of restoring another left: an outcome of the same owner.
+
+    A late claim of the owner's own is none; nor is an outcome of Powertools, whose last write leaves our owner beside
+    it and names no time.
+    """
+    timed = (old.completed_at is None) is (record.completed_at is None)
+    return old.owner == record.owner and old.status is not Status.INPROGRESS and timed
+
+
+def was_released(record: Record | None, claim: Claim) -> bool:
+    """Return whether a record is what this claim's release left behind, by its fence: an unseen claim has none."""
+    return record is not None and record.free and record.owner is None and record.fence == claim.fence
+
+
+def release_time(claim: Claim, now: float) -> int:
+    """Return the time of a claim's release (epoch milliseconds): no request for the claim itself is later.
+
+    A request that is older than the release, and arrives after it, is refused by this time.
+
+    Args:
+        claim: the claim, seen or unseen; one that is unseen may have been asked for by another process.
+        now: epoch seconds by the store's clock, which may have been set back since the claim.
+    """
+    spread = 0 if claim.fence else CLOCK_SPREAD_MILLISECONDS
+    return max(int(now * 1000), claim.claimed_at) + spread
 
 
 def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:

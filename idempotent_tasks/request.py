@@ -10,15 +10,25 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.bootsteps import StartStopStep
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 from kombu.asynchronous import get_event_loop
 
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, OwnerToken
+from idempotent_tasks.deferral import GivenBack
+from idempotent_tasks.delivery import (
+    HARD_LIMIT_ENTRY,
+    MESSAGE_ENTRY,
+    OWNER_ENTRY,
+    WATCHER_ENTRY,
+    OwnerToken,
+    ReceivedMessage,
+)
 from idempotent_tasks.departed import Departed
 from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
+from idempotent_tasks.route import name_queues, received_message
 from idempotent_tasks.settings import settings_of
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker", "withdraw_reservation"]
@@ -29,14 +39,28 @@ logger = logging.getLogger("idempotent_tasks")
 #: itself, before it is gone.
 _DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *PROCESS_ENDS)
 
+#: How many messages a worker remembers to have given back.
+MOST_RETURNED: Final = 1_000
+
 _workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _departed: Final = Departed()
 _exits: Final = ExitWatch()
 
 
 def remember_worker(worker: Any) -> None:
-    """Remember the worker (``celery.worker.WorkController``) that runs an app in this process."""
+    """Remember the worker (``celery.worker.WorkController``) that runs an app in this process, before it starts."""
     _workers[worker.app] = worker
+    worker.app.steps["consumer"].add(_QueueNames)
+
+
+class _QueueNames(StartStopStep):
+    """Has each message say from which queue it was consumed; once a connection, between its consumer and its loop."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Begin with a ``celery.worker.consumer.Consumer``."""
+        name_queues(parent.task_consumer.channel)
 
 
 def release_running() -> None:
@@ -66,11 +90,35 @@ def withdraw_reservation(task: Any, context: Any, reason: str) -> Future[bool] |
     return _departed.withdraw(task.reception(context, context.args, context.kwargs), reason)
 
 
+class _Returns:
+    """How often this worker has given back each message that it could not publish again; those given back last."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, task_id: str) -> None:
+        """Count one more."""
+        self._counts[task_id] = self._counts.pop(task_id, 0) + 1
+        if len(self._counts) > MOST_RETURNED:
+            del self._counts[next(iter(self._counts))]
+
+    def of(self, task_id: str) -> int:
+        """Return the count of a task's message."""
+        return self._counts.get(task_id, 0)
+
+    def forget(self, task_id: str) -> None:
+        """Begin at 0 again."""
+        self._counts.pop(task_id, None)
+
+
+_returns: Final = _Returns()
+
+
 class GuardedRequest(Request):
     """A worker's request that frees the claim of a child that died, so that the next delivery runs at once.
 
-    It tells the child its owner token, how long it can live at most and how the message was written: extra entries of
-    the request dict become attributes of ``self.request`` in the pool's process, whatever the start method
+    It tells the child its owner token, how long it can live at most and what a copy of the message needs: extra entries
+    of the request dict become attributes of ``self.request`` in the pool's process, whatever the start method
     (``celery.worker.request.Request.execute_using_pool``).
     """
 
@@ -81,7 +129,7 @@ class GuardedRequest(Request):
         self._request_dict[OWNER_ENTRY] = OwnerToken(uuid4().hex)
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
-        self._request_dict[CONTENT_TYPE_ENTRY] = self.message.content_type
+        self._request_dict[MESSAGE_ENTRY] = self._received_message(decoded=kwargs.get("decoded", False))
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Have the end of the process that took the delivery noticed at once."""
@@ -96,6 +144,12 @@ class GuardedRequest(Request):
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         handle = super().on_failure
+        if isinstance(error, GivenBack):
+            _returns.add(self.id)
+            if error.hidden:
+                self.on_reject = self._leave_hidden
+        else:
+            _returns.forget(self.id)
         if isinstance(error, PROCESS_ENDS):
             # Celery before 5.7 would acknowledge the message, then fail to encode the exception: a lost delivery.
             exc_info = _lost(error)
@@ -134,6 +188,23 @@ class GuardedRequest(Request):
         # A transport without an event loop has the pool's own threads handle failures, so any thread will do.
         run = _guarded if loop is None else partial(loop.call_soon, _guarded)
         releasing.add_done_callback(lambda _: run(handle))
+
+    def _received_message(self, *, decoded: bool) -> ReceivedMessage | None:
+        """Return what a copy needs; None for a message of protocol 1 that says its ETA in its body."""
+        if decoded and "args" not in self.message.payload:
+            return None
+        return received_message(self.message, _returns.of(self.id))
+
+    def _leave_hidden(self, *_: Any) -> None:
+        """Forget the message, which SQS delivers again when it is to come, without telling SQS."""
+        message, worker = self.message, self._worker
+        forget = partial(message.channel.qos.ack, message.delivery_tag)
+        call_soon = getattr(getattr(worker, "consumer", None), "call_soon", None)
+        # The channel is the event loop's.
+        if call_soon is None:
+            forget()
+        else:
+            call_soon(forget)
 
     @property
     def _worker(self) -> Any:

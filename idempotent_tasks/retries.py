@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.errors import StoreError, StoreUnavailableError
 
 __all__ = ["LEASE_PART", "LONGEST_PAUSE", "limited", "persistently", "time_left"]
 
@@ -18,6 +18,8 @@ T = TypeVar("T")
 #: Seconds: the first pause is random below FIRST, later ones double up to LONGEST.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+#: Seconds: the first try has at least so many, whatever is left; no other begins that would have fewer.
+SHORTEST_TRY: Final = 0.1
 #: The longest pause between two tries of what decides whether a claim is kept, its renewal or its commit, as a part of
 #: the lease.
 LEASE_PART: Final = 1 / 20
@@ -50,32 +52,60 @@ def time_left() -> float:
     return end - clock.monotonic()
 
 
-def persistently(call: Callable[[], T], *, clock: Clock, until: float, longest_pause: float = LONGEST_PAUSE) -> T:
+def persistently(
+    call: Callable[[], T],
+    *,
+    clock: Clock,
+    seconds: float | Callable[[], float],
+    longest_pause: float = LONGEST_PAUSE,
+    retried: type[StoreError] = StoreUnavailableError,
+    overtime: float = 0.0,
+) -> T:
     """Call until there is an answer, at least once, with growing random pauses.
+
+    Each try is `limited` to the seconds that are left, and the overtime, so that no request outlives them.
 
     Args:
         call: one try; safe to repeat.
-        clock: by which ``until`` is measured, and on which the pauses are spent.
-        until: epoch seconds after which no further try starts.
+        clock: on whose monotonic time the seconds are measured, and on which the pauses are spent.
+        seconds: for how long; or what returns the seconds that are left, where that may change meanwhile.
         longest_pause: seconds to which the pauses grow, `LONGEST_PAUSE` at most.
+        retried: the errors after which another try may help.
+        overtime: seconds by which a try that has begun in time may outlast them.
 
     Raises:
-        StoreUnavailableError: the last try's error.
+        StoreError: the last try's error.
     """
+    end = math.inf if callable(seconds) else clock.monotonic() + seconds
+
+    def left() -> float:
+        return seconds() if callable(seconds) else end - clock.monotonic()
+
+    def attempt() -> T:
+        with limited(clock, max(left(), SHORTEST_TRY) + overtime):
+            return call()
+
     try:
         # Nearly every call needs no more than this, and the machinery of repetition costs as much as the claim's key.
-        return call()
-    except StoreUnavailableError as error:
-        return _repeated(call, error, clock, until, min(longest_pause, LONGEST_PAUSE))
+        return attempt()
+    except retried as error:
+        pauses = wait_random_exponential(multiplier=FIRST_PAUSE, max=min(longest_pause, LONGEST_PAUSE))
+        return _repeated(attempt, error, left, pauses=pauses, sleep=clock.sleep, retried=retried)
 
 
 def _repeated(
-    call: Callable[[], T], first: StoreUnavailableError, clock: Clock, until: float, longest_pause: float
+    call: Callable[[], T],
+    first: StoreError,
+    left: Callable[[], float],
+    *,
+    pauses: wait_random_exponential,
+    sleep: Callable[[float], None],
+    retried: type[StoreError],
 ) -> T:
     failed = [first]
 
     def too_late(state: RetryCallState) -> bool:
-        return clock.now() + state.upcoming_sleep > until
+        return state.upcoming_sleep + SHORTEST_TRY > left()
 
     def attempt() -> T:
         if failed:
@@ -83,10 +113,10 @@ def _repeated(
         return call()
 
     retrying = Retrying(
-        retry=retry_if_exception_type(StoreUnavailableError),
-        wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=longest_pause),
+        retry=retry_if_exception_type(retried),
+        wait=pauses,
         stop=too_late,
-        sleep=clock.sleep,
+        sleep=sleep,
         reraise=True,
     )
     return retrying(attempt)

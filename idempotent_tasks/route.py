@@ -1,35 +1,179 @@
-"""Which queue a message goes back to where the broker itself delays messages."""
+"""Which queue a message goes back to, and how it waits there where a worker had better not hold it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
-__all__ = ["kept_route"]
+from idempotent_tasks.delivery import ReceivedMessage
+
+__all__ = ["DelayQueue", "consumed_queue", "delay_queue", "name_queues", "received_message", "subscribed_queues"]
 
 #: Where RabbitMQ's native delayed delivery hands a message over, and what it puts in front of a routing key, once a
 #: delay (``kombu.transport.native_delayed_delivery``).
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 _DELAYS: Final = re.compile(r"^(?:(?:[01]\.){28})+")
+#: Seconds for which RabbitMQ holds a copy in a queue of its own, for each queue that has quorum queues beside it.
+DELAYS: Final = (30, 16, 8, 4, 2, 1)
+#: Bytes: RabbitMQ takes no longer name.
+LONGEST_NAME: Final = 255
+#: kombu's transports whose fanout is no queue: what is published under its name reaches no subscriber.
+SUBSCRIBING_TRANSPORTS: Final = {"redis", "mongodb"}
+
+#: The queue that the message comes from which this thread receives at the moment.
+_consuming: ContextVar[str | None] = ContextVar("idempotency_consuming", default=None)
 
 
-def kept_route(app: Any, delivery_info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that publish a message with a countdown to the queue that it came from.
+def name_queues(channel: Any) -> None:
+    """Have the messages that are consumed on a channel say from which queue each comes (`received_message`).
 
-    Empty where its exchange and routing key say enough: without quorum queues, and for a queue that the app does not
-    know.  With one, Celery takes the routing key of the app's default queue (``celery.app.base.Celery.send_task``), and
-    kombu before 5.7 adds each delay to the routing key of the one before, until it is too long to be published
-    (https://github.com/celery/kombu/issues/2556).
+    Neither Celery's consumer nor a message of kombu's virtual transports knows it; the exchange and routing key of a
+    message lead to every queue that is bound there.
+
+    Args:
+        channel: kombu's, before the worker consumes; calls of its ``basic_consume`` are wrapped.
+    """
+    consume = channel.basic_consume
+
+    def basic_consume(*args: Any, **options: Any) -> Any:
+        queue, callback = options.get("queue"), options.get("callback")
+        if queue is None or callback is None:
+            return consume(*args, **options)
+
+        def receive(message: Any) -> Any:
+            token = _consuming.set(queue)
+            try:
+                return callback(message)
+            finally:
+                _consuming.reset(token)
+
+        return consume(*args, **{**options, "callback": receive})
+
+    channel.basic_consume = basic_consume
+
+
+def received_message(message: Any, returns: int = 0) -> ReceivedMessage:
+    """Return what a copy of a message needs.
+
+    Args:
+        message: kombu's, within the callback of its consumer.
+        returns: how often the worker has given it back lately.
+    """
+    queue = _consuming.get()
+    return ReceivedMessage(
+        queue=queue,
+        # Fanout of Redis and MongoDB: nothing is read from a list of the queue's name.
+        is_addressable=queue is None or queue not in getattr(message.channel, "_fanout_queues", ()),
+        body=message.body,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        headers=message.headers,
+        properties=message.properties,
+        returns=returns,
+    )
+
+
+def consumed_queue(app: Any, delivery_info: Mapping[str, Any]) -> str | None:
+    """Return the queue of a message by elimination: the only one of this worker's that its exchange leads to.
 
     Args:
         app: the Celery app.
-        delivery_info: the message's, from its request.
+        delivery_info: the message's exchange and routing key.
+
+    Returns:
+        None where it may be one of several, or none that is known.
     """
-    queues = list(app.amqp.queues.values())
-    if not any((queue.queue_arguments or {}).get("x-queue-type") == "quorum" for queue in queues):
-        return {}
-    exchange = delivery_info.get("exchange")
-    routing_key = _DELAYS.sub("", delivery_info.get("routing_key") or "")
-    for queue in queues:
-        if queue.routing_key == routing_key and exchange in {queue.exchange.name, DELIVERY_EXCHANGE}:
-            return {"queue": queue}
-    return {}
+    exchange, routing_key = delivery_info.get("exchange"), delivery_info.get("routing_key") or ""
+    if exchange == "":
+        return routing_key or None
+    if str(exchange).endswith(DELIVERY_EXCHANGE):
+        # Where any exchange may have sent it; see ``bind_queue_to_native_delayed_delivery_exchange``.
+        exchange, routing_key = None, _DELAYS.sub("", routing_key)
+    found = {
+        queue.name
+        for queue in app.amqp.queues.consume_from.values()
+        for source, pattern in _bindings(queue)
+        if _leads(exchange, routing_key, source, pattern)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def subscribed_queues(app: Any, transport: str) -> list[str]:
+    """Return the names of the consumed queues that nothing can be published to, on a transport by kombu's name."""
+    if transport not in SUBSCRIBING_TRANSPORTS:
+        return []
+    queues = app.amqp.queues.consume_from.values()
+    return sorted({each.name for each in queues for source, _ in _bindings(each) if source.type == "fanout"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DelayQueue:
+    """A queue of RabbitMQ in which a copy waits, and from which it goes to one other queue and nowhere else."""
+
+    name: str
+    #: Seconds.
+    delay: int
+    #: As ``queue_declare`` of the channel takes them.
+    declaration: Mapping[str, Any]
+
+
+def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
+    """Return the queue in which a copy for ``queue`` waits for most of its countdown (seconds).
+
+    None where a worker holds it: without quorum queues it can take as many messages more as it holds.  With one, its
+    prefetch count stays as it is, and what it holds keeps others from it (``celery.utils.quorum_queues``).  Celery's
+    own delay, ``celery_delayed_delivery``, is a topic exchange: other queues may be bound to what comes out of it.
+    """
+    kinds = {(each.queue_arguments or {}).get("x-queue-type") for each in app.amqp.queues.values()}
+    delay = next((each for each in DELAYS if each <= countdown), None)
+    if "quorum" not in kinds or delay is None:
+        return None
+    kind = app.conf.get("broker_native_delayed_delivery_queue_type") or "quorum"
+    arguments = {
+        "x-queue-type": kind,
+        "x-message-ttl": delay * 1000,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-overflow": "reject-publish",
+    }
+    if kind == "quorum":
+        # The only copy must not be lost where its queue is full or away (https://www.rabbitmq.com/docs/dlx#safety).
+        arguments["x-dead-letter-strategy"] = "at-least-once"
+    declaration = {"durable": True, "auto_delete": False, "arguments": arguments}
+    return DelayQueue(name=_delay_name(queue, delay), delay=delay, declaration=declaration)
+
+
+def _delay_name(queue: str, delay: int) -> str:
+    name = f"{queue}.idempotency-delay-{delay}"
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{sha256(queue.encode()).hexdigest()}.idempotency-delay-{delay}"
+    return name
+
+
+def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
+    """Yield the exchanges that a queue (``kombu.Queue``) is bound to, each with its routing key."""
+    if queue.exchange:
+        yield queue.exchange, queue.routing_key or ""
+    for each in queue.bindings or ():
+        yield each.exchange, each.routing_key or ""
+
+
+def _leads(exchange: str | None, routing_key: str, source: Any, pattern: str) -> bool:
+    """Return whether a message may have come from an exchange, None for any topic, by one binding to ``source``."""
+    if exchange is not None and exchange != source.name:
+        return False
+    if source.type == "topic":
+        return _topic(pattern.split("."), routing_key.split("."))
+    return exchange is not None and (source.type != "direct" or pattern == routing_key)
+
+
+def _topic(pattern: list[str], words: list[str]) -> bool:
+    """Return whether a topic's pattern takes a routing key: ``*`` is one word, ``#`` any number of them."""
+    if not pattern:
+        return not words
+    first, *rest = pattern
+    if first == "#":
+        return any(_topic(rest, words[place:]) for place in range(len(words) + 1))
+    return bool(words) and first in ("*", words[0]) and _topic(rest, words[1:])

@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from billiard.exceptions import SoftTimeLimitExceeded
+from celery.app import utils
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
@@ -47,6 +49,25 @@ _KNOWN: Final = (
     *(f"cache_{limit}" for limit in _CACHE_LIMITS),
     *_FIELDS,
 )
+
+
+#: The settings whose URLs may have a secret in them, under whatever namespace.
+_SECRETIVE: Final = r"IDEMPOTENCY_(STORE|RESULTS_BUCKET)$"
+
+
+def _mask_in_reports() -> None:
+    """Have ``celery report`` and ``celery inspect conf`` mask the settings that may have a secret in them.
+
+    Celery masks what a pattern of its own finds, and has no other way to name more
+    (``celery.app.utils.filter_hidden_settings``).  A text that looks otherwise when it is printed would not do:
+    ``inspect conf`` sends the text itself.
+    """
+    masked = utils.HIDDEN_SETTINGS
+    if _SECRETIVE not in masked.pattern:
+        utils.HIDDEN_SETTINGS = re.compile(f"{masked.pattern}|{_SECRETIVE}", masked.flags)
+
+
+_mask_in_reports()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

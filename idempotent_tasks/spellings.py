@@ -3,6 +3,7 @@
 Every function raises `ConfigurationError` for a value that means nothing.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
@@ -134,7 +135,9 @@ def store_of(spelled: Any, app_name: str) -> Store:
     remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
     if spelled is None:
         raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
-    scheme = spelled.partition("://")[0] if isinstance(spelled, str) else type(spelled).__name__
+    # Of a text only what cannot be a password: a secret is quoted by nobody.
+    begins = re.match(r"[a-z][a-z0-9+]*(?=:|$)", spelled) if isinstance(spelled, str) else None
+    scheme = begins[0] if begins else type(spelled).__name__
     raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
 
 

@@ -12,7 +12,14 @@ from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import JSON, PICKLE
-from idempotent_tasks.delivery import KEY_HEADER, PRIVATE_HEADERS, chord_with_key, explicit_key, id_text, read_delivery
+from idempotent_tasks.delivery import (
+    KEY_HEADER,
+    chord_with_key,
+    explicit_key,
+    id_text,
+    inherited_headers,
+    read_delivery,
+)
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
@@ -226,9 +233,7 @@ class IdempotentTask(Task):
         """Return the signature that repeats a request, with its explicit key and without our private headers."""
         request = self.request if request is None else request
         signature = super().signature_from_request(request, *args, **options)
-        inherited = {name: each for name, each in (request.headers or {}).items() if name == KEY_HEADER}
-        headers = {**inherited, **(signature.options.get("headers") or {})}
-        return signature.set(headers={name: each for name, each in headers.items() if name not in PRIVATE_HEADERS})
+        return signature.set(headers=inherited_headers(request, signature.options.get("headers") or {}))
 
     @property
     def run_signature(self) -> inspect.Signature:

@@ -29,6 +29,10 @@ class Arena:
     endpoint: str
     region: str
     table: str
+    #: Where its workers get their AWS credentials from; empty where their environment has them.
+    credentials_uri: str
+    #: Whether its messages carry the headers of a tracing SDK.
+    traced: bool
     #: Where the journal and the logs are.
     directory: str
 

@@ -20,6 +20,7 @@ from benchmarks.storm.plan import Plan, draw
 from benchmarks.storm.player import Game, Player
 from benchmarks.storm.report import Report
 from benchmarks.storm.services import Services
+from benchmarks.storm.tracing import tracing
 from benchmarks.written import add_files, write
 from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     """Play and report.
 
     Returns:
-        0 if `IdempotentTask` kept every promise, or did not play; 1 if it did not; 2 if nothing could be played.
+        0 if `IdempotentTask` kept every promise, or did not play; 1 if it did not; 2 if nothing could be played, or a
+        fault never was.
     """
     options = _parser().parse_args(arguments)
     console = Console()
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         return UNPLAYED
     report.show(console)
     write(options, report, "benchmarks.storm.picture")
-    return BROKEN if any(figures.broken for figures in report.figures if figures.name in OURS) else KEPT
+    if any(figures.broken for figures in report.figures if figures.name in OURS):
+        return BROKEN
+    return UNPLAYED if report.unplayed else KEPT
 
 
 def _play(options: argparse.Namespace, plan: Plan) -> Report:
@@ -79,7 +83,7 @@ def _play(options: argparse.Namespace, plan: Plan) -> Report:
             pool=options.pool,
             extras=tuple(name for name in ("pause", "faults", "one_by_one") if getattr(options, name)),
             figures=tuple(figures),
-            weather=services.weather(),
+            faults=services.faults_played(),
         )
 
 
@@ -87,7 +91,7 @@ def _play_round(names: list[str], options: argparse.Namespace, plan: Plan, servi
     stop = threading.Event()
 
     def begin() -> None:
-        services.begin_outages(plan.outages, stop)
+        services.begin_faults(names, plan, stop)
 
     game = Game(
         plan=plan,
@@ -97,7 +101,7 @@ def _play_round(names: list[str], options: argparse.Namespace, plan: Plan, servi
         limit_seconds=plan.last_at + REST_SECONDS,
     )
     players = [Player(arena=services.arena(name, plan, faults=options.faults), game=game) for name in names]
-    with ThreadPoolExecutor(len(players)) as threads:
+    with tracing(on=plan.traced), ThreadPoolExecutor(len(players)) as threads:
         playing = [threads.submit(player.play) for player in players]
         try:
             _watch(playing, game)
@@ -136,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--pause", action="store_true", help="also stop processes past their claim, and continue them")
-    parser.add_argument("--faults", action="store_true", help="put a proxy with faults and outages before DynamoDB")
+    parser.add_argument("--faults", action="store_true", help="make DynamoDB, a gateway and credentials fail")
     parser.add_argument("--contenders", nargs="+", choices=contenders.NAMES, default=list(contenders.NAMES))
     parser.add_argument("--one-by-one", action="store_true", help="play the contenders one after the other")
     parser.add_argument("--keys", type=int, default=150)

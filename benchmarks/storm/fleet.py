@@ -20,6 +20,7 @@ PROJECT_ROOT: Final = Path(__file__).parents[2]
 #: third starts no key waits for anything but its recovery.
 WORKERS: Final = 3
 POOL_SIZE: Final = 4
+STATIC_CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +94,13 @@ class Fleet:
         command += ["--concurrency", str(POOL_SIZE), "--hostname", name, "--queues", self._arena.queue]
         command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = Path(self._arena.directory) / f"{name}.log"
-        process = ChildProcess(command, log, os.environ | {VARIABLE: self._arena.to_json()}, PROJECT_ROOT)
-        self._workers[name] = _Worker(name, process)
+        self._workers[name] = _Worker(name, ChildProcess(command, log, self._environment(), PROJECT_ROOT))
+
+    def _environment(self) -> dict[str, str]:
+        environment = os.environ | {VARIABLE: self._arena.to_json()}
+        if self._arena.credentials_uri:
+            environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = self._arena.credentials_uri
+            # The SDKs look there first.
+            for name in STATIC_CREDENTIALS:
+                environment.pop(name, None)
+        return environment

@@ -7,7 +7,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
-__all__ = ["Job", "Message", "Outage", "Plan", "Strike", "StrikeKind", "draw"]
+__all__ = ["Job", "Message", "Outage", "Plan", "Rotation", "Strike", "StrikeKind", "Trouble", "draw"]
 
 #: Seconds between two messages on average: about four bodies of a contender run at a time.
 SECONDS_PER_MESSAGE: Final = 0.45
@@ -33,6 +33,19 @@ PAUSE_SECONDS: Final = (6.0, 16.0)
 #: meant to outlast them; none outlasts an outage that is longer than itself.
 SECONDS_PER_OUTAGE: Final = 12.0
 OUTAGE_SECONDS: Final = (0.5, 2.0)
+#: Troubles of the credential service, in seconds: botocore waits a second between its tries, so one that begins in the
+#: last moment of a trouble gets its credentials a second later, about as late as after the longest outage.
+TROUBLE_SECONDS: Final = (0.5, 1.2)
+#: Between a trouble and an outage: long enough to renew a lease that just lived through the first of the two.
+RELIEF_SECONDS: Final = 2.0
+#: From one rotation of the credentials to the next; they go on while the storm comes to rest.
+ROTATION_SECONDS: Final = (2.0, 7.0)
+ROTATIONS_AFTER_SECONDS: Final = 120.0
+#: How long the credentials are said to live. botocore asks for new ones before each request in their last ten minutes,
+#: and may go on with the old ones if it gets none in the five minutes before: one key of three is so.
+SHORT_LIFE_SECONDS: Final = (30.0, 120.0)
+LONG_LIFE_SECONDS: Final = (11 * 60.0, 14 * 60.0)
+LONG_LIFE_SHARE: Final = 1 / 3
 #: The storm begins when the first bodies run, and ends when the last were just published; in seconds.
 CALM_SECONDS: Final = 1.0
 AFTERMATH_SECONDS: Final = 3.0
@@ -102,6 +115,24 @@ class Outage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trouble:
+    """A time in which the credential service gives nobody what DynamoDB accepts, or only late; seconds."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotation:
+    """The moment in which the credential service begins to give a new key; the old one is no longer good."""
+
+    #: Seconds from the beginning.
+    at: float
+    #: How long the new key is said to live.
+    life_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """All that the seed decides, in the order of time."""
 
@@ -110,6 +141,13 @@ class Plan:
     messages: tuple[Message, ...]
     strikes: tuple[Strike, ...]
     outages: tuple[Outage, ...]
+    troubles: tuple[Trouble, ...]
+    rotations: tuple[Rotation, ...]
+
+    @property
+    def traced(self) -> bool:
+        """Whether the messages carry the headers of a tracing SDK: those of odd seeds do."""
+        return self.seed % 2 == 1
 
     @property
     def digest(self) -> str:
@@ -133,7 +171,7 @@ def draw(*, seed: int, keys: int, messages: int, kills: int, threads: bool, paus
         kills: how many blows are kills.
         threads: whether the pools are threads, of which only whole workers can be struck.
         pause: whether processes are also stopped and continued.
-        faults: whether the store also has outages.
+        faults: whether the store also has outages, and the credential service troubles and rotations.
     """
     # One stream for each part, so that an option changes its own part only.
     window = messages * SECONDS_PER_MESSAGE
@@ -143,12 +181,15 @@ def draw(*, seed: int, keys: int, messages: int, kills: int, threads: bool, paus
     if pause:
         count = max(2, round(kill_count * PAUSE_SHARE))
         strikes += _strikes(random.Random(f"{seed} pauses"), count, window, pauses=True, threads=threads)
+    outages = _outages(random.Random(f"{seed} outages"), window) if faults else []
     return Plan(
         seed=seed,
         jobs=tuple(jobs),
         messages=tuple(_messages(random.Random(f"{seed} messages"), jobs, messages, window)),
         strikes=tuple(sorted(strikes, key=lambda strike: strike.at)),
-        outages=tuple(_outages(random.Random(f"{seed} outages"), window)) if faults else (),
+        outages=tuple(outages),
+        troubles=tuple(_troubles(random.Random(f"{seed} troubles"), outages, window)) if faults else (),
+        rotations=tuple(_rotations(random.Random(f"{seed} rotations"), window)) if faults else (),
     )
 
 
@@ -198,3 +239,26 @@ def _outages(rng: random.Random, window: float) -> list[Outage]:
     latest = max(part - OUTAGE_SECONDS[1], 0.0)
     begins = [CALM_SECONDS + number * part + rng.uniform(0.0, latest) for number in range(count)]
     return [Outage(at=round(at, 3), seconds=round(rng.uniform(*OUTAGE_SECONDS), 3)) for at in begins]
+
+
+def _troubles(rng: random.Random, outages: list[Outage], window: float) -> list[Trouble]:
+    """Return one trouble for each gap between two outages that is long enough, and one after the last of them."""
+    begins = [CALM_SECONDS, *(outage.at + outage.seconds + RELIEF_SECONDS for outage in outages)]
+    needed = TROUBLE_SECONDS[1]
+    # The last gap is as long as it must be: even a short storm has a trouble.
+    ends = [*(outage.at - RELIEF_SECONDS for outage in outages), max(window, begins[-1] + needed)]
+    found = []
+    for begin, end in zip(begins, ends, strict=True):
+        at, seconds = rng.uniform(begin, max(begin, end - needed)), rng.uniform(*TROUBLE_SECONDS)
+        if end >= begin + needed:
+            found.append(Trouble(at=round(at, 3), seconds=round(seconds, 3)))
+    return found
+
+
+def _rotations(rng: random.Random, window: float) -> list[Rotation]:
+    found, at = [], 0.0
+    while at < window + ROTATIONS_AFTER_SECONDS:
+        at += rng.uniform(*ROTATION_SECONDS)
+        life = rng.uniform(*(LONG_LIFE_SECONDS if rng.random() < LONG_LIFE_SHARE else SHORT_LIFE_SECONDS))
+        found.append(Rotation(at=round(at, 3), life_seconds=round(life, 3)))
+    return found

@@ -3,8 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Final
 
@@ -40,8 +40,8 @@ class Report:
     #: The options that bring more than kills.
     extras: tuple[str, ...]
     figures: tuple[Figures, ...]
-    #: For each contender with a table behind the fault proxy: how many requests met which fault.
-    weather: Sequence[dict[str, int]] = ()
+    #: For each contender that met faults on the way to its table: how often it met which.
+    faults: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -51,7 +51,13 @@ class Report:
         pauses = len(plan.strikes) - kills
         blows = f"{kills} kills" + (f", {pauses} pauses" if pauses else "")
         work = f"{len(plan.jobs)} keys, {len(plan.messages)} messages, {blows}"
-        return f"seed {plan.seed}, plan {plan.digest}: {work}; {self.broker}, {self.pool}{extras}"
+        traced = ", messages with tracing headers" if plan.traced else ""
+        return f"seed {plan.seed}, plan {plan.digest}: {work}{traced}; {self.broker}, {self.pool}{extras}"
+
+    @property
+    def unplayed(self) -> list[tuple[str, str]]:
+        """The contenders and faults of which the storm was to have one, and had none."""
+        return [(name, kind) for name, counts in self.faults.items() for kind, count in counts.items() if not count]
 
     def show(self, console: Console) -> None:
         """Print the tables, and the findings that break a promise."""
@@ -65,6 +71,8 @@ class Report:
             console.print(table)
         for figures in self.figures:
             self._show_findings(console, figures)
+        for name, kind in self.unplayed:
+            console.print(f'{name} never met the fault "{kind}": the storm was too short', style="yellow")
 
     def markdown(self) -> str:
         """Return the tables for the documents."""
@@ -77,6 +85,10 @@ class Report:
     def _tables(self) -> Iterator[tuple[Sequence[str], list[list[str]]]]:
         yield PROMISES, [figures.promises() for figures in self.figures]
         yield RECOVERY, [figures.recovery() for figures in self.figures]
+        if self.faults:
+            kinds = next(iter(self.faults.values()))
+            rows = [[kind, *(str(counts[kind]) for counts in self.faults.values())] for kind in kinds]
+            yield ("faults played", *self.faults), rows
 
     def as_json(self) -> str:
         """Return everything that was planned and found."""
@@ -88,7 +100,9 @@ class Report:
             "pool": self.pool,
             "extras": self.extras,
             "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "versions": _versions()},
-            "weather": list(self.weather),
+            "traced": self.plan.traced,
+            "faults": {name: dict(counts) for name, counts in self.faults.items()},
+            "unplayed": self.unplayed,
             "contenders": [figures.as_json() for figures in self.figures],
         }
         return json.dumps(whole, indent=2) + "\n"

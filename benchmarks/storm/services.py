@@ -1,7 +1,7 @@
-"""The servers of a run, from tests/support: one broker, one DynamoDB stand-in, and bad weather in front of it."""
+"""The servers of a run, from tests/support: one broker, one DynamoDB stand-in, and the faults in front of it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from redis import Redis
 from benchmarks.storm import contenders
 from benchmarks.storm.arena import Arena
 from benchmarks.storm.errors import StormError
+from benchmarks.storm.faults import Faults
 from benchmarks.storm.plan import Outage, Plan
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.demo.environment import own_environment
@@ -21,8 +22,6 @@ from tests.support import brokers
 from tests.support.dynamodb import ministack_server
 from tests.support.rabbitmq_server import rabbitmq_server
 from tests.support.redis_server import redis_server
-from tests.support.weather import Weather
-from tests.support.wire import Wire, wire_to
 
 __all__ = ["Services"]
 
@@ -43,7 +42,8 @@ class Services:
     dynamodb_url: str
     #: In the names of everything of this run.
     token: str = field(default_factory=lambda: uuid4().hex[:6])
-    _wires: list[tuple[Wire, Weather]] = field(default_factory=list)
+    #: By contender.
+    _faults: dict[str, Faults] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
@@ -81,11 +81,15 @@ class Services:
             broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
         else:
             broker = brokers.rabbitmq(self.amqp_url)
-        endpoint = table = ""
+        endpoint = table = credentials_uri = ""
         if contenders.load(contender).has_table:
             table = f"{prefix}.records"
             DynamoDBStore(table, region=REGION, endpoint_url=self.dynamodb_url).create_table()
-            endpoint = self._through_weather(plan) if faults else self.dynamodb_url
+            endpoint = self.dynamodb_url
+            if faults:
+                before = self._stack.enter_context(Faults.before(endpoint, plan))
+                self._faults[contender] = before
+                endpoint, credentials_uri = before.endpoint, before.credentials_uri
         return Arena(
             contender=contender,
             prefix=prefix,
@@ -96,36 +100,22 @@ class Services:
             endpoint=endpoint,
             region=REGION,
             table=table,
+            credentials_uri=credentials_uri,
+            traced=plan.traced,
             directory=str(self.folder / contender),
         )
 
-    def begin_outages(self, outages: tuple[Outage, ...], stop: threading.Event) -> None:
-        """Let every wire meet the planned outages, counted from now."""
-        if self._wires and outages:
-            threading.Thread(target=self._play_outages, args=(outages, stop), daemon=True).start()
+    def begin_faults(self, names: Sequence[str], plan: Plan, stop: threading.Event) -> None:
+        """Let these contenders meet the planned outages, troubles and rotations, counted from now."""
+        met = [self._faults[name] for name in names if name in self._faults]
+        for faults in met:
+            faults.begin()
+        if met and plan.outages:
+            threading.Thread(target=_play_outages, args=(met, plan.outages, stop), daemon=True).start()
 
-    def weather(self) -> list[dict[str, int]]:
-        """Return for each wire how many requests met which fault."""
-        return [dict(weather.counts) for _, weather in self._wires]
-
-    def _through_weather(self, plan: Plan) -> str:
-        wire = self._stack.enter_context(wire_to(self.dynamodb_url))
-        # Each contender has a wire of its own and the same sequence of faults on it.
-        weather = Weather(plan.seed)
-        wire.break_all(weather)
-        self._wires.append((wire, weather))
-        return wire.endpoint
-
-    def _play_outages(self, outages: tuple[Outage, ...], stop: threading.Event) -> None:
-        elapsed = 0.0
-        for outage in outages:
-            if stop.wait(max(outage.at - elapsed, 0.0)):
-                return
-            with ExitStack() as down:
-                for wire, _ in self._wires:
-                    down.enter_context(wire.outage())
-                stop.wait(outage.seconds)
-            elapsed = max(outage.at, elapsed) + outage.seconds
+    def faults_played(self) -> dict[str, dict[str, int]]:
+        """Return for each contender that meets faults how often it met which."""
+        return {name: faults.played() for name, faults in self._faults.items()}
 
     def _forget(self) -> None:
         """Delete what this run left in Redis, which may be a server of the user's own."""
@@ -133,3 +123,15 @@ class Services:
             with Redis.from_url(f"{self.redis_url}/{database}") as client:
                 for key in client.scan_iter(f"*storm-{self.token}.*"):
                     client.delete(key)
+
+
+def _play_outages(met: Sequence[Faults], outages: tuple[Outage, ...], stop: threading.Event) -> None:
+    elapsed = 0.0
+    for outage in outages:
+        if stop.wait(max(outage.at - elapsed, 0.0)):
+            return
+        with ExitStack() as down:
+            for faults in met:
+                down.enter_context(faults.outage())
+            stop.wait(outage.seconds)
+        elapsed = max(outage.at, elapsed) + outage.seconds

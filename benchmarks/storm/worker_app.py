@@ -8,9 +8,12 @@ from celery import signals
 from benchmarks.storm.app import build_app
 from benchmarks.storm.arena import VARIABLE, Arena
 from benchmarks.storm.history import What
+from benchmarks.storm.tracing import add_tracing_headers
 
 arena = Arena.from_json(os.environ[VARIABLE])
 app = build_app(arena)
+if arena.traced:
+    signals.before_task_publish.connect(add_tracing_headers)
 
 
 @signals.worker_ready.connect

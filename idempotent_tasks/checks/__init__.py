@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from idempotent_tasks.checks import configuration, delivery, results
+from idempotent_tasks.checks import configuration, delivery, queues, results
 from idempotent_tasks.checks.surroundings import Surroundings
 from idempotent_tasks.checks.table import check_table
 from idempotent_tasks.findings import WHY, Finding
@@ -20,6 +20,8 @@ CHECKS: Final[tuple[Callable[[Surroundings], Iterator[Finding]], ...]] = (
     delivery.check_pool_limits,
     delivery.check_expiries,
     delivery.check_delivery_limits,
+    queues.check_subscribers,
+    queues.check_queue_limits,
     results.check_pickle,
     results.check_bucket,
     configuration.check_settings,

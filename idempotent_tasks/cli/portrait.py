@@ -26,7 +26,7 @@ def state(record: Record, now: float) -> str:
     """
     match record.status_at(now):
         case Status.INPROGRESS:
-            if record.held_until <= now:
+            if record.free or record.held_until <= now:
                 return "free"
             return "reserved" if is_reservation(record) else "running"
         case status:
@@ -76,7 +76,9 @@ def facts(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "process_has_ended": has_ended(record.process) or None,
         "claimed_at": _iso(record.claimed_at),
         "completed_at": _iso(record.completed_at),
-        "held_until": _iso(record.in_progress_expiration) if record.status is Status.INPROGRESS else None,
+        "held_until": _iso(record.in_progress_expiration)
+        if record.status is Status.INPROGRESS and not record.free
+        else None,
         "expires_at": _iso(record.expiration * 1000),
         "seconds_left": round(_time_left(record, now), 1),
         "attempt": record.attempt,
@@ -104,6 +106,8 @@ def _readable(record: Record) -> str:
 
 def _time_left(record: Record, now: float) -> float:
     """Return for how long a claim lives, or an outcome is kept, in seconds."""
+    if record.free:
+        return 0.0
     until = record.held_until if record.status is Status.INPROGRESS else float(record.expiration)
     return max(0.0, until - now)
 

@@ -1,7 +1,8 @@
 """``idempotency list`` and ``show``: what the table says."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import click
 
@@ -25,11 +26,20 @@ _STORED = {
 
 
 def matching(
-    desk: Desk, *, states: tuple[str, ...], task: str | None, before: float | None, after: float | None = None
+    desk: Desk,
+    *,
+    states: tuple[str, ...],
+    task: str | None,
+    before: float | None,
+    after: float | None = None,
+    data: bool = False,
 ) -> Iterator[Record | Corrupt]:
-    """Go through the records of certain states, of one task, written before or after moments in epoch seconds."""
+    """Go through the records of certain states, of one task, written before or after moments in epoch seconds.
+
+    ``data`` is as for `Operations.records`.
+    """
     stored = _STORED.get(states[0]) if len(states) == 1 else None
-    for record in desk.operations.records(status=stored, task=task):
+    for record in desk.operations.records(status=stored, task=task, data=data):
         if isinstance(record, Corrupt):
             yield record
             continue
@@ -66,7 +76,8 @@ def list_(
     listed, corrupt = 0, 0
     if not as_json:
         click.echo(_LINE.format("STATE", "AGE", "LEFT", "ATTEMPT", "TASK ID", "KEY"))
-    for record in matching(desk, states=states, task=task, before=before, after=after):
+    # How large the data is, only the data says.
+    for record in matching(desk, states=states, task=task, before=before, after=after, data=as_json):
         if isinstance(record, Corrupt):
             corrupt += 1
             click.echo(f"{record.key!r} is no record: {record.why}", err=True)
@@ -100,17 +111,23 @@ def show(desk: Desk, key: str, *, data: bool, scan: bool, as_json: bool) -> None
 def found(desk: Desk, key: str, *, scan: bool) -> list[Record]:
     """Return the record of a key, or those of a task id; ends the command where there is none."""
     names = [key] if "#" in key else sorted(f"{prefix}#{key}" for prefix in _prefixes(desk))
-    records = []
-    for name in names:
-        try:
-            records.append(desk.store.get(name))
-        except RecordNotFoundError:
-            continue
+    records = _read(desk, names)
     if not records and scan and "#" not in key:
-        records = [each for each in desk.operations.records() if isinstance(each, Record) and each.task_id == key]
+        scanned = desk.operations.records()
+        # The scan finds keys and leaves the data behind.
+        records = _read(desk, [each.key for each in scanned if isinstance(each, Record) and each.task_id == key])
     if not records:
         hint = "" if scan or "#" in key else "; --scan looks for a task id whose key is something else"
         refuse(f"no record: {key!r}{hint}")
+    return records
+
+
+def _read(desk: Desk, keys: Iterable[str]) -> list[Record]:
+    """Return the records of these keys, those that there are, with their data."""
+    records = []
+    for key in keys:
+        with suppress(RecordNotFoundError):
+            records.append(desk.store.get(key))
     return records
 
 

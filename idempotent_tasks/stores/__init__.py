@@ -3,6 +3,7 @@
 A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
 """
 
+from collections.abc import Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from idempotent_tasks.clock import Clock
@@ -18,10 +19,14 @@ from idempotent_tasks.records import (
     Renewed,
 )
 
-__all__ = ["MOST_NOTED", "ResultStore", "Store"]
+__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ResultStore", "Store"]
 
-#: How many deliveries a record notes as deferred, and how many as dispatched: it must stay a small item.
+#: How many copies a record notes as deferred, and how many tasks as dispatched: it must stay a small item.
 MOST_NOTED: Final = 100
+#: A write is corrected whose answer shows a time so far from the one that its expiry was reckoned with.
+CLOCK_TOLERANCE_SECONDS: Final = 2.0
+#: How many notes that are past their time one note of a deferral removes.
+MOST_FORGOTTEN: Final = 10
 
 
 @runtime_checkable
@@ -62,9 +67,12 @@ class Store(Protocol):
 
         Does not prevent the effects of two bodies that both ran; it decides whose outcome is the key's.
 
+        An earlier try of this call that was answered late may have counted the retention from a time that had passed
+        by then: the outcome is kept for ``retention_seconds`` from the answer.
+
         Returns:
-            `Committed`, also where an earlier try of this call did it; `Superseded` with the other's record;
-            `Vanished` where there is no record any more.
+            `Committed`, also where an earlier try of this call did it; `Superseded` with the record of another owner,
+            or of none, where the claim was released; `Vanished` where there is no record any more.
         """
         ...
 
@@ -72,27 +80,50 @@ class Store(Protocol):
         """Write a whole record where none has its key.
 
         Raises:
-            RecordExistsError: the key has a record with another owner.
+            RecordExistsError: the key has a record that is no outcome of this record's owner, such as a claim of its
+                own that arrived late.
         """
         ...
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
-        """Free the key for the next claim, keeping its fence.
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+        """Free the key for the next claim, keeping its fence: the record has no owner any more.
 
-        Attempts are counted from 0 again, unless the claim's process ``crashed``.  Only a claim in progress is
-        released: an outcome stays.
+        Its ``in_progress_expiration`` becomes the time of the release (`idempotent_tasks.records.release_time`): no
+        request that is older takes the key.  A claimer that meets the record asks after it, whatever its own clock
+        says.  No late commit or renewal of the same claim changes anything.
+
+        Attempts are counted from 0 again, unless the claim's process ``crashed``: then the attempt counts.  Where the
+        body is known not to have ``began``, only this attempt is taken back.  Only a claim in progress is released: an
+        outcome stays.
+
+        Returns:
+            `Released`, also where an earlier try of this call did it and the claim's fence is known; `Lost` where the
+            owner does not hold the key.
         """
         ...
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
-        """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it."""
+        """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it.
+
+        A renewal replaces the end that ``claim`` is known to have, and never shortens one that is later than both: an
+        early request that was long on its way changes nothing, and its answer is the claim as it is.  The caller holds
+        the renewed claim's end against the time at which the answer arrives.
+        """
         ...
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
-        """Note that a copy of a waiting delivery was published, so that a twin of the delivery need not be.
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
+        """Note that the copy with this token was published again, so that a second delivery of it need not be.
 
-        Raises ``Record.deferred[delivery]`` to ``deferrals`` while the key is in progress.  Does nothing where it is
-        not, where the note is higher already, or where `MOST_NOTED` others are noted.
+        Sets ``Record.deferred[token]`` while the same owner's claim lives.  Does nothing where it does not, or where
+        `MOST_NOTED` others are noted.  The notes go with the claim: its release, its commit and the next claim of the
+        key clear them.
+
+        Args:
+            key: the record's.
+            owner: of the claim that was in the way of the copy.
+            token: the copy's own.
+            due: when its successor comes, in epoch milliseconds by the store's clock.
+            past: tokens whose notes are past their time, of which up to `MOST_FORGOTTEN` are removed.
         """
         ...
 

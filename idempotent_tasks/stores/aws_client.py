@@ -1,5 +1,6 @@
-"""One client of an AWS service a process, made on first use, and what its errors mean for everybody."""
+"""One client of an AWS service a process, made on first use, and made again where it lacks what may appear."""
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -8,12 +9,21 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
+from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, HTTPClientError
+from botocore.credentials import Credentials as BotoCredentials
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import NoCredentialsError
 
-from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError
+from idempotent_tasks.clock import Clock, SystemClock
+from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.retries import time_left
+from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
+from idempotent_tasks.stores.aws_timeouts import obey_time_left
 
-__all__ = ["OUR_CONFIG", "Credentials", "ProcessClient", "raise_interrupt"]
+__all__ = ["OUR_CONFIG", "Credentials", "ProcessClient"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 #: botocore retries nothing, because a second authority under tenacity would hide lost answers from it; its own
 #: time-outs of 60 s would hold a worker's slot longer than most claims live.
@@ -25,10 +35,17 @@ OUR_CONFIG: Final = Config(
     max_pool_connections=50,
 )
 _ONE_ATTEMPT: Final = Config(retries={"total_max_attempts": 1, "mode": "standard"})
-#: Where the exceptions come from that an HTTP request may raise by itself.
-_HTTP_MODULES: Final = frozenset(
-    {"OpenSSL", "botocore", "builtins", "eventlet", "gevent", "http", "socket", "ssl", "urllib3"}
-)
+#: For the services that give credentials (STS, IAM Identity Center), which a request waits for.
+_CREDENTIALS_SERVICES: Final = ("signin", "sso", "sso-oidc", "sts")
+_CREDENTIALS_CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
+#: Seconds until a client that was made with substitutes, or whose credentials are refused, is looked at again: the
+#: first time, at most, and as a multiple of what the last look took.
+FIRST_LOOK: Final = 0.1
+LONGEST_LOOK: Final = 300.0
+LOOK_COST: Final = 10.0
+#: What a stand-in on this machine is asked with where nobody gave credentials or a region.
+_LOCAL_CREDENTIALS: Final = ("local", "local")
+_LOCAL_REGION: Final = "us-east-1"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,11 +56,28 @@ class Credentials:
     secret_access_key: str
 
 
+@dataclass(kw_only=True, slots=True, repr=False)
+class _Origin:
+    """What a client was made of, as far as another look may find something else."""
+
+    #: botocore's credentials, or None for those that were given.
+    credentials: Any
+    #: How many things were not to be found, and have substitutes.
+    lacking: int
+    #: When to look again, in the clock's monotonic seconds; None for never.
+    look_at: float | None
+    pause: float = FIRST_LOOK
+
+
 class ProcessClient:
     """The client of one service in whichever process asks.
 
     No client is made before it is asked for, and each process makes its own: a client's sockets must not be
     shared across a fork (https://github.com/boto/botocore/issues/1246).
+
+    Nothing that was absent is kept: without credentials no client is made, and one that was made with substitutes, or
+    whose credentials are refused, is made again when others are found.  Every request ends within the time that its
+    caller has left (`idempotent_tasks.retries.time_left`); so do those for the credentials of a session of our own.
 
     Args:
         service: by boto3's name, such as ``dynamodb``.
@@ -52,6 +86,7 @@ class ProcessClient:
         client: a ready-made client instead of the former; not for a client that is used before a fork.
         credentials: static ones.
         defaults: the configuration where ``config`` says nothing.
+        clock: measures the time between two looks for what was absent.
 
     Raises:
         ConfigurationError: ``client`` comes with what it contains already.
@@ -68,6 +103,7 @@ class ProcessClient:
         client: Any = None,
         credentials: Credentials | None = None,
         defaults: Config = OUR_CONFIG,
+        clock: Clock | None = None,
     ) -> None:
         if client is not None and (session or region or endpoint_url or config or credentials):
             msg = "client= is complete in itself: drop region=, endpoint_url=, config=, session= and the credentials"
@@ -80,15 +116,20 @@ class ProcessClient:
         self._session = session
         self._credentials = credentials
         self._client = client
+        self._local_clock = clock or SystemClock()
         self._owner_pid: int | None = None
+        #: Beside the client of this process, where it is our own.
+        self._origin: _Origin | None = None
         #: What botocore knows of the service: data from files, which a forked child need not read and parse again.
         self._loader: Any = None
+        #: How often no client could be made.
+        self._failures = 0
         #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
         self._making: dict[int, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process, so that an app with a store can be sent to a spawned one."""
-        mine: dict[str, Any] = {"_making": {}, "_owner_pid": None, "_loader": None}
+        mine: dict[str, Any] = {"_making": {}, "_owner_pid": None, "_loader": None, "_origin": None}
         return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
 
     @property
@@ -96,6 +137,11 @@ class ProcessClient:
         """What leads to one account in one region, to be compared; None where only a ready-made client knows it."""
         place = (self._region, self._endpoint_url, self._session, self._credentials)
         return None if self.ready_made else place
+
+    @property
+    def provider(self) -> str | None:
+        """Where the credentials of this process's client come from, as botocore calls it; None where it is unknown."""
+        return None if self._origin is None else getattr(self._origin.credentials, "method", None)
 
     def __repr__(self) -> str:
         if self._endpoint_url is None:
@@ -107,43 +153,116 @@ class ProcessClient:
         """Return this process's client.
 
         Raises:
+            botocore.exceptions.NoCredentialsError: there are no credentials.
             StoreMisconfiguredError: a ready-made client was used before this process was forked.
+            StoreUnavailableError: another thread is making the client, and failed, or no time is left to wait for it.
+            Exception: whatever boto3 raises where it looks for credentials; nothing is kept of it.
         """
         pid = os.getpid()
-        if self._owner_pid == pid:
+        is_ours = self._owner_pid == pid
+        if is_ours and not self._is_due():
             return self._client
-        with self._making.setdefault(pid, threading.Lock()):
-            if self._owner_pid != pid:
-                self._adopt(pid)
+        lock, waited_for = self._making.setdefault(pid, threading.Lock()), self._failures
+        # Who has a client goes on with it while another thread looks for something better.
+        if lock.acquire(timeout=0 if is_ours else min(max(time_left(), 0), threading.TIMEOUT_MAX)):
+            try:
+                if self._owner_pid != pid:
+                    self._adopt_once(pid, waited_for)
+                elif self._is_due():
+                    self._look_again()
+            finally:
+                lock.release()
+        elif not is_ours:
+            raise StoreUnavailableError("another thread looks for credentials, and no time is left to wait for it")
         return self._client
+
+    def _adopt_once(self, pid: int, waited_for: int) -> None:
+        """Make the client, unless that failed while this thread waited: threads would ask the same service in turn."""
+        if self._failures != waited_for:
+            raise StoreUnavailableError("another thread found no credentials just now, or no region")
+        try:
+            self._adopt(pid)
+        except Exception:
+            self._failures += 1
+            raise
+
+    def refused(self) -> None:
+        """Take notice that the credentials of this process's client were refused: others may be there by now.
+
+        Those that refresh themselves do so in time, and given ones stay.
+        """
+        origin = self._origin
+        if origin is not None and origin.look_at is None and _is_static(origin.credentials):
+            origin.look_at = self._local_clock.monotonic() + origin.pause
+
+    def _is_due(self) -> bool:
+        at = None if self._origin is None else self._origin.look_at
+        return at is not None and self._local_clock.monotonic() >= at
 
     def _adopt(self, pid: int) -> None:
         if not self.ready_made:
-            self._client = self._make_client()
+            self._use(*self._found())
         elif self._owner_pid is not None:
             msg = (
                 f"the client= given to this store was used by process {self._owner_pid} before the fork; "
                 "give the store session=, or region= and endpoint_url=, so that each process makes its own client"
             )
             raise StoreMisconfiguredError(msg)
+        else:
+            obey_time_left(self._client)
         self._owner_pid = pid
 
-    def _make_client(self) -> Any:
+    def _look_again(self) -> None:
+        """Make the client anew if something is found that it lacks, or that is not what was refused."""
+        old = self._origin
+        assert old is not None  # noqa: S101 - for mypy: a look is only due where there is one
+        began = self._local_clock.monotonic()
+        try:
+            session, new = self._found()
+            if new.lacking < old.lacking or not _are_equal(new.credentials, old.credentials):
+                self._use(session, new)
+                return
+        except INTERRUPTS:
+            raise
+        except Exception:  # noqa: BLE001 - there is a client, whatever is wrong with what it could be made of
+            logger.debug("nothing is found for %r that its client lacks", self)
+        ended = self._local_clock.monotonic()
+        old.pause = min(max(2 * old.pause, LOOK_COST * (ended - began)), LONGEST_LOOK)
+        old.look_at = ended + old.pause if old.lacking else None
+
+    def _found(self) -> tuple[boto3.Session, _Origin]:
+        """Look for credentials and a region, and return the session that has them, or what is substituted for them."""
         session = self._session or self._new_session()
+        credentials = None if self._credentials else session.get_credentials()
+        unsigned = self._config.signature_version is UNSIGNED
+        without = credentials is None and self._credentials is None and not unsigned
+        if without and not _is_loopback(self._endpoint_url):
+            raise NoCredentialsError
+        lacking = int(without) + int(self._endpoint_url is not None and self._region_of(session) is None)
+        look_at = self._local_clock.monotonic() + FIRST_LOOK if lacking else None
+        return session, _Origin(credentials=credentials, lacking=lacking, look_at=look_at)
+
+    def _use(self, session: boto3.Session, origin: _Origin) -> None:
+        """Make the client of this process."""
         credentials = self._credentials
-        if credentials is None and _is_loopback(self._endpoint_url) and session.get_credentials() is None:
-            credentials = Credentials("local", "local")
-        region = self._region or session.region_name or ("us-east-1" if self._endpoint_url else None)
+        if credentials is None and origin.credentials is None and self._config.signature_version is not UNSIGNED:
+            credentials = Credentials(*_LOCAL_CREDENTIALS)
         client = session.client(
             self._service,
-            region_name=region,
+            region_name=self._region_of(session) or (_LOCAL_REGION if self._endpoint_url else None),
             endpoint_url=self._endpoint_url,
             config=self._config,
             aws_access_key_id=credentials and credentials.access_key_id,
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
+        obey_time_left(client)
+        _note_interrupts(origin.credentials)
         self._made(client, session, credentials)
-        return client
+        self._client, self._origin = client, origin
+
+    def _region_of(self, session: boto3.Session) -> str | None:
+        region: str | None = self._region or self._config.region_name or session.region_name
+        return region
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
         """Take a client that was made for this process, from a session and with static credentials where not None."""
@@ -154,18 +273,42 @@ class ProcessClient:
             self._loader = session.get_component("data_loader")
         else:
             session.register_component("data_loader", self._loader)
+        session.set_default_client_config(_CREDENTIALS_CONFIG)
+        for service in _CREDENTIALS_SERVICES:
+            session.get_component("event_emitter").register(f"creating-client-class.{service}", _obey_time_left)
         return boto3.Session(botocore_session=session)
 
 
-def raise_interrupt(error: BotoCoreError) -> None:
-    """Raise what somebody else raised into this thread during a request, such as a soft time limit.
+def _obey_time_left(base_classes: list[type], **_: Any) -> None:
+    """Have clients of the class that botocore is about to make obey the time that is left: a handler of its event."""
+    base_classes.insert(0, _Obedient)
 
-    botocore takes it for an error of its HTTP client's (``botocore.httpsession.URLLib3Session.send``).
-    """
-    if type(error) is HTTPClientError:
-        inner = error.kwargs.get("error")
-        if isinstance(inner, Exception) and type(inner).__module__.partition(".")[0] not in _HTTP_MODULES:
-            raise inner
+
+class _Obedient:
+    """What such a client is besides."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        obey_time_left(self)
+
+
+def _note_interrupts(credentials: Any) -> None:
+    """Let no soft time limit be lost in a refresh of credentials that botocore does without."""
+    refresh = getattr(credentials, "_refresh_using", None)
+    if refresh is not None and not isinstance(refresh, NotedRefresh):
+        credentials._refresh_using = NotedRefresh(refresh)  # noqa: SLF001 - botocore tells nobody else
+
+
+def _is_static(credentials: Any) -> bool:
+    """Return whether nobody refreshes these credentials, which botocore found in the environment or in a file."""
+    return isinstance(credentials, BotoCredentials) and not isinstance(credentials, RefreshableCredentials)
+
+
+def _are_equal(new: Any, old: Any) -> bool:
+    if _is_static(new) and _is_static(old):
+        return bool(new.get_frozen_credentials() == old.get_frozen_credentials())
+    # What refreshes itself is the same as long as it has the same source.
+    return bool(getattr(new, "method", None) == getattr(old, "method", None))
 
 
 def _is_loopback(endpoint_url: str | None) -> bool:

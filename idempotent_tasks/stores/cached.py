@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -150,17 +150,17 @@ class CachedStore:
         """See `idempotent_tasks.stores.Store.restore`."""
         self.inner.restore(record)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        return self.inner.release(claim, reason, crashed=crashed)
+        return self.inner.release(claim, reason, crashed=crashed, began=began)
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `idempotent_tasks.stores.Store.renew`."""
         return self.inner.renew(claim, lease_seconds, retention_seconds)
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
-        self.inner.note_deferral(key, delivery, deferrals)
+        self.inner.note_deferral(key, owner, token, due, past)
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""

@@ -1,7 +1,7 @@
 """Records in a DynamoDB table, in the format of Powertools for AWS Lambda (Python)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -24,7 +24,12 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    held_claim,
+    is_first_try,
+    release_time,
+    was_released,
 )
+from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
 from idempotent_tasks.stores import dynamodb_writes as writes
 from idempotent_tasks.stores.aws_client import Credentials
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
@@ -38,8 +43,8 @@ __all__ = ["DynamoDBStore"]
 MAX_DATA_BYTES: Final = 380 * 1024
 #: A claim that finds its record gone or claimable right after a refusal asks again, this often.
 CLAIM_ROUNDS: Final = 5
-#: A claim is corrected if the time turned out to be so far from what its expiry was reckoned with.
-CLOCK_TOLERANCE_SECONDS: Final = 2.0
+#: A renewal whose answer shows that its time was wrong is sent again, this often in all; then the caller judges it.
+RENEWAL_ROUNDS: Final = 2
 
 
 class DynamoDBStore:
@@ -154,43 +159,69 @@ class DynamoDBStore:
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         """See `idempotent_tasks.stores.Store.claim`."""
+        released_at = 0
         for _ in range(CLAIM_ROUNDS):
             now = self._now(request.key)
             until = int((now + request.lease_seconds) * 1000)
+            update = writes.claim_update(request, now, until, after=released_at)
             try:
-                written = self._update(
-                    request.key, writes.claim_update(request, now, until), ReturnValues="UPDATED_NEW"
-                )
+                written = self._update(request.key, update, ReturnValues="UPDATED_NEW")
             except RecordCorruptError:
                 # DynamoDB says that something is wrong with the item; reading it says what.
                 self._read(request.key)
                 raise
             if isinstance(written, Written):
-                claim = self._claim_from(request, until, written.answer["Attributes"])
-                if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
-                    return Granted(claim)
-                # The grant's own answer shows another time than it was reckoned with.
-                answer = self.renew(claim, request.lease_seconds, request.retention_seconds)
-                if isinstance(answer, Renewed):
-                    return Granted(answer.claim)
-                continue
-            old = self._refusing_record(request.key, written)
-            if old is not None and not claimable(old, request, now):
-                return answer_refusal(old, request)
+                answer: ClaimAnswer = Granted(self._claim_from(request, now, until, written.answer["Attributes"]))
+            else:
+                old = self._refusing_record(request.key, written)
+                if old is None or claimable(old, request, now):
+                    # What was released is claimed after that, whatever the clocks say.
+                    released_at = old.in_progress_expiration or 0 if old is not None and old.free else 0
+                    continue
+                answer = answer_refusal(old, request)
+            timely = self._timely(answer)
+            if timely is not None:
+                return timely
         msg = f"the record changed under {CLAIM_ROUNDS} claims in a row"
         raise StoreUnavailableError(msg, task=request.task, key=request.key)
 
+    def _timely(self, answer: ClaimAnswer) -> ClaimAnswer | None:
+        """Return an answer to a claim by the time at which it arrived; None for a grant that is over by then.
+
+        A claim does not live as long as was asked for where the grant's own answer shows another time than it was
+        reckoned with, or where it is that of an earlier try.
+        """
+        if not isinstance(answer, Granted):
+            return answer
+        claim = answer.claim
+        lasts = claim.expires_at - self.connection.clock.now()
+        if abs(claim.request.lease_seconds - lasts) <= CLOCK_TOLERANCE_SECONDS:
+            return answer
+        renewed = self.renew(claim, claim.request.lease_seconds, claim.request.retention_seconds)
+        return Granted(renewed.claim) if isinstance(renewed, Renewed) else None
+
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.stores.Store.commit`."""
-        update = writes.commit_update(claim, outcome, self._now(claim.key), retention_seconds)
-        written = self._update(claim.key, update)
+        now = self._now(claim.key)
+        written = self._update(claim.key, writes.commit_update(claim, outcome, now, retention_seconds))
         if isinstance(written, Written):
+            self._keep_outcome(claim, now, retention_seconds)
             return Committed()
         old = self._refusing_record(claim.key, written)
         if old is None:
             return Vanished()
         # Powertools' last write is unconditional and leaves our owner beside its outcome, but names no time.
-        return Committed() if (old.owner == claim.owner and old.completed_at is not None) else Superseded(old)
+        if old.owner != claim.owner or old.completed_at is None:
+            return Superseded(old)
+        self._keep_outcome(claim, old.completed_at / 1000, retention_seconds)
+        return Committed()
+
+    def _keep_outcome(self, claim: Claim, reckoned_at: float, retention_seconds: float) -> None:
+        """Count the retention of the claim's outcome from now, where it was reckoned from a time (s) long past."""
+        now = self.connection.clock.now()
+        if now - reckoned_at > CLOCK_TOLERANCE_SECONDS:
+            expiration = expiration_seconds(retention_seconds, claim.in_progress_expiration, now)
+            self._update(claim.key, writes.prolong_update(claim, expiration))
 
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
@@ -205,26 +236,36 @@ class DynamoDBStore:
         )
         if isinstance(written, Refused):
             old = self._refusing_record(record.key, written)
-            if old is None or old.owner != record.owner:
+            if old is None or not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        update = writes.release_update(claim, reason, crashed=crashed)
-        return Released() if isinstance(self._update(claim.key, update), Written) else Lost()
+        at = release_time(claim, self._now(claim.key))
+        update = writes.release_update(claim, reason, at, crashed=crashed, began=began)
+        written = self._update(claim.key, update)
+        if isinstance(written, Written) or was_released(self._refusing_record(claim.key, written), claim):
+            return Released()
+        return Lost()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `idempotent_tasks.stores.Store.renew`."""
-        now = self._now(claim.key)
-        until = int((now + lease_seconds) * 1000)
-        update = writes.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
-        if isinstance(self._update(claim.key, update), Written):
-            return Renewed(replace(claim, in_progress_expiration=until))
-        return Lost()
+        for _ in range(RENEWAL_ROUNDS):
+            now = self._now(claim.key)
+            until = int((now + lease_seconds) * 1000)
+            update = writes.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
+            written = self._update(claim.key, update)
+            if isinstance(written, Refused):
+                held = held_claim(self._refusing_record(claim.key, written), claim)
+                return Lost() if held is None else Renewed(held)
+            claim = replace(claim, in_progress_expiration=until)
+            if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
+                break
+        return Renewed(claim)
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
-        self._update(key, writes.deferral_update(delivery, deferrals))
+        self._update(key, writes.deferral_update(owner, token, due, past, self._now(key)))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
@@ -291,10 +332,11 @@ class DynamoDBStore:
         item: Item | None = read.answer.get("Item") if isinstance(read, Written) else None
         return self.layout.record(key, item) if item else None
 
-    def _claim_from(self, request: ClaimRequest, until: int, attributes: Item) -> Claim:
+    def _claim_from(self, request: ClaimRequest, now: float, until: int, attributes: Item) -> Claim:
         return Claim(
             request=request,
             fence=self.layout.count(request.key, attributes, "fence"),
             attempt=self.layout.count(request.key, attributes, "attempt"),
             in_progress_expiration=until,
+            claimed_at=int(now * 1000),
         )

@@ -1,56 +1,50 @@
 """The road to DynamoDB: one client a process, answers and refusals as values, foreign errors translated."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import boto3
 from botocore.credentials import Credentials as BotoCredentials
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 from botocore.utils import ensure_boolean
 
 from idempotent_tasks.clock import Clock, ServerClock, SystemClock
-from idempotent_tasks.errors import (
-    RecordCorruptError,
-    StoreError,
-    StoreMisconfiguredError,
-    StoreUnavailableError,
-)
-from idempotent_tasks.stores.aws_client import Credentials, ProcessClient, raise_interrupt
+from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavailableError
+from idempotent_tasks.retries import time_left
+from idempotent_tasks.stores.aws_client import Credentials, ProcessClient
+from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 from idempotent_tasks.stores.dynamodb_road import ShortRoad
 
 __all__ = ["Connection", "Refused", "Written"]
 
-#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
-_TRANSIENT = frozenset(
-    {
-        "InternalServerError",
-        "ItemCollectionSizeLimitExceededException",
-        "LimitExceededException",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "ReplicatedWriteConflictException",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "ThrottlingException",
-        "TransactionConflictException",
-        "TransactionInProgressException",
-    }
+#: What DynamoDB's refusals mean that no further try changes; any other code, one that nobody knows included, may pass.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html ("OK to retry?")
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/CommonErrors.html
+_ALLOW: Final = "allow the action on the table to the worker's role"
+_COMPARE: Final = "compare the table's key schema and this store's attribute names"
+DYNAMODB: Final = Service(
+    prefix="dynamodb",
+    permanent={
+        # A policy; one that was changed is in force within seconds, for which a commit is tried again all the same.
+        "AccessDenied": _ALLOW,
+        "AccessDeniedException": _ALLOW,
+        # No table of this name.
+        "ResourceNotFoundException": "create it with DynamoDBStore(...).create_table(), or fix its name or the region",
+        # The request does not fit the table, or DynamoDB at all.
+        "SerializationException": _COMPARE,
+        "UnknownOperationException": "fix the endpoint: what answers there does not know this operation",
+        "ValidationException": _COMPARE,
+    },
+    settings="the store's region, endpoint or credentials",
+    speaks_json=True,
 )
-_REMEDIES = {
-    "ResourceNotFoundException": "create it with DynamoDBStore(...).create_table(), or mend its name or the region",
-    "AccessDeniedException": "allow the action on the table to the worker's role",
-    "UnrecognizedClientException": "the credentials are not known there; mend them",
-    "ExpiredTokenException": "renew the credentials",
-    "MissingAuthenticationTokenException": "give the worker credentials",
-    "InvalidSignatureException": "mend the secret key, or this machine's clock if the message speaks of expiry",
-    "RequestExpired": "this machine's clock is far off; set it",
-}
+#: DynamoDB's words where an update does not fit the item that it meets.
+_WRONG_TYPE: Final = "incorrect data type"
+_REQUEST_ID: Final = "x-amzn-requestid"
+#: The member without which a successful answer is none of DynamoDB's.
+_MEMBERS: Final = {"describe_table": "Table", "describe_time_to_live": "TimeToLiveDescription"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +71,13 @@ class Connection(ProcessClient):
     """
 
     def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
-        super().__init__("dynamodb", **given)
+        super().__init__("dynamodb", clock=clock, **given)
         self._fast = fast
         #: Beside the client of this process.
         self._road: ShortRoad | None = None
         self.clock = ServerClock(clock or SystemClock())
+        #: Whether the endpoint's answers have ids, as DynamoDB's have and those of some stand-ins have not.
+        self._shows_ids = False
         #: Whether an answer was had that may have shown the server's time, by this process or before it was forked.
         self.clock_asked = False
 
@@ -96,28 +92,62 @@ class Connection(ProcessClient):
             parameters: its keyword arguments.
 
         Raises:
-            StoreUnavailableError: the network, a time-out, throttling, a 5xx.
-            StoreMisconfiguredError: anything that repeating cannot mend; the message holds the remedy.
+            StoreUnavailableError: whatever may pass: the network, a time-out, throttling, the credentials; or no time
+                is left (`idempotent_tasks.retries.time_left`), and nothing was sent.
+            StoreMisconfiguredError: what is certain to stay until somebody acts; the message holds the remedy.
+            RecordCorruptError: the item under the key is no record.
         """
-        with _translated(operation, parameters.get("TableName", ""), self):
-            client = self.client_of_this_process()
-            sent_at = self.clock.local_now()
-            try:
-                if self._road is None:
-                    answer = getattr(client, operation)(**parameters)
-                else:
-                    answer = self._road.send(operation, parameters)
-            except ClientError as error:
-                self._observe(error.response, sent_at)
-                if error.response["Error"]["Code"] != refusal:
-                    raise
-                return Refused(error.response.get("Item"))
-            self._observe(answer, sent_at)
-        if "json" not in _headers(answer).get("content-type", ""):
+        request = Request(
+            DYNAMODB,
+            _action(operation),
+            lambda: f"table {parameters.get('TableName', '')!r} at {self!r}",
+            lambda: self.provider,
+        )
+        if time_left() <= 0:
+            raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
+        try:
+            with translated(request):
+                return self._answer(request, operation, parameters, refusal)
+        except StoreError as error:
+            if blames_credentials(error):
+                self.refused()
+            if error_code(error) == "ValidationException" and _WRONG_TYPE in str(error.__cause__):
+                msg = f"{request}: the item under the key has attributes of other types; delete it"
+                raise RecordCorruptError(msg) from error
+            raise
+
+    def _answer(self, request: Request, operation: str, parameters: dict[str, Any], refusal: str) -> Written | Refused:
+        client = self.client_of_this_process()
+        sent_at = self.clock.local_now()
+        try:
+            if self._road is None:
+                answer = getattr(client, operation)(**parameters)
+            else:
+                answer = self._road.send(operation, parameters)
+        except ClientError as error:
+            if error.operation_name != request.action:
+                # Somebody else's answer, such as that of STS.
+                raise
+            self._observe(error.response, sent_at)
+            if error_code(error) != refusal:
+                raise
+            return Refused(error.response.get("Item"))
+        self._observe(answer, sent_at)
+        member = "Attributes" if "ReturnValues" in parameters else _MEMBERS.get(operation)
+        if not self._is_own(answer) or (member is not None and member not in answer):
             # botocore takes a page with status 200 for an answer without members: no commit may be read into it.
-            msg = f"what answers at {self!r} is not DynamoDB; mend the endpoint, or the gateway in between"
+            msg = f"{request} was answered by what is not DynamoDB; fix the endpoint, or the gateway in between"
             raise StoreUnavailableError(msg)
         return Written(answer)
+
+    def _is_own(self, answer: Any) -> bool:
+        """Return whether a success is DynamoDB's: in JSON, and with a request's id from whoever has shown one."""
+        headers = _headers(answer)
+        has_id = _REQUEST_ID in headers
+        if "json" not in headers.get("content-type", "") or (self._shows_ids and not has_id):
+            return False
+        self._shows_ids = has_id
+        return True
 
     def now(self, question: Callable[[], dict[str, Any]]) -> float:
         """Return DynamoDB's time in epoch seconds; where no answer has shown it yet, ask first.
@@ -156,40 +186,12 @@ class Connection(ProcessClient):
             self.clock_asked = True
 
 
+@cache
+def _action(operation: str) -> str:
+    """Return DynamoDB's own name of an operation, by that of the client's method."""
+    return "".join(part.title() for part in operation.split("_"))
+
+
 def _headers(answer: Any) -> dict[str, str]:
     headers: dict[str, str] = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return headers
-
-
-@contextmanager
-def _translated(operation: str, table: str, where: Connection) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        raise _from_answer(error, _said(operation, table, where)) from error
-    except (BotoConnectionError, HTTPClientError, ResponseParserError) as error:
-        raise_interrupt(error)
-        msg = f"{_said(operation, table, where)} got no answer ({type(error).__name__})"
-        raise StoreUnavailableError(msg) from error
-    except (BotoCoreError, ValueError) as error:
-        remedy = "mend the store's region, endpoint or credentials"
-        msg = f"{_said(operation, table, where)} cannot be sent: {error}; {remedy}"
-        raise StoreMisconfiguredError(msg) from error
-
-
-def _said(operation: str, table: str, where: Connection) -> str:
-    action = "".join(part.title() for part in operation.split("_"))
-    return f"dynamodb:{action} on table {table!r} at {where!r}"
-
-
-def _from_answer(error: ClientError, request: str) -> StoreError:
-    code = error.response["Error"]["Code"].rpartition("#")[2]
-    text = error.response["Error"].get("Message", "")
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return StoreUnavailableError(f"{request} failed for now: {code}")
-    if code == "ValidationException" and "incorrect data type" in text:
-        msg = f"{request}: the item under the key has attributes of other types; delete it"
-        return RecordCorruptError(msg)
-    remedy = _REMEDIES.get(code, "compare the table's key schema and this store's attribute names")
-    return StoreMisconfiguredError(f"{request} was refused: {code}: {text} Remedy: {remedy}")

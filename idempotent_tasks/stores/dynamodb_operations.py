@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from idempotent_tasks.errors import RecordCorruptError
-from idempotent_tasks.records import Record, Status
+from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.records import Claim, Record, Status, release_time
 from idempotent_tasks.retries import persistently
+from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_client import Written
 from idempotent_tasks.stores.dynamodb_layout import Item, Update, Value
@@ -42,14 +43,17 @@ class Operations:
         self._store = store
         self._layout = store.layout
 
-    def records(self, *, status: Status | None = None, task: str | None = None) -> Iterator[Record | Corrupt]:
-        """Go through the table page by page, without the records' data.
+    def records(
+        self, *, status: Status | None = None, task: str | None = None, data: bool = False
+    ) -> Iterator[Record | Corrupt]:
+        """Go through the table page by page.
 
-        DynamoDB bills for every item that is looked at, whatever the filter.
+        DynamoDB bills for every item that is looked at, and for the whole of it, whatever is asked for.
 
         Args:
             status: only records in which this status is stored.
             task: only records that this task claimed.
+            data: whether the records have their data; without it ``Record.data`` is None, and says nothing.
         """
         wanted: dict[str, Value] = {}
         if status is not None:
@@ -58,7 +62,7 @@ class Operations:
             wanted["task"] = task
         start: Item | None = None
         while True:
-            page = self._patiently(partial(self._page, wanted, start))
+            page = self._patiently(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
             if not start:
@@ -68,7 +72,7 @@ class Operations:
         """Free the key of a claim, and return whether the record was still as shown.
 
         The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: its keeper
-        learns of the loss, its commit counts unless another delivery has claimed the key by then.
+        learns of the loss, and its outcome is not recorded.
 
         Args:
             record: the claim as it was shown.
@@ -76,8 +80,9 @@ class Operations:
             force: also if the claim was renewed since.
         """
         condition, operands = self._unchanged(record, force=force)
-        values: dict[str, Value] = {"in_progress_expiration": 0, "attempt": 0, "error": reason}
-        update = Update(values=values, condition=condition, operands=operands)
+        at = release_time(Claim.shown_by(record), self._store.clock.now())
+        values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
+        update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
         return self._carried_out("update_item", Key=self._layout.key(record.key), **self._layout.update(update))
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
@@ -89,7 +94,17 @@ class Operations:
 
     def _patiently(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
-        return persistently(read, clock=clock, until=clock.now() + PATIENCE)
+
+        def once() -> T:
+            try:
+                return read()
+            except StoreUnavailableError as error:
+                if blames_credentials(error):
+                    # An operator who waits has no others; who runs a worker for days may.
+                    raise StoreMisconfiguredError(error.message) from error
+                raise
+
+        return persistently(once, clock=clock, seconds=PATIENCE)
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
@@ -105,9 +120,9 @@ class Operations:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
         return isinstance(answer, Written)
 
-    def _page(self, wanted: dict[str, Value], start: Item | None) -> dict[str, Any]:
+    def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
         layout, partition = self._layout, self._layout.sort_key_attr is not None
-        projection = ", ".join(f"#{role}" for role in layout.roles if role != "data")
+        projection = ", ".join(f"#{role}" for role in layout.roles if data or role != "data")
         names = layout.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         given: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.stores.dynamodb_layout import Layout
 from idempotent_tasks.stores.dynamodb_table import describe, key_schema_problem, ttl_problem
@@ -52,11 +53,12 @@ def probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableP
     """
     try:
         yield from _probe(connection, table, layout)
-    except StoreUnavailableError as error:
-        remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or mend the store's URL"
-        yield TableProblem(code="store-unreachable", what=str(error), remedy=remedy)
-    except (StoreMisconfiguredError, RecordCorruptError) as error:
-        yield TableProblem(code="store-refuses", what=str(error), remedy="what the message says")
+    except StoreError as error:
+        if isinstance(error, StoreUnavailableError) and not blames_credentials(error):
+            remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
+            yield TableProblem(code="store-unreachable", what=str(error), remedy=remedy)
+        else:
+            yield TableProblem(code="store-refuses", what=str(error), remedy="what the message says")
 
 
 def _probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
@@ -72,7 +74,9 @@ def _problems(action: str, ask: Callable[[], Iterable[TableProblem]], table: str
     try:
         return list(ask())
     except (StoreMisconfiguredError, RecordCorruptError) as error:
-        if _is_denial(error):
+        if blames_credentials(error):
+            raise
+        if error_code(error) in _DENIALS:
             what = f"dynamodb:{action} on table {table!r} is not allowed"
             remedy = f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}'
             return [TableProblem(code="permission-missing", what=what, remedy=remedy)]
@@ -130,11 +134,6 @@ def _ttl_problems(connection: Connection, table: str, layout: Layout) -> Iterato
             remedy=f"aws dynamodb update-time-to-live --table-name {table} --time-to-live-specification "
             f"Enabled=true,AttributeName={layout.expiry_attr}",
         )
-
-
-def _is_denial(error: StoreError) -> bool:
-    response = getattr(error.__cause__, "response", {})
-    return response.get("Error", {}).get("Code") in _DENIALS
 
 
 def _clock_problem(connection: Connection) -> Iterator[TableProblem]:

@@ -1,5 +1,6 @@
 """A store's URL, ``dynamodb://REGION/TABLE?…``, as arguments of its constructor."""
 
+import re
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -76,4 +77,12 @@ def _table_and_place(parts: SplitResult) -> dict[str, Any]:
 
 
 def _shown(url: str) -> str:
-    return repr(f"{url.partition('://')[0]}://…@{url.rpartition('@')[2]}" if "@" in url else url)
+    """Return a URL for a message: without user, password and parameters, and where in doubt without its place."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "a text without ://"
+    place = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+    port = place.partition("/")[0].rpartition("]")[2].partition(":")[2]
+    hidden = "…@" if "@" in rest else ""
+    # A password before which the @ and the server are missing stands where a port would.
+    return repr(f"{scheme}://{hidden}{place if not port or port.isdecimal() else '…'}")

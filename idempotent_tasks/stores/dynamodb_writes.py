@@ -1,14 +1,22 @@
 """The conditional writes of the protocol, in terms of roles: what changes, and on what condition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from idempotent_tasks.records import Claim, ClaimRequest, Outcome, Status, expiration_seconds
 from idempotent_tasks.reservation import is_reservation, reservation_owner
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
-__all__ = ["claim_update", "commit_update", "deferral_update", "dispatch_update", "release_update", "renew_update"]
+__all__ = [
+    "claim_update",
+    "commit_update",
+    "deferral_update",
+    "dispatch_update",
+    "prolong_update",
+    "release_update",
+    "renew_update",
+]
 
 #: `idempotent_tasks.records.claimable` as a condition.
 _CLAIMABLE: Final = (
@@ -19,8 +27,14 @@ _SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation =
 _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 
-def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
-    """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds)."""
+def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 0) -> Update:
+    """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds).
+
+    Args:
+        request: the claim that is asked for.
+        now, until: these times.
+        after: the time of a release (epoch milliseconds) that the claimer has seen, which is younger than it therefore.
+    """
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
         "expiration": expiration_seconds(request.retention_seconds, until, now),
@@ -30,6 +44,8 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         "task_id": request.task_id,
         "worker": request.worker,
         "claimed_at": int(now * 1000),
+        # The notes of deferrals go into this map, which an update can only do where there is one.
+        "deferred": {},
     }
     optional: dict[str, Value | None] = {
         "validation": request.validation,
@@ -42,20 +58,17 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :tries",
-            # The notes of deferrals go into this map, which an update can only do where there is one.
-            "#deferred = if_not_exists(#deferred, :nobody)",
         ),
         condition=_CLAIMABLE.format(same_payload="" if request.validation is None else _SAME_PAYLOAD),
         operands={
             "inprogress": Status.INPROGRESS,
             "now": int(now),
-            "now_ms": int(now * 1000),
+            "now_ms": max(int(now * 1000), after + 1),
             "first_fence": int(now * 1000) - 1,
             "zero": 0,
             "one": 1,
             "tries": 0 if is_reservation(request) else 1,
             "reserved": reservation_owner(request.task_id),
-            "nobody": {},
         },
     )
 
@@ -80,36 +93,67 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
     )
 
 
-def release_update(claim: Claim, reason: str, *, crashed: bool) -> Update:
-    """Return the write that frees a key, and counts its attempts from 0 unless it crashed, if the claim is held."""
-    clean = {} if crashed else {"attempt": 0}
+def prolong_update(claim: Claim, expiration: int) -> Update:
+    """Return the write that keeps the claim's own outcome until ``expiration`` (epoch seconds), if that is longer."""
     return Update(
-        values={"in_progress_expiration": 0, "error": reason, **clean},
-        condition=_HELD,
+        values={"expiration": expiration},
+        condition="#owner = :holder AND #status <> :inprogress AND #expiration < :expiration",
         operands=_held_operands(claim),
     )
 
 
+def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: bool) -> Update:
+    """Return the write that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
+
+    Its attempt counts where it ``crashed``, is taken back where the body never ``began``, and else all are forgotten.
+    """
+    values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
+    operands = _held_operands(claim)
+    actions: tuple[str, ...] = ()
+    if began and not crashed:
+        values["attempt"] = 0
+    elif not began and not is_reservation(claim.request):
+        # Never below 0: a claim that is no reservation has counted itself.
+        actions = ("#attempt = #attempt - :one",)
+        operands["one"] = 1
+    return Update(values=values, remove=("owner", "deferred"), actions=actions, condition=_HELD, operands=operands)
+
+
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:
-    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held."""
+    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
+
+    It replaces the end that the claim is known to have, in either direction, and else it prolongs only: a request that
+    was long on its way must not shorten what a later one has prolonged.
+    """
+    later = "#in_progress_expiration < :in_progress_expiration OR #in_progress_expiration = :known"
     return Update(
         values={"in_progress_expiration": until, "expiration": expiration},
-        condition=f"{_HELD} AND #in_progress_expiration > :released",
-        operands={**_held_operands(claim), "released": 0},
+        condition=f"{_HELD} AND #in_progress_expiration > :released AND ({later})",
+        operands={**_held_operands(claim), "released": 0, "known": claim.in_progress_expiration},
     )
 
 
-def deferral_update(delivery: str, deferrals: int) -> Update:
-    """Return the write that notes the highest deferral of a delivery, while the key is in progress."""
-    noted = "#deferred.#delivery"
+def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: float) -> Update:
+    """Return the write that notes when the successor of a copy is due, while the owner's claim lives.
+
+    It removes the notes of the tokens in ``past``, up to `MOST_FORGOTTEN`; ``now`` is epoch seconds.
+    """
+    forgotten = {f"past_{place}": each for place, each in enumerate(past[:MOST_FORGOTTEN]) if each != token}
     return Update(
-        actions=(f"{noted} = :deferrals",),
+        actions=("#deferred.#token = :due",),
+        remove=tuple(f"deferred.#{place}" for place in forgotten),
         condition=(
-            f"#status = :inprogress AND attribute_exists(#deferred) AND ({noted} < :deferrals OR "
-            f"(attribute_not_exists({noted}) AND size(#deferred) < :most))"
+            f"{_HELD} AND #in_progress_expiration > :now_ms AND attribute_exists(#deferred) AND "
+            "(attribute_exists(#deferred.#token) OR size(#deferred) < :most)"
         ),
-        operands={"deferrals": deferrals, "inprogress": Status.INPROGRESS, "most": MOST_NOTED},
-        entries={"delivery": delivery},
+        operands={
+            "holder": owner,
+            "inprogress": Status.INPROGRESS,
+            "now_ms": int(now * 1000),
+            "due": due,
+            "most": MOST_NOTED + len(forgotten),
+        },
+        entries={"token": token, **forgotten},
     )
 
 

@@ -1,6 +1,7 @@
 """Records in this process's memory: for tests, eager mode and single-process workers."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from idempotent_tasks.clock import Clock, SystemClock
@@ -23,9 +24,12 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    is_first_try,
+    release_time,
+    was_released,
 )
 from idempotent_tasks.reservation import is_reservation
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 
 __all__ = ["MemoryStore"]
 
@@ -64,9 +68,12 @@ class MemoryStore:
                 return Vanished()
             if old.owner != claim.owner:
                 return Superseded(old)
-            if old.status is not Status.INPROGRESS:
-                return Committed()
             now = self.clock.now()
+            if old.status is not Status.INPROGRESS:
+                expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
+                if now - (old.completed_at or 0) / 1000 > CLOCK_TOLERANCE_SECONDS and expiration > old.expiration:
+                    self._records[claim.key] = replace(old, expiration=expiration)
+                return Committed()
             self._records[claim.key] = replace(
                 old,
                 status=outcome.status,
@@ -84,18 +91,28 @@ class MemoryStore:
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
         with self._lock:
-            old = self._records.setdefault(record.key, record)
-            if old.owner != record.owner:
+            old = self._records.get(record.key)
+            if old is None:
+                self._records[record.key] = record
+            elif not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         with self._lock:
             held = self._held(claim)
             if held is None:
-                return Lost()
-            attempt = held.attempt if crashed else 0
-            self._records[claim.key] = replace(held, in_progress_expiration=0, attempt=attempt, error=reason)
+                return Released() if was_released(self._records.get(claim.key), claim) else Lost()
+            counted = 0 if is_reservation(claim.request) else 1
+            attempt = max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0
+            self._records[claim.key] = replace(
+                held,
+                owner=None,
+                deferred={},
+                in_progress_expiration=release_time(claim, self.clock.now()),
+                attempt=attempt,
+                error=reason,
+            )
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -106,19 +123,24 @@ class MemoryStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
+            if until < held.in_progress_expiration != claim.in_progress_expiration:
+                return Renewed(replace(claim, in_progress_expiration=held.in_progress_expiration))
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
         with self._lock:
             record = self._records.get(key)
-            if record is None or record.status is not Status.INPROGRESS:
+            if record is None or record.owner != owner or record.status is not Status.INPROGRESS:
                 return
-            noted = record.deferred.get(delivery)
-            if len(record.deferred) < MOST_NOTED if noted is None else noted < deferrals:
-                self._records[key] = replace(record, deferred={**record.deferred, delivery: deferrals})
+            if (record.in_progress_expiration or 0) <= int(self.clock.now() * 1000):
+                return
+            forgotten = {each for each in past[:MOST_FORGOTTEN] if each != token}
+            if token in record.deferred or len(record.deferred) < MOST_NOTED + len(forgotten):
+                kept = {name: each for name, each in record.deferred.items() if name not in forgotten}
+                self._records[key] = replace(record, deferred={**kept, token: due})
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
@@ -162,10 +184,17 @@ class MemoryStore:
             process=request.process,
             stands_in_until=request.stands_in_until,
             claimed_at=int(now * 1000),
-            deferred=old.deferred if old else {},
         )
         self._records[request.key] = record
-        return Granted(Claim(request=request, fence=record.fence, attempt=record.attempt, in_progress_expiration=until))
+        return Granted(
+            Claim(
+                request=request,
+                fence=record.fence,
+                attempt=record.attempt,
+                in_progress_expiration=until,
+                claimed_at=record.claimed_at or 0,
+            )
+        )
 
     def _held(self, claim: Claim) -> Record | None:
         record = self._records.get(claim.key)

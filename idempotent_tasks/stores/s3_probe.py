@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from idempotent_tasks.errors import StoreError
 from idempotent_tasks.findings import Finding
+from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.s3_results import S3Results, days_of
 
 __all__ = ["BUCKET_PROBLEMS", "probe_bucket"]
@@ -24,25 +24,22 @@ def probe_bucket(results: S3Results, longest_seconds: float) -> Iterator[Finding
         results: the bucket.
         longest_seconds: how long the longest-lived record of the app is kept.
     """
-    client, bucket = results.client(), results.bucket
     try:
-        client.head_bucket(Bucket=bucket)
-    except (ClientError, BotoCoreError) as error:
+        results.ask("head_bucket", "HeadBucket")
+    except StoreError as error:
         yield Finding(
             code="results-bucket-refuses",
-            what=f"HeadBucket on {results!r} fails: {_said(error)}",
+            what=f"HeadBucket on {results!r} fails: {error}",
             remedy="create the bucket, allow s3:ListBucket, s3:GetObject and s3:PutObject on it to the worker's role "
-            "(celery -A <app> idempotency template --format iam), or mend idempotency_results_bucket",
+            "(celery -A <app> idempotency template --format iam), or fix idempotency_results_bucket",
         )
         return
     try:
-        rules = client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] != _NO_RULES:
+        rules = results.ask("get_bucket_lifecycle_configuration", "GetBucketLifecycleConfiguration")["Rules"]
+    except StoreError as error:
+        if error_code(error) != _NO_RULES:
             return
         rules = []
-    except BotoCoreError:
-        return
     yield from _of_rules(results, rules, days_of(longest_seconds))
 
 
@@ -71,7 +68,3 @@ def _days(rule: dict[str, Any], prefix: str) -> int | None:
         return None
     days: int | None = rule.get("Expiration", {}).get("Days")
     return days
-
-
-def _said(error: ClientError | BotoCoreError) -> str:
-    return error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__

@@ -1,35 +1,23 @@
 """Results that a record is too small for: objects in S3, named after what is in them."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
-from http import HTTPStatus
 from io import BytesIO
 from math import ceil
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
 
-from idempotent_tasks.errors import (
-    ConfigurationError,
-    ResultUnavailableError,
-    StoreError,
-    StoreMisconfiguredError,
-    StoreUnavailableError,
-)
-from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient, raise_interrupt
+from idempotent_tasks.codec import MAX_RESULT_BYTES
+from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoreError, StoreUnavailableError
+from idempotent_tasks.retries import time_left
+from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient
+from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 
 __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 
@@ -38,20 +26,31 @@ __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 OBJECT_ACTIONS: Final = ("s3:PutObject", "s3:GetObject")
 BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 
+#: How much of an object is read at once.
+PIECE_BYTES: Final = 1024 * 1024
 #: Megabytes take longer than an item.
 _CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
-_TRANSIENT: Final = frozenset(
-    {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "ThrottlingException"}
+#: What S3's refusals mean that no further try changes; any other code may pass.
+#: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_FIX_BUCKET: Final = "allow s3:PutObject, s3:GetObject and s3:ListBucket to the worker's role, or fix the bucket's name"
+S3: Final = Service(
+    prefix="s3",
+    permanent={
+        "AccessDenied": _FIX_BUCKET,
+        "AllAccessDisabled": _FIX_BUCKET,
+        "AuthorizationHeaderMalformed": "set the bucket's own region",
+        "IllegalLocationConstraintException": "set the bucket's own region",
+        "InvalidBucketName": _FIX_BUCKET,
+        "InvalidObjectState": "restore the object from the archive, and keep the bucket's results out of it",
+        "KMS.DisabledException": "enable the bucket's key",
+        "KMS.NotFoundException": "give the bucket a key that exists",
+        "MethodNotAllowed": "fix the endpoint: what answers there does not know this operation",
+        "NoSuchBucket": _FIX_BUCKET,
+        "PermanentRedirect": "set the bucket's own region",
+    },
+    settings="the region, endpoint or credentials of idempotency_results_bucket",
 )
-#: No answer, a cut one, or one that was damaged on its way.
-_BROKEN_OFF: Final = (
-    BotoConnectionError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseParserError,
-)
-_ABSENT: Final = frozenset({"404", "NoSuchKey"})
+_ABSENT: Final = "NoSuchKey"
 _TEXT_PARAMETERS: Final = ("region", "endpoint_url")
 
 
@@ -114,7 +113,10 @@ class S3Results:
         Raises:
             ConfigurationError: the URL has no bucket, another scheme or an unknown parameter.
         """
-        parts = urlsplit(url if "://" in url else f"s3://{url}")
+        try:
+            parts = urlsplit(url if "://" in url else f"s3://{url}")
+        except ValueError:
+            raise ConfigurationError("idempotency_results_bucket is no URL; write s3://BUCKET/PREFIX") from None
         if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError(f"results bucket {parts.scheme}://… is none; write s3://BUCKET/PREFIX")
         given: dict[str, Any] = {}
@@ -125,7 +127,9 @@ class S3Results:
                 given[name] = int(value)
             else:
                 known = ", ".join((*_TEXT_PARAMETERS, "above_bytes"))
-                raise ConfigurationError(f"results bucket {parts.netloc!r}: {name}={value!r} is none of {known}")
+                # Without the value, which may be a secret.
+                msg = f"results bucket {parts.netloc!r}: {name}= is unknown, or its value is wrong; known are {known}"
+                raise ConfigurationError(msg)
         return cls(parts.netloc, parts.path.lstrip("/"), **given)
 
     def __repr__(self) -> str:
@@ -151,62 +155,88 @@ class S3Results:
             The object's address, ``s3://BUCKET/PREFIX/DIGEST``.
 
         Raises:
-            StoreUnavailableError: the network, a time-out, throttling, a 5xx.
-            StoreMisconfiguredError: anything that repeating cannot mend.
+            StoreUnavailableError: whatever may pass: the network, throttling, the credentials; or no time is left.
+            StoreMisconfiguredError: what is certain to stay until somebody acts.
         """
         digest = sha256(data)
         key = f"{self.prefix}{digest.hexdigest()}"
-        with self._translated("PutObject", self.bucket):
-            self.client().put_object(
+        with self._asking("PutObject", self.bucket) as request:
+            answer = self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
                 # Not the bytes: of those Python expects the socket to take all within one time-out.
-                Body=BytesIO(data),
+                Body=_Timely(data),
                 ContentType="application/octet-stream",
                 ChecksumSHA256=b64encode(digest.digest()).decode(),
                 Metadata={"idempotency-expires": datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")},
             )
+            _check_own(answer, request)
         return f"s3://{self.bucket}/{key}"
 
     def get(self, address: str) -> bytes:
-        """Read what `put` wrote, from whichever bucket the address names.
+        """Read what `put` wrote, under whatever prefix, in this bucket and no other.
 
         Raises:
-            ResultUnavailableError: the object is gone, or is not what was written.
+            ResultUnavailableError: the address is another bucket's or none; the object is gone, or is not what was
+                written.
             StoreUnavailableError, StoreMisconfiguredError: as for `put`.
         """
-        parts = urlsplit(address)
-        key = parts.path.removeprefix("/")
-        if parts.scheme != "s3" or not parts.netloc or not key:
-            raise ResultUnavailableError("its result lies at what is no address of S3")
+        key = self._key(address)
         try:
-            with self._translated("GetObject", parts.netloc):
-                answer = self.client().get_object(Bucket=parts.netloc, Key=key)
-                data: bytes = answer["Body"].read()
-        except _AbsentError:
+            with self._asking("GetObject", self.bucket) as request:
+                answer = self.client().get_object(Bucket=self.bucket, Key=key)
+                _check_own(answer, request)
+                data = _read(answer)
+        except StoreError as error:
+            if error_code(error) != _ABSENT:
+                raise
             msg = (
                 f"its result {address} is gone; give the bucket's lifecycle rule more days than any record is kept "
                 "(`celery -A <app> idempotency template` writes it)"
             )
             raise ResultUnavailableError(msg) from None
-        if sha256(data).hexdigest() != key.rpartition("/")[2]:
-            msg = f"what lies at {address} is not the result that was stored there; find out who writes to the bucket"
+        if data is None or sha256(data).hexdigest() != key.rpartition("/")[2]:
+            msg = f"what {address} holds is not the result that was stored there; find out who writes to the bucket"
             raise ResultUnavailableError(msg)
         return data
 
+    def _key(self, address: str) -> str:
+        """Return the name of the object at an address; a record that somebody else wrote leads nowhere else."""
+        if not re.fullmatch(r"s3://[^/].*/[0-9a-f]{64}", address, re.DOTALL):
+            raise ResultUnavailableError("its result is stored at what is no address of S3 that this library wrote")
+        ours = f"s3://{self.bucket}/"
+        if not address.startswith(ours):
+            msg = (
+                f"its result is stored in another bucket than {self.bucket!r}, and only this one is read; "
+                "set idempotency_results_bucket to the bucket that the record names if it is yours"
+            )
+            raise ResultUnavailableError(msg)
+        return address.removeprefix(ours)
+
+    def ask(self, operation: str, action: str) -> dict[str, Any]:
+        """Send a request that concerns the bucket as a whole, and return its answer; raises as `put`.
+
+        Args:
+            operation: the client's method, for example ``head_bucket``.
+            action: its name in S3's own spelling.
+        """
+        with self._asking(action, self.bucket):
+            answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.bucket)
+        return answer
+
     @contextmanager
-    def _translated(self, action: str, bucket: str) -> Iterator[None]:
-        said = f"s3:{action} on bucket {bucket!r} at {self._client!r}"
+    def _asking(self, action: str, bucket: str) -> Iterator[Request]:
+        client = self._client
+        request = Request(S3, action, lambda: f"bucket {bucket!r} at {client!r}", lambda: client.provider)
+        if time_left() <= 0:
+            raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:
-            yield
-        except ClientError as error:
-            raise _from_answer(error, said) from error
-        except _BROKEN_OFF as error:
-            raise_interrupt(error)
-            raise StoreUnavailableError(f"{said} got no answer ({type(error).__name__})") from error
-        except (BotoCoreError, ValueError) as error:
-            remedy = "mend the region, endpoint or credentials of idempotency_results_bucket"
-            raise StoreMisconfiguredError(f"{said} cannot be sent: {error}; {remedy}") from error
+            with translated(request):
+                yield request
+        except StoreError as error:
+            if blames_credentials(error):
+                self._client.refused()
+            raise
 
 
 def days_of(retention_seconds: float) -> int:
@@ -214,16 +244,37 @@ def days_of(retention_seconds: float) -> int:
     return ceil(retention_seconds / 86_400) + 1
 
 
-class _AbsentError(StoreError):
-    """No object has this name."""
+class _Timely(BytesIO):
+    """The bytes of a request, which end with an error when no time is left: a time-out is only one of the network's."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        _check_time()
+        return super().read(size)
 
 
-def _from_answer(error: ClientError, request: str) -> StoreError:
-    code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    if code in _ABSENT:
-        return _AbsentError(request)
-    if code in _TRANSIENT or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return StoreUnavailableError(f"{request} failed for now: {code}")
-    remedy = "allow s3:PutObject, s3:GetObject and s3:ListBucket to the worker's role, or mend the bucket's name"
-    return StoreMisconfiguredError(f"{request} was refused: {code}. Remedy: {remedy}")
+def _read(answer: dict[str, Any]) -> bytes | None:
+    """Read an object's bytes; None where they are more than any result has, of which nothing is kept."""
+    data, body = BytesIO(), answer["Body"]
+    if answer.get("ContentLength", 0) > MAX_RESULT_BYTES:
+        body.close()
+        return None
+    # To the empty piece that follows the last one: botocore compares length and checksum there.
+    while piece := body.read(PIECE_BYTES):
+        _check_time()
+        data.write(piece)
+        if data.tell() > MAX_RESULT_BYTES:
+            body.close()
+            return None
+    return data.getvalue()
+
+
+def _check_time() -> None:
+    if time_left() <= 0:
+        raise StoreUnavailableError("no time is left for the rest of the object")
+
+
+def _check_own(answer: dict[str, Any], request: Request) -> None:
+    """Refuse an answer with status 200 that is none of S3's: botocore takes any page for one."""
+    if "ETag" not in answer:
+        msg = f"{request} was answered by what is not S3; fix the endpoint, or the gateway in between"
+        raise StoreUnavailableError(msg)

@@ -45,6 +45,23 @@ def test_small_storm_finds_ours_intact(tmp_path: Path) -> None:
     assert (tmp_path / "storm" / "ours" / "journal.jsonl").stat().st_size > 0
 
 
+@pytest.mark.timeout(200)
+def test_storm_with_faults_plays_each_of_them(tmp_path: Path) -> None:
+    """A short storm of an odd seed has tracing headers and every fault that the plan has; the report counts them."""
+    size = ("--keys", "30", "--messages", "40", "--kills", "2")
+    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "storm")
+    code, output = run(tmp_path, "--seed", "5", "--faults", "--contenders", "ours", *size, *files)
+    assert code != 2, output
+    report = loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["traced"]
+    assert "tracing headers" in report["title"]
+    assert report["unplayed"] == []
+    assert all(report["faults"]["ours"].values())
+    assert report["contenders"][0]["counts"]["published"] == 40
+    table = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert all(f"| {fault} | {count} |" in table for fault, count in report["faults"]["ours"].items())
+
+
 def test_storm_that_cannot_be_played_says_why(tmp_path: Path) -> None:
     """A server that is not installed is named with its remedy, and the exit code is neither kept nor broken."""
     nowhere = {MINISTACK_VARIABLE: str(tmp_path / "nowhere"), "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
@@ -14,8 +14,15 @@ from tests.support.examples import Example, dynamodb_url
 from tests.support.processes import ChildProcess, running_in_group
 from tests.support.waiting import wait_for
 
+#: What starts a process of a kind, but for its number, and what its log says then.
+COMMANDS = {
+    "worker": ("worker --hostname worker", r" ready\."),
+    "beat": ("beat --schedule beat", "beat: Starting"),
+}
 RUN_SECONDS = 60.0
 SWEEPS = 3
+
+Start = Callable[..., ChildProcess]
 
 
 @pytest.fixture
@@ -38,14 +45,16 @@ def periodic(redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[
 
 
 @pytest.fixture
-def workers(periodic: Example) -> Iterator[list[ChildProcess]]:
-    """The two workers and the two beats of the README, all running."""
+def start(periodic: Example) -> Iterator[Start]:
+    """Start a worker or a beat of the README, by its number, with more of an environment."""
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(periodic.running(f"celery -A tasks {kind}-{number}", ready))
-            for kind, ready in (("worker --hostname worker", r" ready\."), ("beat --schedule beat", "beat: Starting"))
-            for number in (1, 2)
-        ][:2]
+
+        def start(kind: str, number: int, **variables: str) -> ChildProcess:
+            command, ready = COMMANDS[kind]
+            running = periodic.running(f"celery -A tasks {command}-{number}", ready, **variables)
+            return stack.enter_context(running)
+
+        yield start
 
 
 def runs(periodic: Example) -> list[str]:
@@ -68,8 +77,9 @@ def wait_for_sweeps(periodic: Example, number: int, workers: list[ChildProcess])
     )
 
 
-def test_sweeps_never_overlap_and_a_slot_has_one_report(periodic: Example, workers: list[ChildProcess]) -> None:
+def test_sweeps_never_overlap_and_a_slot_has_one_report(periodic: Example, start: Start) -> None:
     """Of the ticks of two beats, those that meet a running sweep are dropped, and one of a slot makes its report."""
+    workers, _ = ([start(kind, number) for number in (1, 2)] for kind in ("worker", "beat"))
     wait_for_sweeps(periodic, SWEEPS, workers)
     events = sweeps(periodic)[: 2 * SWEEPS]
     assert [event for event, _ in events] == ["begins", "ends"] * SWEEPS
@@ -81,11 +91,17 @@ def test_sweeps_never_overlap_and_a_slot_has_one_report(periodic: Example, worke
     assert set(reports.values()) == {1}
 
 
-def test_sweep_goes_on_when_its_worker_is_killed(periodic: Example, workers: list[ChildProcess]) -> None:
+def test_sweep_goes_on_when_its_worker_is_killed(periodic: Example, start: Start) -> None:
     """The sweep that was cut short never ends, and a later tick has the other worker sweep."""
-    wait_for(lambda: sweeps(periodic), RUN_SECONDS, lambda: workers[0].tail() + workers[1].tail())
-    (_, pid), *_ = sweeps(periodic)
-    victim = next(worker for worker in workers if int(pid) in running_in_group(worker.pid))
+    # This one sweeps until it is killed, however long it takes to see that it does.
+    victim = start("worker", 1, SWEEP_SECONDS="86400")
+    beats = [start("beat", number) for number in (1, 2)]
+    wait_for(lambda: sweeps(periodic), RUN_SECONDS, lambda: victim.tail() + beats[0].tail())
+    [(began, pid)] = sweeps(periodic)
+    assert began == "begins"
+    assert int(pid) in running_in_group(victim.pid)
+    other = start("worker", 2)
     victim.kill()
-    wait_for_sweeps(periodic, 1, workers)
+    wait_for_sweeps(periodic, 1, [victim, other])
     assert ("ends", pid) not in sweeps(periodic)
+    assert {process for _, process in sweeps(periodic)[1:]} <= {str(each) for each in running_in_group(other.pid)}

@@ -11,7 +11,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.records import Claim
 from idempotent_tasks.stores import MOST_NOTED
-from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, message_of, size_of, write_units
+from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of, token_of, write_units
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire
 
@@ -19,6 +19,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "discussion" / "cost.md"
 SCALING = PAGE.with_name("scaling.md")
 #: The bytes of the result's JSON text, by the heading of its column.
 RESULTS = {"100 B": 100, "1 KB": KILOBYTE, "10 KB": 10 * KILOBYTE, "100 KB": 100 * KILOBYTE}
+#: The epoch milliseconds at which a copy is due: as many digits as any.
+DUE = 1_800_000_000_000
 #: The requests that what happens consists of, by the heading of its row.
 HAPPENINGS = {
     "first run": ("claim", "commit"),
@@ -60,7 +62,7 @@ def measure(store: DynamoDBStore, raw: Any, wire: Wire, result_bytes: int) -> di
     meter.step("claim", lambda: held.append(grant(store, **claimed_by("1"))))
     meter.step("renewal", lambda: store.renew(held[0], 30, RETENTION))
     meter.step("busy", lambda: store.claim(wish(**claimed_by("2"))))
-    meter.step("note", lambda: store.note_deferral(KEY, "8ea60c75-5640-44be-b0b4-bf62f271a432", 0))
+    meter.step("note", lambda: store.note_deferral(KEY, held[0].owner, token_of(0), DUE))
     meter.step("commit", lambda: store.commit(held[0], done(f'"{"x" * (result_bytes - 2)}"'), RETENTION))
     meter.step("dispatch", lambda: store.note_dispatch(KEY, "8ea60c75-5640-44be-b0b4-bf62f271a431"))
     meter.step("replay", lambda: store.claim(wish(**claimed_by("2"))))
@@ -98,12 +100,12 @@ def test_the_page_gives_the_bytes_of_a_record(dynamodb: DynamoDBStore, raw: Any,
 def test_the_page_gives_the_units_of_a_crowded_key(dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
     """What a duplicate costs on a record that notes as many waiting messages as it may; one more is not noted."""
     meter = Meter(dynamodb, raw, wire)
-    grant(dynamodb, **claimed_by("1"))
+    claim = grant(dynamodb, **claimed_by("1"))
     for number in range(MOST_NOTED):
-        dynamodb.note_deferral(KEY, message_of(number), 0)
+        dynamodb.note_deferral(KEY, claim.owner, token_of(number), DUE)
     full = meter.size()
     meter.step("busy", lambda: dynamodb.claim(wish(**claimed_by("2"))))
-    meter.step("note", lambda: dynamodb.note_deferral(KEY, message_of(MOST_NOTED), 0))
+    meter.step("note", lambda: dynamodb.note_deferral(KEY, claim.owner, token_of(MOST_NOTED), DUE))
     assert meter.size() == full
     ((refused, deferral),) = re.findall(
         r"refused claim costs (\d+) units there, a deferral (\d+)", SCALING.read_text(encoding="utf-8")

@@ -132,7 +132,7 @@ def test_a_store_that_refuses(look: Look, dynamodb: DynamoDBStore, wire: Wire) -
     wire.break_all(answer(400, "UnrecognizedClientException", "The security token is invalid"))
     (finding,) = look(dynamodb)
     assert finding.code == "store-refuses"
-    assert "the credentials are not known there; mend them" in finding.what
+    assert "the credentials are not known there; fix them" in finding.what
     wire.mend()
     assert look(dynamodb) == []
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
 from idempotent_tasks.cli import idempotency
+from idempotent_tasks.failures import encode_failure
 from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Busy, Granted
 from idempotent_tasks.reservation import reservation_owner
@@ -92,6 +93,17 @@ class TestList:
         result = run("list", "--json", *words)
         assert sorted(json.loads(line)["key"] for line in result.stdout.splitlines()) == keys
 
+    def test_sizes_for_a_program(self, run: Run, records: DynamoDBStore) -> None:
+        """Each object says how large the data is, None where there is none, and never what it is."""
+        result = run("list", "--json")
+        sizes = {told["key"]: told["data_bytes"] for told in map(json.loads, result.stdout.splitlines())}
+        assert sizes == {
+            "shop.charge#running": None,
+            "shop.charge#free": None,
+            "shop.charge#completed": len(RESULT),
+        }
+        assert RESULT not in result.output
+
     def test_a_limit(self, run: Run, records: DynamoDBStore) -> None:
         """The command ends when it has shown enough."""
         assert len(run("list", "--json", "--limit", "2").stdout.splitlines()) == 2
@@ -139,6 +151,23 @@ class TestShow:
         """A task's own prefix leads to its record; a key from the arguments only a scan finds."""
         grant(dynamodb, key=key, task_id="t1")
         assert json.loads(run("show", "t1", "--json", *words).stdout)["key"] == key
+
+    @pytest.mark.parametrize("words", [[], ["--scan"]], ids=["by-key", "by-scan"])
+    def test_the_data_however_it_was_found(self, run: Run, records: DynamoDBStore, words: list[str]) -> None:
+        """A scan leaves data behind; what it finds is read whole."""
+        name = "id-c" if words else "shop.charge#completed"
+        told = json.loads(run("show", name, "--json", "--data", *words).stdout)
+        assert (told["key"], told["data"], told["data_bytes"]) == ("shop.charge#completed", RESULT, len(RESULT))
+        assert json.loads(run("show", name, "--json", *words).stdout)["data_bytes"] == len(RESULT)
+
+    def test_data_of_a_failure_and_of_two_records(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """Each record that a task id has is shown with its own; one without data has none."""
+        dynamodb.commit(grant(dynamodb, "a", key="shop.charge#a", task_id="t1"), encode_failure(ValueError(17)), 3600)
+        grant(dynamodb, "b", key="shop.charge#b", task_id="t1")
+        told = {each["key"]: each for each in json.loads(run("show", "t1", "--scan", "--data", "--json").stdout)}
+        assert json.loads(told["shop.charge#a"]["data"])["args"] == [17]
+        assert told["shop.charge#b"]["data_bytes"] is None
+        assert "data" not in told["shop.charge#b"]
 
     def test_nothing_there(self, run: Run, dynamodb: DynamoDBStore) -> None:
         """Exit code 1, and how to look further."""
@@ -285,6 +314,17 @@ class TestErrors:
         assert result.exit_code == 3
         assert result.stderr.startswith("Error: dynamodb:")
         assert "Traceback" not in result.output
+
+    @pytest.mark.parametrize("words", [["list"], ["show", "shop.charge#17"], ["create-table"]], ids=" ".join)
+    def test_no_credentials(self, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+        """Exit code 3 at once, also of what asks for a page again and again where the network is to blame."""
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.setattr("idempotent_tasks.clock.SystemClock.sleep", lambda *_: pytest.fail("it waits"))
+        app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+        app.conf.idempotency_store = "dynamodb://eu-west-1/records"
+        result = run(*words, app=app)
+        assert result.exit_code == 3
+        assert "no credentials were found" in result.stderr
 
     @pytest.mark.parametrize("words", [["list"], ["check"]], ids=" ".join)
     def test_a_wrong_setting(self, run: Run, words: list[str]) -> None:

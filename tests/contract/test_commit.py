@@ -96,6 +96,17 @@ class TestSuperseded:
         assert grant(store, "three").attempt == 1
 
 
+def test_a_commit_repeated_late_is_kept_from_then_on(store: AnyStore, clock: MovableClock) -> None:
+    """A process that stood still between a try and its repetition does not leave an outcome that expires too early."""
+    claim = grant(store)
+    store.commit(claim, done('"first"'), RETENTION)
+    clock.advance(RETENTION - 10)
+    assert store.commit(claim, done('"second"'), RETENTION) == Committed()
+    record = store.get(KEY)
+    assert record.data == '"first"'
+    assert clock.now() + RETENTION - 2 <= record.expiration <= clock.now() + RETENTION + 2
+
+
 class TestVanished:
     """Somebody deleted the record under the claim."""
 
@@ -126,6 +137,18 @@ class TestVanished:
         store.restore(record)
         clock.advance(LEASE + 2)
         assert grant(store, "two").fence == claim.fence + 1
+
+    def test_a_claim_of_ones_own_is_no_outcome(self, store: AnyStore) -> None:
+        """An early request of the same claim, long on its way, lands before the restore: the commit is for that."""
+        claim = grant(store)
+        store.commit(claim, done(), RETENTION)
+        record = store.get(KEY)
+        store.forget(KEY)
+        late = grant(store)
+        with pytest.raises(RecordExistsError):
+            store.restore(record)
+        assert store.get(KEY).status is Status.INPROGRESS
+        assert store.commit(late, done(), RETENTION) == Committed()
 
     def test_another_owner_was_faster(self, store: AnyStore) -> None:
         """A record is never restored over another's, which stays as it is."""

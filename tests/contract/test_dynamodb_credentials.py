@@ -4,18 +4,21 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from errno import ENOENT
 from typing import Any
 
 import boto3
 import botocore.session
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from botocore.credentials import Credentials, RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError, EndpointConnectionError
 
-from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
+from tests.support.credential_services import direct
 from tests.support.roads import ask, client_requests
 from tests.support.wire import Request, Wire, answer, refuse
 
@@ -157,12 +160,18 @@ class TestFailing:
     """Credentials that cannot be had."""
 
     @pytest.mark.parametrize(
-        ("failure", "error"),
+        ("failure", "said"),
         [
-            (CredentialRetrievalError(provider="made-up", error_msg="no role"), StoreMisconfiguredError),
-            (EndpointConnectionError(endpoint_url="http://169.254.169.254"), StoreUnavailableError),
+            (CredentialRetrievalError(provider="made-up", error_msg="no role"), "the credentials from made-up"),
+            (
+                EndpointConnectionError(endpoint_url="http://169.254.169.254/latest"),
+                "at 169.254.169.254 did not answer",
+            ),
+            (FileNotFoundError(ENOENT, "No such file or directory", "token"), "No such file or directory: 'token'"),
+            (RuntimeError(f"still expired: {TOKEN}"), "cannot be had: RuntimeError;"),
+            (KeyError(TOKEN), "cannot be had: KeyError;"),
         ],
-        ids=["refused", "unreachable"],
+        ids=["refused", "unreachable", "no-token-file", "expired", "bug"],
     )
     @pytest.mark.parametrize("requests", [0, 1, 2], ids=["first", "second", "third"])
     def test_those_that_cannot_be_refreshed(
@@ -170,30 +179,58 @@ class TestFailing:
         connect: Callable[[Any], Connection],
         requests: int,
         failure: Exception,
-        error: type[StoreError],
+        said: str,
     ) -> None:
-        """The same error on both roads, at whichever request; once they can be had again the store works."""
+        """It may pass, whatever it is, on both roads and at whichever request; once they are there the store works."""
         rotation = Rotation()
         connection = connect(rotation.credentials)
         for _ in range(requests):
             ask(connection)
         rotation.failure = failure
         rotation.is_due()
-        failed = fails(connection)
-        assert type(failed) is error
-        assert type(failed.__cause__) is type(failure)
+        with pytest.raises(StoreUnavailableError) as caught:
+            ask(connection)
+        assert type(caught.value.__cause__) is type(failure)
+        assert said in str(caught.value)
+        assert TOKEN not in str(caught.value)
         rotation.failure = None
         ask(connection)
 
-    def test_none_at_all(self, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Both roads say what is missing, each time."""
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
+    def test_none_at_all(self, wire: Wire, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both roads say what is missing, each time, and nothing is kept of it: they work once it is there."""
+        direct(monkeypatch, "dynamodb", wire.endpoint)
+        wire.break_all(answer(400, "ConditionalCheckFailedException"))
         connection = Connection(region=REGION, fast=fast)
-        for _ in range(2):
-            failed = fails(connection)
-            assert type(failed) is StoreMisconfiguredError
-            assert "Unable to locate credentials" in str(failed)
+        with monkeypatch.context() as patch:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.delenv(name)
+            for _ in range(2):
+                failed = fails(connection)
+                assert type(failed) is StoreUnavailableError
+                assert "no credentials were found; dynamodb:GetItem on table 'table'" in str(failed)
+        assert not wire.requests
+        ask(connection)
+        assert access_key_of(wire.requests[0]) == "testing"
+
+    @pytest.mark.parametrize("seconds_left", [300, 780], ids=["mandatory", "advisory"])
+    def test_an_interrupt_in_a_refresh(
+        self, connect: Callable[[Any], Connection], wire: Wire, seconds_left: int
+    ) -> None:
+        """A soft time limit comes out, also where botocore would go on with the credentials that it has."""
+        rotation = Rotation()
+        connection = connect(rotation.credentials)
+        ask(connection)
+        rotation.failure = SoftTimeLimitExceeded(5)
+        rotation.credentials._expiry_time = datetime.now(UTC) + timedelta(seconds=seconds_left)
+        with pytest.raises(SoftTimeLimitExceeded) as caught:
+            ask(connection)
+        assert caught.value is rotation.failure
+        rotation.failure = KeyError()
+        rotation.credentials._expiry_time = datetime.now(UTC) + timedelta(seconds=780)
+        ask(connection)
+        rotation.failure = None
+        ask(connection)
+        assert access_key_of(wire.requests[-1]) == "ASIA2"
 
     @pytest.mark.parametrize("requests", [0, 1], ids=["first", "second"])
     @pytest.mark.parametrize("code", [None, "UnrecognizedClientException", "InvalidSignatureException"])

@@ -22,6 +22,12 @@ LONG_SECONDS = 20.0
 
 WEB_PAGE = b"<html><body>It works!</body></html>"
 
+
+def page(status: int) -> Fault:
+    """Answer with a page in the server's place."""
+    return lambda _: Answer(status, WEB_PAGE, (("Content-Type", "text/html"),))
+
+
 TRANSIENT: dict[str, Fault] = {
     "cut": refuse,
     "lost": lose_answer,
@@ -40,17 +46,29 @@ TRANSIENT: dict[str, Fault] = {
     },
     "gateway": lambda _: Answer(502, WEB_PAGE, (("Content-Type", "text/html"),)),
     "too-many-requests": lambda _: Answer(429, WEB_PAGE, (("Content-Type", "text/html"),)),
+    "nobody-knows": answer(400, "MadeUpException"),
+    **{f"page-{status}": page(status) for status in (400, 403, 404, 407, 408, 413, 451, 520)},
+    "timeout": answer(408, "ValidationException"),
+    "json-of-a-gateway": lambda _: Answer(403, b'{"message": "Forbidden"}', (("Content-Type", "application/json"),)),
+    "success-of-a-gateway": lambda _: Answer(200, b'{"ok": true}', (("Content-Type", "application/json"),)),
+}
+
+#: A refusal of a signature, which passes when keys are rotated or known or a clock is set, and a part of the remedy.
+CREDENTIALS = {
+    "ExpiredTokenException": "renew the credentials",
+    "IncompleteSignatureException": "proxy",
+    "InvalidSignatureException": "clock",
+    "MissingAuthenticationTokenException": "credentials",
+    "RequestExpired": "clock is far off",
+    "UnrecognizedClientException": "credentials",
 }
 
 #: An error of DynamoDB's that stays until somebody acts, and a part of the remedy.
 PERMANENT = {
     "AccessDeniedException": "allow the action",
-    "ExpiredTokenException": "renew the credentials",
-    "InvalidSignatureException": "clock",
-    "MissingAuthenticationTokenException": "credentials",
-    "RequestExpired": "clock is far off",
     "ResourceNotFoundException": "create_table",
-    "UnrecognizedClientException": "credentials",
+    "SerializationException": "key schema",
+    "UnknownOperationException": "fix the endpoint",
     "ValidationException": "key schema",
 }
 
@@ -73,11 +91,6 @@ def store_record(key: str) -> Record:
     return Record(key=key, status=Status.COMPLETED, expiration=4_000_000_000, owner="one", fence=1, codec="json")
 
 
-def web_page(_: Forward) -> Answer:
-    """Answer as a web server does that is no DynamoDB: a fault for the wire."""
-    return Answer(200, WEB_PAGE, (("Content-Type", "text/html"),))
-
-
 class TestTransient:
     """Errors after which the call may be repeated."""
 
@@ -89,6 +102,20 @@ class TestTransient:
             dynamodb.claim(wish())
         assert "dynamodb:UpdateItem" in str(caught.value)
         assert dynamodb.table in str(caught.value)
+        grant(dynamodb)
+
+    @pytest.mark.parametrize(("code", "remedy"), CREDENTIALS.items(), ids=CREDENTIALS)
+    def test_each_refusal_of_a_signature(self, dynamodb: DynamoDBStore, wire: Wire, code: str, remedy: str) -> None:
+        """It may pass, and says what was refused, in DynamoDB's own words up to those that quote the request."""
+        grant(dynamodb, key="shop.charge#other")
+        wire.clear()
+        words = "words of DynamoDB.\n\nThe Canonical String was\nx-amz-security-token:secret"
+        wire.break_nth("UpdateItem", 1, answer(400, code, words))
+        with pytest.raises(StoreUnavailableError, match=remedy) as caught:
+            dynamodb.claim(wish())
+        for part in ("dynamodb:UpdateItem", dynamodb.table, code, "words of DynamoDB"):
+            assert part in str(caught.value)
+        assert "security-token" not in str(caught.value)
         grant(dynamodb)
 
     @each_call
@@ -167,14 +194,28 @@ class TestPermanent:
             call(dynamodb, claim)
 
     @each_call
+    @pytest.mark.parametrize(
+        "success",
+        [
+            Answer(200, WEB_PAGE, (("Content-Type", "text/html"),)),
+            Answer(200, b"{}", (("Content-Type", "application/json"),)),
+            Answer(200, b'{"status": "ok"}', (("Content-Type", "application/x-amz-json-1.0"),)),
+        ],
+        ids=["page", "empty", "health-check"],
+    )
     def test_a_web_server_is_no_dynamodb(
-        self, dynamodb: DynamoDBStore, wire: Wire, operation: str, call: Callable[[DynamoDBStore, Claim], object]
+        self,
+        dynamodb: DynamoDBStore,
+        wire: Wire,
+        operation: str,
+        call: Callable[[DynamoDBStore, Claim], object],
+        success: Answer,
     ) -> None:
-        """A page with status 200, from a wrong endpoint or a gateway, is no answer: above all it is no commit."""
+        """Status 200, from a wrong endpoint or a gateway, is no answer by itself: above all it is no commit."""
         claim = grant(dynamodb)
         wire.clear()
-        wire.break_all(web_page)
-        with pytest.raises((StoreUnavailableError, StoreMisconfiguredError)):
+        wire.break_all(lambda _: success)
+        with pytest.raises(StoreUnavailableError):
             call(dynamodb, claim)
 
     def test_an_endpoint_that_is_none(self, session: Any) -> None:

@@ -71,14 +71,22 @@ class TestRequestCounts:
         assert wire.operations() == ["UpdateItem", *refusal_read]
 
     def test_renew_and_release_cost_one(self, warm: DynamoDBStore, wire: Wire) -> None:
-        """One write each, also where the claim is lost."""
+        """One write each."""
+        claim = grant(warm)
+        wire.clear()
+        warm.renew(claim, 60, RETENTION)
+        warm.release(claim, "Retry")
+        assert wire.operations() == ["UpdateItem", "UpdateItem"]
+
+    def test_what_is_lost_costs_no_more(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:
+        """A renewal or release that is refused looks whether another try of it was carried out."""
         claim = grant(warm)
         warm.forget(KEY)
         grant(warm, "two")
         wire.clear()
         warm.renew(claim, 60, RETENTION)
         warm.release(claim, "Retry")
-        assert wire.operations() == ["UpdateItem", "UpdateItem"]
+        assert wire.operations() == ["UpdateItem", *refusal_read] * 2
 
     def test_the_first_use_asks_for_the_time(self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire) -> None:
         """A first claim is preceded by one cheap read that shows the clock, unless an answer showed it before."""

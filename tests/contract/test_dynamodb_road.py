@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[DynamoDBStore, Claim], object]] = {
     "restore": lambda store, _: store.restore(OTHER),
     "get": lambda store, _: store.get(KEY),
     "forget": lambda store, _: store.forget(KEY),
-    "note-deferral": lambda store, _: store.note_deferral(KEY, "delivery", 3),
+    "note-deferral": lambda store, _: store.note_deferral(KEY, "one", "token", 2**42, ["past"]),
     "note-dispatch": lambda store, _: store.note_dispatch(KEY, "id-one"),
 }
 

@@ -1,4 +1,4 @@
-"""What a record notes of the deliveries around it: who waits with how many deferrals, and what was dispatched."""
+"""What a record notes of the deliveries around it: which copies wait until when, and what was dispatched."""
 
 from dataclasses import replace
 
@@ -6,58 +6,112 @@ import pytest
 
 from idempotent_tasks.committed import committed_record
 from idempotent_tasks.records import Busy, Finished, Released
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 
+OWNER = "one"
 LEASE = 30
 RETENTION = 3600
+#: Some epoch milliseconds: a store keeps them and looks at none.
+DUE = 1_800_000_000_000
 
 
 class TestDeferral:
     """A copy of a waiting delivery was published."""
 
-    def test_the_highest_count_stays(self, store: AnyStore) -> None:
-        """Counts only grow, each delivery has its own, and a refused claim brings them along."""
+    def test_a_refused_claim_brings_the_notes(self, store: AnyStore) -> None:
+        """Each copy has its own, and the last word on it counts."""
         grant(store)
-        for delivery, deferrals in (("a/0", 0), ("a/0", 2), ("a/0", 1), ("a/1", 0), ("b/0", 7)):
-            store.note_deferral(KEY, delivery, deferrals)
+        for token, due in (("a", DUE + 1), ("b", DUE + 7), ("a", DUE + 3), ("a", DUE + 2)):
+            store.note_deferral(KEY, OWNER, token, due)
         answer = store.claim(wish("two"))
         assert isinstance(answer, Busy)
-        assert answer.holder.deferred == store.get(KEY).deferred == {"a/0": 2, "a/1": 0, "b/0": 7}
+        assert answer.holder.deferred == store.get(KEY).deferred == {"a": DUE + 2, "b": DUE + 7}
 
-    def test_it_survives_a_release_and_a_takeover(self, store: AnyStore, clock: MovableClock) -> None:
-        """Whoever holds the key next, the copies still wait."""
-        claim = grant(store)
-        store.note_deferral(KEY, "a/0", 3)
-        assert store.release(claim, "Retry") == Released()
+    def test_another_holder_takes_no_note(self, store: AnyStore) -> None:
+        """What is said of the holder that was seen does not hold for the one that came after it."""
+        store.release(grant(store), "ValueError")
         grant(store, "two")
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
+        assert store.get(KEY).deferred == {}
+
+    @pytest.mark.parametrize("crashed", [False, True])
+    def test_a_release_voids_the_notes(self, store: AnyStore, *, crashed: bool) -> None:
+        """The copies are on their way to a free key, and none that is seen again may be dropped for another."""
+        claim = grant(store)
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
+        assert store.release(claim, "Retry", crashed=crashed) == Released()
+        assert store.get(KEY).deferred == {}
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
+        assert store.get(KEY).deferred == {}
+
+    def test_a_takeover_voids_the_notes(self, store: AnyStore, clock: MovableClock) -> None:
+        """Likewise where the claim has expired, which takes no note either."""
+        grant(store)
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
         clock.advance(LEASE + 2)
-        grant(store, "three")
-        assert store.get(KEY).deferred == {"a/0": 3}
+        store.note_deferral(KEY, OWNER, "b", DUE + 3)
+        assert "b" not in store.get(KEY).deferred
+        grant(store, "two")
+        assert store.get(KEY).deferred == {}
+
+    def test_the_same_owner_again_begins_without(self, store: AnyStore) -> None:
+        """A reservation has one owner token whenever it is made."""
+        store.release(grant(store), "NotPublished")
+        grant(store)
+        assert store.get(KEY).deferred == {}
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
+        assert store.get(KEY).deferred == {"a": DUE + 3}
+
+    def test_a_renewal_keeps_the_notes(self, store: AnyStore) -> None:
+        """It is the same claim."""
+        claim = grant(store)
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
+        store.renew(claim, LEASE, RETENTION)
+        assert store.get(KEY).deferred == {"a": DUE + 3}
 
     def test_it_is_small_again_with_the_outcome(self, store: AnyStore) -> None:
         """An outcome has nobody waiting, and takes no notes of deferrals."""
         claim = grant(store)
-        store.note_deferral(KEY, "a/0", 3)
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
         store.commit(claim, done(), RETENTION)
-        store.note_deferral(KEY, "a/0", 4)
+        store.note_deferral(KEY, OWNER, "a", DUE + 4)
         assert store.get(KEY).deferred == {}
 
     def test_a_record_stays_small(self, store: AnyStore) -> None:
-        """A limited number of deliveries is noted; those that are noted still count up."""
+        """A limited number of copies is noted; of those that are, a later note still counts."""
         grant(store)
         for number in range(MOST_NOTED + 1):
-            store.note_deferral(KEY, f"{number}/0", 0)
-        store.note_deferral(KEY, "0/0", 1)
+            store.note_deferral(KEY, OWNER, str(number), DUE + 1)
+        store.note_deferral(KEY, OWNER, "0", DUE + 2)
         deferred = store.get(KEY).deferred
         assert len(deferred) == MOST_NOTED
-        assert deferred["0/0"] == 1
-        assert f"{MOST_NOTED}/0" not in deferred
+        assert deferred["0"] == DUE + 2
+        assert str(MOST_NOTED) not in deferred
+
+    def test_a_note_makes_room_for_itself(self, store: AnyStore) -> None:
+        """What is past is removed in the same write, so many at a time; what was never noted is no matter."""
+        grant(store)
+        for number in range(MOST_NOTED):
+            store.note_deferral(KEY, OWNER, str(number), DUE + 1)
+        past = ["never", *map(str, range(MOST_NOTED))]
+        store.note_deferral(KEY, OWNER, "new", DUE + 2, past)
+        deferred = store.get(KEY).deferred
+        assert len(deferred) == MOST_NOTED - (MOST_FORGOTTEN - 1) + 1
+        assert deferred["new"] == DUE + 2
+        assert "0" not in deferred
+
+    def test_a_note_is_not_removed_by_itself(self, store: AnyStore) -> None:
+        """A copy that comes back when its own former note is past says when its next successor comes."""
+        grant(store)
+        store.note_deferral(KEY, OWNER, "a", DUE + 1)
+        store.note_deferral(KEY, OWNER, "a", DUE + 2, ["a"])
+        assert store.get(KEY).deferred == {"a": DUE + 2}
 
     def test_nothing_is_made_of_nothing(self, store: AnyStore) -> None:
         """A key without a record gets none from a note."""
-        store.note_deferral(KEY, "a/0", 0)
+        store.note_deferral(KEY, OWNER, "a", DUE + 3)
         store.note_dispatch(KEY, "a")
         grant(store)
         assert (store.get(KEY).deferred, store.get(KEY).attempt) == ({}, 1)

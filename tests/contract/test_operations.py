@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status
-from idempotent_tasks.records import Busy, Granted, Lost, Renewed
+from idempotent_tasks.records import Busy, Granted, Lost, Renewed, Superseded
 from idempotent_tasks.stores.dynamodb_operations import Corrupt, Operations
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish
@@ -36,6 +36,8 @@ def test_every_record_is_seen_once_whatever_the_pages(operations: Operations, dy
     assert sorted(each.key for each in seen) == sorted(f"shop#{number}" for number in range(BULKY))
     assert {each.data for each in seen} == {None}
     assert {each.status for each in seen} == {Status.COMPLETED}
+    whole = {each.data for each in operations.records(data=True) if isinstance(each, Record)}
+    assert whole == {f'"{BULK}"'}
 
 
 def test_a_composite_table_shows_its_own_partition_only(make_store: MakeStore) -> None:
@@ -76,7 +78,7 @@ def test_a_released_key_is_claimable_with_a_larger_fence(operations: Operations,
     record = claimed(dynamodb, "shop#1")
     assert operations.release(record, "by hand")
     released = dynamodb.get("shop#1")
-    assert (released.in_progress_expiration, released.error, released.fence) == (0, "by hand", record.fence)
+    assert (released.free, released.error, released.fence) == (True, "by hand", record.fence)
     answer = dynamodb.claim(wish("second", key="shop#1"))
     assert isinstance(answer, Granted)
     assert answer.claim.fence == record.fence + 1
@@ -94,12 +96,13 @@ def test_a_claim_that_was_renewed_since_is_left_alone(operations: Operations, dy
 
 
 def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: Operations, dynamodb: DynamoDBStore) -> None:
-    """The keeper finds its claim lost; the outcome of the released body still counts if nobody else claimed."""
+    """The keeper finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
     assert isinstance(dynamodb.renew(claim, 60, 3600), Renewed)
     assert operations.release(shown, "by hand", force=True)
     assert isinstance(dynamodb.renew(claim, 60, 3600), Lost)
+    assert isinstance(dynamodb.commit(claim, done(), 3600), Superseded)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -24,7 +24,7 @@ def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -
     claim = grant(dynamodb)
     dynamodb.claim(wish("second"))
     dynamodb.renew(claim, 60, 3600)
-    dynamodb.note_deferral(claim.key, "message", 1)
+    dynamodb.note_deferral(claim.key, claim.owner, "token", 2**42)
     dynamodb.release(claim, "Retry")
     dynamodb.commit(grant(dynamodb, "third"), done(), 3600)
     dynamodb.note_dispatch(claim.key, "id-third")

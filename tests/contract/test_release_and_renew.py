@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from idempotent_tasks import Status
-from idempotent_tasks.records import Busy, Claim, Finished, Lost, Released, Renewed
+from idempotent_tasks.records import Busy, Claim, Finished, Lost, Released, Renewed, Superseded
+from idempotent_tasks.reservation import reservation_owner
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 
@@ -24,12 +25,71 @@ def taken_over(store: AnyStore, clock: MovableClock) -> Claim:
 class TestRelease:
     """The body raised, or asked to be run again."""
 
-    def test_only_expiry_attempt_and_reason_change(self, store: AnyStore) -> None:
-        """Fence, owner and payload stay on the record; attempts count from 0; the reason is noted."""
+    def test_the_owner_goes_and_the_time_stays(self, store: AnyStore, clock: MovableClock) -> None:
+        """Fence and payload stay on the record, which has no owner; attempts count from 0; the reason is noted."""
         claim = grant(store, validation="a")
+        store.note_deferral(KEY, claim.owner, "a", int(clock.now() * 1000) + 3_000)
         held = store.get(KEY)
+        before = int(clock.now() * 1000)
         assert store.release(claim, "ValueError") == Released()
-        assert store.get(KEY) == replace(held, in_progress_expiration=0, attempt=0, error="ValueError")
+        record = store.get(KEY)
+        at = record.in_progress_expiration
+        assert record == replace(
+            held, owner=None, deferred={}, in_progress_expiration=at, attempt=0, error="ValueError"
+        )
+        assert at is not None
+        assert before <= at <= clock.now() * 1000
+        assert record.free
+
+    def test_its_time_is_never_before_its_claim(self, store: AnyStore) -> None:
+        """A clock that was set back leaves no time at which an older request of the same claim could pass."""
+        claim = grant(store)
+        assert claim.claimed_at == store.get(KEY).claimed_at
+        asked = claim.claimed_at + 20_000
+        assert store.release(replace(claim, claimed_at=asked), "Retry") == Released()
+        assert store.get(KEY).in_progress_expiration == asked
+
+    def test_whoever_sees_it_claims_at_once(self, store: AnyStore, clock: MovableClock) -> None:
+        """A claimer's own clock may be behind that of the release: it has seen it, so it asks after it."""
+        store.release(grant(store), "Retry")
+        released = replace(store.get(KEY), in_progress_expiration=int(clock.now() + 20) * 1000)
+        store.forget(KEY)
+        store.restore(released)
+        before = clock.now()
+        claim = grant(store, "two")
+        assert before + LEASE - 0.002 <= claim.expires_at <= clock.now() + LEASE + 0.002
+        assert claim.fence == released.fence + 1
+
+    def test_a_late_commit_of_the_same_run_changes_nothing(self, store: AnyStore) -> None:
+        """What was released before is not committed: nobody is left who may."""
+        claim = grant(store)
+        store.release(claim, "WorkerLostError", crashed=True)
+        record = store.get(KEY)
+        assert store.commit(claim, done(), RETENTION) == Superseded(record)
+        assert store.get(KEY) == record
+        grant(store, "two")
+
+    def test_a_body_that_never_began_takes_back_its_own_attempt_only(
+        self, store: AnyStore, clock: MovableClock
+    ) -> None:
+        """Neither does it count as a crash, nor are the crashes before it forgotten."""
+        for owner in ("one", "two"):
+            grant(store, owner)
+            clock.advance(LEASE + 2)
+        unseen = Claim.unseen(grant(store, "three").request)
+        assert store.release(unseen, "Unseen", began=False) == Released()
+        assert store.release(unseen, "Unseen", began=False) == Lost()
+        assert store.get(KEY).attempt == 2
+        assert grant(store, "four").attempt == 3
+
+    def test_a_first_body_that_never_began_leaves_none(self, store: AnyStore) -> None:
+        """The count is never below 0, and a reservation has none to take back."""
+        assert store.release(grant(store), "Unseen", began=False) == Released()
+        assert store.get(KEY).attempt == 0
+        reserved = grant(store, reservation_owner("id-two"), task_id="id-two")
+        assert store.release(reserved, "Unseen", began=False) == Released()
+        assert store.get(KEY).attempt == 0
+        assert grant(store, "two").attempt == 1
 
     def test_it_forgets_the_crashes(self, store: AnyStore, clock: MovableClock) -> None:
         """After a release the count of crashes in a row starts anew."""
@@ -125,6 +185,19 @@ class TestRenew:
         store.renew(claim, LEASE, RETENTION)
         store.commit(claim, done(), RETENTION)
         assert store.get(KEY).status is Status.COMPLETED
+
+    def test_it_shortens_what_is_known_only(self, store: AnyStore) -> None:
+        """A claim's own end can be corrected; the later one that another renewal has set meanwhile stays."""
+        claim = grant(store)
+        answer = store.renew(claim, LEASE * 10, RETENTION)
+        assert isinstance(answer, Renewed)
+        record = store.get(KEY)
+        assert store.renew(claim, LEASE, RETENTION) == answer
+        assert store.get(KEY) == record
+        corrected = store.renew(answer.claim, LEASE, RETENTION)
+        assert isinstance(corrected, Renewed)
+        assert corrected.claim.expires_at < answer.claim.expires_at
+        assert store.get(KEY).in_progress_expiration == corrected.claim.in_progress_expiration
 
     def test_late(self, store: AnyStore, clock: MovableClock) -> None:
         """A claim that expired and that nobody took lives on."""

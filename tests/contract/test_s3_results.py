@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import secrets
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any
 from uuid import uuid4
 
@@ -24,20 +25,46 @@ from idempotent_tasks.checks import Finding, Surroundings, findings
 from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
-from tests.support.wire import Answer, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+from tests.support.credential_services import direct
+from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
 WEEK = 7 * 86_400
 DATA = secrets.token_bytes(100_000)
+#: In the names of tests, which pytest-xdist compares.
+ANY_DIGEST = "0" * 64
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
-FAULTS = {
+
+def told(status: int, code: str) -> Answer:
+    """Return an answer of S3's that names an error."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+    return Answer(status, body.encode(), (("Content-Type", "application/xml"),))
+
+
+def refuse_as(code: str) -> Fault:
+    """Refuse a request as S3 does."""
+    return lambda _: told(403, code)
+
+
+def page(status: int) -> Fault:
+    """Answer with a page in S3's place."""
+    return lambda _: Answer(status, b"<html><body>made up</body></html>", (("Content-Type", "text/html"),))
+
+
+FAULTS: dict[str, Fault] = {
     "refused": refuse,
     "answer-lost": lose_answer,
     "cut": cut,
     "slow-down": answer(503, "SlowDown"),
     "internal": answer(500, "InternalError"),
     "throttled": answer(429, "x"),
+    **{f"page-{status}": page(status) for status in (200, 400, 403, 404, 407, 408, 502)},
+    "empty": lambda _: Answer(404, b""),
+    **{
+        code: refuse_as(code)
+        for code in ("ExpiredToken", "InvalidAccessKeyId", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "MadeUp")
+    },
 }
 
 MakeResults = Callable[..., S3Results]
@@ -130,7 +157,53 @@ class TestObjects:
         with pytest.raises(ResultUnavailableError, match="is not the result that was stored there"):
             results.get(address)
 
-    @pytest.mark.parametrize("address", ["", "shop/x", "https://elsewhere/x", "s3://bucket", "s3:///x"])
+    @pytest.mark.parametrize("length", [None, 10, 10_000], ids=["no-length", "wrong-length", "right-length"])
+    def test_an_object_that_is_too_large(
+        self, results: S3Results, bucket: str, monkeypatch: pytest.MonkeyPatch, length: int | None
+    ) -> None:
+        """It is not read to its end, and not at all where S3 says how long it is."""
+        monkeypatch.setattr("idempotent_tasks.stores.s3_results.MAX_RESULT_BYTES", 1000)
+        monkeypatch.setattr("idempotent_tasks.stores.s3_results.PIECE_BYTES", 100)
+        body = BytesIO(DATA[:10_000])
+        length_told = {} if length is None else {"ContentLength": length}
+        answer = {"ETag": '"made up"', "Body": body, **length_told}
+        monkeypatch.setattr(results.client(), "get_object", lambda **_: answer)
+        positions: list[int] = []
+        monkeypatch.setattr(body, "close", lambda: positions.append(body.tell()), raising=False)
+        digest = hashlib.sha256(DATA[:10_000]).hexdigest()
+        with pytest.raises(ResultUnavailableError, match="is not the result that was stored there"):
+            results.get(f"s3://{bucket}/shop/{digest}")
+        assert positions == [0 if length == 10_000 else 1100]
+
+    @pytest.mark.parametrize("prefix", ["a#b", "a?b", "a%20b", "ä b", "a//b"])
+    def test_a_name_is_taken_as_it_is(self, make_results: MakeResults, prefix: str) -> None:
+        """What a URL would read otherwise is part of the name."""
+        results = make_results(prefix)
+        assert results.get(results.put(DATA, EXPIRES_AT)) == DATA
+
+    @pytest.mark.parametrize("other", ["elsewhere", "{bucket}-other", "{bucket}.s3.example.org", "x@{bucket}"])
+    def test_another_bucket(self, results: S3Results, bucket: str, wire: Wire, other: str) -> None:
+        """A record leads to the bucket that the app has, and to no other that its role may read."""
+        with pytest.raises(ResultUnavailableError, match=r"stored in another bucket than .* only this one is read"):
+            results.get(f"s3://{other.format(bucket=bucket)}/shop/{DIGEST}")
+        assert wire.operations() == []
+
+    def test_another_object_of_the_bucket(self, results: S3Results, s3: Any, bucket: str, wire: Wire) -> None:
+        """What is not named after what is in it is none of ours, and not asked for."""
+        s3.put_object(Bucket=bucket, Key="shop/accounts.csv", Body=DATA)
+        wire.clear()
+        for name in ("shop/accounts.csv", f"shop/{DIGEST}.csv", f"shop/{DIGEST.upper()}", DIGEST[:-1]):
+            with pytest.raises(ResultUnavailableError, match="no address of S3"):
+                results.get(f"s3://{bucket}/{name}")
+        assert wire.operations() == []
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("", "shop/x", "https://elsewhere/x", "s3://bucket", "s3:///x", "s3://[bucket/x", f"s3://{ANY_DIGEST}"),
+            *(f"s3://[/{ANY_DIGEST}\n", f"https://elsewhere/{ANY_DIGEST}", f"s3:///{ANY_DIGEST}"),
+        ],
+    )
     def test_what_is_no_address(self, results: S3Results, wire: Wire, address: str) -> None:
         """Nothing is asked of anybody."""
         with pytest.raises(ResultUnavailableError, match="no address of S3"):
@@ -167,26 +240,29 @@ class TestFaults:
         """Repeating does not help; the error says what does."""
         results = make_results(bucket="there-is-none")
         for call in (lambda: results.put(DATA, EXPIRES_AT), lambda: results.get(f"s3://there-is-none/{DIGEST}")):
-            with pytest.raises(StoreMisconfiguredError, match=r"NoSuchBucket. Remedy: .*mend the bucket's name"):
+            with pytest.raises(StoreMisconfiguredError, match=r"NoSuchBucket: .*Remedy: .*fix the bucket's name"):
                 call()
 
     def test_no_permission(self, results: S3Results, wire: Wire) -> None:
         """Likewise."""
         wire.break_all(denied)
-        with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied. Remedy: allow s3:PutObject, s3:GetObject"):
+        with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied: no. Remedy: allow s3:PutObject"):
             results.put(DATA, EXPIRES_AT)
 
-    def test_no_credentials(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Likewise, before anything is sent."""
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        with pytest.raises(StoreMisconfiguredError, match=r"cannot be sent: .*credentials"):
-            S3Results(bucket, region=REGION).put(DATA, EXPIRES_AT)
+    def test_no_credentials(self, bucket: str, ministack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is sent; once there are some it is, by the same object."""
+        with monkeypatch.context() as patch:
+            patch.delenv("AWS_ACCESS_KEY_ID")
+            results = S3Results(bucket, region=REGION)
+            with pytest.raises(StoreUnavailableError, match=r"no credentials were found; s3:PutObject on bucket"):
+                results.put(DATA, EXPIRES_AT)
+        direct(monkeypatch, "s3", ministack)
+        assert results.put(DATA, EXPIRES_AT)
 
 
 def denied(_forward: Forward) -> Answer:
     """Answer as S3 does where an action is not allowed."""
-    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
-    return Answer(403, body, (("Content-Type", "application/xml"),))
+    return told(403, "AccessDenied")
 
 
 class TestConfiguration:
@@ -217,6 +293,8 @@ class TestConfiguration:
             "s3://r?above_bytes=-1",
             "s3://r?region=",
             "s3://r?x=1",
+            "s3://r?access=secret",
+            "s3://[secret",
         ],
     )
     def test_a_wrong_url(self, url: str) -> None:

@@ -63,7 +63,10 @@ def make_rig(broker: Broker, redis_url: str, prefix: str, key_prefix: str, tmp_p
     with ExitStack() as stack:
 
         def make(
-            visibility_seconds: int = brokers.VISIBILITY_SECONDS, transport: dict[str, Any] | None = None, **more: Any
+            visibility_seconds: int = brokers.VISIBILITY_SECONDS,
+            transport: dict[str, Any] | None = None,
+            queue_name: str = prefix,
+            **more: Any,
         ) -> Rig:
             adjusted = broker.with_visibility(visibility_seconds)
             config = AppConfig(
@@ -71,7 +74,7 @@ def make_rig(broker: Broker, redis_url: str, prefix: str, key_prefix: str, tmp_p
                 transport_options={**adjusted.transport_options, **(transport or {})},
                 result_backend=f"{redis_url}/1",
                 result_prefix=key_prefix,
-                queue=prefix,
+                queue=queue_name,
                 directory=str(tmp_path),
                 **more,
             )

@@ -11,7 +11,6 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
-from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.integration.conftest import MakeRig
 from tests.support.app import VARIABLE
@@ -137,7 +136,7 @@ def test_a_publish_that_fails(make_guarded: MakeRig, store: DynamoDBStore, tcp: 
     with pytest.raises(OperationalError):
         rig.send("charge", "ord-1", 17)
     failed = the_record(store)
-    assert (is_reservation(failed), failed.in_progress_expiration, failed.error) == (True, 0, "NotPublished")
+    assert (failed.free, failed.error) == (True, "NotPublished")
     tcp.mend()
     published = rig.send("charge", "ord-1", 17)
     # The proxy ends before the rig.

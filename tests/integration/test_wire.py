@@ -15,7 +15,18 @@ from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConn
 from tests.conftest import REGION
 from tests.support.waiting import wait_for
 from tests.support.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
-from tests.support.wire import Wire, cut, hold, internal_error, lose_answer, refuse, shift_date, throttle
+from tests.support.wire import (
+    Fault,
+    Request,
+    Wire,
+    cut,
+    hold,
+    internal_error,
+    lose_answer,
+    refuse,
+    shift_date,
+    throttle,
+)
 
 on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 
@@ -105,6 +116,24 @@ def test_a_held_request_waits_for_the_event(client: Any, items: str, wire: Wire)
     assert exists(client, items, "a")
 
 
+def test_a_decider_sees_the_whole_request(client: Any, items: str, wire: Wire) -> None:
+    """`Wire.decide_by` chooses by headers and body; what it lets pass is the next one's to decide."""
+    headers: list[str] = []
+
+    def decide(request: Request) -> Fault | None:
+        headers.append(request.headers["authorization"])
+        return throttle if request.body.get("Item") == {"id": {"S": "a"}} else None
+
+    wire.decide_by(decide)
+    wire.break_all(internal_error)
+    for name, code in (("a", "ProvisionedThroughput"), ("b", "InternalServerError")):
+        with pytest.raises(ClientError, match=code):
+            put(client, items, name)
+    wire.mend()
+    put(client, items, "a")
+    assert ["Credential=" in header for header in headers] == [True, True]
+
+
 def test_the_date_of_an_answer_moves(client: Any, items: str, wire: Wire) -> None:
     """`shift_date` makes the server's clock wrong by the offset."""
     wire.break_all(shift_date(-3600))
@@ -183,6 +212,16 @@ def test_weather_repeats_by_its_seed() -> None:
     assert first.counts.total() == 2000
     for kind, rate in STORMY.items():
         assert 0.5 * rate < first.counts[kind] / 2000 < 1.5 * rate, kind
+
+
+def test_weather_has_further_faults() -> None:
+    """Kinds that it does not know come with their fault, and have a rate like any other."""
+    weather = Weather(1, {**STORMY, "page": 0.5}, more={"page": throttle})
+    chosen = [fault for kind, fault in (weather.choose() for _ in range(100)) if kind == "page"]
+    assert 30 < len(chosen) == weather.counts["page"] < 70
+    assert set(chosen) == {throttle}
+    with pytest.raises(AssertionError, match="page"):
+        Weather(1, {"page": 0.5})
 
 
 @on_ministack

@@ -12,7 +12,7 @@ from typing import Any
 
 from idempotent_tasks.liveness import current_process
 
-__all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "message_of", "size_of", "write_units"]
+__all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "size_of", "token_of", "write_units"]
 
 KEY = f"shop.charge#{'0123456789abcdef' * 4}"
 RETENTION = 86_400.0
@@ -57,6 +57,6 @@ def claimed_by(owner: str) -> dict[str, Any]:
     }
 
 
-def message_of(number: int) -> str:
-    """Return what names a waiting message in a record, for one of many (`idempotent_tasks.delivery.Delivery`)."""
-    return f"8ea60c75-5640-44be-b0b4-{number:012}/0"
+def token_of(number: int) -> str:
+    """Return what names a waiting copy in a record, for one of many (`idempotent_tasks.delivery.Delivery`)."""
+    return f"{number:032x}"

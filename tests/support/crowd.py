@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from idempotent_tasks.deferral import countdown_seconds
 from idempotent_tasks.keeper import RENEW_AFTER, Term
-from idempotent_tasks.records import Busy, Claim, Finished, Granted
+from idempotent_tasks.records import Busy, Claim, Finished, Granted, Record
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.capacity import KEY, RETENTION, claimed_by, message_of, size_of, write_units
+from tests.support.capacity import KEY, RETENTION, claimed_by, size_of, token_of, write_units
 from tests.support.guarding import done, grant, wish
 
 __all__ = ["Crowd", "Write"]
@@ -55,7 +55,9 @@ class Crowd:
         self._store, self._began_at = MemoryStore(clock=self._clock), self._clock.now()
         claim = grant(self._store, **_claimed_by("1"), lease_seconds=self.term.lease_seconds)
         self._write("claim")
-        waiting = [(0.0, number, 0) for number in range(self.duplicates)]
+        waiting: list[tuple[float, int, int, str | None]] = [
+            (0.0, number, 0, None) for number in range(self.duplicates)
+        ]
         for at, step in self._holder(claim):
             self._deliver_until(at, waiting)
             self._move(at)
@@ -72,22 +74,30 @@ class Crowd:
         yield self.body_seconds, "commit"
         self._store.commit(claim, done(f'"{"x" * (self.result_bytes - 2)}"'), RETENTION)
 
-    def _deliver_until(self, end: float, waiting: list[tuple[float, int, int]]) -> None:
+    def _deliver_until(self, end: float, waiting: list[tuple[float, int, int, str | None]]) -> None:
         duplicate = wish(**_claimed_by("2"))
         while waiting and waiting[0][0] <= end:
-            at, number, deferrals = heapq.heappop(waiting)
+            at, number, deferrals, token = heapq.heappop(waiting)
             self._move(at)
             match self._store.claim(duplicate):
-                case Busy(until):
+                case Busy(until, holder):
                     self._write("refused")
                     countdown = countdown_seconds(deferrals, until - self._clock.now(), None)
-                    self._store.note_deferral(KEY, message_of(number), deferrals)
-                    self._write("note")
-                    heapq.heappush(waiting, (at + countdown, number, deferrals + 1))
+                    if token is not None:
+                        self._note(holder, token, countdown)
+                    copy = token_of(len(self.writes))
+                    heapq.heappush(waiting, (at + countdown, number, deferrals + 1, copy))
                 case Finished():
                     self._write("replay")
                 case Granted():
                     raise AssertionError("the holder's claim ended under its body")
+
+    def _note(self, holder: Record, token: str, countdown: float) -> None:
+        now = self._clock.now()
+        self._store.note_deferral(
+            KEY, holder.owner or "", token, int((now + countdown) * 1000), holder.past_deferrals(now)
+        )
+        self._write("note")
 
     def _move(self, at: float) -> None:
         self._clock.advance(self._began_at + at - self._clock.now())

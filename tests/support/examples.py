@@ -83,10 +83,18 @@ class Example:
         return done.stdout
 
     @contextmanager
-    def running(self, beginning: str, ready: str, *options: str) -> Iterator[ChildProcess]:
-        """Run a command in the background for the length of a block, from when its log says that it is ready."""
+    def running(self, beginning: str, ready: str, *options: str, **variables: str) -> Iterator[ChildProcess]:
+        """Run a command in the background for the length of a block, from when its log says that it is ready.
+
+        Args:
+            beginning: what the README's command begins with.
+            ready: a pattern of the log.
+            options: more of the command.
+            variables: more of this command's environment.
+        """
         log = self._directory / f"{next(self._numbers)}.log"
-        process = ChildProcess([*_command(self.line(beginning)), *options], log, self.environment, self.folder)
+        environment = self.environment | variables
+        process = ChildProcess([*_command(self.line(beginning)), *options], log, environment, self.folder)
         try:
             wait_for(
                 lambda: re.search(ready, process.tail(1000)) or process.returncode is not None,

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
 from idempotent_tasks.guard import Guard, Keeping
@@ -24,7 +26,7 @@ RETENTION_SECONDS = 3600.0
 E = TypeVar("E", bound=Event)
 
 
-class Interrupt(Exception):  # noqa: N818 - named as Celery names its own
+class Interrupt(SoftTimeLimitExceeded):
     """Raised from outside at any moment, as a soft time limit is."""
 
 

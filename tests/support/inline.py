@@ -5,6 +5,7 @@ from typing import Any
 from celery import Celery
 from celery.concurrency.solo import TaskPool
 from celery.utils.imports import instantiate
+from celery.worker.strategy import hybrid_to_proto2
 from kombu.message import Message
 
 __all__ = ["UNREACHABLE", "InlineWorker"]
@@ -51,7 +52,7 @@ class InlineWorker:
 
     def receive(self, message: Message) -> Any:
         """Return the request that a worker's parent process makes of a message."""
-        task = self.app.tasks[message.headers["task"]]
+        task = self.app.tasks[message.headers.get("task") or message.payload["task"]]
         return instantiate(
             task.Request,
             message,
@@ -60,6 +61,7 @@ class InlineWorker:
             hostname=HOSTNAME,
             on_ack=message.ack_log_error,
             on_reject=message.reject_log_error,
+            **(_read_old(message) if "task" not in message.headers else {}),
         )
 
     def run(self, message: Message) -> None:
@@ -92,3 +94,9 @@ class InlineWorker:
         bound = self.app.amqp.queues[self._queue].bind(self.connection.default_channel)
         bound.declare()
         return bound
+
+
+def _read_old(message: Message) -> dict[str, Any]:
+    """Return what a worker makes of a message of protocol 1, whose body says everything."""
+    body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+    return {"body": body, "headers": headers, "decoded": decoded, "utc": utc}

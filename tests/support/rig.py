@@ -8,6 +8,7 @@ from typing import Any, Self
 from celery import _state
 from celery.result import AsyncResult
 
+from idempotent_tasks.route import DELAYS
 from tests.support.app import AppConfig, build_app
 from tests.support.worker import Worker
 
@@ -94,3 +95,6 @@ class Rig:
         with self.app.connection_for_write() as connection:
             for queue in self.app.amqp.queues.values():
                 queue(connection.default_channel).delete()
+                if connection.transport.driver_type == "amqp":
+                    for delay in DELAYS:
+                        connection.default_channel.queue_delete(f"{queue.name}.idempotency-delay-{delay}")

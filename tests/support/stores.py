@@ -1,6 +1,6 @@
 """A store that fails as planned in front of one that works: the crash windows of the protocol, one step at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from idempotent_tasks.clock import Clock
@@ -16,9 +16,11 @@ from idempotent_tasks.records import (
     Released,
     Renewed,
 )
+from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores import Store
+from idempotent_tasks.testing import FakeClock
 
-__all__ = ["FaultyStore", "Step", "answers", "down", "lost_answer", "meanwhile", "passes"]
+__all__ = ["FaultyStore", "Step", "answers", "down", "hangs", "lost_answer", "meanwhile", "passes", "stands_still"]
 
 #: What happens to one call: it is handed the inner call, and may make it.
 Step = Callable[[Callable[[], Any]], Any]
@@ -34,6 +36,16 @@ def down(error: BaseException | None = None) -> Step:
 
     def step(call: Callable[[], Any]) -> Any:
         raise error or StoreUnavailableError("made to fail")
+
+    return step
+
+
+def hangs(clock: FakeClock, seconds: float = 2.0) -> Step:
+    """Answer nothing until a client's time-out, or the time that the call has, is over."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        clock.advance(min(seconds, max(time_left(), 0.0)))
+        raise StoreUnavailableError("made to hang")
 
     return step
 
@@ -54,6 +66,17 @@ def meanwhile(action: Callable[[], Any]) -> Step:
     def step(call: Callable[[], Any]) -> Any:
         action()
         return call()
+
+    return step
+
+
+def stands_still(clock: FakeClock, seconds: float) -> Step:
+    """Let so much time pass between the call and its answer: the process stood still, or the answer was slow."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        answer = call()
+        clock.advance(seconds)
+        return answer
 
     return step
 
@@ -105,9 +128,11 @@ class FaultyStore:
         """Restore as planned."""
         self._take_step("restore", lambda: self.inner.restore(record))
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """Release as planned."""
-        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason, crashed=crashed))
+        answer: Released | Lost = self._take_step(
+            "release", lambda: self.inner.release(claim, reason, crashed=crashed, began=began)
+        )
         return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -117,9 +142,9 @@ class FaultyStore:
         )
         return answer
 
-    def note_deferral(self, key: str, delivery: str, deferrals: int) -> None:
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """Note as planned."""
-        self._take_step("note_deferral", lambda: self.inner.note_deferral(key, delivery, deferrals))
+        self._take_step("note_deferral", lambda: self.inner.note_deferral(key, owner, token, due, past))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """Note as planned."""

@@ -27,6 +27,8 @@ class Tcp:
     #: How many connections were taken, and how many were turned away, since the proxy runs.
     taken: int = 0
     refused: int = 0
+    #: How many bytes of clients were swallowed.
+    swallowed: int = 0
     _refusing: bool = False
     _swallowing: bool = False
     _pairs: set[Pair] = field(default_factory=set)
@@ -88,6 +90,7 @@ class Tcp:
             while chunk := source.recv(CHUNK_BYTES):
                 with self._lock:
                     swallowing = self._swallowing and source is pair[0]
+                    self.swallowed += len(chunk) * swallowing
                 if not swallowing:
                     target.sendall(chunk)
         with self._lock:

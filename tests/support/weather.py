@@ -55,12 +55,20 @@ class Weather:
 
     Args:
         seed: the same seed gives the same sequence.
-        rates: the part of the requests, from 0 to 1, that meets each kind: those of `STORMY`.
+        rates: the part of the requests, from 0 to 1, that meets each kind: those of `STORMY` and of ``more``.
         delay_seconds: the longest ``delay``; each is random.
+        more: further faults by kind.
     """
 
-    def __init__(self, seed: int, rates: Mapping[str, float] = STORMY, delay_seconds: float = 0.5) -> None:
-        unknown = rates.keys() - STORMY.keys()
+    def __init__(
+        self,
+        seed: int,
+        rates: Mapping[str, float] = STORMY,
+        delay_seconds: float = 0.5,
+        more: Mapping[str, Fault] | None = None,
+    ) -> None:
+        self._faults = {**_FAULTS, **(more or {})}
+        unknown = rates.keys() - STORMY.keys() - self._faults.keys()
         assert not unknown, f"no fault is called {unknown}"
         assert sum(rates.values()) <= 1, f"rates above 1 altogether: {rates}"
         #: How many requests met each kind, and `CLEAR`.
@@ -83,7 +91,7 @@ class Weather:
             # Drawn for every request, so that a delay does not shift the decisions after it.
             pause = self._random.uniform(0, self._delay_seconds)
             self.counts[kind] += 1
-        return kind, delay(pause) if kind == "delay" else _FAULTS[kind]
+        return kind, delay(pause) if kind == "delay" else self._faults[kind]
 
 
 def _pass_on(forward: Forward) -> Answer:

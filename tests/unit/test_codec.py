@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from kombu import serialization
 from idempotent_tasks.codec import (
     COMPRESS_ABOVE,
     JSON,
+    MAX_RESULT_BYTES,
     NONE,
     PICKLE,
     decode_result,
@@ -196,6 +198,55 @@ class TestCompression:
         """What the command line shows is the text."""
         assert text_of(stored(encode_result(["x"] * 5000))) == json.dumps(["x"] * 5000).encode()
         assert text_of(record("[1]", None)) == "[1]"
+
+
+def bomb(inner: bytes, times: int) -> bytes:
+    """Return a few kilobytes that inflate to ``times`` megabytes of JSON: a list with so much of something in it."""
+    deflating = zlib.compressobj(9)
+    megabyte = inner * (1_000_000 // len(inner))
+    parts = [deflating.compress(b"["), *(deflating.compress(megabyte) for _ in range(times))]
+    return b"".join([*parts, deflating.compress(b"0]"), deflating.flush()])
+
+
+class TestLimit:
+    """What is read stops where nothing longer was ever written."""
+
+    @pytest.mark.parametrize("codec", ["json+zlib", "pickle+zlib", "powertools+zlib"])
+    @pytest.mark.parametrize("inner", [b" ", b"[],"], ids=["blanks", "lists"])
+    def test_a_bomb_does_not_go_off(self, codec: str, inner: bytes) -> None:
+        """A small record takes no more memory than the largest result; the error names task and key, and the limit."""
+        data = bomb(inner, 60)
+        assert len(data) < 1_000_000
+        tracemalloc.start()
+        with pytest.raises(ResultUnavailableError, match=f"larger than the {MAX_RESULT_BYTES} bytes") as caught:
+            decode_result(record(data, codec), accepts_pickle=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 3 * MAX_RESULT_BYTES
+        assert (caught.value.task, caught.value.key) == ("shop.charge", "shop.charge#17")
+
+    def test_people_are_not_shown_it_either(self) -> None:
+        """The command line reads through the same function."""
+        with pytest.raises(ValueError, match="larger than"):
+            text_of(record(bomb(b" ", 60), "json+zlib"))
+
+    def test_the_largest_result_replays(self) -> None:
+        """What is stored is read: up to the last byte."""
+        outcome = encode_result("x" * (MAX_RESULT_BYTES - 2))
+        assert outcome.codec == "json+zlib"
+        assert len(decode_result(stored(outcome))) == MAX_RESULT_BYTES - 2
+
+    def test_a_larger_one_is_not_stored(self) -> None:
+        """The task succeeds, and its outcome says why it has no result: no reader would take it."""
+        outcome = encode_result("x" * (MAX_RESULT_BYTES - 1))
+        assert (outcome.status, outcome.codec, outcome.data) == (Status.COMPLETED, NONE, None)
+        assert outcome.error is not None
+        assert f"has {MAX_RESULT_BYTES + 1} bytes as json, at most {MAX_RESULT_BYTES} are stored" in outcome.error
+
+    def test_digits_without_end_are_no_number(self) -> None:
+        """Python reads no number of more than a few thousand digits, which would take it minutes."""
+        with pytest.raises(ResultUnavailableError, match="not readable JSON"):
+            decode_result(record("9" * 1_000_000, JSON))
 
 
 class TestPickle:

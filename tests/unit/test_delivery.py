@@ -1,5 +1,6 @@
 """Reading a request: Celery's own context, from a worker and from an eager call."""
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -7,17 +8,22 @@ import pytest
 from celery.app.task import Context
 
 from idempotent_tasks.delivery import (
-    CONTENT_TYPE_ENTRY,
+    COPY_HEADER,
     DEFERRALS_HEADER,
     HARD_LIMIT_ENTRY,
     KEY_HEADER,
+    MESSAGE_ENTRY,
+    MOST_UNSEEN,
     OWNER_ENTRY,
     PRIVATE_HEADERS,
+    UNSEEN_HEADER,
     WATCHER_ENTRY,
     Delivery,
     OwnerToken,
+    ReceivedMessage,
     chord_with_key,
     id_text,
+    inherited_headers,
     read_delivery,
 )
 
@@ -78,15 +84,82 @@ def test_a_bare_request(request_entries: dict[str, Any]) -> None:
     assert delivery.worker == ""
 
 
-@pytest.mark.parametrize("forged", ["3", None, 1.5, [1]], ids=repr)
+#: What a tracing SDK puts into a message.
+TRACE = {"sentry-trace": "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda ours: ours, id="attributes"),
+        # The message of a worker has both: ours beside Celery's own, and an inner dict under the name of ``headers``.
+        pytest.param(lambda ours: {**ours, "headers": TRACE}, id="beside-a-tracers"),
+        pytest.param(lambda ours: {"headers": {**TRACE, **ours}}, id="headers"),
+        pytest.param(lambda ours: {"headers": {"headers": {**TRACE, **ours}}}, id="inner-headers"),
+        pytest.param(lambda ours: {"headers": {**ours, "headers": TRACE}}, id="eager-beside-a-tracers"),
+    ],
+)
+def test_our_headers_are_found_wherever_celery_has_put_them(place: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Tracing SDKs put an inner ``headers`` into the message, which takes the place of the message's own."""
+    ours = {KEY_HEADER: "ord-17", DEFERRALS_HEADER: 3, COPY_HEADER: "token/4f1c/0"}
+    delivery = read(**place(ours))
+    assert (delivery.explicit_key, delivery.deferrals, delivery.copy) == ("ord-17", 3, "token")
+
+
+@pytest.mark.parametrize("headers", [None, "x", [("a", 1)], {"headers": None}, {"headers": "x"}], ids=repr)
+def test_headers_that_are_none(headers: Any) -> None:
+    """What somebody else has put there is no reason to fail."""
+    assert read(headers=headers).deferrals == 0
+
+
+@pytest.mark.parametrize("forged", ["3", None, 1.5, [1], -1, True, 2**31, 10**30, float("nan")], ids=repr)
 def test_a_forged_count_counts_as_none(forged: Any) -> None:
-    """What is not a whole number in the deferrals header is not believed."""
+    """What is no number of deferrals is not believed."""
     assert read(**{DEFERRALS_HEADER: forged}).deferrals == 0
+
+
+@pytest.mark.parametrize(
+    "header", [None, 3, b"token/4f1c/0", "", "/4f1c/0", "token", "token/", "token/other/0", "token/4f1c/1"], ids=repr
+)
+def test_a_copy_is_one_of_this_very_message(header: Any) -> None:
+    """A header that a publish has taken over from the message around it makes no copy of it."""
+    assert read(**{COPY_HEADER: header}).copy is None
+
+
+def test_a_successor_is_another_copy_of_the_same_message() -> None:
+    """It has its own token, which nobody can guess, and reads its own headers back."""
+    delivery = read(retries=2)
+    first, second = delivery.successor(), delivery.successor()
+    assert first.copy is not None
+    assert first.copy != second.copy
+    again = read(retries=2, **first.headers)
+    assert (again.copy, again.deferrals) == (first.copy, 1)
+    assert (read(retries=2, **again.successor().headers)).deferrals == 2
+
+
+def test_a_header_is_no_message_of_the_parents() -> None:
+    """Only the worker's parent process says what was received."""
+    message = ReceivedMessage(
+        queue="q", body=b"", content_type="a/b", content_encoding="utf-8", headers={}, properties={}
+    )
+    assert read(**{MESSAGE_ENTRY: message}).received is message
+    assert read(**{MESSAGE_ENTRY: {"queue": "elsewhere"}}).received is None
+
+
+@pytest.mark.parametrize("request_headers", [{}, {"headers": TRACE}], ids=["plain", "traced"])
+def test_what_a_retry_inherits(request_headers: dict[str, Any]) -> None:
+    """The caller's key, the headers that Celery sends, and nothing of the delivery that it follows, at any depth."""
+    private = dict.fromkeys(PRIVATE_HEADERS, "private")
+    request = Context({"id": "4f1c", KEY_HEADER: "ord-17", **private, **request_headers})
+    sent = {**private, "tenant": "acme", "headers": {**private, **TRACE}}
+    assert inherited_headers(request, sent) == {KEY_HEADER: "ord-17", "tenant": "acme", "headers": TRACE}
 
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    private = {DEFERRALS_HEADER, HARD_LIMIT_ENTRY, CONTENT_TYPE_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
+    private = {
+        *(DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, MESSAGE_ENTRY)
+    }
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS
 
@@ -113,3 +186,26 @@ def test_a_chord_without_a_key(chord: Any) -> None:
     other = {"options": {"chord": {"options": {KEY_HEADER: "other"}}}}
     assert chord_with_key("ord-17", chord, [other]) is None
     assert chord_with_key(None, {"options": {}}, None) is None
+
+
+TOKENS = [f"{number:032x}" for number in range(MOST_UNSEEN + 2)]
+
+
+@pytest.mark.parametrize(
+    ("header", "unseen"),
+    [
+        (None, ()),
+        (TOKENS[:2], tuple(TOKENS[:2])),
+        (tuple(TOKENS[:1]), tuple(TOKENS[:1])),
+        (TOKENS, tuple(TOKENS[:MOST_UNSEEN])),
+        (TOKENS[:2] * 2, tuple(TOKENS[:2])),
+        ([TOKENS[0], None, 17, "reserved for 4f1c", TOKENS[1].upper() + "\n", "x" * 32, [TOKENS[1]]], (TOKENS[0],)),
+        (TOKENS[0], ()),
+        ({TOKENS[0]: 1}, ()),
+        (b"0" * 32, ()),
+    ],
+    ids=repr,
+)
+def test_unseen_claims_are_tokens_of_ours(header: Any, unseen: tuple[str, ...]) -> None:
+    """A header's sender can neither name the owner of a reservation, nor make a delivery send many requests."""
+    assert read(headers={UNSEEN_HEADER: header}).unseen == unseen

@@ -4,6 +4,8 @@ import builtins
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 from celery import Celery
@@ -18,6 +20,9 @@ from idempotent_tasks.errors import (
     StoreError,
     StoreUnavailableError,
 )
+
+#: Long enough for an interpreter to start on a busy machine.
+BOUND_SECONDS = 60.0
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
 
@@ -120,3 +125,24 @@ def test_a_json_result_backend_keeps_everything(error: IdempotencyError) -> None
     copy = backend.exception_to_python(stored)
     assert type(copy) is type(error)
     assert attributes(copy) == attributes(error)
+
+
+def test_an_interpreter_without_docstrings_says_as_much() -> None:
+    """``python -OO`` leaves docstrings out; the texts of the errors stay."""
+    program = (
+        "from idempotent_tasks import errors\n"
+        "kinds = [getattr(errors, name) for name in errors.__all__]\n"
+        "print(errors.__doc__, *(str(kind()) for kind in kinds), sep='\\n')"
+    )
+    command = [sys.executable, "-OO", "-c", program]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=BOUND_SECONDS).stdout
+    assert printed.splitlines() == ["None", *(str(kind()) for kind in CLASSES)]
+
+
+def test_a_subclass_of_the_users_own_says_what_it_is_derived_from() -> None:
+    """Its own docstring is for its readers, and need not be there."""
+
+    class CardError(StoreUnavailableError):
+        pass
+
+    assert str(CardError()) == str(StoreUnavailableError())

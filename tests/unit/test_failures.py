@@ -1,13 +1,14 @@
 """Final failures as outcomes: the same exception again, and never one that the record alone asks for."""
 
 import json
+import zlib
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from idempotent_tasks.codec import NONE
+from idempotent_tasks.codec import MAX_RESULT_BYTES, NONE
 from idempotent_tasks.errors import StoredFailureError
 from idempotent_tasks.failures import FAILURE, decode_failure, encode_failure
 from idempotent_tasks.records import Outcome, Record, Status
@@ -168,6 +169,20 @@ def test_an_unknown_form_is_refused(codec: str | None) -> None:
 def test_a_long_failure_is_compressed() -> None:
     """As a result is."""
     assert encode_failure(ValueError("x" * 10_000)).codec == f"{FAILURE}+zlib"
+
+
+def test_a_failure_that_inflates_is_not_read() -> None:
+    """A few kilobytes of a record do not become hundreds of megabytes."""
+    data = zlib.compress(b'{"type": "builtins.ValueError", "args": [' + b" " * 50_000_000 + b'], "state": {}}')
+    record = replace(stored(encode_failure(ValueError())), data=data, codec=f"{FAILURE}+zlib")
+    with pytest.raises(StoredFailureError, match="cannot be read"):
+        decode_failure(record, [Exception])
+
+
+def test_a_failure_that_is_too_long_is_named() -> None:
+    """Its outcome is its type, without its arguments."""
+    outcome = encode_failure(ValueError("x" * MAX_RESULT_BYTES))
+    assert (outcome.status, outcome.codec, outcome.error) == (Status.FAILED, NONE, "builtins.ValueError")
 
 
 def test_an_interrupt_is_nobodys_fault() -> None:

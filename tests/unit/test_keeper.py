@@ -15,11 +15,12 @@ from idempotent_tasks.events import Event
 from idempotent_tasks.keeper import DEFAULT_LEASE_SECONDS, Keeper, Term, term_of
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy
+from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Returned
 from tests.support.guarding import KEY, Bench, done, grant, wish
 from tests.support.keeping import TERM, ManualKeeper, start, unseen
-from tests.support.stores import FaultyStore, down, lost_answer
+from tests.support.stores import FaultyStore, down, lost_answer, stands_still
 
 
 @pytest.fixture
@@ -189,6 +190,71 @@ def test_a_lost_claim_is_announced_once(keeper: Keeper, counted: FaultyStore, cl
     assert seen == [events.Lost(task="shop.charge", task_id="id-one", key=KEY, worker="worker@host")]
     assert renewals(counted) == 1
     assert counted.get(KEY).owner == other.owner
+
+
+def test_a_renewal_that_is_answered_after_its_own_end_is_renewed_again(
+    keeper: Keeper, store: MemoryStore, clock: FakeClock
+) -> None:
+    """Such an answer renews nothing, and is told as nothing: the next try follows at once."""
+    faulty = FaultyStore(store, renew=[stands_still(clock, 61)])
+    run = start(faulty)
+    seen: list[Event] = []
+    with keeper.keep(run, faulty, TERM, seen.append):
+        clock.advance(21)
+        assert keeper.renew_due() == pytest.approx(20, abs=0.01)
+    assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.01)
+    assert [type(event) for event in seen] == [events.Renewed]
+    assert not run.lost
+
+
+def test_a_renewal_that_is_answered_after_its_own_end_may_be_a_loss(
+    keeper: Keeper, store: MemoryStore, clock: FakeClock
+) -> None:
+    """Another delivery took the key meanwhile."""
+
+    def late(call: Callable[[], Any]) -> Any:
+        answer = call()
+        clock.advance(61)
+        grant(store, "other")
+        return answer
+
+    faulty = FaultyStore(store, renew=[late])
+    run = start(faulty)
+    seen: list[Event] = []
+    with keeper.keep(run, faulty, TERM, seen.append):
+        clock.advance(21)
+        keeper.renew_due()
+    assert [type(event) for event in seen] == [events.Lost]
+    assert run.lost
+
+
+@pytest.mark.parametrize("late", [10, 30])
+def test_the_next_renewal_is_due_by_the_claims_end(
+    keeper: Keeper, store: MemoryStore, clock: FakeClock, late: int
+) -> None:
+    """An answer that was long on its way, or that shows another time, leaves less of the lease than was asked for."""
+    faulty = FaultyStore(store, renew=[stands_still(clock, late)])
+    run = start(faulty)
+    with keeper.keep(run, faulty, TERM, unseen):
+        clock.advance(20.001)
+        pause = keeper.renew_due()
+        assert renewals(faulty) == (1 if late < 20 else 2)
+        assert pause == pytest.approx(20 - late if late < 20 else 20, abs=0.01)
+
+
+def test_a_renewal_that_hangs_leaves_time_for_two_more(keeper: Keeper, store: MemoryStore, clock: FakeClock) -> None:
+    """It is waited for during a third of the lease at most, whatever the client's own time-outs are."""
+    told: list[float] = []
+
+    def hang(call: Callable[[], Any]) -> Any:
+        told.append(time_left())
+        raise StoreUnavailableError
+
+    faulty = FaultyStore(store, renew=[hang])
+    with keeper.keep(start(faulty), faulty, TERM, unseen):
+        clock.advance(21)
+        keeper.renew_due()
+    assert told == [pytest.approx(20)]
 
 
 def test_a_finished_claim_is_not_reopened(keeper: Keeper, counted: FaultyStore, clock: FakeClock) -> None:

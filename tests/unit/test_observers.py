@@ -79,6 +79,26 @@ class TestPrometheus:
         prometheus_metrics.observe(one)
         assert sample("idempotent_tasks_claims_in_flight") == 0
 
+    @pytest.mark.parametrize("name", ["commit", "release"])
+    def test_a_claim_that_was_lost_is_not_in_flight(self, shop: Shop, store: MemoryStore, name: str) -> None:
+        """The end of a run whose claim another has, or whose record is gone, is counted like any other."""
+        shop.app.conf.idempotency_observers = ["prometheus"]
+
+        def flights() -> float:
+            return REGISTRY.get_sample_value("idempotent_tasks_claims_in_flight", {"task": "shop.charge"}) or 0.0
+
+        def body(task: Any) -> None:
+            seen.append(flights())
+            store.release(task.idempotency.claim, "by hand")
+            if name == "release":
+                raise KeyError
+
+        shop.sells(body)
+        seen: list[float] = []
+        before = flights()
+        shop.deliver()
+        assert (seen, flights()) == ([before + 1], before)
+
     def test_every_kind_is_taken(self) -> None:
         """No event is too odd to count."""
         for event, _ in SAMPLES:

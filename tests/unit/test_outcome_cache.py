@@ -126,7 +126,7 @@ class TestStore:
         """Each call once, with its answer."""
         claim = grant(cached)
         cached.renew(claim, 60, RETENTION)
-        cached.note_deferral(KEY, "id/0", 1)
+        cached.note_deferral(KEY, claim.owner, "token", 2**42)
         cached.note_dispatch(KEY, "id")
         cached.release(claim, "Retry")
         cached.restore(outcome("shop.charge#18", owner="x"))

@@ -24,7 +24,7 @@ from idempotent_tasks.codec import POWERTOOLS, decode_result, encode_result
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError, ResultEncodingError
 from idempotent_tasks.keys import Selector, payload_digest, record_key
 from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.powertools import digest, prepared, result_text
+from idempotent_tasks.powertools import MAX_INFLATED_BYTES, digest, prepared, result_text
 from idempotent_tasks.records import Record
 from tests.support.selecting import SECRET, charge, deliver
 
@@ -71,6 +71,9 @@ class Order(BaseModel):
     placed_at: datetime
     total: Decimal
 
+
+#: A few kilobytes of an argument that inflate to more than is read.
+BOMB = base64.b64encode(gzip.compress(b" " * (MAX_INFLATED_BYTES + 1))).decode()
 
 LINE = Line("tea", Decimal("2.50"))
 ORDER = Order(id="ord-17", placed_at=datetime(2026, 3, 1, 12, tzinfo=UTC), total=Decimal("1.10"))
@@ -203,9 +206,10 @@ def test_a_missing_key_is_an_error(order: Any) -> None:
         ("powertools_base64(order)", SECRET + "\xff"),
         ("powertools_base64_gzip(order)", SECRET),
         ("powertools_base64_gzip(order)", "H4sIAAAAAAAA"),
+        ("powertools_base64_gzip(order)", BOMB),
         ("powertools_json(order)", 5),
     ],
-    ids=["set", "json", "base64", "not-gzip", "cut-off", "number"],
+    ids=["set", "json", "base64", "not-gzip", "cut-off", "bomb", "number"],
 )
 def test_what_cannot_be_digested_is_not_quoted(expression: str, order: Any) -> None:
     """The error names the expression and the kind of trouble, and nothing of the arguments."""

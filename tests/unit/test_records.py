@@ -17,6 +17,7 @@ from idempotent_tasks.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    release_time,
 )
 from tests.support.guarding import KEY, wish
 
@@ -86,6 +87,41 @@ def test_ones_own_token_on_an_outcome_is_no_grant() -> None:
     """A finished key is finished for its own runner too."""
     finished = record(status=Status.COMPLETED)
     assert answer_refusal(finished, wish("one")) == Finished(finished)
+
+
+@pytest.mark.parametrize(
+    ("fence", "claimed_at", "wanted"),
+    [
+        pytest.param(7, int(NOW * 1000) - 5, int(NOW * 1000), id="seen"),
+        pytest.param(7, int(NOW * 1000) + 5, int(NOW * 1000) + 5, id="clock-set-back"),
+        pytest.param(0, 0, int(NOW * 1000) + 1000, id="unseen"),
+        pytest.param(0, int(NOW * 1000) + 5, int(NOW * 1000) + 1005, id="another-process"),
+    ],
+)
+def test_no_request_for_a_claim_is_younger_than_its_release(fence: int, claimed_at: int, wanted: int) -> None:
+    """A request that is on its way is refused by the time, also where the clock of whoever sent it was a bit ahead."""
+    claim = Claim(
+        request=wish("one"), fence=fence, attempt=1, in_progress_expiration=int(NOW + 30) * 1000, claimed_at=claimed_at
+    )
+    assert release_time(claim, NOW) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changed", "free"),
+    [
+        pytest.param({}, False, id="held"),
+        pytest.param({"owner": None}, True, id="released"),
+        pytest.param({"in_progress_expiration": 0}, True, id="released-by-an-older-version"),
+        pytest.param({"owner": None, "fence": 0}, False, id="held-under-powertools"),
+        pytest.param({"owner": None, "fence": 0, "in_progress_expiration": None}, False, id="without-a-time"),
+        pytest.param({"owner": None, "status": Status.COMPLETED}, False, id="finished"),
+    ],
+)
+def test_what_is_free(changed: dict[str, Any], free: bool) -> None:
+    """A release leaves no owner; a function under Powertools writes neither an owner nor a fence."""
+    held = record(**changed)
+    assert held.free is free
+    assert claimable(held, wish("two"), NOW) is free
 
 
 def test_a_running_holder_is_named() -> None:

@@ -8,7 +8,7 @@ from celery import Celery, Task
 from celery.worker import WorkController
 
 from idempotent_tasks import IdempotentTask
-from idempotent_tasks.delivery import CONTENT_TYPE_ENTRY, HARD_LIMIT_ENTRY
+from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, MESSAGE_ENTRY, ReceivedMessage
 from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.testing import MemoryStore
 from tests.support.inline import InlineWorker
@@ -99,9 +99,9 @@ def test_a_worker_that_is_gone_is_forgotten(app: Celery, worker: InlineWorker) -
 
 def test_a_publisher_cannot_set_the_limit(app: Celery, worker: InlineWorker) -> None:
     """A header of the entry's name is overwritten by what the parent knows."""
-    request = request_of(task_of(app), worker, headers={HARD_LIMIT_ENTRY: 9_999, CONTENT_TYPE_ENTRY: "x/y"})
+    request = request_of(task_of(app), worker, headers={HARD_LIMIT_ENTRY: 9_999, MESSAGE_ENTRY: "x/y"})
     assert request.request_dict[HARD_LIMIT_ENTRY] is None
-    assert request.request_dict[CONTENT_TYPE_ENTRY] == "application/json"
+    assert isinstance(request.request_dict[MESSAGE_ENTRY], ReceivedMessage)
 
 
 def test_without_a_limit_the_claim_is_a_lease(app: Celery, worker: InlineWorker, store: MemoryStore) -> None:

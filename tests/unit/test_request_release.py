@@ -48,7 +48,7 @@ class Given:
     @property
     def free(self) -> bool:
         """Whether the key is free."""
-        return self.record.in_progress_expiration == 0
+        return self.record.free
 
     def settle(self, loop: Hub) -> None:
         """Wait for the release, then let the worker's event loop do what came of it."""

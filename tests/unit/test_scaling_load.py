@@ -40,6 +40,7 @@ def seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_patience_of_a_worker() -> None:
     """For how long it tries what DynamoDB refuses for now."""
+    assert guard.LAST_TRY == 0.5
     lease, late = 30, round((1 - keeper.RENEW_AFTER) / retries.LEASE_PART)
     assert_said(
         [
@@ -50,7 +51,9 @@ def test_the_patience_of_a_worker() -> None:
             f"as long as the claim lives, and for {guard.STORE_PATIENCE:g} s at least",
             f"with pauses below a {1 / retries.LEASE_PART:g}th of the lease",
             f"{lease * (1 - keeper.RENEW_AFTER):g} to {lease} s with `lease={lease}`",
-            f"| release by the run | for {guard.STORE_PATIENCE:g} s |",
+            "| release by the run | as long, with the same pauses |",
+            f"for up to {guard.COMMIT_PATIENCE:g} s or one lease",
+            "has half a second",
             f"last {Fraction(reception.LAST_PART)} of a hard time limit, or in its last {reception.LAST_SECONDS:g} s",
             f"asks each {guard.WAIT_PAUSE:g} s",
             f"in {1 + late} tries",
@@ -131,7 +134,7 @@ def tries(answer_seconds: float) -> float:
             fail()
 
         with pytest.raises(StoreUnavailableError):
-            retries.persistently(call, clock=clock, until=clock.now() + guard.STORE_PATIENCE)
+            retries.persistently(call, clock=clock, seconds=guard.STORE_PATIENCE)
     return counted / SAMPLE
 
 

@@ -72,7 +72,7 @@ def test_a_handler_that_calls_the_task_calls_a_function(shop: Shop, handler: str
     shop.task = shop.app.register_task(Charge())
     shop.deliver(args=("17",))
     assert shop.state == "FAILURE"
-    assert (shop.record.status, shop.record.in_progress_expiration) == (Status.INPROGRESS, 0)
+    assert (shop.record.status, shop.record.free) == (Status.INPROGRESS, True)
 
 
 def test_a_running_key_defers_by_default(shop: Shop) -> None:

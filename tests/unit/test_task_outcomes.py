@@ -1,7 +1,9 @@
 """`IdempotentTask` and its outcomes under a worker: final failures, recalled results, hooks, and refusals."""
 
+import json
 import logging
 import secrets
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +11,15 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, chain
-from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
+from celery.exceptions import (
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.worker import WorkController
 
 from idempotent_tasks import (
@@ -163,7 +173,13 @@ class TestFailures:
         assert shop.runs == 1
 
 
-@pytest.mark.parametrize("kind", [Retry, Ignore, SoftTimeLimitExceeded, StoreUnavailableError, MemoryError])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Retry, Ignore, SoftTimeLimitExceeded, StoreUnavailableError),
+        *(TimeLimitExceeded, WorkerLostError, Terminated, MemoryError),
+    ],
+)
 def test_what_is_never_final_cannot_be_declared(shop: Shop, kind: type[Exception]) -> None:
     """A worker with such a task does not start; as one of many, under a common parent, it is left out."""
     shop.sells(raising(kind()), idempotency={"store_failures": kind})
@@ -171,7 +187,43 @@ def test_what_is_never_final_cannot_be_declared(shop: Shop, kind: type[Exception
         WorkController(app=shop.app, pool="solo", concurrency=1)
 
 
-@pytest.mark.parametrize("kind", [Ignore, SoftTimeLimitExceeded, StoreUnavailableError])
+class LostCard(WorkerLostError):  # noqa: N818 - named as users name theirs
+    """A user's own kind of what a worker acts on."""
+
+
+class Odd(ValueError, Reject):  # noqa: N818
+    """A user's own error that is a signal to Celery, too."""
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        *("celery.exceptions.Reject", "celery.exceptions.Ignore", "celery.exceptions.Retry"),
+        *("celery.exceptions.TaskPredicate", "billiard.exceptions.SoftTimeLimitExceeded"),
+        *("billiard.exceptions.TimeLimitExceeded", "billiard.exceptions.WorkerLostError"),
+        *("billiard.exceptions.Terminated", "builtins.MemoryError"),
+        *("idempotent_tasks.errors.StoreUnavailableError", "idempotent_tasks.errors.ConfigurationError"),
+        *("celery.exceptions.WorkerShutdown", "celery.exceptions.WorkerTerminate"),
+        *("builtins.SystemExit", "builtins.KeyboardInterrupt", "builtins.GeneratorExit", "builtins.BaseException"),
+        *("builtins.exec", "os.system", "subprocess.Popen", "idempotent_tasks.failures.decode_failure"),
+        *(f"{__name__}.LostCard", f"{__name__}.Odd"),
+    ],
+)
+def test_a_record_gives_no_orders(shop: Shop, forged: str) -> None:
+    """What tells a worker what to do with a message or with itself is made for no record, even if all is final."""
+    shop.sells(declining, idempotency={"store_failures": Exception})
+    shop.deliver()
+    data = json.dumps({"type": forged, "args": ["x", True], "state": {"reason": "x", "requeue": True}})
+    shop.store._records[shop.key] = replace(shop.record, data=data)
+    shop.deliver()
+    assert (shop.runs, shop.worker.waiting(), shop.state) == (1, 0, "FAILURE")
+    assert isinstance(shop.result, StoredFailureError)
+    assert "store_failures" in str(shop.result)
+
+
+@pytest.mark.parametrize(
+    "kind", [Ignore, SoftTimeLimitExceeded, StoreUnavailableError, TimeLimitExceeded, Terminated, LostCard]
+)
 def test_what_is_never_final_frees_the_key(shop: Shop, kind: type[Exception]) -> None:
     """Even where every exception is declared final."""
     shop.sells(raising(kind()), idempotency={"store_failures": Exception})

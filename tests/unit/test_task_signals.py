@@ -23,7 +23,7 @@ def test_a_retry_releases_before_it_publishes(shop: Shop) -> None:
     shop.sells(body)
     shop.deliver()
     assert shop.state == "RETRY"
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
     shop.worker.drain()
     assert (shop.runs, shop.state, shop.result, shop.deferrals()) == (3, "SUCCESS", 2, [])
     assert [event.attempt for event in shop.seen if isinstance(event, Claimed)] == [1, 1, 1]
@@ -35,7 +35,7 @@ def test_the_key_is_free_when_a_retry_is_published(shop: Shop, monkeypatch: pyte
     send = shop.app.amqp.send_task_message
 
     def look(*args: Any, **options: Any) -> Any:
-        held.append([record.in_progress_expiration for record in shop.store.records()])
+        held.append([record.free for record in shop.store.records()])
         return send(*args, **options)
 
     def body(task: Any) -> None:
@@ -45,7 +45,7 @@ def test_the_key_is_free_when_a_retry_is_published(shop: Shop, monkeypatch: pyte
     shop.publish()
     monkeypatch.setattr(shop.app.amqp, "send_task_message", look)
     shop.worker.run_next()
-    assert held == [[0]]
+    assert held == [[True]]
     shop.worker.take().ack()
 
 
@@ -89,7 +89,7 @@ def test_a_retry_without_a_broker_goes_back_to_its_queue(shop: Shop) -> None:
     shop.publish(connection=shop.worker.connection)
     shop.worker.run_next()
     assert shop.worker.waiting() == 1
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
     shop.worker.take().ack()
 
 
@@ -102,7 +102,7 @@ def test_a_retry_that_cannot_be_written_fails(shop: Shop) -> None:
     shop.sells(body)
     shop.deliver()
     assert shop.worker.waiting() == 0
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
 
 
 def test_a_retry_past_its_limit_is_a_failure(shop: Shop) -> None:
@@ -146,7 +146,7 @@ def test_reject_without_requeue_releases(shop: Shop) -> None:
     shop.sells(raising(Reject("never")))
     shop.deliver()
     assert shop.worker.waiting() == 0
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
 
 
 def test_a_replacement_carries_the_task_id_on(shop: Shop) -> None:
@@ -163,7 +163,7 @@ def test_a_replacement_carries_the_task_id_on(shop: Shop) -> None:
     shop.publish()
     assert shop.worker.drain() == 2
     assert (shop.state, shop.result) == ("SUCCESS", "17 paid")
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
 
 
 def test_a_replacement_by_itself_does_not_meet_its_own_claim(shop: Shop) -> None:
@@ -179,7 +179,7 @@ def test_a_soft_time_limit_in_the_body_fails_and_releases(shop: Shop) -> None:
     shop.sells(raising(SoftTimeLimitExceeded()))
     shop.deliver()
     assert isinstance(shop.result, SoftTimeLimitExceeded)
-    assert shop.record.in_progress_expiration == 0
+    assert shop.record.free
 
 
 def test_a_soft_time_limit_before_the_body_defers(shop: Shop) -> None:

@@ -50,7 +50,12 @@ def declare(app: Celery, arena: Arena, charge: Charge) -> None:
     @app.task(name=arena.task_name, bind=True, shared=False, max_retries=None, **REDELIVERED)
     def run(self: Any, key: str, seconds: float, effect_seconds: float) -> str:
         try:
-            return guarded()(task=self, order={"key": key}, seconds=seconds, effect_seconds=effect_seconds)
+            guard = guarded()
+        except Exception as error:
+            # Credentials that cannot be had when the client is made: whatever botocore makes of the answer.
+            raise self.retry(exc=error, countdown=RETRY_SECONDS) from error
+        try:
+            return guard(task=self, order={"key": key}, seconds=seconds, effect_seconds=effect_seconds)
         except (IdempotencyAlreadyInProgressError, IdempotencyPersistenceLayerError) as error:
             # Without a retry a duplicate of a running key would fail and be acknowledged, and so would any delivery
             # while the table does not answer.

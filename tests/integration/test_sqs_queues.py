@@ -1,0 +1,174 @@
+"""Queues of SQS that somebody else has made, with limits of their own: a waiting duplicate is no dead letter."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from idempotent_tasks.checks import Surroundings
+from idempotent_tasks.checks.queues import check_queue_limits
+from tests.conftest import FAKE_AWS
+from tests.integration.conftest import MakeRig
+from tests.support import brokers
+from tests.support.brokers import Broker
+from tests.support.rig import Rig
+from tests.support.waiting import wait_for
+from tests.support.wire import Wire, answer, wire_to
+
+BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
+#: Seconds: every delivery is over long before, and every wait of 30 s would be too long.
+VISIBILITY_SECONDS = 4
+COUNTS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+
+
+@pytest.fixture
+def sqs_wire(ministack: str) -> Iterator[Wire]:
+    """A proxy in front of SQS, which can refuse what a worker has no permission for."""
+    with wire_to(ministack) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def broker(sqs_wire: Wire) -> Broker:
+    """SQS behind the proxy; the app says no visibility timeout, as where the queue has one."""
+    found = brokers.sqs(sqs_wire.endpoint)
+    return Broker(
+        found.name, found.url, {k: v for k, v in found.transport_options.items() if k != "visibility_timeout"}
+    )
+
+
+@dataclass
+class Queues:
+    """A queue, and one that has its dead letters."""
+
+    client: Any
+    name: str
+    url: str
+    dead_url: str
+
+    def dead_letters(self) -> int:
+        """Return how many there are."""
+        found = self.client.get_queue_attributes(QueueUrl=self.dead_url, AttributeNames=COUNTS)["Attributes"]
+        return sum(int(each) for each in found.values())
+
+
+@pytest.fixture(params=["", ".fifo"], ids=["standard", "fifo"])
+def queues(request: pytest.FixtureRequest, ministack: str) -> Iterator[Queues]:
+    """Queues as Terraform makes them: three receives, and a short visibility timeout."""
+    client = boto3.client(
+        "sqs",
+        endpoint_url=ministack,
+        region_name="us-east-1",
+        aws_access_key_id=FAKE_AWS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=FAKE_AWS["AWS_SECRET_ACCESS_KEY"],
+    )
+    name = f"test-{uuid4().hex[:12]}"
+    kind = {"FifoQueue": "true"} if request.param else {}
+    dead_url = client.create_queue(QueueName=f"{name}-dead{request.param}", Attributes=kind)["QueueUrl"]
+    arn = client.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "3"})
+    attributes = {"VisibilityTimeout": str(VISIBILITY_SECONDS), "RedrivePolicy": redrive, **kind}
+    url = client.create_queue(QueueName=f"{name}{request.param}", Attributes=attributes)["QueueUrl"]
+    yield Queues(client, f"{name}{request.param}", url, dead_url)
+    client.delete_queue(QueueUrl=url)
+    client.delete_queue(QueueUrl=dead_url)
+    client.close()
+
+
+def rig_on(make_guarded: MakeRig, queues: Queues, **tasks: Any) -> Rig:
+    """Return a rig on the predefined queue."""
+    return make_guarded(
+        queue_name=queues.name,
+        transport={"predefined_queues": {queues.name: {"url": queues.url}}},
+        tasks={"charge": BY_ORDER, **tasks},
+    )
+
+
+def group_of(order: str) -> dict[str, Any]:
+    """Return the properties that keep one FIFO group from holding up another."""
+    return {"MessageGroupId": order}
+
+
+def test_a_duplicate_waits_within_the_queues_own_visibility_timeout(make_guarded: MakeRig, queues: Queues) -> None:
+    """No copy is held so long that SQS delivers it again, and none becomes a dead letter."""
+    rig = rig_on(make_guarded, queues)
+    rig.journal.shut("before-effect")
+    for _ in range(2):
+        rig.start_worker()
+    original = rig.send("charge", "ord-1", 17, **group_of("one"))
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17, **group_of("two"))
+    rig.journal.wait_for("Deferred", 60.0, times=5, id=duplicate.id)
+    rig.journal.open("before-effect")
+    assert rig.result(duplicate) == rig.result(original) == 17
+    assert rig.journal.count("effect") == 1
+    assert {each["receive_count"] for each in rig.journal.entries("received", id=duplicate.id)} == {"1"}
+    assert all(each["countdown_seconds"] <= VISIBILITY_SECONDS / 2 for each in rig.journal.entries("Deferred"))
+    assert queues.dead_letters() == 0
+
+
+def test_what_sqs_keeps_beside_a_message_survives(make_guarded: MakeRig, queues: Queues) -> None:
+    """The group and the attributes of a copy are those of the message; its deduplication id is not."""
+    rig = rig_on(make_guarded, queues)
+    rig.journal.shut("before-effect")
+    rig.start_worker(1)
+    rig.send("charge", "ord-1", 17, **group_of("one"))
+    rig.journal.wait_for("at-gate")
+    rig.start_worker(1, transport_options={**rig.config.transport_options, "fetch_message_attributes": WITH_ATTRIBUTES})
+    attributes = {"tenant": {"DataType": "String", "StringValue": "acme"}}
+    more = {"MessageDeduplicationId": "dedup-1"} if queues.name.endswith(".fifo") else {}
+    duplicate = rig.send("charge", "ord-1", 17, **group_of("two"), message_attributes=attributes, **more)
+    rig.journal.wait_for("Deferred", times=3, id=duplicate.id)
+    entries = rig.journal.entries("received", id=duplicate.id)
+    assert {each["group"] for each in entries} == {"two"}
+    assert {each["attributes"] for each in entries} == {"acme"}
+    rig.journal.open("before-effect")
+    assert rig.result(duplicate) == 17
+
+
+#: As kombu takes it, and asks SQS for it.
+WITH_ATTRIBUTES = {
+    "MessageSystemAttributeNames": ["ApproximateReceiveCount", "MessageGroupId"],
+    "MessageAttributeNames": ["tenant"],
+}
+
+
+@pytest.mark.parametrize("refused", [{"SendMessage"}, {"SendMessage", "GetQueueAttributes"}], ids=["send", "and-ask"])
+def test_a_worker_that_may_not_send_makes_no_dead_letters(
+    make_guarded: MakeRig, queues: Queues, sqs_wire: Wire, refused: set[str]
+) -> None:
+    """The original stays hidden, longer each time, and to the end of the claim before it would be a dead letter."""
+    rig = rig_on(make_guarded, queues, charge={"time_limit": 120, "idempotency": {"key": "order", "lease": 6}})
+    rig.journal.shut("before-effect")
+    for _ in range(2):
+        rig.start_worker()
+    original = rig.send("charge", "ord-1", 17, **group_of("one"))
+    rig.journal.wait_for("at-gate")
+    duplicate = rig.send("charge", "ord-1", 17, **group_of("two"))
+    rig.journal.wait_for("begun", id=duplicate.id)
+    sqs_wire.clear()
+    sqs_wire.break_when(lambda operation, _: operation in refused, answer(403, "AccessDeniedException"))
+    deliveries = rig.journal.count("received", id=duplicate.id)
+    wait_for(lambda: sqs_wire.operations().count("ChangeMessageVisibility") >= 1, 20.0, "it was not hidden")
+    rig.journal.open("before-effect")
+    assert rig.result(original) == 17
+    assert rig.result(duplicate) == 17
+    assert rig.journal.count("received", id=duplicate.id) <= deliveries + 3
+    assert rig.journal.count("effect") == 1
+    assert queues.dead_letters() == 0
+
+
+def test_the_checks_ask_the_queue(make_guarded: MakeRig, queues: Queues, sqs_wire: Wire) -> None:
+    """Its own visibility timeout is held against the time limits, and a refusal is a finding."""
+    rig = rig_on(make_guarded, queues)
+    surroundings = Surroundings.of_app(rig.app, "celery.concurrency.prefork")
+    (finding,) = check_queue_limits(surroundings)
+    assert finding.code == "visibility-below-time-limit"
+    assert (queues.name in finding.what, "120 s" in finding.what) == (True, True)
+    sqs_wire.break_when(lambda operation, _: operation == "GetQueueAttributes", answer(403, "AccessDeniedException"))
+    (finding,) = check_queue_limits(surroundings)
+    assert finding.code == "queue-limits-unknown"
