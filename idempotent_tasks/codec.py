@@ -1,16 +1,18 @@
 """A result to text or bytes under a codec's name, and back.
 
-JSON as Celery writes it, so that a replay equals the result; compressed where it is long.  A codec's name says all that
-a reader must know, and a reader that does not know the name refuses.
+JSON as Celery writes it, or what the app's own serializer writes, so that a replay equals the result; compressed where
+it is long.  A codec's name says all that a reader must know, and a reader that does not know the name refuses.
 """
 
 import json as plain_json
 import pickle
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from kombu import serialization
+from kombu.exceptions import DecodeError, EncodeError
 from kombu.utils import json
 
 from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
@@ -30,6 +32,7 @@ __all__ = [
     "compressed",
     "decode_result",
     "encode_result",
+    "is_codec",
     "loads",
     "size_of",
     "text_of",
@@ -46,7 +49,7 @@ POWERTOOLS: Final = "powertools"
 NONE: Final = "none"
 #: Follows the name of the codec whose data was compressed (:rfc:`1950`).
 COMPRESSED: Final = "+zlib"
-#: What a task may ask for.
+#: What a task may ask for, beside the name of any other serializer that kombu knows (``kombu.serialization``).
 CODECS: Final = (JSON, PICKLE)
 
 #: Shorter data stays as it is, in bytes: a person can read it, and it costs a unit or two.
@@ -66,25 +69,32 @@ _WRITERS: Final[Mapping[str, Callable[[Any], str | bytes]]] = {
 Interrupts = tuple[type[BaseException], ...]
 
 
+def is_codec(name: object) -> bool:
+    """Return whether results can be written under a name: one of `CODECS`, or a serializer that kombu knows."""
+    return name in CODECS or (isinstance(name, str) and name in serialization.registry.name_to_type)
+
+
 def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
     """Return a body's result as an outcome; one of more than `MAX_RESULT_BYTES` without its data.
 
     Args:
         value: what the body returned.
-        codec: one of `CODECS`, or `POWERTOOLS`, whose data stays as it is.
+        codec: a name that `is_codec`, or `POWERTOOLS`, whose data stays as it is.
         interrupts: exceptions that something outside raises into this thread; they are no fault of the value's.
 
     Raises:
         ResultEncodingError: the value cannot be written so.
     """
     try:
-        data = _WRITERS[codec](value)
+        data = _WRITERS[codec](value) if codec in _WRITERS else _dumps_as(codec, value)
     except interrupts:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the forms of the user's own types raise
         # The error's own text may quote the result.
         kind = type(value).__qualname__
-        remedy = "have it picklable" if codec == PICKLE else "return JSON types, or register_type() its own"
+        remedy = {JSON: "return JSON types, or register_type() its own", PICKLE: "have it picklable"}.get(
+            codec, f"return what {codec} can write"
+        )
         msg = (
             f"the body succeeded, but its result of type {kind} cannot be written as {codec.upper()} "
             f"({type(error).__name__}); {remedy}, or return None"
@@ -117,7 +127,9 @@ def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
-def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: Interrupts = ()) -> Any:
+def decode_result(
+    record: Record, *, accepts_pickle: bool = False, accepted: Collection[str] = (), interrupts: Interrupts = ()
+) -> Any:
     """Return the result in a completed record.
 
     A record without a codec's name was written by Powertools, as JSON text.
@@ -125,6 +137,7 @@ def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: I
     Args:
         record: the record, with its data in it.
         accepts_pickle: whether what only running code can read may be read.
+        accepted: the names of further serializers of kombu's that the app accepts.
         interrupts: as for `encode_result`.
 
     Raises:
@@ -136,18 +149,14 @@ def decode_result(record: Record, *, accepts_pickle: bool = False, interrupts: I
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
-    if codec not in _WRITERS:
-        raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
-    if codec == PICKLE and not accepts_pickle:
-        why = "its result was stored as pickle, which this app does not accept; see accept_content"
-        raise _unavailable(record, why)
+    _check_readable(record, codec, {*accepted, PICKLE} if accepts_pickle else accepted)
     if record.data is None and record.codec in (JSON, None):
         return None
     try:
         data = text_of(record)
         if codec == PICKLE:
             return pickle.loads(as_bytes(data))  # noqa: S301 - accepted by the app
-        return loads(data) if codec == JSON else plain_json.loads(data)
+        return _loads_as(codec, data)
     except interrupts:
         raise
     except _UnreadableError as error:
@@ -180,6 +189,38 @@ def text_of(record: Record) -> str | bytes:
 def loads(data: str | bytes) -> Any:
     """Read JSON as Celery does; raises what reading raises."""
     return json.loads(data, object_hook=_made)
+
+
+def _dumps_as(codec: str, value: Any) -> str | bytes:
+    try:
+        data: str | bytes = serialization.dumps(value, codec)[2]
+    except EncodeError as error:
+        raise (error.__context__ or error) from None
+    return data
+
+
+def _check_readable(record: Record, codec: str, accepted: Collection[str]) -> None:
+    if codec not in _WRITERS and not is_codec(codec):
+        raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
+    if codec not in (JSON, POWERTOOLS, *accepted):
+        why = f"its result was stored as {codec}, which this app does not accept; see accept_content"
+        raise _unavailable(record, why)
+
+
+def _loads_as(codec: str, data: str | bytes) -> Any:
+    if codec == JSON:
+        return loads(data)
+    if codec == POWERTOOLS:
+        return plain_json.loads(data)
+    content_type = serialization.registry.name_to_type[codec]
+    encoding = serialization.registry._encoders[codec].content_encoding  # noqa: SLF001 - else only with a message
+    # As it was written: compressed text is bytes.
+    data = data.decode() if isinstance(data, bytes) and encoding == "utf-8" else data
+    try:
+        return serialization.loads(data, content_type, encoding, accept=[content_type])
+    except DecodeError as error:
+        # kombu wraps whatever is raised meanwhile, an interrupt from outside too.
+        raise (error.__context__ or error) from None
 
 
 class _UnreadableError(ValueError):

@@ -30,4 +30,5 @@ def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, n
         completed_at=int(now * 1000),
         codec=outcome.codec,
         error=outcome.error,
+        continuation=outcome.continuation,
     )

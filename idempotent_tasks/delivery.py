@@ -4,7 +4,7 @@ Nothing else reads the request's bag of attributes; nothing here imports Celery.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -21,8 +21,13 @@ __all__ = [
     "UNSEEN_HEADER",
     "WATCHER_ENTRY",
     "Delivery",
+    "OwnerToken",
     "ReceivedMessage",
+    "chord_with_key",
+    "explicit_key",
+    "id_text",
     "inherited_headers",
+    "is_grouped",
     "read_delivery",
 ]
 
@@ -84,6 +89,16 @@ class ReceivedMessage:
     returns: int = 0
 
 
+class OwnerToken(str):
+    """The owner token as the worker's parent process hands it over, which no message can carry.
+
+    What a publisher puts into a header of `OWNER_ENTRY`'s name is plain text: without a token of this type the request
+    has not been made by a `GuardedRequest`, and its other entries are not the parent's either.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
     """One delivery of one message to one worker."""
@@ -94,6 +109,8 @@ class Delivery:
     kwargs: Mapping[str, Any]
     #: The key that the caller gave to this call, unchecked.
     explicit_key: object = None
+    #: Whether it is one of a group's or chord's members, all of which a key may have been handed to.
+    grouped: bool = False
     #: How often the task was retried before.
     retries: int = 0
     #: How often this message was deferred before.
@@ -133,24 +150,67 @@ class Delivery:
 def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Delivery:
     """Read a Celery request (``celery.app.task.Context``)."""
     received = request.get(MESSAGE_ENTRY)
+    owner = request.get(OWNER_ENTRY)
+    from_parent = isinstance(owner, OwnerToken)
     delivery = Delivery(
         task=task,
-        task_id=request.id,
+        task_id=id_text(request.id),
         args=args,
         kwargs=kwargs,
         explicit_key=_header(request, KEY_HEADER),
+        grouped=is_grouped(request.group, request.chain),
         retries=request.retries or 0,
         deferrals=_count(_header(request, DEFERRALS_HEADER)),
         unseen=_tokens(_header(request, UNSEEN_HEADER)),
-        hard_limit_seconds=request.get(HARD_LIMIT_ENTRY),
-        owner=request.get(OWNER_ENTRY),
-        watcher=request.get(WATCHER_ENTRY),
+        hard_limit_seconds=request.get(HARD_LIMIT_ENTRY) if from_parent else None,
+        owner=str(owner) if from_parent else None,
+        watcher=request.get(WATCHER_ENTRY) if from_parent else None,
         worker=request.hostname or "",
-        eager=bool(request.is_eager),
+        eager=bool(request.is_eager) and not from_parent,
         # A message's own header of this name is never one.
         received=received if isinstance(received, ReceivedMessage) else None,
     )
     return replace(delivery, copy=_token(_header(request, COPY_HEADER), delivery.message))
+
+
+def id_text(task_id: Any) -> str:
+    """Return a task id as text: publishers give a ``uuid.UUID``, a number or bytes too."""
+    return task_id.decode(errors="replace") if isinstance(task_id, bytes) else str(task_id)
+
+
+def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
+    """Return whether a task is a member of a group or chord, or the first step of a chain that is one.
+
+    Args:
+        group_id: the group of the task itself.
+        chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
+    """
+    return bool(group_id) or any(options.get("group_id") for options in _options(chain))
+
+
+def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
+    """Return the body of a chord that has a member's own explicit key, because the key was given to the whole chord.
+
+    Args:
+        key: the member's, or None.
+        chord: the body that waits for the task itself, or None.
+        chain: the signatures that follow it; the last step of a chain that is a member has the body.
+    """
+    if key is None:
+        return None
+    bodies = [body for body in (chord, *(options.get("chord") for options in _options(chain))) if body]
+    return next((body for body in bodies if key in map(explicit_key, _options([body]))), None)
+
+
+def explicit_key(options: Mapping[str, Any]) -> Any:
+    """Return the key among the options of a call or a signature, however it was given; None where there is none."""
+    return options.get(KEY_HEADER) or (options.get("headers") or {}).get(KEY_HEADER)
+
+
+def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:
+    """Return the options of each signature; none of what a message has in the place of one."""
+    found = (each.get("options") for each in signatures or () if isinstance(each, Mapping))
+    return [options for options in found if isinstance(options, Mapping)]
 
 
 def inherited_headers(request: Any, headers: Mapping[str, Any]) -> dict[str, Any]:

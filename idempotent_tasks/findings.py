@@ -9,6 +9,7 @@ __all__ = ["WHY", "Finding"]
 WHY: Final = {
     "acks-late-off": "the message is acknowledged before the body runs: a worker that dies takes the only copy along",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
+    "request-class-replaced": "nobody releases the claim of a process that dies: redeliveries wait until it expires",
     "transport-never-redelivers": "a message whose worker dies is lost, and no guard can bring it back",
     "visibility-below-time-limit": "the broker delivers a message again while its body runs; each such delivery is "
     "deferred, which costs requests and messages until the body ends",

@@ -4,9 +4,9 @@ No Celery and no DynamoDB here.  What a verdict means for the message is `idempo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -19,6 +19,7 @@ from idempotent_tasks.errors import (
     PayloadMismatchError,
     RecordExistsError,
     ResultEncodingError,
+    ResultUnavailableError,
     StoreError,
     StoreUnavailableError,
 )
@@ -83,6 +84,8 @@ class Guard:
     holder_has_ended: Callable[[Record], bool] = lambda _: False
     #: For how many seconds the process that stored an outcome may yet be sending what follows this delivery.
     sending_for: Callable[[Record], float] = lambda _: 0.0
+    #: Returns what follows the task, where the body has changed that since it began; None otherwise.
+    changed_continuation: Callable[[], str | None] = lambda: None
     #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
     #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
@@ -90,6 +93,9 @@ class Guard:
     #: As in `Outcomes`.
     results: ResultStore | None = None
     accepts_pickle: bool = False
+    accepted: Collection[str] = ()
+    #: Returns whether nobody gets the result: one that cannot be stored, or read, is no error then.
+    result_ignored: Callable[[], bool] = lambda: False
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
     time_left: Callable[[], float] = lambda: math.inf
@@ -207,10 +213,17 @@ class Guard:
         return final and not run.handed_over
 
     def _let_go(self, run: ActiveRun, error: BaseException) -> None:
-        ends = isinstance(error, PROCESS_ENDS)
         # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
-        if not (ends and self.watched):
-            run.hand_over(type(error).__name__, crashed=ends)
+        if not (isinstance(error, PROCESS_ENDS) and self.watched):
+            run.hand_over(type(error).__name__, crashed=self._is_crash(error))
+
+    def _is_crash(self, error: BaseException) -> bool:
+        if isinstance(error, Exception):
+            return isinstance(error, MemoryError)
+        # But in the prefork pool, whose processes are watched, Celery takes what is no Exception for a lost worker. A
+        # greenlet is ended from outside, by a revoke; its exception's type is in a package that may not be there.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        return not self.watched and not kinds & {GeneratorExit.__name__, "GreenletExit"}
 
     def _refuse_crash_loop(self, claim: Claim) -> None:
         crashes = claim.attempt - 1
@@ -231,6 +244,7 @@ class Guard:
             policy=self.policy,
             results=self.results,
             accepts_pickle=self.accepts_pickle,
+            accepted=self.accepted,
             recall=self.recall,
             interrupts=self.interrupts,
             never_final=self.never_final,
@@ -242,7 +256,7 @@ class Guard:
             outcome = self._outcomes.of_result(value, run.claim)
         except ResultEncodingError as error:
             verdict = self._commit(run, unreplayable(error.message), Returned(value))
-            if isinstance(verdict, Returned):
+            if isinstance(verdict, Returned) and not self.result_ignored():
                 raise ResultEncodingError(error.message, run.claim.request.task, run.key) from None
             return verdict
         return self._commit(run, outcome, Returned(value))
@@ -254,6 +268,7 @@ class Guard:
     def _commit(self, run: ActiveRun, outcome: Outcome, verdict: Returned | Failed) -> Verdict:
         """Store an outcome, and return the run's own verdict, or the one on the outcome that counts instead."""
         claim, run.ending = run.claim, True
+        outcome = replace(outcome, continuation=self.changed_continuation())
         try:
             answer = self._until_stored(run, outcome)
         except Exception as error:
@@ -277,7 +292,7 @@ class Guard:
             replayable=outcome.codec != NONE,
             seconds=round(self.store.clock.now() - run.began_at, 3),
         )
-        if outcome.codec == NONE:
+        if outcome.codec == NONE and not self.result_ignored():
             self._tell(events.Unreplayable, claim.request, reason=outcome.error or "")
         return verdict
 
@@ -330,22 +345,32 @@ class Guard:
 
     def _replay(self, request: ClaimRequest, record: Record) -> Verdict:
         dispatched = request.task_id in record.dispatched
+        # Another task id has a continuation of its own, which its message says.
+        continuation = record.continuation if request.task_id == record.task_id else None
         verdict: Replayed | Failed
         try:
             if record.status is Status.FAILED:
-                verdict = Failed(self._outcomes.failure(record), dispatched)
+                verdict = Failed(self._outcomes.failure(record), dispatched, continuation, replayed=True)
             else:
-                verdict = Replayed(self._outcomes.result(record), dispatched)
+                verdict = Replayed(self._result(record), dispatched, continuation)
         except StoreError as error:
             return Unreadable(error)
         except self.interrupts as error:
             return Interrupted(error)
         if isinstance(verdict, Replayed):
-            verdict = Replayed(self._outcomes.as_wished(verdict.value, record), dispatched)
+            verdict = replace(verdict, value=self._outcomes.as_wished(verdict.value, record))
         completed = record.completed_at
         age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
         self._tell(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)
         return verdict
+
+    def _result(self, record: Record) -> Any:
+        try:
+            return self._outcomes.result(record)
+        except ResultUnavailableError:
+            if self.result_ignored():
+                return None
+            raise
 
     def _release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> None:
         """Free a key as well as the store allows; each end of a run is told, so that who counts claims misses none."""

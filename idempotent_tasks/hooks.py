@@ -1,11 +1,13 @@
-"""Worker signals: what is remembered, checked and refused before a worker takes its first message."""
+"""Celery's signals: what a worker remembers, checks and refuses when it starts, and the keys of calls by name."""
 
 import logging
 import os
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+from celery import current_app
 from celery.concurrency import get_implementation
 from celery.signals import (
+    before_task_publish,
     celeryd_after_setup,
     task_failure,
     task_revoked,
@@ -16,13 +18,16 @@ from celery.signals import (
 
 from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.delivery import KEY_HEADER
+from idempotent_tasks.errors import ConfigurationError, IdempotencyError
+from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = [
+    "carry_key",
     "check_command_line_worker",
     "check_embedded_worker",
     "check_worker",
@@ -32,6 +37,55 @@ __all__ = [
 ]
 
 logger = logging.getLogger("idempotent_tasks")
+
+#: The option of ``apply_async``, ``send_task`` and signatures.
+_KEY_OPTION: Final = "idempotency_key"
+
+
+class _Refusal:
+    """What refuses a message: kombu works out its expiry before it is sent (``kombu.Producer.publish``).
+
+    Celery logs what a receiver of its signal raises, and publishes all the same.
+    """
+
+    def __init__(self, error: IdempotencyError) -> None:
+        self._error = error
+
+    def __mul__(self, _: object) -> NoReturn:
+        raise self._error
+
+
+@before_task_publish.connect(weak=False, dispatch_uid="idempotent_tasks.carry_key")
+def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
+    """Put ``idempotency_key=`` into the message of a call by name, which no task class has seen.
+
+    Celery puts options that it does not know among the message's properties (``celery.app.amqp.AMQP``): those of
+    ``send_task``, and of a signature whose task the publishing process does not have.  The publish raises what
+    `idempotent_tasks.keys.check_explicit_key` does, and `ConfigurationError` where the task is known here and is not
+    guarded.
+
+    Args:
+        sender: the task's name.
+        headers, properties: the message's.
+    """
+    key = properties.pop(_KEY_OPTION, None)
+    if key is None:
+        return
+    try:
+        headers[KEY_HEADER] = check_explicit_key(key, sender)
+        _refuse_unguarded(sender)
+    except IdempotencyError as error:
+        properties["expiration"] = _Refusal(error)
+
+
+def _refuse_unguarded(name: str) -> None:
+    # As `send_task` looks a task up: asking for `tasks` would finalise an app that is not yet.
+    task = current_app._tasks.get(name)  # noqa: SLF001
+    if task is not None and not isinstance(task, IdempotentTask):
+        msg = (
+            "idempotency_key= has no effect on a task that is not guarded; give it base=IdempotentTask, or drop the key"
+        )
+        raise ConfigurationError(msg, name)
 
 
 @worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.check_embedded_worker")
@@ -65,6 +119,9 @@ def check_worker(worker: Any) -> None:
     if not tasks:
         return
     remember_worker(worker)
+    for task in tasks:
+        # A framework that was initialised since may have given a class its own __call__.
+        type(task).keep_guard_outermost()
     try:
         settings, pool_cls = settings_of(worker.app), get_implementation(worker.pool_cls)
         _serve_metrics(settings, pool_cls)

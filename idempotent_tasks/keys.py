@@ -19,6 +19,7 @@ from idempotent_tasks.powertools import PowertoolsFunctions, digest, prepared
 __all__ = [
     "KeySource",
     "Selector",
+    "arguments_digest",
     "check_explicit_key",
     "check_prefix",
     "check_task_id",
@@ -232,6 +233,18 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
     else:
         value = delivery.task_id
     return f"{prefix}#{_digest(value, selector, delivery)}"
+
+
+def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:
+    """Return the digest of all of a delivery's arguments; raises as `record_key` does."""
+    try:
+        return _digest(_bound(signature, delivery), None, delivery)
+    except KeyEncodingError:
+        msg = (
+            "a member of a group or chord has an idempotency_key, and its arguments, which have no one written form, "
+            "cannot be compared with those of the other members; name with validate= what must not differ"
+        )
+        raise KeyEncodingError(msg, delivery.task) from None
 
 
 def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:

@@ -4,7 +4,7 @@ No Celery here: whoever can recall a result from elsewhere is given as a functio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -60,6 +60,8 @@ class Outcomes:
     results: ResultStore | None = None
     #: Whether the app reads pickle from its broker or result backend.
     accepts_pickle: bool = False
+    #: The names of further serializers that the app reads.
+    accepted: Collection[str] = ()
     #: Asks for the result of a record that has none; raises `StoreError` where the answer is not to be had for now.
     recall: Callable[[Record], Recalled | None] = lambda _: None
     #: Exceptions that something outside raises into this thread at any moment.
@@ -101,7 +103,9 @@ class Outcomes:
         if recalled is not None:
             return recalled.value
         whole = self._whole(record)
-        return decode_result(whole, accepts_pickle=self.accepts_pickle, interrupts=self.interrupts)
+        return decode_result(
+            whole, accepts_pickle=self.accepts_pickle, accepted=self.accepted, interrupts=self.interrupts
+        )
 
     def failure(self, record: Record) -> BaseException:
         """Return the exception of a failed record, or the `StoredFailureError` that says why it cannot be raised.

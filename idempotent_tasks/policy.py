@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
+from idempotent_tasks.codec import CODECS, JSON, is_codec
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import KeySource, Selector, check_prefix
 from idempotent_tasks.powertools import DEFAULT_HASH, HASHES
@@ -22,7 +23,6 @@ Duration = int | float | timedelta
 OnBusy = Literal["defer", "wait", "raise", "skip"]
 OnStoreError = Literal["defer", "raise", "run"]
 MissingKey = Literal["raise", "run"]
-ResultCodec = Literal["json", "pickle"]
 #: An exception's type, or its name as ``module:name``.
 FinalError = type[Exception] | str
 #: Takes the replayed result and its record and returns the result; or its name as ``module:name``.
@@ -33,7 +33,6 @@ _CHOICES: Final[dict[str, Any]] = {
     "on_busy": OnBusy,
     "on_store_error": OnStoreError,
     "missing_key": MissingKey,
-    "codec": ResultCodec,
     "at_publish": AtPublish,
 }
 #: What Powertools cannot read: it would take a failure for a success, and another codec's text for its own JSON.
@@ -54,7 +53,8 @@ class Idempotency:
         prefix: what keys of different tasks are kept apart by; the task's name by default.
         expires: how long an outcome is kept and replayed, in seconds.
         on_busy: what a delivery does whose key is running: ``defer`` publishes it again for later, ``wait`` waits
-            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it.
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it, unless a
+            link, a chain or a chord waits for it.
         wait_timeout: how long ``wait`` waits, in seconds.
         on_store_error: what a delivery does that cannot claim: ``defer``, ``raise`` the `StoreError`, or ``run``
             the body unguarded.
@@ -64,7 +64,8 @@ class Idempotency:
             whole time limit: a machine that vanishes is then recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
-        codec: how results are stored: ``json``, or ``pickle`` where the app accepts it.
+        codec: how results are stored: ``json``, or ``pickle`` or another of kombu's serializers, where the app accepts
+            it; by default as the app writes results and messages.
         store_failures: types of exceptions that are final: one of them, raised by the body, is stored as the key's
             outcome, and later deliveries raise it again; any other frees the key.
         on_replay: called with the result and the `Record` of each replay; returns the result.  What it raises is the
@@ -93,7 +94,7 @@ class Idempotency:
     lease: Duration | None = None
     grace: Duration = 5
     max_crashes: int = 5
-    codec: ResultCodec = "json"
+    codec: str = JSON
     store_failures: FinalError | Collection[FinalError] = ()
     on_replay: OnReplay | None = None
     at_publish: AtPublish = "send"
@@ -118,6 +119,7 @@ class Idempotency:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
+        _check_codec(self.codec)
         for name in ("expires", "wait_timeout", "grace", "reserve"):
             _check_seconds(name, getattr(self, name), positive=name in ("expires", "reserve"))
         for name in ("lease", "cache"):
@@ -228,6 +230,11 @@ class Idempotency:
 def seconds(duration: Duration) -> float:
     """Return a duration in seconds."""
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def _check_codec(codec: object) -> None:
+    if not is_codec(codec):
+        raise ConfigurationError(f"codec={codec!r} is not one of {CODECS}, nor another serializer that kombu knows")
 
 
 def _check_failure(kind: object) -> None:

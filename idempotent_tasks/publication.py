@@ -15,12 +15,14 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
-from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery
+from idempotent_tasks.clock import Clock
+from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
 from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.recall import is_revoked
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Mismatch, Record, Status
-from idempotent_tasks.reservation import reservation_owner, reservation_seconds
+from idempotent_tasks.reservation import is_reservation, reservation_owner, reservation_seconds
 from idempotent_tasks.retries import limited, persistently
 from idempotent_tasks.settings import Settings, settings_of
 
@@ -49,6 +51,10 @@ class Publication:
     request: ClaimRequest
     #: Whether something waits for this very message, so that no other can stand in for it.
     awaited: bool
+    #: Until when the message is of use, in epoch milliseconds by the store's clock; None for always.
+    wanted_until: int | None
+    #: Whether the caller asks for a result that the task does not keep by default.
+    wants_result: bool
     #: Whether a result that stands in for it becomes a child of the task whose body asks for it.
     add_to_parent: bool
 
@@ -98,20 +104,38 @@ class Publication:
             raise
 
     def _stand_in(self, holder: Record, publish: Callable[[], Any]) -> Any:
+        if not self._can_stand_in(holder):
+            return publish()
         if self.policy.at_publish == "raise":
             self._tell(events.Refused, holder_task_id=holder.task_id)
             state = "waits or runs" if holder.status is Status.INPROGRESS else "is done"
             msg = f"not published: task {holder.task_id or 'of another writer'} has this key and {state}"
             raise DuplicateError(msg, self.request.task, self.request.key, holder.task_id)
-        if holder.task_id is None:
-            # Another writer's record names no task whose result could be waited for; the delivery replays it.
-            return publish()
         self._tell(events.Joined, holder_task_id=holder.task_id)
         result = self.task.AsyncResult(holder.task_id)
         parent = self.task.app.current_worker_task
         if parent is not None and self.add_to_parent:
             parent.add_trail(result)
         return result
+
+    def _can_stand_in(self, holder: Record) -> bool:
+        """Return whether a publish that is joined, or refused, loses nothing that it would have had alone.
+
+        Otherwise it is published under its own id, and its delivery waits for the outcome, or runs.
+        """
+        waits = holder.status is Status.INPROGRESS
+        if self.policy.at_publish == "raise":
+            return not (waits and self._is_revoked(holder))
+        if holder.task_id is None or self.wants_result:
+            # Another writer's record names no task whose result could be waited for.
+            return False
+        until = holder.stands_in_until
+        if is_reservation(holder) and until is not None and (self.wanted_until is None or until < self.wanted_until):
+            return False
+        return not self._is_revoked(holder)
+
+    def _is_revoked(self, holder: Record) -> bool:
+        return holder.task_id is not None and is_revoked(self.task, holder.task_id)
 
     def _without_reservation(self, error: StoreError, publish: Callable[[], Any]) -> Any:
         if self.policy.on_store_error == "raise":
@@ -160,6 +184,7 @@ def publication_of(
     is_new = task_id is None and policy.key is None and KEY_HEADER not in headers
     if settings.disabled or is_new:
         return None
+    wants_result = options.get("ignore_result") is False and task.ignore_result
     options = {**task._get_exec_options(), **options}  # noqa: SLF001 - what apply_async itself starts from
     sent_args, sent_kwargs = _as_delivered(task, args, kwargs, options)
     delivery = Delivery(
@@ -168,6 +193,7 @@ def publication_of(
         args=sent_args,
         kwargs=sent_kwargs,
         explicit_key=headers.get(KEY_HEADER),
+        grouped=is_grouped(options.get("group_id"), options.get("chain")),
     )
     try:
         request = Reception(task=task, delivery=delivery, policy=policy, settings=settings).claim_request
@@ -175,11 +201,16 @@ def publication_of(
         if policy.missing_key == "raise":
             raise
         return None
+    wanted_until = _wanted_until(settings.store.clock, task.app, options)
+    # Nobody can wait for the result of a message that ignores it.
+    stands_in_until = 0 if options.get("ignore_result") and not task.ignore_result else wanted_until
     return Publication(
         task=task,
         policy=policy,
         settings=settings,
-        request=_reservation(request, task.app, policy, options),
+        request=replace(_reservation(request, task.app, policy, options), stands_in_until=stands_in_until),
+        wanted_until=wanted_until,
+        wants_result=wants_result,
         awaited=any(options.get(name) for name in AWAITED),
         add_to_parent=options.get("add_to_parent", True),
     )
@@ -191,6 +222,11 @@ def _reservation(request: ClaimRequest, app: Any, policy: Idempotency, options: 
     held = reservation_seconds(seconds(policy.reserve), delay, expires_in, seconds(policy.grace))
     # A producer may end when the broker has the message: that its process has ended says nothing.
     return replace(request, owner=reservation_owner(request.task_id), lease_seconds=held, process=None)
+
+
+def _wanted_until(clock: Clock, app: Any, options: Mapping[str, Any]) -> int | None:
+    expires_in = _seconds_until(app, options.get("expires"))
+    return None if expires_in is None else int((clock.now() + expires_in) * 1000)
 
 
 def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | None:

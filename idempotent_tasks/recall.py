@@ -1,16 +1,20 @@
-"""A result that is not in its record, from Celery's result backend, which may have it under the task's id."""
+"""What Celery's result backend knows of another run: a result that is not in its record, or that it was revoked."""
 
+import logging
 from typing import Any
 
 from celery import states
 from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
 
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.outcomes import Recalled
 from idempotent_tasks.records import Record
 
-__all__ = ["recalled"]
+__all__ = ["is_revoked", "recalled"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 
 def recalled(task: Any, record: Record) -> Recalled | None:
@@ -41,6 +45,21 @@ def recalled(task: Any, record: Record) -> Recalled | None:
     if meta.get("status") != states.SUCCESS or meta.get("name") not in (None, record.task):
         return None
     return Recalled(meta.get("result"))
+
+
+def is_revoked(task: Any, task_id: str) -> bool:
+    """Return whether a task is known to be revoked: by this worker, or in the result backend, if that can say so."""
+    if task_id in state.revoked:
+        return True
+    if task.app.conf.task_always_eager or not _is_readable(task.backend):
+        return False
+    try:
+        return bool(task.backend.get_task_meta(task_id, cache=False).get("status") == states.REVOKED)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception as error:  # noqa: BLE001 - what any backend's client raises
+        logger.warning("the result backend does not say whether task %s is revoked (%s)", task_id, type(error).__name__)
+        return False
 
 
 def _is_readable(backend: Any) -> bool:

@@ -27,11 +27,13 @@ from idempotent_tasks.errors import (
     IdempotencyError,
     InProgressError,
     MissingKeyError,
+    PayloadMismatchError,
+    ResultUnavailableError,
     StoreError,
 )
 from idempotent_tasks.guard import Guard
 from idempotent_tasks.keeper import Keeper, Term, term_of
-from idempotent_tasks.keys import check_prefix, check_task_id, payload_digest, record_key
+from idempotent_tasks.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
 from idempotent_tasks.liveness import current_process, has_ended
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import recalled
@@ -39,7 +41,7 @@ from idempotent_tasks.records import Busy, Claim, ClaimRequest, Lost, Record, St
 from idempotent_tasks.retries import limited, persistently
 from idempotent_tasks.settings import Settings
 from idempotent_tasks.stores import Store
-from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable
+from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict
 
 __all__ = ["NEVER_FINAL", "Reception", "UnguardedRun"]
 
@@ -149,14 +151,17 @@ class Reception:
             raise
 
     def _handle_claim(self, request: ClaimRequest, body: Body) -> Any:
-        match self._release_unseen(request) or self._guard().run(request, body):
+        match self._release_unseen(request) or self._verdict(request, body):
             case Returned(value):
                 self._prepare_what_follows(dispatched=False)
                 return value
-            case Replayed(value, dispatched):
+            case Replayed(value, dispatched, changed):
+                self._restore_what_follows(changed, dispatched=dispatched)
                 self._prepare_what_follows(dispatched=dispatched)
                 return value
-            case Failed(failure, dispatched):
+            case Failed(failure, dispatched, changed, replayed):
+                if replayed:
+                    self._restore_what_follows(changed, dispatched=dispatched)
                 self._prepare_what_follows(dispatched=dispatched, failed=True)
                 raise failure
             case Sending(left):
@@ -172,6 +177,22 @@ class Reception:
                 self._unseen.insert(0, request.owner)
                 raise self._deferred(None, type(interrupt).__name__) if self._is_deferrable else interrupt
 
+    def _verdict(self, request: ClaimRequest, body: Body) -> Verdict:
+        if not self.delivery.eager:
+            # A producer that does not know the tasks could not tell.
+            context = self.task.request
+            self.task.refuse_chords_key(self.delivery.explicit_key, context.chord, context.chain)
+        try:
+            return self._guard().run(request, self._body_with_memory(body))
+        except PayloadMismatchError as error:
+            if error.key != request.key or not self._has_shared_key:
+                raise
+            msg = (
+                "the key was used with other arguments: an idempotency_key given to a group or chord is handed to each "
+                "of its members, and names one call only; give each member its own, .set(idempotency_key=...)"
+            )
+            raise PayloadMismatchError(msg, request.task, request.key) from error
+
     @property
     def claim_request(self) -> ClaimRequest:
         """The claim that this delivery asks for; raises as `record_key` does."""
@@ -186,19 +207,32 @@ class Reception:
     def _request(self) -> ClaimRequest:
         delivery, policy, signature = self.delivery, self.policy, self.task.run_signature
         prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
-        validate = policy.validate_selector
         return ClaimRequest(
             key=record_key(delivery, prefix, policy.key_selector, signature),
             owner=delivery.owner or uuid4().hex,
             lease_seconds=self._term.lease_seconds,
             retention_seconds=seconds(policy.expires),
-            validation=None if validate is None else payload_digest(delivery, validate, signature),
+            validation=self._validation(),
             task=delivery.task,
             task_id=check_task_id(delivery.task_id, delivery.task),
             # Named on a command line, in bytes that need not be text; it is for people only.
             worker=delivery.worker.encode(errors="backslashreplace").decode(),
             process=current_process(delivery.watcher),
         )
+
+    def _validation(self) -> str | None:
+        validate = self.policy.validate_selector
+        if validate is not None:
+            return payload_digest(self.delivery, validate, self.task.run_signature)
+        return arguments_digest(self.delivery, self.task.run_signature) if self._has_shared_key else None
+
+    @property
+    def _has_shared_key(self) -> bool:
+        """Whether the key may have been handed to several calls: Celery gives a group's options to each member."""
+        delivery, policy = self.delivery, self.policy
+        # What Powertools wrote validates as Powertools does.
+        checked = policy.validate is not None or policy.powertools is not False
+        return delivery.explicit_key is not None and delivery.grouped and not checked
 
     def _guard(self) -> Guard:
         return Guard(
@@ -209,10 +243,13 @@ class Reception:
             watched=self.delivery.watcher is not None,
             holder_has_ended=lambda holder: has_ended(holder.process),
             sending_for=self._sending_for,
+            changed_continuation=self._changed_continuation,
             interrupts=(SoftTimeLimitExceeded,),
             never_final=NEVER_FINAL,
             results=self.settings.results,
             accepts_pickle=self.settings.accepts_pickle,
+            accepted=self.settings.accepted,
+            result_ignored=self._result_is_ignored,
             recall=lambda record: recalled(self.task, record),
             time_left=self._time_left,
         )
@@ -221,17 +258,29 @@ class Reception:
         """Return for how many seconds another copy of this delivery may yet be sending what follows it."""
         task_id = self.delivery.task_id
         sends = record.task_id == task_id and task_id not in record.dispatched
-        if not sends or record.completed_at is None or not self._is_followed(failed=record.status is Status.FAILED):
+        followed = self._is_followed(failed=record.status is Status.FAILED)
+        if record.continuation is not None:
+            followed = record.continuation != continuation.NOTHING and not self.delivery.eager
+        if not sends or record.completed_at is None or not followed:
             return 0.0
         left = record.completed_at / 1000 + SENDING_SECONDS - self.settings.store.clock.now()
         return left if left > 0 and not has_ended(record.process, and_watcher=False) else 0.0
 
     @property
     def _store(self) -> Store:
-        # Whether what follows a task was sent, no memory knows.
-        if continuation.follows(self.task.request):
+        # Whether what follows a task was sent, no memory knows; nor whether it succeeded or failed, before it is asked.
+        request = self.task.request
+        if continuation.follows(request) or continuation.follows(request, failed=True):
             return self.settings.store
         return self.settings.store_under(self.policy)
+
+    def _result_is_ignored(self) -> bool:
+        """Return whether nobody gets the result: Celery does not store it, and gives it to nothing that follows."""
+        request = self.task.request
+        # Every Context has the attribute; only a message that says so has it among its own.
+        of_call = vars(request).get("ignore_result")
+        ignored = self.task.ignore_result if of_call is None else of_call
+        return bool(ignored) and not continuation.follows(request)
 
     def _time_left(self) -> float:
         limit = self.delivery.hard_limit_seconds
@@ -258,12 +307,41 @@ class Reception:
         continuation.name_links(request, self.claim_request.key)
         continuation.tell_when_sent(request, self._note_dispatch)
 
+    def _restore_what_follows(self, changed: str | None, *, dispatched: bool) -> None:
+        """Let a replay be followed by what followed the run; nothing is sent again that is known to have been sent."""
+        if self.delivery.eager or dispatched:
+            return
+        try:
+            continuation.restore(self.task.request, changed)
+        except ResultUnavailableError as error:
+            raise ResultUnavailableError(error.message, self.delivery.task, self.claim_request.key) from error
+
+    def _body_with_memory(self, body: Body) -> Body:
+        """Return the body, before which what follows it is remembered."""
+
+        def remembering(run: ActiveRun | UnguardedRun) -> Any:
+            continuation.remember(self.task.request)
+            return body(run)
+
+        return body if self.delivery.eager else remembering
+
+    def _changed_continuation(self) -> str | None:
+        changed = None if self.delivery.eager else continuation.changed(self.task.request)
+        if changed == continuation.UNRECORDED:
+            logger.warning(
+                "%s[%s]: the body has changed what follows, and that has no JSON form or is too long for the record; "
+                "a redelivery that does not know whether it was sent will fail",
+                self.delivery.task,
+                self.delivery.task_id,
+            )
+        return changed
+
     def _is_followed(self, *, failed: bool) -> bool:
         # An eager call is never delivered again, and its signatures are the caller's own objects.
         return not self.delivery.eager and continuation.follows(self.task.request, failed=failed)
 
     def _busy(self, holder: Record) -> Exception:
-        if self.policy.on_busy == "skip":
+        if self.policy.on_busy == "skip" and not self._is_followed(failed=False):
             self._tell(events.Skipped)
             return Ignore()
         if self.policy.on_busy == "raise" or not self._is_deferrable:

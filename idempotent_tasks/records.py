@@ -73,6 +73,9 @@ class ClaimRequest:
     task: str = ""
     task_id: str = ""
     worker: str = ""
+    #: Of a reservation: until when its message may stand in for another publish of the key, in epoch milliseconds by
+    #: the store's clock; None for always.
+    stands_in_until: int | None = None
     #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.liveness`.
     process: str | None = None
 
@@ -138,6 +141,8 @@ class Outcome:
     data: str | bytes | None
     #: Why there is no data, or the type of the stored failure.
     error: str | None = None
+    #: What follows the task, where its body has changed that (`idempotent_tasks.continuation`); None otherwise.
+    continuation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,11 +171,15 @@ class Record:
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
+    #: Of a reservation, as `ClaimRequest.stands_in_until`.
+    stands_in_until: int | None = None
     #: The process that claimed, as `ClaimRequest.process`.
     process: str | None = None
     #: For the token of each copy that met this claim and was published again: when its successor is due, in epoch
     #: milliseconds by the store's clock.  Older versions noted a small number for each delivery instead.
     deferred: Mapping[str, int] = field(default_factory=dict)
+    #: What follows the task that ran, as `Outcome.continuation`.
+    continuation: str | None = None
     #: The task ids whose continuation (links, chain, chord) is known to have been sent.
     dispatched: frozenset[str] = frozenset()
 

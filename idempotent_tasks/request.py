@@ -22,6 +22,7 @@ from idempotent_tasks.delivery import (
     MESSAGE_ENTRY,
     OWNER_ENTRY,
     WATCHER_ENTRY,
+    OwnerToken,
     ReceivedMessage,
 )
 from idempotent_tasks.departed import Departed
@@ -125,7 +126,7 @@ class GuardedRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._request_dict[OWNER_ENTRY] = uuid4().hex
+        self._request_dict[OWNER_ENTRY] = OwnerToken(uuid4().hex)
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
         self._request_dict[MESSAGE_ENTRY] = self._received_message(decoded=kwargs.get("decoded", False))

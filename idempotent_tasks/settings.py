@@ -21,6 +21,7 @@ from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.spellings import (
     DISABLED_VARIABLE,
     PORT_VARIABLE,
+    accepted,
     accepts_pickle,
     check_mode,
     codes,
@@ -88,6 +89,8 @@ class Settings:
     results: ResultStore | None = None
     #: Whether the app reads pickle from its broker or its result backend.
     accepts_pickle: bool = False
+    #: The names of all serializers that it reads from there.
+    accepted: frozenset[str] = frozenset()
     #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
@@ -175,6 +178,7 @@ def _settings(app: Any, store: Store) -> Settings:
         defaults=defaults,
         results=results_of(app.conf.get("idempotency_results_bucket")),
         accepts_pickle=accepts_pickle(app.conf),
+        accepted=accepted(app.conf),
         checks=check_mode(app.conf.get("idempotency_checks")),
         silenced_checks=codes(app.conf.get("idempotency_silenced_checks")),
         disabled=switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),

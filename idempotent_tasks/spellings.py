@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from kombu.serialization import prepare_accept_content
+from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.imports import symbol_by_name
 
+from idempotent_tasks.codec import JSON, PICKLE
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, log_event
 from idempotent_tasks.findings import WHY
@@ -22,8 +23,10 @@ from idempotent_tasks.stores.s3_results import S3Results
 __all__ = [
     "DISABLED_VARIABLE",
     "PORT_VARIABLE",
+    "accepted",
     "accepts_pickle",
     "check_mode",
+    "codec_of",
     "codes",
     "endpoint",
     "observers_of",
@@ -59,6 +62,27 @@ def accepts_pickle(conf: Any) -> bool:
     """Return whether an app reads pickle from its broker or its result backend."""
     accepted = [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
     return PICKLE_CONTENT in prepare_accept_content(accepted)
+
+
+def accepted(conf: Any) -> frozenset[str]:
+    """Return the names of the serializers that an app reads from its broker or its result backend."""
+    types = prepare_accept_content([*(conf.accept_content or ()), *(conf.result_accept_content or ())])
+    return frozenset(name for name, content_type in registry.name_to_type.items() if content_type in types)
+
+
+def codec_of(conf: Any, serializer: str | None) -> str:
+    """Return how a task's results are stored so that a replay is what the first delivery gave.
+
+    That was written by the result backend's serializer for who waits for it, and by the messages' for the tasks that
+    follow.  pickle keeps what either does.
+
+    Args:
+        conf: the app's.
+        serializer: the task's own, which is the app's where it has none.
+    """
+    written = (conf.result_serializer, serializer or conf.task_serializer)
+    used = [name for name in written if name != JSON and name in accepted(conf)]
+    return PICKLE if PICKLE in used else next(iter(used), JSON)
 
 
 def switch(spelled: Any) -> bool:

@@ -1,7 +1,7 @@
 """`IdempotentTask`: the Celery task class whose body runs under a claim."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -11,21 +11,28 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.codec import PICKLE
-from idempotent_tasks.delivery import KEY_HEADER, inherited_headers, read_delivery
+from idempotent_tasks.codec import JSON, PICKLE
+from idempotent_tasks.delivery import (
+    KEY_HEADER,
+    chord_with_key,
+    explicit_key,
+    id_text,
+    inherited_headers,
+    read_delivery,
+)
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.publication import publication_of
 from idempotent_tasks.reception import NEVER_FINAL, Reception, UnguardedRun
+from idempotent_tasks.request_state import state_of
 from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.spellings import codec_of
 
 __all__ = ["IdempotentTask"]
 
-#: Marks a request as received: further calls of the task under it, by its body or its handlers, are plain calls.
-_RECEIVED: Final = "idempotency_received"
-#: Where a request holds the run of its body.
-_RUN: Final = "idempotency_run"
+#: Marks a ``__call__`` that has the guard decide; what wraps one with ``functools.wraps`` has the mark too.
+_GUARDING: Final = "__idempotency_guarding__"
 #: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
 _POSITIONAL: Final = ("producer", "link", "link_error", "shadow")
 #: The runs of the bodies around this point, by task, for other threads: Celery's requests are in the body's own only.
@@ -71,6 +78,23 @@ class IdempotentTask(Task):
         """Take ``idempotency`` from ``task_annotations`` too, which Celery applies when it binds a task."""
         super().on_bound(app)
         cls._adopt_policy()
+        cls.keep_guard_outermost()
+
+    @classmethod
+    def keep_guard_outermost(cls) -> None:
+        """Have the guard decide before any ``__call__`` that a subclass, or a class beside it, defines.
+
+        Such a method (an application context, a tracer) runs inside the guard instead, once for each run of the body.
+
+        Raises:
+            ConfigurationError: it is a coroutine function.
+        """
+        first = next(each for each in cls.__mro__ if "__call__" in vars(each))
+        called = vars(first)["__call__"]
+        if inspect.iscoroutinefunction(called):
+            raise ConfigurationError(f"{first.__qualname__}.__call__ is an async function, which Celery never awaits")
+        if first is not IdempotentTask and not hasattr(called, _GUARDING):
+            cls.__call__ = _guarding(called)  # type: ignore[method-assign]
 
     @classmethod
     def _adopt_policy(cls) -> None:
@@ -85,23 +109,36 @@ class IdempotentTask(Task):
         Another thread sees it too where it runs in the body's context, as in ``asyncio.to_thread()``.
         """
         request = self.request_stack.top
-        run = _runs.get().get(self) if request is None else vars(request).get(_RUN)
-        return run if isinstance(run, ActiveRun | UnguardedRun) else UnguardedRun()
+        run = _runs.get().get(self) if request is None else state_of(request).run
+        return UnguardedRun() if run is None else run
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""
         request = self.request_stack.top
         if request is None or request.called_directly:
             return super().__call__(*args, **kwargs)
-        if _RECEIVED in vars(request):
-            # Not super(): whether that sees this request or a new one depends on celery.app.trace's stack protection.
-            return self.run(*args, **kwargs)
-        setattr(request, _RECEIVED, True)
+        return self._guard(self._call_past_guard, request, args, kwargs)
+
+    def _call_past_guard(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body as the next class in the method resolution order that defines ``__call__`` does."""
+        classes = type(self).__mro__
+        following = classes[classes.index(IdempotentTask) + 1 :]
+        if next(each for each in following if "__call__" in vars(each)) is not Task:
+            return super().__call__(*args, **kwargs)
+        # Not Celery's own: whether that sees this request or a new one depends on celery.app.trace's stack protection.
+        return self.run(*args, **kwargs)
+
+    def _guard(self, call: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Handle a delivery once, with ``call`` as its body; further calls under its request only make the call."""
+        state = state_of(request)
+        if state.received:
+            return call(*args, **kwargs)
+        state.received = True
         settings = settings_of(self.app)
         if settings.disabled:
-            return self._run_body(UnguardedRun(), args, kwargs)
+            return self._run_body(UnguardedRun(), call, args, kwargs)
         reception = self._reception_under(settings, request, args, kwargs)
-        return reception.handle(lambda run: self._run_body(run, args, kwargs))
+        return reception.handle(lambda run: self._run_body(run, call, args, kwargs))
 
     def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:
         """Return what decides about a delivery.
@@ -129,7 +166,7 @@ class IdempotentTask(Task):
         self,
         args: Any = None,
         kwargs: Any = None,
-        task_id: str | None = None,
+        task_id: Any = None,
         *positional: Any,
         idempotency_key: str | None = None,
         **options: Any,
@@ -145,15 +182,19 @@ class IdempotentTask(Task):
             DuplicateError: the key has a task already, under ``at_publish="raise"``.
             PayloadMismatchError: it has one with another payload.
             StoreError: the store cannot be asked, under ``on_store_error="raise"``.
+            ConfigurationError: the key was given to a whole chord, whose body cannot have it.
         """
         self._with_key(options, idempotency_key)
         publish = super().apply_async
         request = self.request_stack.top
-        if request is not None and task_id is not None and task_id == request.id:
-            run = vars(request).get(_RUN)
+        task_id = None if task_id is None else id_text(task_id)
+        if request is not None and task_id is not None and task_id == id_text(request.id):
+            run = state_of(request).run
             if isinstance(run, ActiveRun):
                 run.hand_over("Retry")
             return publish(args, kwargs, task_id, *positional, **options)
+        # At the first member nothing is published yet; what is sent again, by a retry or a deferral, was before.
+        self.refuse_chords_key(explicit_key(options), options.get("chord"), options.get("chain"))
         given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
         publication = publication_of(self, args, kwargs, task_id, given)
         if publication is None:
@@ -183,7 +224,7 @@ class IdempotentTask(Task):
 
     def on_replace(self, sig: Any) -> Any:
         """Release the key, then publish what replaces this task (``celery.app.task.Task.replace``)."""
-        run = vars(self.request).get(_RUN)
+        run = state_of(self.request).run
         if isinstance(run, ActiveRun):
             run.hand_over("Replaced")
         return super().on_replace(sig)
@@ -210,6 +251,8 @@ class IdempotentTask(Task):
         """
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
+            if "codec" not in policy.given and policy.powertools is False:
+                policy = policy.over({"codec": codec_of(self.app.conf, self.serializer)})
             self._check(policy, settings)
             self._resolved = (settings, policy)
         return self._resolved[1]
@@ -221,9 +264,13 @@ class IdempotentTask(Task):
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
             )
             raise ConfigurationError(msg, self.name)
+        if policy.codec not in (JSON, *settings.accepted):
+            msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
+            raise ConfigurationError(msg, self.name)
         never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
         if never:
-            msg = f"store_failures has {never}, which are never final: they say what becomes of a message or a claim"
+            fate = "they say what becomes of a message, a claim or a process"
+            msg = f"store_failures has {never}, which are never final: {fate}"
             raise ConfigurationError(msg, self.name)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
@@ -231,12 +278,54 @@ class IdempotentTask(Task):
             key = check_explicit_key(idempotency_key, self.name)
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
-    def _run_body(self, run: ActiveRun | UnguardedRun, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        request = self.request
-        setattr(request, _RUN, run)
+    def refuse_chords_key(self, key: object, chord: Any, chain: Any) -> None:
+        """Refuse a member's key that was given to the whole chord, whose body cannot have it.
+
+        Celery hands the options of a chord to each member of its header and to its body.  Where the body is another
+        guarded task, or is not known here, it may have been given the member's key on purpose.
+
+        Args:
+            key, chord, chain: as for `idempotent_tasks.delivery.chord_with_key`.
+
+        Raises:
+            ConfigurationError: the body is this task too, or is not guarded.
+        """
+        body = chord_with_key(key, chord, chain)
+        # Not `tasks`, which would finalise an app that is not yet.
+        known = None if body is None else self.app._tasks.get(body.get("task"))  # noqa: SLF001
+        if known is not None and (known is self or not isinstance(known, IdempotentTask)):
+            msg = (
+                "idempotency_key was given to a whole chord, which hands it to each member and to the body, "
+                f"{known.name!r}; a key names one call: give each its own, .set(idempotency_key=...)"
+            )
+            raise ConfigurationError(msg, self.name)
+
+    def _run_body(
+        self,
+        run: ActiveRun | UnguardedRun,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        state = state_of(self.request)
+        state.run = run
         token = _runs.set({**_runs.get(), self: run})
         try:
-            return self.run(*args, **kwargs)
+            return call(*args, **kwargs)
         finally:
             _runs.reset(token)
-            delattr(request, _RUN)
+            state.run = None
+
+
+def _guarding(called: Any) -> Callable[..., Any]:
+    """Return a ``__call__`` that has the guard decide, and makes another class's ``__call__`` the body."""
+
+    def __call__(self: IdempotentTask, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it becomes the method
+        call = called.__get__(self, type(self)) if hasattr(called, "__get__") else called
+        request = self.request_stack.top
+        if request is None or request.called_directly:
+            return call(*args, **kwargs)
+        return self._guard(call, request, args, kwargs)
+
+    setattr(__call__, _GUARDING, True)
+    return __call__

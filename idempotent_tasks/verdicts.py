@@ -1,6 +1,6 @@
 """What became of a delivery at the guard."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from idempotent_tasks.errors import StoreError
@@ -23,6 +23,8 @@ class Replayed:
     value: Any
     #: Whether what follows the task was sent for this task id before.
     dispatched: bool = False
+    #: What follows the task instead of what its message says, where the body of this task id has changed that.
+    continuation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class Failed:
     error: BaseException
     #: As in `Replayed`.
     dispatched: bool = False
+    continuation: str | None = None
+    #: Whether the body failed in a run before.
+    replayed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

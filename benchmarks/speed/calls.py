@@ -16,7 +16,7 @@ from benchmarks.speed.guards import IN_PROGRESS_SECONDS, Order, charge, guarded_
 from benchmarks.speed.place import REGION
 from benchmarks.speed.stubbing import ENDPOINT, stub, stubbed
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery
+from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery, OwnerToken
 from idempotent_tasks.keys import Selector, payload_digest, record_key
 
 __all__ = ["CALLS", "Call", "guarded", "recorded_writes"]
@@ -50,7 +50,11 @@ def _delivering(task: Any) -> Call:
 
     def deliver() -> object:
         args = ({"id": f"ord-{next(numbers)}"},)
-        entries = {HARD_LIMIT_ENTRY: float(IN_PROGRESS_SECONDS), OWNER_ENTRY: uuid4().hex, WATCHER_ENTRY: os.getpid()}
+        entries = {
+            HARD_LIMIT_ENTRY: float(IN_PROGRESS_SECONDS),
+            OWNER_ENTRY: OwnerToken(uuid4().hex),
+            WATCHER_ENTRY: os.getpid(),
+        }
         # As the worker's parent process describes a delivery to its pool.
         task.push_request(
             id=uuid4().hex,

@@ -14,6 +14,7 @@ CHECKS: Final[tuple[Callable[[Surroundings], Iterator[Finding]], ...]] = (
     delivery.check_celery,
     delivery.check_transport,
     delivery.check_acknowledgements,
+    delivery.check_requests,
     delivery.check_visibility,
     delivery.check_prefetch,
     delivery.check_pool_limits,

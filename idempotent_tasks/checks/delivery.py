@@ -1,11 +1,14 @@
 """Checks of tasks and broker: whether a message comes back, once, when its worker dies."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
+
+from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.checks.surroundings import Surroundings
 from idempotent_tasks.findings import Finding
 from idempotent_tasks.policy import seconds
+from idempotent_tasks.request import GuardedRequest
 
 __all__ = [
     "check_acknowledgements",
@@ -14,6 +17,7 @@ __all__ = [
     "check_expiries",
     "check_pool_limits",
     "check_prefetch",
+    "check_requests",
     "check_transport",
     "check_visibility",
 ]
@@ -52,6 +56,18 @@ def check_acknowledgements(found: Surroundings) -> Iterator[Finding]:
             code="reject-on-worker-lost-off",
             what=f"{_names(lost)}: reject_on_worker_lost=False",
             remedy="drop reject_on_worker_lost=False there; IdempotentTask sets it to True",
+        )
+
+
+def check_requests(found: Surroundings) -> Iterator[Finding]:
+    """Find tasks whose ``Request`` class knows nothing of the claims of dead processes."""
+    foreign = [task for task in found.tasks if not issubclass(_request_class(task), GuardedRequest)]
+    if foreign:
+        kinds = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in map(_request_class, foreign)})
+        yield Finding(
+            code="request-class-replaced",
+            what=f"{_names([task.name for task in foreign])}: Request is {', '.join(kinds)}",
+            remedy="derive that class from idempotent_tasks.request.GuardedRequest",
         )
 
 
@@ -154,6 +170,11 @@ def check_delivery_limits(found: Surroundings) -> Iterator[Finding]:
                 what=f"queue {name!r} has x-delivery-limit {limit}, and a task has max_crashes={most}",
                 remedy=f'Queue({name!r}, queue_arguments={{"x-queue-type": "quorum", "x-delivery-limit": {most + 5}}})',
             )
+
+
+def _request_class(task: Any) -> type[Any]:
+    found: type[Any] = symbol_by_name(task.Request)
+    return found
 
 
 def _visibility_remedy(timeout: float) -> str:

@@ -15,12 +15,19 @@ __all__ = ["check_bucket", "check_pickle"]
 def check_pickle(found: Surroundings) -> Iterator[Finding]:
     """Find tasks whose results run code when they are read."""
     for task in found.tasks:
-        if found.policy(task).codec == PICKLE:
+        if task.idempotency_policy.given.get("codec") == PICKLE:
             yield Finding(
                 code="pickled-results",
                 what=f"task {task.name!r} has codec='pickle'",
                 remedy=f"drop codec='pickle' from {task.name!r}, and register_type() what JSON does not know",
             )
+    following = [task for task in found.tasks if "codec" not in task.idempotency_policy.given]
+    if any(found.policy(task).codec == PICKLE for task in following):
+        yield Finding(
+            code="pickled-results",
+            what="results are stored as pickle, as app.conf.idempotency_codec says, or else the app's own serializers",
+            remedy='app.conf.idempotency_codec = "json", and register_type() what JSON does not know',
+        )
 
 
 def check_bucket(found: Surroundings) -> Iterator[Finding]:

@@ -66,7 +66,12 @@ class OutcomeCache:
         return answer_refusal(record, request)
 
     def remember(self, record: Record, max_age: float) -> None:
-        """Keep an outcome until it expires, and for ``max_age`` seconds at most."""
+        """Keep an outcome until it expires, and for ``max_age`` seconds at most.
+
+        One whose body has changed what follows it is left out: whether that was sent already, no memory knows.
+        """
+        if record.continuation is not None:
+            return
         # What replays nothing is left out; names that all records of a task share are kept once.
         kept = replace(
             record,

@@ -29,14 +29,16 @@ BOOKKEEPING: Final = (
     "process",
     "claimed_at",
     "completed_at",
+    "stands_in_until",
     "codec",
     "error",
+    "continuation",
     "deferred",
     "dispatched",
 )
 
-_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error")
-_NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at")
+_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error", "continuation")
+_NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at", "stands_in_until")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,6 +191,7 @@ class Layout:
             attempt=reader.number("attempt") or 0,
             claimed_at=reader.number("claimed_at"),
             completed_at=reader.number("completed_at"),
+            stands_in_until=reader.number("stands_in_until"),
             deferred=reader.counts("deferred"),
             dispatched=reader.texts("dispatched"),
             **{role: reader.text(role) for role in _TEXTS},

@@ -47,10 +47,14 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
         # The notes of deferrals go into this map, which an update can only do where there is one.
         "deferred": {},
     }
-    optional = {"validation": request.validation, "process": request.process}
+    optional: dict[str, Value | None] = {
+        "validation": request.validation,
+        "process": request.process,
+        "stands_in_until": request.stands_in_until,
+    }
     return Update(
         values=values | _present(optional),
-        remove=("data", "codec", "completed_at", "error", "dispatched", *_absent(optional)),
+        remove=("data", "codec", "completed_at", "error", "continuation", "dispatched", *_absent(optional)),
         actions=(
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :tries",
@@ -79,8 +83,10 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
         "codec": outcome.codec,
     }
     optional = {"data": outcome.data, "error": outcome.error}
+    # The claim has removed what an outcome before it left.
+    followed = _present({"continuation": outcome.continuation})
     return Update(
-        values=values | _present(optional),
+        values=values | _present(optional) | followed,
         remove=("deferred", *_absent(optional)),
         condition=_HELD,
         operands=_held_operands(claim),

@@ -80,6 +80,7 @@ class MemoryStore:
                 data=outcome.data,
                 codec=outcome.codec,
                 error=outcome.error,
+                continuation=outcome.continuation,
                 attempt=0,
                 deferred={},
                 completed_at=int(now * 1000),
@@ -181,6 +182,7 @@ class MemoryStore:
             task_id=request.task_id,
             worker=request.worker,
             process=request.process,
+            stands_in_until=request.stands_in_until,
             claimed_at=int(now * 1000),
         )
         self._records[request.key] = record

@@ -1,7 +1,10 @@
 """What a record notes of the deliveries around it: which copies wait until when, and what was dispatched."""
 
+from dataclasses import replace
+
 import pytest
 
+from idempotent_tasks.committed import committed_record
 from idempotent_tasks.records import Busy, Finished, Released
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 from tests.contract.conftest import AnyStore, MovableClock
@@ -156,3 +159,33 @@ def test_a_claim_names_its_process(store: AnyStore, process: str | None) -> None
     answer = store.claim(wish("three"))
     assert isinstance(answer, Busy)
     assert answer.holder.process == process
+
+
+class TestContinuation:
+    """What follows the task was changed by its body."""
+
+    TEXT = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+
+    def test_it_comes_with_the_outcome(self, store: AnyStore) -> None:
+        """A refused claim brings it along, and a record without a change has none."""
+        claim = grant(store)
+        store.commit(claim, replace(done(), continuation=self.TEXT), RETENTION)
+        answer = store.claim(wish("two"))
+        assert isinstance(answer, Finished)
+        assert answer.record.continuation == store.get(KEY).continuation == self.TEXT
+
+    def test_the_next_claim_wipes_it(self, store: AnyStore, clock: MovableClock) -> None:
+        """A later run, and its outcome, start from what their own message says."""
+        store.commit(grant(store), replace(done(), continuation=self.TEXT), RETENTION)
+        clock.advance(RETENTION + LEASE + 5)
+        claim = grant(store, "two")
+        assert store.get(KEY).continuation is None
+        store.commit(claim, done(), RETENTION)
+        assert store.get(KEY).continuation is None
+
+    def test_a_restored_record_has_it(self, store: AnyStore) -> None:
+        """One that vanished while its body ran."""
+        claim = grant(store)
+        store.forget(KEY)
+        store.restore(committed_record(claim, replace(done(), continuation=self.TEXT), RETENTION, store.clock.now()))
+        assert store.get(KEY).continuation == self.TEXT

@@ -139,3 +139,14 @@ def test_another_payload_is_a_mismatch(store: AnyStore, reserver: str) -> None:
     assert store.claim(reservation(reserver, validation="b")) == Mismatch("a", "b")
     assert store.claim(wish("x", task_id=reserver, validation="b")) == Mismatch("a", "b")
     assert grant(store, "one", validation="a").attempt == 1
+
+
+def test_a_reservation_says_until_when_it_stands_in(store: AnyStore) -> None:
+    """Who is refused learns it, and the claim of the message's own delivery wipes it."""
+    until = int(store.clock.now() * 1000) + 60_000
+    store.claim(wish(reservation_owner("id-one"), task_id="id-one", stands_in_until=until))
+    answer = store.claim(wish("two"))
+    assert isinstance(answer, Busy)
+    assert answer.holder.stands_in_until == store.get(KEY).stands_in_until == until
+    grant(store, "one", task_id="id-one")
+    assert store.get(KEY).stands_in_until is None

@@ -78,3 +78,19 @@ def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBSto
     assert rig.result(anew) == 17
     assert attempts(rig, "ord-1") == [1, 2, 1, 2]
     assert store.get(rig.journal.wait_for("Committed")["key"]).attempt == 0
+
+
+def test_bodies_without_memory_count(make_guarded: MakeRig) -> None:
+    """Celery ends the whole worker with such a body; the third one gives it up, and takes what waits behind it."""
+    rig = make_guarded(tasks={"exhaust": {"idempotency": BY_ORDER}, "charge": {}})
+    exhausted, healthy = rig.send("exhaust", "ord-1"), rig.send("charge", "ord-2", 18)
+    for _ in range(2):
+        worker = rig.start_worker()
+        wait_for(lambda: worker.process.returncode is not None, 30, "the worker goes on")  # noqa: B023 - called here
+    rig.start_worker()
+    rig.journal.wait_for("CrashLooped", id=exhausted.id, crashes=2)
+    rig.journal.wait_for("over", id=exhausted.id, state="FAILURE", times=3)
+    with pytest.raises(CrashLoopError, match="2 times in a row"):
+        rig.result(rig.app.AsyncResult(exhausted.id))
+    assert rig.result(healthy) == 18
+    assert attempts(rig, "ord-1") == [1, 2]

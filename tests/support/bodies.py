@@ -56,7 +56,12 @@ def bodies(journal: Journal) -> dict[str, Body]:
         begin(self, order)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    own = {body.__name__: body for body in (charge, retry, fail, large, die, _heed(journal))}
+    def exhaust(self: Task, order: str) -> None:
+        """Find no memory left, in a process that lives on."""
+        begin(self, order)
+        raise MemoryError(order)
+
+    own = {body.__name__: body for body in (charge, retry, fail, large, die, exhaust, _heed(journal))}
     return own | _canvas_bodies(journal, begin) | leaving_bodies(journal, charge, _about)
 
 

@@ -74,6 +74,11 @@ CASES = {
         mended_task={"reject_on_worker_lost": True},
         remedy="drop reject_on_worker_lost=False",
     ),
+    "request-class-replaced": Case(
+        task={"Request": "celery.worker.request:Request"},
+        mended_task={"Request": "idempotent_tasks.request:GuardedRequest"},
+        remedy="GuardedRequest",
+    ),
     "transport-never-redelivers": Case(
         conf={"broker_url": "filesystem://"}, mended_conf={"broker_url": REDIS}, remedy="app.conf.broker_url"
     ),

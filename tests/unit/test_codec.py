@@ -1,10 +1,12 @@
 """Results to text and back: everything replays as itself, and what cannot be stored says so without quoting it."""
 
+import ast
 import json
 import os
 import pickle
 import tracemalloc
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -14,6 +16,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu import serialization
 
 from idempotent_tasks.codec import (
     COMPRESS_ABOVE,
@@ -268,6 +271,64 @@ class TestPickle:
         """The error names the type and the format."""
         with pytest.raises(ResultEncodingError, match=r"of type function cannot be written as PICKLE .* picklable"):
             encode_result(lambda: SECRET, PICKLE)
+
+
+class Textless:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError(SECRET)
+
+
+class TestAnotherSerializer:
+    """One of kombu's, or of the app's own, that the app writes its results and messages with."""
+
+    @pytest.fixture(autouse=True)
+    def literal(self) -> Iterator[None]:
+        """Register a serializer of the app's own, which writes Python's literals."""
+        serialization.register("literal", repr, ast.literal_eval, "application/x-literal", "utf-8")
+        yield
+        serialization.unregister("literal")
+
+    @pytest.mark.parametrize("value", [{17: (1, 2)}, None, [], {1, 2}], ids=repr)
+    def test_everything_that_it_writes_keeps_its_type(self, value: Any) -> None:
+        """A record is read by the name of what wrote it."""
+        outcome = encode_result(value, "literal")
+        assert (outcome.codec, outcome.data) == ("literal", repr(value))
+        assert decode_result(stored(outcome), accepted=["literal"]) == value
+
+    def test_a_long_one_is_compressed(self) -> None:
+        """As JSON is."""
+        outcome = encode_result(["tea"] * 4096, "literal")
+        assert outcome.codec == "literal+zlib"
+        assert decode_result(stored(outcome), accepted=["literal"]) == ["tea"] * 4096
+
+    def test_it_is_not_read_where_the_app_does_not_accept_it(self) -> None:
+        """Whatever its reader does, the app has not asked for it; pickle is no exception to that."""
+        outcome = encode_result([SECRET], "literal")
+        for accepted in ([], ["json", "pickle", "yaml"]):
+            with pytest.raises(ResultUnavailableError, match="stored as literal, which this app does not accept"):
+                decode_result(stored(outcome), accepts_pickle=True, accepted=accepted)
+
+    def test_what_it_cannot_write_or_read(self) -> None:
+        """The errors name the type and the format, and quote nothing."""
+        with pytest.raises(ResultEncodingError, match=r"cannot be written as LITERAL .* return what literal can write"):
+            encode_result(Textless(), "literal")
+        with pytest.raises(ResultUnavailableError, match="is not readable LITERAL") as caught:
+            decode_result(record(f"[{SECRET}", "literal"), accepted=["literal"])
+        assert SECRET not in str(caught.value)
+
+    def test_an_interrupt_is_passed_on(self) -> None:
+        """Kombu takes whatever is raised meanwhile for the value's fault."""
+
+        def interrupt(_: Any) -> Any:
+            raise Interrupt
+
+        serialization.register("literal", interrupt, interrupt, "application/x-literal", "utf-8")
+        with pytest.raises(Interrupt):
+            encode_result(1, "literal", interrupts=(Interrupt,))
+        with pytest.raises(Interrupt):
+            decode_result(record("1", "literal"), accepted=["literal"], interrupts=(Interrupt,))
 
 
 @pytest.mark.parametrize("codec", [JSON, PICKLE])

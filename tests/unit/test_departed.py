@@ -21,7 +21,7 @@ from idempotent_tasks import (
     departed,
     events,
 )
-from idempotent_tasks.delivery import OWNER_ENTRY
+from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.departed import Departed, gone
 from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Claim, Granted
@@ -57,7 +57,7 @@ def reception(app: Celery) -> Reception:
     def charge(order: dict[str, Any]) -> None:
         """Be a body."""
 
-    request = Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"})
+    request = Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")})
     task: Any = charge
     return task.reception(request, [{"id": 17}], {})
 
@@ -70,7 +70,7 @@ def unkeyed(app: Celery) -> Reception:
         """Be a body."""
 
     task: Any = charge
-    reception: Reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
+    reception: Reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [], {})
     return reception
 
 

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, forks, settings
-from idempotent_tasks.delivery import OWNER_ENTRY
+from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.departed import Departed
 from idempotent_tasks.events import Event
 from idempotent_tasks.reception import Reception
@@ -93,7 +93,7 @@ def released_by_a_thread(app: Celery, store: MemoryStore) -> Iterator[Locking]:
         """Be a body."""
 
     task: Any = charge
-    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: "of-the-dead"}), [], {})
+    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [], {})
     assert isinstance(store.claim(reception.claim_request), Granted)
     # A process that is not there any more: its id is above the largest that Linux gives.
     releasing = Departed().release(reception, 2**22 + 1, "WorkerLostError", crashed=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from idempotent_tasks import continuation
 from idempotent_tasks.codec import CODECS, COMPRESSED, NONE, decode_result
 from idempotent_tasks.errors import ResultUnavailableError
 from idempotent_tasks.failures import FAILURE
@@ -124,3 +125,11 @@ def test_an_older_reader_refuses(item: Item) -> None:
     renamed = {**item, "codec": {"S": "tomorrow's"}}
     with pytest.raises(ResultUnavailableError, match="unknown codec"):
         decode_result(read(renamed), accepts_pickle=True)
+
+
+def test_a_changed_continuation_is_read() -> None:
+    """What follows a task, where its body has changed that; older items have none."""
+    text = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+    changed = read(RESULTS["json"][0], {"continuation": {"S": text}})
+    assert not any(continuation.recorded(changed.continuation or "").values())
+    assert read(RESULTS["json"][0]).continuation is None

@@ -1,6 +1,7 @@
 """The guard where something breaks: lost answers, outages, records that vanish, owners that come back from the dead."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import (
+    CrashLoopError,
     RecordCorruptError,
     ResultEncodingError,
     StoreMisconfiguredError,
@@ -281,3 +283,68 @@ def test_an_exit_releases_the_key_and_counts(bench: Bench) -> None:
     assert bench.the(events.Released).reason == "SystemExit"
     assert bench.deliver("two") == Returned("done")
     assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [1, 2]
+
+
+class Cancelled(BaseException):
+    """What `asyncio` and gevent raise to end a coroutine or a greenlet."""
+
+
+@pytest.mark.parametrize(
+    ("error", "watched"),
+    [(MemoryError(), False), (MemoryError(), True), (Cancelled(), False)],
+    ids=repr,
+)
+def test_what_celery_takes_for_a_lost_worker_counts(store: MemoryStore, error: BaseException, watched: bool) -> None:
+    """The process lives on, so nobody else frees the key; a body that does it each time is given up."""
+    bench = Bench(store)
+    guard = replace(bench.guard(max_crashes=2), watched=watched)
+    for owner in ("one", "two"):
+        with pytest.raises(type(error)):
+            bench.deliver(owner, error, guard=guard)
+    with pytest.raises(CrashLoopError):
+        bench.deliver("three", error, guard=guard)
+    assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [1, 2]
+
+
+def test_what_is_no_exception_is_a_failure_in_the_prefork_pool(bench: Bench) -> None:
+    """There Celery stores it as the task's, and acknowledges the message."""
+    guard = replace(bench.guard(max_crashes=1), watched=True)
+    for owner in ("one", "two"):
+        with pytest.raises(Cancelled):
+            bench.deliver(owner, Cancelled(), guard=guard)
+    assert bench.ran == ["one", "two"]
+
+
+class GreenletExit(BaseException):
+    """What ends a greenlet from outside; named as in `greenlet`, which is not imported."""
+
+
+def test_a_greenlet_that_is_ended_from_outside_counts_nothing(bench: Bench) -> None:
+    """Somebody has revoked its task."""
+    guard = bench.guard(max_crashes=1)
+    for owner in ("one", "two"):
+        with pytest.raises(GreenletExit):
+            bench.deliver(owner, GreenletExit(), guard=guard)
+    assert bench.ran == ["one", "two"]
+
+
+class Unspeakable(Exception):  # noqa: N818 - it is not one
+    """Cannot be shown, nor pickled."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> Any:
+        raise TypeError
+
+
+@pytest.mark.parametrize("error", [RecursionError(), Unspeakable()], ids=["RecursionError", "Unspeakable"])
+def test_an_exception_of_whatever_kind_is_a_clean_end(bench: Bench, error: Exception) -> None:
+    """It frees the key by the name of its type alone, and counts nothing."""
+    with pytest.raises(type(error)):
+        bench.deliver("one", error)
+    assert bench.the(events.Released).reason == type(error).__name__
+    assert bench.deliver("two") == Returned("done")
+    assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [1, 1]

@@ -339,6 +339,25 @@ class TestTasks:
         assert counting.runs == 2
         assert asked.calls == ["claim", "commit", "claim"]
 
+    def test_a_failure_that_calls_back_asks(self, app: Celery, worker: InlineWorker, asked: FaultyStore) -> None:
+        """Whether error callbacks were sent the store alone knows, and they are sent once."""
+        app.conf.idempotency_store = asked
+        told: list[Any] = []
+
+        def notify(task_id: str) -> None:
+            told.append(task_id)
+
+        def decline(order: str) -> None:
+            raise ValueError
+
+        alert = app.task(notify, name="shop.alert", shared=False)
+        task = make(app, decline, idempotency={**CACHED, "store_failures": ValueError})
+        for _ in range(3):
+            task.apply_async(("ord-1",), task_id="one", link_error=alert.si("one"))
+            worker.drain()
+        assert told == ["one"]
+        assert asked.calls == ["claim", "commit", "note_dispatch", "claim", "claim"]
+
     def test_a_producer_joins_from_memory(
         self, app: Celery, worker: InlineWorker, counting: Counting, asked: FaultyStore
     ) -> None:

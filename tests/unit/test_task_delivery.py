@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import chord
 
 from idempotent_tasks import IdempotentTask, InProgressError, ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.errors import CrashLoopError, PayloadMismatchError, ResultEncodingError
@@ -14,6 +15,11 @@ from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, down, meanwhile
+
+
+def follow(result: Any) -> Any:
+    """Be the body of what follows."""
+    return result
 
 
 def test_a_delivery_runs_and_a_redelivery_replays(shop: Shop) -> None:
@@ -97,6 +103,43 @@ def test_a_running_key_may_skip(shop: Shop) -> None:
     shop.claim_elsewhere()
     shop.deliver()
     assert (shop.runs, shop.worker.waiting(), shop.state, shop.deferrals()) == (0, 0, "PENDING", [])
+
+
+@pytest.mark.parametrize("awaited", ["link", "chain", "chord"])
+def test_what_a_canvas_waits_for_is_not_skipped(shop: Shop, awaited: str) -> None:
+    """A chord or a chain would wait for it in vain: it is deferred like any duplicate, and goes on with the result."""
+    shop.sells(lambda task: "mine", idempotency={"on_busy": "skip"})
+    follower = shop.app.task(follow, name="shop.follower", shared=False)
+    holder = shop.claim_elsewhere()
+    if awaited == "chord":
+        chord([shop.task.s().set(task_id=shop.id)], follower.s()).apply_async()
+    else:
+        signature = follower.s().set(task_id=f"{shop.id}-next")
+        shop.publish(**{awaited: [signature] if awaited == "chain" else signature})
+    shop.worker.run_next()
+    assert (shop.runs, shop.deferrals(), shop.worker.waiting()) == (0, ["busy"], 1)
+    shop.store.commit(holder, done('"theirs"'), 3600)
+    shop.worker.run_next()
+    assert (shop.result, shop.worker.waiting()) == ("theirs", 1)
+
+
+def test_an_error_callback_alone_keeps_nobody_from_being_skipped(shop: Shop) -> None:
+    """Nothing waits for it, and the delivery has not failed."""
+    shop.sells(lambda task: "mine", idempotency={"on_busy": "skip"})
+    shop.claim_elsewhere()
+    shop.deliver(link_error=shop.task.si())
+    assert (shop.runs, shop.worker.waiting(), shop.deferrals()) == (0, 0, [])
+
+
+def test_a_body_without_memory_is_given_up(shop: Shop) -> None:
+    """Celery ends its worker, which leaves the message to be delivered again; each run counts as a crash of the key."""
+    shop.sells(raising(MemoryError("no more")), idempotency={"max_crashes": 3})
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="Process got: no more"):
+            shop.deliver()
+    shop.deliver()
+    assert shop.runs == 3
+    assert isinstance(shop.result, CrashLoopError)
 
 
 def test_a_running_key_may_be_waited_for(shop: Shop) -> None:

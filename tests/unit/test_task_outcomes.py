@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import pytest
@@ -30,9 +30,10 @@ from idempotent_tasks import (
     StoredFailureError,
     StoreUnavailableError,
 )
-from idempotent_tasks.events import Dispatched, Replayed
+from idempotent_tasks.events import Dispatched, Event, Replayed
 from idempotent_tasks.reception import SENDING_SECONDS
 from idempotent_tasks.records import Record, Status
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket
 from tests.support.shop import Shop, raising
@@ -411,6 +412,120 @@ class TestPickle:
         assert "pickled-results" in found
         assert [shop.task.apply(task_id=shop.id).result for _ in range(2)] == [{1, 2}] * 2
         assert (shop.runs, shop.record.codec) == (1, "pickle")
+
+
+class TestTheAppsSerializer:
+    """Results are stored as the app itself writes results and messages, unless a policy says otherwise."""
+
+    PICKLED: Final[dict[str, Any]] = {"accept_content": ["json", "pickle"]}
+
+    @pytest.mark.parametrize(
+        ("conf", "codec"),
+        [
+            ({}, "json"),
+            ({**PICKLED, "result_serializer": "pickle"}, "pickle"),
+            ({**PICKLED, "task_serializer": "pickle"}, "pickle"),
+            ({"result_accept_content": ["pickle"], "result_serializer": "pickle"}, "pickle"),
+            ({**PICKLED, "result_serializer": "json"}, "json"),
+            ({"result_serializer": "pickle"}, "json"),
+            ({"accept_content": ["json", "yaml"], "result_serializer": "yaml"}, "yaml"),
+            ({"accept_content": ["json", "msgpack", "pickle"], "result_serializer": "msgpack"}, "msgpack"),
+            ({**PICKLED, "result_serializer": "pickle", "idempotency_codec": "json"}, "json"),
+        ],
+        ids=str,
+    )
+    def test_which_it_is(self, shop: Shop, conf: dict[str, Any], codec: str) -> None:
+        """What is not accepted is not written: nobody could read it."""
+        shop.app.conf.update(conf)
+        shop.sells(lambda task: "paid")
+        assert shop.task.policy_under(settings_of(shop.app)).codec == codec
+
+    @pytest.mark.parametrize(("serializer", "codec"), [("pickle", "pickle"), ("yaml", "json"), ("json", "json")])
+    def test_a_tasks_own_serializer(self, shop: Shop, serializer: str, codec: str) -> None:
+        """Its steps write what it returns with theirs, as a rule the same."""
+        shop.app.conf.update(**self.PICKLED)
+        shop.sells(lambda task: {17: 1999}, serializer=serializer)
+        assert shop.task.policy_under(settings_of(shop.app)).codec == codec
+
+    def test_a_policys_own_codec_stays(self, shop: Shop) -> None:
+        """Whatever the app writes."""
+        shop.app.conf.update(**self.PICKLED, result_serializer="pickle")
+        shop.sells(lambda task: {17: 1999}, idempotency={"codec": "json"})
+        assert [shop.task.apply(task_id=shop.id).result for _ in range(2)] == [{17: 1999}, {"17": 1999}]
+
+    def test_a_replay_gives_the_next_step_what_the_first_run_gave(self, shop: Shop) -> None:
+        """A key that is a number stays one."""
+        shop.app.conf.update(**self.PICKLED, task_serializer="pickle", result_serializer="pickle")
+        given: list[Any] = []
+
+        def total(prices: Any) -> None:
+            given.append(prices)
+
+        follower = shop.app.task(total, name="shop.total", shared=False)
+        shop.sells(lambda task: {17: 1999}, idempotency={"key": "'one'"})
+        for number in range(2):
+            shop.publish(task_id=f"{shop.id}-{number}", link=follower.s())
+            shop.worker.drain()
+        assert (given, shop.runs) == ([{17: 1999}] * 2, 1)
+
+    def test_a_replay_gives_who_waits_what_the_first_run_gave(self, shop: Shop) -> None:
+        """Under another serializer of kombu's, too."""
+        pytest.importorskip("yaml")
+        shop.app.conf.update(task_serializer="yaml", result_serializer="yaml", accept_content=["json", "yaml"])
+        shop.sells(lambda task: {17: (19, 99)}, idempotency={"key": "'one'"})
+        for number in range(2):
+            shop.deliver(task_id=f"{shop.id}-{number}")
+        results = [shop.worker.result(f"{shop.id}-{number}") for number in range(2)]
+        assert (results, shop.runs) == ([{17: [19, 99]}] * 2, 1)
+
+    def test_a_codec_that_the_app_does_not_accept(self, shop: Shop) -> None:
+        """It is said before a body runs."""
+        shop.sells(lambda task: "paid", idempotency={"codec": "yaml"})
+        with pytest.raises(ConfigurationError, match=r"codec='yaml' is what the app does not accept"):
+            shop.task.apply(throw=True)
+
+    def test_a_worker_says_that_it_reads_pickle(self, shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+        """Once for all its tasks."""
+        shop.app.conf.update(**self.PICKLED, result_serializer="pickle")
+        shop.sells(lambda task: "paid")
+        shop.app.task(do_nothing, name="shop.other", base=IdempotentTask, shared=False)
+        WorkController(app=shop.app, pool="solo", concurrency=1)
+        found = [vars(each).get("idempotency_finding") for each in caplog.records]
+        assert found.count("pickled-results") == 1
+
+
+def do_nothing() -> None:
+    """Be a body."""
+
+
+class TestIgnoredResults:
+    """``ignore_result``: nobody gets a result, so one that cannot be stored is no error."""
+
+    UNWRITABLE: Final = frozenset({"of no JSON form"})
+
+    @pytest.mark.parametrize("per_call", [False, True])
+    def test_a_result_without_a_form(self, shop: Shop, seen: list[Event], per_call: bool) -> None:
+        """The run and its replays succeed, the body runs once."""
+        shop.sells(lambda task: self.UNWRITABLE, ignore_result=not per_call)
+        for _ in range(2):
+            shop.deliver(ignore_result=True)
+        assert (shop.runs, shop.record.codec) == (1, "none")
+        assert [type(event).__name__ for event in seen] == ["Claimed", "Committed", "Replayed"]
+
+    def test_a_call_that_wants_it(self, shop: Shop) -> None:
+        """Is told that there is none."""
+        shop.sells(lambda task: self.UNWRITABLE, idempotency={"key": "'one'"})
+        shop.deliver(task_id=f"{shop.id}-ignoring", ignore_result=True)
+        shop.deliver(ignore_result=False)
+        assert isinstance(shop.result, ResultUnavailableError)
+        assert shop.runs == 1
+
+    def test_what_follows_wants_it(self, shop: Shop) -> None:
+        """A link is given the result, whatever the backend is."""
+        shop.sells(lambda task: self.UNWRITABLE, ignore_result=True)
+        follower = shop.app.task(do_nothing, name="shop.follower", shared=False)
+        shop.deliver(link=follower.si())
+        assert [type(event).__name__ for event in shop.seen][-1] == "Unreplayable"
 
 
 def test_the_documents_name_every_codec() -> None:

@@ -1,0 +1,37 @@
+"""What this library notes about a Celery request, where no message can write.
+
+A message's headers become attributes of its request (``celery.app.task.Context``), whatever they are called: what must
+not be set by a publisher is kept beside the request, not on it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+__all__ = ["RequestState", "state_of"]
+
+
+@dataclass(slots=True)
+class RequestState:
+    """The notes on one request."""
+
+    #: Whether its delivery is being handled: further calls of the task under it are plain calls.
+    received: bool = False
+    #: The run of its body, as `IdempotentTask.idempotency` returns it, while the body runs.
+    run: Any = None
+    #: What followed the task when its body began, as `idempotent_tasks.continuation.remember` has it.
+    continuation: Any = None
+    #: Called once when everything that follows the task was sent.
+    tell_when_sent: Callable[[], None] | None = None
+
+
+_states: Final[WeakKeyDictionary[Any, RequestState]] = WeakKeyDictionary()
+
+
+def state_of(request: Any) -> RequestState:
+    """Return the notes on a ``celery.app.task.Context``; they live as long as the request."""
+    state = _states.get(request)
+    if state is None:
+        state = _states.setdefault(request, RequestState())
+    return state
