@@ -20,7 +20,7 @@ SCALING = PAGE.with_name("scaling.md")
 #: The bytes of the result's JSON text, by the heading of its column.
 RESULTS = {"100 B": 100, "1 KB": KILOBYTE, "10 KB": 10 * KILOBYTE, "100 KB": 100 * KILOBYTE}
 #: The epoch milliseconds at which a copy is due: as many digits as any.
-DUE = 1_800_000_000_000
+DUE = 1_812_345_678_901
 #: The requests that what happens consists of, by the heading of its row.
 HAPPENINGS = {
     "first run": ("claim", "commit"),
