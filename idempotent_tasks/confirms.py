@@ -11,8 +11,8 @@ __all__ = ["CONFIRM_SECONDS", "confirm_publishes"]
 #: Seconds to wait for RabbitMQ's confirmation of a message.
 CONFIRM_SECONDS: Final = 5.0
 
-#: The pool of each app, None without RabbitMQ, and the process and broker that it was made for.
-_pools: WeakKeyDictionary[Any, tuple[tuple[int, str | None], Any]] = WeakKeyDictionary()
+#: The pool of each app, None without RabbitMQ, and the process that it was made for.
+_pools: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 
 
 class _ConfirmedProducer(Producer):
@@ -41,17 +41,16 @@ def confirm_publishes(app: Any) -> bool:
     Returns:
         Whether the broker is one that has to be asked.
     """
-    made_for = os.getpid(), app.conf.broker_write_url
     known = _pools.get(app)
-    if known is None or known[0] != made_for:
-        known = made_for, _confirmed_pool(app)
+    if known is None or known[0] != os.getpid():
+        known = os.getpid(), _confirmed_pool(app)
         _pools[app] = known
     pool = known[1]
     if pool is None:
         return False
-    if app.amqp._producer_pool is not pool:  # noqa: SLF001 - Celery has no setting for it
+    if getattr(app.amqp, "_producer_pool", None) is not pool:
         # Celery makes a pool when it needs the first, and forgets it in a child.
-        app.amqp._producer_pool = pool  # noqa: SLF001
+        app.amqp._producer_pool = pool  # noqa: SLF001 - Celery has no setting for it
     return True
 
 
