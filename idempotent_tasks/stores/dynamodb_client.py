@@ -1,10 +1,11 @@
 """The road to DynamoDB: one client a process, answers and refusals as values, foreign errors translated."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import boto3
 from botocore.credentials import Credentials as BotoCredentials
@@ -21,9 +22,16 @@ from idempotent_tasks.errors import (
     StoreUnavailableError,
 )
 from idempotent_tasks.stores.aws_client import Credentials, ProcessClient, raise_interrupt
+from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
 from idempotent_tasks.stores.dynamodb_road import ShortRoad
 
 __all__ = ["Connection", "Refused", "Written"]
+
+#: Requests that are sent at once to confirm a jump of DynamoDB's clock: of two answers that contradict each other and
+#: what was known, the second has to be confirmed too.
+_CONFIRMATIONS: Final = 2
+#: Whether the request under way is such a confirmation.
+_confirming: ContextVar[bool] = ContextVar("idempotency_confirming", default=False)
 
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
 _TRANSIENT = frozenset(
@@ -82,8 +90,11 @@ class Connection(ProcessClient):
         #: Beside the client of this process.
         self._road: ShortRoad | None = None
         self.clock = ServerClock(clock or SystemClock())
-        #: Whether an answer was had that may have shown the server's time, by this process or before it was forked.
+        #: Whether the server was asked for its time, by this process or before it was forked: one whose answers are not
+        #: DynamoDB's own never tells it.
         self.clock_asked = False
+        #: Returns the parameters of a ``get_item`` that the store may send at any time.
+        self._question: Callable[[], dict[str, Any]] | None = None
 
     def request(
         self, operation: str, *, refusal: str = "ConditionalCheckFailedException", **parameters: Any
@@ -125,14 +136,17 @@ class Connection(ProcessClient):
         Args:
             question: returns the parameters of a ``get_item`` whose answer shows it; raises as `request`.
         """
+        self._question = question
         if not self.clock_asked:
             self.request("get_item", **question())
             self.clock_asked = True
+        elif self.clock.doubtful:
+            self._confirm()
         return self.clock.now()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the road behind, as the client."""
-        return {**super().__getstate__(), "_road": None}
+        """Leave the road behind, as the client, and the question, which is the store's."""
+        return {**super().__getstate__(), "_road": None, "_question": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
         # boto3 has no other way to its session's configuration.
@@ -150,10 +164,25 @@ class Connection(ProcessClient):
         self._road = ShortRoad(client, known, configured("ca_bundle"), self.clock.now)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
-        date = _headers(answer).get("date")
-        if date is not None:
-            self.clock.observe(date, sent_at)
+        headers = _headers(answer)
+        if "date" in headers and is_dynamodbs(headers):
+            self.clock.observe(headers["date"], sent_at)
             self.clock_asked = True
+            if self.clock.doubtful:
+                self._confirm()
+
+    def _confirm(self) -> None:
+        """Ask for DynamoDB's time until its clock's jump is confirmed or refuted; give it up on an error."""
+        if self._question is None or _confirming.get():
+            return
+        token = _confirming.set(True)
+        try:
+            for _ in range(_CONFIRMATIONS):
+                if self.clock.doubtful:
+                    with suppress(StoreError):
+                        self.request("get_item", **self._question())
+        finally:
+            _confirming.reset(token)
 
 
 def _headers(answer: Any) -> dict[str, str]:

@@ -1,13 +1,18 @@
 """Answers to HTTP requests, read off their connection: DynamoDB's usual form at once, any other by `http.client`."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPResponse, IncompleteRead
 from io import BufferedReader, RawIOBase
 from socket import socket
 from typing import Any, Final
 
-__all__ = ["Reply", "read_reply"]
+__all__ = ["Reply", "is_dynamodbs", "read_reply"]
+
+#: What a cache or a gateway adds to an answer that passes through it, or that it gives in the server's place.
+#: https://www.rfc-editor.org/rfc/rfc9111#section-5.1, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.3
+_IN_BETWEEN: Final = ("age", "via", "x-cache")
 
 #: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
 _AT_ONCE: Final = 65_536
@@ -26,6 +31,19 @@ class Reply:
     body: bytes
     #: Whether its connection can have another request.
     keeps: bool
+
+
+def is_dynamodbs(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is DynamoDB's own: its JSON, with its id of the request, and from no cache.
+
+    Anything else (a gateway's page, a captive portal, a proxy's copy) proves nothing: neither the time, nor that the
+    request reached DynamoDB.
+
+    Args:
+        headers: of the answer, by name in lower case.
+    """
+    is_json = headers.get("content-type", "").lower().startswith("application/x-amz-json-1.")
+    return is_json and bool(headers.get("x-amzn-requestid")) and not any(name in headers for name in _IN_BETWEEN)
 
 
 def read_reply(connection: socket) -> Reply:
