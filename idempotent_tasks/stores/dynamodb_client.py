@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import boto3
-from botocore.credentials import Credentials as BotoCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
@@ -23,7 +22,8 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.stores.aws_client import Credentials, ProcessClient, raise_interrupt
 from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
-from idempotent_tasks.stores.dynamodb_road import ShortRoad
+from idempotent_tasks.stores.dynamodb_road import ShortRoad, announce
+from idempotent_tasks.stores.dynamodb_signature import SigningTime
 
 __all__ = ["Connection", "Refused", "Written"]
 
@@ -89,7 +89,10 @@ class Connection(ProcessClient):
         self._fast = fast
         #: Beside the client of this process.
         self._road: ShortRoad | None = None
+        #: Why there is none.
+        self._closed = "the client was ready-made (client=)"
         self.clock = ServerClock(clock or SystemClock())
+        self._signing_time = SigningTime(self.clock)
         #: Whether the server was asked for its time, by this process or before it was forked: one whose answers are not
         #: DynamoDB's own never tells it.
         self.clock_asked = False
@@ -149,19 +152,23 @@ class Connection(ProcessClient):
         return {**super().__getstate__(), "_road": None, "_question": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
-        # boto3 has no other way to its session's configuration.
-        configured = session._session.get_config_variable  # noqa: SLF001
+        super()._made(client, session, credentials)
         discovers = self._config.endpoint_discovery_enabled
         if discovers is None:
-            discovers = configured("endpoint_discovery_enabled")
-        # The road would go on to an endpoint that the client may have left.
-        if not self._fast or ensure_boolean(discovers):
-            return
-        if credentials is None:
-            known = session.get_credentials()
+            # boto3 has no other way to its session's configuration.
+            discovers = session._session.get_config_variable("endpoint_discovery_enabled")  # noqa: SLF001
+        if not self._fast:
+            self._closed = "it is turned off (fast=False)"
+        elif ensure_boolean(discovers):
+            # The road would go on to an endpoint that the client may have left.
+            self._closed = "endpoints are discovered"
         else:
-            known = BotoCredentials(credentials.access_key_id, credentials.secret_access_key)
-        self._road = ShortRoad(client, known, configured("ca_bundle"), self.clock.now)
+            self._road = ShortRoad(client, self._signing_time, repr(self))
+
+    def _adopt(self, pid: int) -> None:
+        super()._adopt(pid)
+        if self._road is None:
+            announce(repr(self), self._closed)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         headers = _headers(answer)

@@ -61,6 +61,7 @@ def store_at(wire: Wire, table: str, *, fast: bool) -> DynamoDBStore:
 def assert_works(store: DynamoDBStore, wire: Wire, *, fast: bool) -> None:
     """Fail where not every call goes through, or not by its road."""
     store.create_table()
+    grant(store, key="shop.charge#first")
     wire.clear()
     sent = client_requests(store.connection)
     assert store.commit(grant(store), done(), 60) == Committed()

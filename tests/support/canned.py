@@ -34,7 +34,8 @@ class Said:
 
 
 def page(body: bytes, *headers: tuple[str, str], status: int = 200, sized: bool = True) -> bytes:
-    """Return an answer with these headers beside its length, where ``sized``."""
+    """Return an answer with these headers and its length, where ``sized``; with a request's id where it is JSON."""
+    headers = (*headers, ("x-amzn-RequestId", "made-up")) if JSON in headers else headers
     length = [("Content-Length", str(len(body)))] if sized else []
     lines = [f"HTTP/1.1 {status} made up", *(f"{name}: {value}" for name, value in (*headers, *length))]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
