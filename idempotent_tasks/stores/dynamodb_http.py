@@ -153,8 +153,15 @@ class KeptConnections:
             idle.connection.close()
 
     def _is_spent(self, idle: _Idle) -> bool:
-        # There is nothing to be read from an idle one but its end.
-        return self._monotonic() - idle.since > IDLE_SECONDS or wait_for_read(idle.connection.sock, timeout=0)
+        sock = idle.connection.sock
+        if sock is None or self._monotonic() - idle.since > IDLE_SECONDS:
+            return True
+        try:
+            # There is nothing to be read from an idle one but its end.
+            return wait_for_read(sock, timeout=0)
+        except (OSError, ValueError):
+            # Another thread has closed it at this moment.
+            return True
 
     def _keep(self, connection: HTTPConnection) -> None:
         # Nobody else comes to the oldest ones as long as the others are enough.

@@ -174,13 +174,10 @@ class ShortRoad:
 
     def _judge(self, answer: Mapping[str, Any]) -> None:
         """Take no more requests after a template where an answer is not DynamoDB's own, such as a gateway's."""
-        about = answer.get("ResponseMetadata", {})
-        status = about.get("HTTPStatusCode", 0)
-        is_redirect = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
-        if is_redirect or not is_dynamodbs(about.get("HTTPHeaders", {})):
-            self._templates.clear()
-        else:
+        if _is_believed(answer):
             self._time.judge(answer)
+        else:
+            self._templates.clear()
 
     def _note(self, request: Any, **_: Any) -> None:
         """Note what boto3 sends, and sign it again where DynamoDB has refused the time that boto3 signs with."""
@@ -206,7 +203,7 @@ class ShortRoad:
             return
         name = self._client.meta.method_to_api_mapping[operation]
         closed = self._hooks.found(name)
-        if closed is None and not is_dynamodbs(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})):
+        if closed is None and not _is_believed(answer):
             closed = "the answer was not DynamoDB's own: a gateway's, or without an x-amzn-requestid"
         if closed is None:
             try:
@@ -225,8 +222,10 @@ class ShortRoad:
         Raises:
             _UnlikeError: it is none: from here would go other bytes, to another server, or signed in another way.
         """
-        if len(sent.requests) != 1 or sent.credentials is None:
-            raise _UnlikeError(f"boto3 sent {len(sent.requests)} signed requests in one call")
+        if sent.credentials is None:
+            raise _UnlikeError("there are no credentials to sign with")
+        if len(sent.requests) != 1:
+            raise _UnlikeError(f"boto3 sent {len(sent.requests)} requests in one call")
         (request,) = sent.requests
         headers = _by_name(request)
         others = headers.keys() - _CONSTANT - _OWN
@@ -242,7 +241,7 @@ class ShortRoad:
             raise _UnlikeError("boto3 writes the body in another way")
         signer = Signer.learned(request, headers, sent.credentials)
         if signer is None:
-            raise _UnlikeError("boto3's request is signed in another way")
+            raise _UnlikeError("boto3's request is signed in another way, or not at all")
         default = (("Host", "host"), ("Accept-Encoding", "accept-encoding"))
         return _Template(
             operation=name,
@@ -298,6 +297,13 @@ def announce(where: str, closed: str | None) -> None:
         logger.info("Requests to DynamoDB at %s take the fast path; boto3 sends the first of each kind.", where)
     else:
         logger.info("boto3 sends every request to DynamoDB at %s; the fast path is closed: %s.", where, closed)
+
+
+def _is_believed(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer is DynamoDB's own, and no redirect."""
+    about = answer.get("ResponseMetadata", {})
+    is_redirect = HTTPStatus.MULTIPLE_CHOICES <= about.get("HTTPStatusCode", 0) < HTTPStatus.BAD_REQUEST
+    return not is_redirect and is_dynamodbs(about.get("HTTPHeaders", {}))
 
 
 def _by_name(request: Any) -> dict[str, str]:
