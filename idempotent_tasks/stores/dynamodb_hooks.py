@@ -68,11 +68,8 @@ _ENDPOINT: Final = (
     *("_do_get_response", "_needs_retry", "_send"),
 )
 _SESSION: Final = ("send", "_get_connection_manager", "_setup_ssl_cert", "_get_request_target")
-_POOL: Final = ("urlopen", "_make_request", "_new_conn", "_get_conn", "_put_conn")
-_CONNECTION: Final = (
-    *("connect", "request", "putrequest", "putheader", "endheaders", "send", "getresponse"),
-    *("_send_output", "_send_request"),
-)
+_POOL: Final = ("urlopen", "_make_request", "_new_conn")
+_CONNECTION: Final = ("connect", "request", "putrequest", "putheader", "send", "getresponse")
 #: What a client consists of, and of which class each part has to be.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
     ("_endpoint", Endpoint),
@@ -168,8 +165,8 @@ class Hooks:
             (auth.SigV4Auth, ("add_auth", "_inject_signature_to_request")),
             (serialize.JSONSerializer, ("serialize_to_request",)),
             (parsers.ResponseParser, ("parse",)),
-            (EventAliaser, ("emit", "emit_until_response")),
-            (HierarchicalEmitter, ("emit", "emit_until_response", "_emit")),
+            (EventAliaser, ("emit",)),
+            (HierarchicalEmitter, ("emit", "_emit")),
         )
         for cls, names in watched:
             for owner in cls.__mro__:

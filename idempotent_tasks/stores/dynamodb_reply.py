@@ -11,7 +11,7 @@ __all__ = ["Receiver", "Reply", "is_dynamodbs", "read_reply"]
 
 #: What a cache or a gateway adds to an answer that passes through it, or that it gives in the server's place.
 #: https://www.rfc-editor.org/rfc/rfc9111#section-5.1, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.3
-_IN_BETWEEN: Final = ("age", "via", "x-cache")
+_IN_BETWEEN: Final = frozenset({"age", "via", "x-cache"})
 
 #: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
 _AT_ONCE: Final = 65_536
@@ -54,7 +54,7 @@ def is_dynamodbs(headers: Mapping[str, str]) -> bool:
         headers: of the answer, by name in lower case.
     """
     is_json = headers.get("content-type", "").lower().startswith("application/x-amz-json-1.")
-    return is_json and bool(headers.get("x-amzn-requestid")) and not any(name in headers for name in _IN_BETWEEN)
+    return is_json and bool(headers.get("x-amzn-requestid")) and _IN_BETWEEN.isdisjoint(headers)
 
 
 def read_reply(connection: Receiver) -> Reply:

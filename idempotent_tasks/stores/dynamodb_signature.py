@@ -52,10 +52,11 @@ class SigningTime:
 
     def judge(self, answer: Mapping[str, Any]) -> None:
         """Look whether an answer of DynamoDB's own refuses the time of its request."""
-        error = answer.get("Error", {})
-        text = str(error.get("Message", ""))
-        if error.get("Code") in _REFUSED_TIMES or any(refused in text for refused in _REFUSED_TIME_TEXTS):
-            self.refused = True
+        error = answer.get("Error")
+        if error is not None:
+            text = str(error.get("Message", ""))
+            if error.get("Code") in _REFUSED_TIMES or any(refused in text for refused in _REFUSED_TIME_TEXTS):
+                self.refused = True
 
 
 @dataclass(frozen=True, slots=True)
