@@ -38,7 +38,6 @@ _EVENTS: Final = frozenset(
         "before-sign",
         "choose-signer",
         "needs-retry",
-        "needs-refresh",
         "provide-client-params",
         "request-created",
         "response-received",
@@ -68,7 +67,7 @@ _ENDPOINT: Final = (
     *("_do_get_response", "_needs_retry", "_send"),
 )
 _SESSION: Final = ("send", "_get_connection_manager", "_setup_ssl_cert", "_get_request_target")
-_POOL: Final = ("urlopen", "_make_request", "_new_conn")
+_POOL: Final = ("ConnectionCls", "urlopen", "_make_request", "_new_conn")
 _CONNECTION: Final = ("connect", "request", "putrequest", "putheader", "send", "getresponse")
 #: What a client consists of, and of which class each part has to be.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
@@ -101,15 +100,17 @@ class Hooks:
         #: What was looked at last, and the verdict on it.
         self._seen: list[Any] = [None]
         self._wrapped: str | None = None
+        self._places: tuple[tuple[Callable[[Any], tuple[Any, ...]], type], ...] = ()
         try:
             self._known = self._parts(client)
             self._strange = self._strangeness()
             self._emitter = client.meta.events._emitter  # noqa: SLF001 - as the class says
             self._objects = [vars(part) for part in (client, *self._known)]
             self._sizes = list(map(len, self._objects))
-            self._places = tuple(self._watched())
-        except AttributeError as error:
-            self._strange = f"this botocore has another shape ({error})"
+            self._classes = [vars(owner) for cls, _ in self._watched() for owner in cls.__mro__]
+            self._class_sizes: list[int] = []
+        except (AttributeError, LookupError, TypeError) as error:
+            self._strange = f"this botocore has another shape ({type(error).__name__}: {error})"
 
     def found(self, operation: str) -> str | None:
         """Return what a request of an operation, such as ``UpdateItem``, meets on its way beside botocore, or None."""
@@ -117,13 +118,15 @@ class Hooks:
             return self._strange
         try:
             return self._handlers(operation) or self._changes()
-        except AttributeError as error:
-            return f"this botocore has another shape ({error})"
+        except (AttributeError, LookupError, TypeError) as error:
+            return f"this botocore has another shape ({type(error).__name__}: {error})"
 
     def _handlers(self, operation: str) -> str | None:
         cache = self._emitter._lookup_cache  # noqa: SLF001 - as the class says
         if cache is not self._cache:
-            self._cache, self._handled = cache, {}
+            # In this order: another thread must not find an old verdict under the new cache.
+            self._handled = {}
+            self._cache = cache
         handled = self._handled
         if operation not in handled:
             handled[operation] = next(self._foreign_handlers(operation), None)
@@ -144,18 +147,32 @@ class Hooks:
             return "a part of the client was given something of its own"
         if history.HISTORY_RECORDER._enabled:  # noqa: SLF001 - as the class says
             return "botocore's history is recorded"
+        sizes = list(map(len, self._classes))
+        if sizes != self._class_sizes:
+            # A class may have got a method of its own in the place of one that it inherits.
+            self._places = tuple(self._looks())
+            self._class_sizes = sizes
         values = [look(owner) for look, owner in self._places]
         if not all(map(is_, chain.from_iterable(values), self._seen)):
-            self._seen = list(chain.from_iterable(values))
+            # In this order, too.
             self._wrapped = next(filter(None, map(_foreign_method, self._places, values)), None)
+            self._seen = list(chain.from_iterable(values))
         return self._wrapped
 
-    def _watched(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
-        """Yield what to look at: the classes on a request's way, each with a function that gets its own methods."""
+    def _looks(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
+        """Yield the classes on a request's way, each with a function that gets its own methods."""
+        for cls, names in self._watched():
+            for owner in cls.__mro__:
+                own = [name for name in names if name in vars(owner)]
+                if own:
+                    yield _getter(own), owner
+
+    def _watched(self) -> tuple[tuple[type, tuple[str, ...]], ...]:
+        """Return the classes on a request's way, each with the methods that it has or inherits."""
         session = self._client._endpoint.http_session  # noqa: SLF001 - as the class says
         scheme = self._client._endpoint.host.partition(":")[0]  # noqa: SLF001
         pool = session._pool_classes_by_scheme[scheme]  # noqa: SLF001
-        watched: tuple[tuple[type, tuple[str, ...]], ...] = (
+        return (
             (type(self._client), _CLIENT),
             (Endpoint, _ENDPOINT),
             (URLLib3Session, _SESSION),
@@ -168,12 +185,6 @@ class Hooks:
             (EventAliaser, ("emit",)),
             (HierarchicalEmitter, ("emit", "_emit")),
         )
-        for cls, names in watched:
-            for owner in cls.__mro__:
-                own = [name for name in names if name in vars(owner)]
-                if own:
-                    yield _getter(own), owner
-        yield _getter(["ConnectionCls"]), pool
 
     def _strangeness(self) -> str | None:
         """Return why this client is none of botocore's own make, or None."""

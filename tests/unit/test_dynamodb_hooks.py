@@ -207,6 +207,19 @@ class TestWrappers:
         setattr(target, name, lambda **_: None)
         assert (Hooks(client) if early else hooks).found(OPERATION) is not None
 
+    @pytest.mark.parametrize(
+        ("cls", "name"),
+        [(AWSHTTPConnectionPool, "urlopen"), (AWSHTTPConnection, "putrequest"), (None, "_make_api_call")],
+        ids=["pool", "connection", "client"],
+    )
+    def test_a_method_in_the_place_of_an_inherited_one(self, client: Any, cls: type | None, name: str) -> None:
+        """Put on the class that is used, where the class has none of its own."""
+        hooks = Hooks(client)
+        assert hooks.found(OPERATION) is None
+        with mock.patch.object(cls or type(client), name):
+            assert hooks.found(OPERATION) is not None
+        assert hooks.found(OPERATION) is None
+
     def test_another_http_session(self, client: Any) -> None:
         """One that goes elsewhere, or trusts others."""
         hooks = Hooks(client)
