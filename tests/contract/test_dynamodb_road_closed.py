@@ -156,7 +156,7 @@ class TestHeaders:
             ask(connection)
         ids = [asked.headers["amz-sdk-invocation-id"] for asked in canned.requests]
         assert len(set(ids)) == len(ids) == 4
-        assert {asked.headers["amz-sdk-request"] for asked in canned.requests} == {"attempt=1; max=1"}
+        assert len({asked.headers["amz-sdk-request"] for asked in canned.requests}) == 1
 
     def test_in_lambda(self, canned: Canned, session: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> None:
         """Boto3 adds the trace of the invocation there, also if there was none when the first request was sent."""
