@@ -7,7 +7,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from ssl import SSLError
@@ -125,12 +124,12 @@ class KeptConnections:
 
     def sweep(self) -> int:
         """Close the idle connections that the server closed or that are too old, and return how many are left."""
-        for idle in self._idle.copy():
-            if self._is_spent(idle):
-                # Where it is gone from here, somebody has taken it.
-                with suppress(ValueError):
-                    self._idle.remove(idle)
-                    idle.connection.close()
+        # Each is out of the pool while it is looked at: no two threads may wait for one, nor greenlets of eventlet's.
+        for _ in range(len(self._idle)):
+            idle = self._oldest()
+            if idle is None:
+                break
+            self._idle.append(idle)
         return len(self._idle)
 
     def _message(self, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -152,6 +151,17 @@ class KeptConnections:
                 return idle.connection
             idle.connection.close()
 
+    def _oldest(self) -> _Idle | None:
+        """Take the oldest connection that is not spent, and close those that are older."""
+        while True:
+            try:
+                idle = self._idle.popleft()
+            except IndexError:
+                return None
+            if not self._is_spent(idle):
+                return idle
+            idle.connection.close()
+
     def _is_spent(self, idle: _Idle) -> bool:
         sock = idle.connection.sock
         if sock is None or self._monotonic() - idle.since > IDLE_SECONDS:
@@ -160,18 +170,19 @@ class KeptConnections:
             # There is nothing to be read from an idle one but its end.
             return wait_for_read(sock, timeout=0)
         except (OSError, ValueError):
-            # Another thread has closed it at this moment.
+            # The process ends, and closes what it has.
             return True
 
     def _keep(self, connection: HTTPConnection) -> None:
         # Nobody else comes to the oldest ones as long as the others are enough.
-        while self._idle and self._is_spent(self._idle[0]):
-            with suppress(IndexError):
-                self._idle.popleft().connection.close()
-        if len(self._idle) >= self._limits.max_pool_connections:
-            connection.close()
-            return
+        oldest = self._oldest()
+        if oldest is not None:
+            self._idle.appendleft(oldest)
         self._idle.append(_Idle(connection, self._monotonic()))
+        while len(self._idle) > self._limits.max_pool_connections:
+            surplus = self._oldest()
+            if surplus is not None:
+                surplus.connection.close()
         if len(self._idle) > FEW and self._sweeper is None:
             self._sweeper = threading.Thread(
                 target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
