@@ -267,13 +267,13 @@ def _or_none(timeout: float) -> float | None:
 
 
 def _sweep(pool: "ReferenceType[KeptConnections]") -> None:
-    """Look after a pool's idle connections until few are left, or nobody has the pool any more."""
+    """Look after a pool's idle connections until none is left, or nobody has the pool any more."""
     pause = threading.Event()
     while True:
         connections = pool()
         if connections is None:
             return
-        if connections.sweep() <= FEW:
+        if connections.sweep() == 0:
             connections._sweeper = None  # noqa: SLF001 - its own thread
             return
         del connections

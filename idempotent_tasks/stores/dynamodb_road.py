@@ -10,12 +10,14 @@ import logging
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
 from http.client import HTTPConnection
+from queue import Empty, Full
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -208,6 +210,9 @@ class ShortRoad:
         if closed is None:
             try:
                 self._templates[operation, parameters.get("TableName")] = self._template(name, parameters, sent)
+                # A urllib3 of another shape keeps them, as it does without us.
+                with suppress(AttributeError, LookupError, TypeError):
+                    self._close_idle()
             except (_UnlikeError, AttributeError, LookupError, TypeError, ValueError) as error:
                 # What was answered is not for nothing because a version of botocore or urllib3 has another shape.
                 self._unlike += 1
@@ -284,6 +289,23 @@ class ShortRoad:
             )
             self._connections[url] = KeptConnections(url, limits, make, self._time.monotonic)
         return self._connections[url]
+
+    def _close_idle(self) -> None:
+        """Close the client's own idle connections: a burst of first requests leaves many that nobody looks after."""
+        pools = self._client._endpoint.http_session._manager.pools  # noqa: SLF001 - boto3 has no other way to them
+        for idle in [pool.pool for pool in map(pools.get, pools.keys()) if pool is not None]:
+            taken = []
+            with suppress(Empty):
+                # Below those that were used lies nothing, in the place of connections.
+                while (connection := idle.get_nowait()) is not None:
+                    taken.append(connection)
+                taken.append(None)
+            for connection in taken:
+                if connection is not None:
+                    # It opens itself again when it is used.
+                    connection.close()
+                with suppress(Full):
+                    idle.put_nowait(connection)
 
 
 def announce(where: str, closed: str | None) -> None:

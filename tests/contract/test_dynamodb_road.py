@@ -126,7 +126,7 @@ class TestWhoSends:
     def test_it_is_not_tried_for_ever(
         self, dynamodb: DynamoDBStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where the client's requests are no pattern, a few of them show it."""
+        """Where the client's requests are no template, a few of them show it."""
         looked_at: list[object] = []
 
         def look(_road: ShortRoad, name: str, _parameters: object, _sent: object) -> None:

@@ -140,7 +140,7 @@ class TestIdle:
         for _ in range(2):
             rig.burst(8)
             rig.hang_up()
-            rig.wait_for_open(FEW)
+            rig.wait_for_open(0)
 
     def test_few_need_no_thread(self, rig: Rig) -> None:
         """A process that asks one or two things at a time has none for it."""
