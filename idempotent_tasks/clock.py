@@ -3,16 +3,21 @@
 Nothing else in the package reads a clock or sleeps, so a test moves time by passing another `Clock`.
 """
 
+import math
+import os
+import threading
 import time
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["Clock", "ServerClock", "SystemClock"]
 
 #: An HTTP ``Date`` header names a whole second; the true time lies up to this many seconds after it.
 DATE_RESOLUTION_SECONDS = 1.0
+#: An answer may contradict the earlier ones by this much without a confirmation: clocks drift, and a service has many.
+DRIFT_SECONDS = 1.0
 
 
 class Clock(Protocol):
@@ -58,25 +63,52 @@ class ServerClock:
 
     Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
     the intervals of successive answers are intersected.  A machine whose clock may be right is never corrected; any
-    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.  An answer
-    that contradicts the bounds means that one of the clocks was set, and starts them anew.
+    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.
+
+    An answer that contradicts what is known by more than clocks drift is a jump: it changes nothing before the next
+    answer confirms it.  Before the first answer the local clock is what is known.
+
+    The time never goes back, but for a jump that was confirmed.
     """
 
     def __init__(self, local: Clock) -> None:
         self._local = local
         self._bounds: tuple[float, float] | None = None
+        self._offset = 0.0
+        #: The bounds by an answer that contradicts `_bounds` and was not confirmed yet.
+        self._jump: tuple[float, float] | None = None
+        #: The latest time that `now` has returned since the last confirmed jump.
+        self._latest = -math.inf
+        #: By process: a child that is forked while a thread of its parent holds the lock never gets it.
+        #: Not shut for a signal handler that interrupts its own thread here.
+        self._locks: dict[int, threading.RLock] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the locks, which belong to this process."""
+        return {**vars(self), "_locks": {}}
 
     @property
     def offset_seconds(self) -> float:
         """What is added to the local time, in seconds; 0.0 before the first answer."""
-        if self._bounds is None:
-            return 0.0
-        low, high = self._bounds
-        return 0.0 if low <= 0.0 <= high else (low + high) / 2
+        return self._offset
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last answer showed a jump, which the next answer confirms or refutes."""
+        return self._jump is not None
 
     def now(self) -> float:
         """Return the server's time in epoch seconds (UTC)."""
-        return self._local.now() + self.offset_seconds
+        with self._lock():
+            self._latest = max(self._latest, self._local.now() + self._offset)
+            return self._latest
+
+    def last_shown(self) -> float:
+        """Return the server's time by its last answer alone, confirmed or not, in epoch seconds (UTC).
+
+        It is good enough to sign a request with, where the time that `now` returns was refused.
+        """
+        return self._local.now() + _middle(self._jump or self._bounds)
 
     def monotonic(self) -> float:
         """Return the local clock's monotonic time, which no answer of the server moves."""
@@ -91,7 +123,7 @@ class ServerClock:
         self._local.sleep(seconds)
 
     def observe(self, date_header: str, sent_at: float) -> None:
-        """Take in one answer of the server.
+        """Take in one answer of the server itself, not of what stands in between.
 
         Args:
             date_header: the answer's HTTP ``Date`` (RFC 9110 section 5.6.7).
@@ -100,11 +132,39 @@ class ServerClock:
         server = _epoch_seconds(date_header)
         if server is None:
             return
-        low = server - self._local.now()
-        high = server + DATE_RESOLUTION_SECONDS - sent_at
-        if self._bounds is not None and max(low, self._bounds[0]) <= min(high, self._bounds[1]):
-            low, high = max(low, self._bounds[0]), min(high, self._bounds[1])
-        self._bounds = (low, high)
+        shown = (server - self._local.now(), server + DATE_RESOLUTION_SECONDS - sent_at)
+        with self._lock():
+            if _gap(self._bounds or (0.0, 0.0), shown) <= DRIFT_SECONDS:
+                self._know(shown if self._bounds is None else _narrowed(self._bounds, shown))
+            elif self._jump is None or _gap(self._jump, shown) > DRIFT_SECONDS:
+                self._jump = shown
+            else:
+                self._latest = -math.inf
+                self._know(_narrowed(self._jump, shown))
+
+    def _know(self, bounds: tuple[float, float]) -> None:
+        self._bounds, self._jump, self._offset = bounds, None, _middle(bounds)
+
+    def _lock(self) -> threading.RLock:
+        pid = os.getpid()
+        return self._locks.get(pid) or self._locks.setdefault(pid, threading.RLock())
+
+
+def _middle(bounds: tuple[float, float] | None) -> float:
+    """Return the offset that is taken of those in some bounds: none, where that may be right."""
+    low, high = bounds or (0.0, 0.0)
+    return 0.0 if low <= 0.0 <= high else (low + high) / 2
+
+
+def _gap(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Return by how much two intervals miss each other; negative where they overlap."""
+    return max(one[0], other[0]) - min(one[1], other[1])
+
+
+def _narrowed(bounds: tuple[float, float], shown: tuple[float, float]) -> tuple[float, float]:
+    """Return what two intervals share; the newer one where they share nothing, because one clock drifted."""
+    low, high = max(bounds[0], shown[0]), min(bounds[1], shown[1])
+    return (low, high) if low <= high else shown
 
 
 def _seconds_since_boot() -> float:

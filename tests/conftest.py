@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from uuid import uuid4
 
+import botocore
 import pytest
 
 from tests.support.dynamodb import ministack_server, roto_server
@@ -34,6 +35,12 @@ def clean_environment() -> Iterator[None]:
         for name, value in FAKE_AWS.items():
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_session_initializers() -> None:
+    """Take out what an import registered on all of botocore's sessions: Powertools adds its name to each request."""
+    botocore._INITIALIZERS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ class DynamoDBStore:
             because retrying is the guard's business.
         client: a ready-made client instead of the former; not for a client that is used before a fork.
         credentials: static credentials, for stand-ins.
-        fast: send requests on the short road (``docs/discussion/speed.md``), but for those of a ``client``.
+        fast: send requests past boto3 where they are provably what it would send (``docs/discussion/speed.md``).
         clock: the local source of time.
 
     Raises:

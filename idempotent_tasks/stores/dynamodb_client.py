@@ -1,12 +1,13 @@
 """The road to DynamoDB: one client a process, answers and refusals as values, foreign errors translated."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import boto3
-from botocore.credentials import Credentials as BotoCredentials
 from botocore.exceptions import ClientError
 from botocore.utils import ensure_boolean
 
@@ -15,10 +16,17 @@ from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavail
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_client import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
-from idempotent_tasks.stores.dynamodb_road import ShortRoad
+from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
+from idempotent_tasks.stores.dynamodb_road import ShortRoad, announce
+from idempotent_tasks.stores.dynamodb_signature import SigningTime
 
 __all__ = ["Connection", "Refused", "Written"]
 
+#: Requests that are sent at once to confirm a jump of DynamoDB's clock: of two answers that contradict each other and
+#: what was known, the second has to be confirmed too.
+_CONFIRMATIONS: Final = 2
+#: Whether the request under way is such a confirmation.
+_confirming: ContextVar[bool] = ContextVar("idempotency_confirming", default=False)
 #: What DynamoDB's refusals mean that no further try changes; any other code, one that nobody knows included, may pass.
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html ("OK to retry?")
 #: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/CommonErrors.html
@@ -75,11 +83,17 @@ class Connection(ProcessClient):
         self._fast = fast
         #: Beside the client of this process.
         self._road: ShortRoad | None = None
+        #: Why there is none.
+        self._closed = "the client was ready-made (client=)"
         self.clock = ServerClock(clock or SystemClock())
         #: Whether the endpoint's answers have ids, as DynamoDB's have and those of some stand-ins have not.
         self._shows_ids = False
-        #: Whether an answer was had that may have shown the server's time, by this process or before it was forked.
+        self._signing_time = SigningTime(self.clock)
+        #: Whether the server was asked for its time, by this process or before it was forked: one whose answers are not
+        #: DynamoDB's own never tells it.
         self.clock_asked = False
+        #: Returns the parameters of a ``get_item`` that the store may send at any time.
+        self._question: Callable[[], dict[str, Any]] | None = None
 
     def request(
         self, operation: str, *, refusal: str = "ConditionalCheckFailedException", **parameters: Any
@@ -155,35 +169,57 @@ class Connection(ProcessClient):
         Args:
             question: returns the parameters of a ``get_item`` whose answer shows it; raises as `request`.
         """
+        self._question = question
         if not self.clock_asked:
             self.request("get_item", **question())
             self.clock_asked = True
+        elif self.clock.doubtful:
+            self._confirm()
         return self.clock.now()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the road behind, as the client."""
-        return {**super().__getstate__(), "_road": None}
+        """Leave the road behind, as the client, and the question, which is the store's."""
+        return {**super().__getstate__(), "_road": None, "_question": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
-        # boto3 has no other way to its session's configuration.
-        configured = session._session.get_config_variable  # noqa: SLF001
+        super()._made(client, session, credentials)
         discovers = self._config.endpoint_discovery_enabled
         if discovers is None:
-            discovers = configured("endpoint_discovery_enabled")
-        # The road would go on to an endpoint that the client may have left.
-        if not self._fast or ensure_boolean(discovers):
-            return
-        if credentials is None:
-            known = session.get_credentials()
+            # boto3 has no other way to its session's configuration.
+            discovers = session._session.get_config_variable("endpoint_discovery_enabled")  # noqa: SLF001
+        if not self._fast:
+            self._closed = "it is turned off (fast=False)"
+        elif ensure_boolean(discovers):
+            # The road would go on to an endpoint that the client may have left.
+            self._closed = "endpoints are discovered"
         else:
-            known = BotoCredentials(credentials.access_key_id, credentials.secret_access_key)
-        self._road = ShortRoad(client, known, configured("ca_bundle"), self.clock.now)
+            self._road = ShortRoad(client, self._signing_time, repr(self))
+
+    def _adopt(self, pid: int) -> None:
+        super()._adopt(pid)
+        if self._road is None:
+            announce(repr(self), self._closed)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
-        date = _headers(answer).get("date")
-        if date is not None:
-            self.clock.observe(date, sent_at)
+        headers = _headers(answer)
+        if "date" in headers and is_dynamodbs(headers):
+            self.clock.observe(headers["date"], sent_at)
             self.clock_asked = True
+            if self.clock.doubtful:
+                self._confirm()
+
+    def _confirm(self) -> None:
+        """Ask for DynamoDB's time until its clock's jump is confirmed or refuted; give it up on an error."""
+        if self._question is None or _confirming.get():
+            return
+        token = _confirming.set(True)
+        try:
+            for _ in range(_CONFIRMATIONS):
+                if self.clock.doubtful:
+                    with suppress(StoreError):
+                        self.request("get_item", **self._question())
+        finally:
+            _confirming.reset(token)
 
 
 @cache

@@ -3,25 +3,43 @@
 Every failure is raised as botocore's own HTTP client would raise it, so that both are handled alike.
 """
 
-import socket
+import math
+import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from ssl import SSLContext, SSLError
+from http.client import HTTPConnection, HTTPException
+from ssl import SSLError
 from typing import Any, Final
 from urllib.parse import urlsplit
-from weakref import finalize
+from weakref import ReferenceType, finalize, ref
 
-from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    BotoCoreError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ReadTimeoutError,
+)
 from botocore.exceptions import SSLError as BotoSSLError
+from urllib3.exceptions import ConnectTimeoutError as URLLib3ConnectTimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import SSLError as URLLib3SSLError
 from urllib3.util import wait_for_read
 
+from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.dynamodb_reply import Reply, read_reply
 
-__all__ = ["KeptConnections", "Limits"]
+__all__ = ["FEW", "IDLE_SECONDS", "KeptConnections", "Limits"]
 
-_CLASSES: Final = {"http": HTTPConnection, "https": HTTPSConnection}
+#: An idle connection that is older is closed: NAT gateways and load balancers of AWS forget one after 350 s.
+#: https://docs.aws.amazon.com/vpc/latest/userguide/nat-gateway-basics.html
+IDLE_SECONDS: Final = 300.0
+#: Where a burst leaves more idle connections than this, a thread looks after them until no more are left.
+FEW: Final = 2
+#: How often that thread looks, in seconds.
+SWEEP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +49,15 @@ class Limits:
     #: Seconds until it must stand, and seconds for which the server may say nothing.
     connect_timeout: float | None
     read_timeout: float | None
-    tcp_keepalive: bool
     #: How many are kept open while nobody uses them.
     max_pool_connections: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Idle:
+    connection: HTTPConnection
+    #: By the pool's monotonic time.
+    since: float
 
 
 class KeptConnections:
@@ -42,23 +66,31 @@ class KeptConnections:
     Args:
         url: where to, as ``https://HOST[:PORT]/``.
         limits: what each connection is allowed.
-        context: proves the server's identity; for ``https`` only.
+        make: returns a connection that is not open yet, with all that it needs to know of trust.
+        monotonic: returns seconds, by a clock that nobody sets.
     """
 
-    def __init__(self, url: str, limits: Limits, context: SSLContext | None) -> None:
+    def __init__(
+        self, url: str, limits: Limits, make: Callable[[], HTTPConnection], monotonic: Callable[[], float]
+    ) -> None:
         parts = urlsplit(url)
         self._url = url
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._place: tuple[str, int | None] = (parts.hostname or "", parts.port)
-        self._class = _CLASSES[parts.scheme]
-        self._options: dict[str, Any] = {} if context is None else {"context": context}
+        #: TLS has its own handshake after TCP's, and a time-out of the same length for it.
+        self._handshakes = 2 if parts.scheme == "https" else 1
         self._limits = limits
-        #: The one used last comes first: the others may grow old and be closed.
-        self._idle: deque[HTTPConnection] = deque()
+        self._make = make
+        self._monotonic = monotonic
+        #: The one used last comes last, and is taken first: the others may grow old and be closed.
+        self._idle: deque[_Idle] = deque()
+        self._sweeper: threading.Thread | None = None
         finalize(self, _close, self._idle)
 
     def exchange(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """Send one ``POST`` request, once, and return the answer.
+
+        Connecting, sending and reading take no longer than the limits allow, nor together longer than the store call
+        under way may still take (`idempotent_tasks.retries.time_left`), however slowly the server sends.
 
         Args:
             headers: of the request, ``content-length`` among them.
@@ -70,22 +102,35 @@ class KeptConnections:
         message = self._message(headers, body)
         connection = self._kept() or self._opened()
         try:
+            timed = _Timed(connection.sock, self._limits.read_timeout)
             # At once: a body in a packet of its own would cost both sides another wake-up.
-            connection.sock.sendall(message)
-            reply = read_reply(connection.sock)
+            timed.sendall(message)
+            reply = read_reply(timed)
         except BaseException as error:
             # Whatever came in between, a soft time limit too: the answer may still be on its way.
             connection.close()
             if isinstance(error, TimeoutError):
                 raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
+            if isinstance(error, SSLError):
+                raise BotoSSLError(endpoint_url=self._url, error=error) from error
             if isinstance(error, OSError | HTTPException):
                 raise ConnectionClosedError(endpoint_url=self._url, error=error) from error
             raise
-        if reply.keeps and len(self._idle) < self._limits.max_pool_connections:
-            self._idle.append(connection)
+        if reply.keeps:
+            self._keep(connection)
         else:
             connection.close()
         return reply
+
+    def sweep(self) -> int:
+        """Close the idle connections that the server closed or that are too old, and return how many are left."""
+        # Each is out of the pool while it is looked at: no two threads may wait for one, nor greenlets of eventlet's.
+        for _ in range(len(self._idle)):
+            idle = self._oldest()
+            if idle is None:
+                break
+            self._idle.append(idle)
+        return len(self._idle)
 
     def _message(self, headers: Mapping[str, str], body: bytes) -> bytes:
         lines = [f"POST {self._target} HTTP/1.1"]
@@ -99,34 +144,142 @@ class KeptConnections:
         """Return a connection that nobody uses, if one is left that the server has not closed."""
         while True:
             try:
-                connection = self._idle.pop()
+                idle = self._idle.pop()
             except IndexError:
                 return None
+            if not self._is_spent(idle):
+                return idle.connection
+            idle.connection.close()
+
+    def _oldest(self) -> _Idle | None:
+        """Take the oldest connection that is not spent, and close those that are older."""
+        while True:
+            try:
+                idle = self._idle.popleft()
+            except IndexError:
+                return None
+            if not self._is_spent(idle):
+                return idle
+            idle.connection.close()
+
+    def _is_spent(self, idle: _Idle) -> bool:
+        sock = idle.connection.sock
+        if sock is None or self._monotonic() - idle.since > IDLE_SECONDS:
+            return True
+        try:
             # There is nothing to be read from an idle one but its end.
-            if not wait_for_read(connection.sock, timeout=0):
-                return connection
-            connection.close()
+            return wait_for_read(sock, timeout=0)
+        except (OSError, ValueError):
+            # The process ends, and closes what it has.
+            return True
+
+    def _keep(self, connection: HTTPConnection) -> None:
+        # Nobody else comes to the oldest ones as long as the others are enough.
+        oldest = self._oldest()
+        if oldest is not None:
+            self._idle.appendleft(oldest)
+        self._idle.append(_Idle(connection, self._monotonic()))
+        while len(self._idle) > self._limits.max_pool_connections:
+            surplus = self._oldest()
+            if surplus is not None:
+                surplus.connection.close()
+        if len(self._idle) > FEW and self._sweeper is None:
+            self._sweeper = threading.Thread(
+                target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
+            )
+            try:
+                self._sweeper.start()
+            except RuntimeError:
+                # The interpreter ends, or the system has no more threads.
+                self._sweeper = None
 
     def _opened(self) -> HTTPConnection:
-        host, port = self._place
-        connection: HTTPConnection = self._class(host, port, timeout=self._limits.connect_timeout, **self._options)
+        left = time_left()
+        if left <= 0:
+            raise ConnectTimeoutError(endpoint_url=self._url, error="no time is left")
+        connection = self._make()
+        timeout = min(_or_infinite(self._limits.connect_timeout), left / self._handshakes)
+        connection.timeout = _or_none(timeout)
         try:
             connection.connect()
         except BaseException as error:
             connection.close()
-            if isinstance(error, TimeoutError):
-                raise ConnectTimeoutError(endpoint_url=self._url, error=error) from error
-            if isinstance(error, SSLError):
-                raise BotoSSLError(endpoint_url=self._url, error=error) from error
-            if isinstance(error, OSError):
-                raise EndpointConnectionError(endpoint_url=self._url, error=error) from error
-            raise
-        connection.sock.settimeout(self._limits.read_timeout)
-        if self._limits.tcp_keepalive:
-            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            translated = self._translated(error)
+            if translated is None:
+                raise
+            raise translated from error
         return connection
 
+    def _translated(self, error: BaseException) -> BotoCoreError | None:
+        """Return the error that botocore raises for one of connecting; None for one that is not of the network."""
+        # An older urllib3 takes an error of the network for a time-out: the order matters.
+        if isinstance(error, NewConnectionError):
+            return EndpointConnectionError(endpoint_url=self._url, error=error)
+        if isinstance(error, TimeoutError | URLLib3ConnectTimeoutError):
+            return ConnectTimeoutError(endpoint_url=self._url, error=error)
+        # urllib3's own `CertificateError` is a `ValueError`.
+        if isinstance(error, SSLError | URLLib3SSLError | ValueError):
+            return BotoSSLError(endpoint_url=self._url, error=error)
+        if isinstance(error, OSError):
+            return EndpointConnectionError(endpoint_url=self._url, error=error)
+        if isinstance(error, HTTPError):
+            return HTTPClientError(error=error)
+        return None
 
-def _close(connections: Iterable[HTTPConnection]) -> None:
-    for connection in connections:
-        connection.close()
+
+class _Timed:
+    """An open connection, on which no wait is longer than one time-out, nor than the time that the call has left."""
+
+    def __init__(self, connection: Any, timeout: float | None) -> None:
+        self._connection = connection
+        self._timeout = _or_infinite(timeout)
+
+    def sendall(self, message: bytes) -> None:
+        self._limit()
+        self._connection.sendall(message)
+
+    def recv(self, size: int) -> bytes:
+        self._limit()
+        received: bytes = self._connection.recv(size)
+        return received
+
+    def recv_into(self, buffer: Any) -> int:
+        self._limit()
+        received: int = self._connection.recv_into(buffer)
+        return received
+
+    def _limit(self) -> None:
+        left = min(self._timeout, time_left())
+        if left <= 0:
+            raise TimeoutError("no time is left for the answer")
+        timeout = _or_none(left)
+        # Setting it is a call of the system's.
+        if self._connection.gettimeout() != timeout:
+            self._connection.settimeout(timeout)
+
+
+def _or_infinite(timeout: float | None) -> float:
+    return math.inf if timeout is None else timeout
+
+
+def _or_none(timeout: float) -> float | None:
+    return None if timeout == math.inf else timeout
+
+
+def _sweep(pool: "ReferenceType[KeptConnections]") -> None:
+    """Look after a pool's idle connections until none is left, or nobody has the pool any more."""
+    pause = threading.Event()
+    while True:
+        connections = pool()
+        if connections is None:
+            return
+        if connections.sweep() == 0:
+            connections._sweeper = None  # noqa: SLF001 - its own thread
+            return
+        del connections
+        pause.wait(SWEEP_SECONDS)
+
+
+def _close(connections: Iterable[_Idle]) -> None:
+    for idle in connections:
+        idle.connection.close()

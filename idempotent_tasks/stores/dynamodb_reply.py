@@ -1,13 +1,17 @@
 """Answers to HTTP requests, read off their connection: DynamoDB's usual form at once, any other by `http.client`."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPResponse, IncompleteRead
 from io import BufferedReader, RawIOBase
-from socket import socket
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-__all__ = ["Reply", "read_reply"]
+__all__ = ["Receiver", "Reply", "is_dynamodbs", "read_reply"]
+
+#: What a cache or a gateway adds to an answer that passes through it, or that it gives in the server's place.
+#: https://www.rfc-editor.org/rfc/rfc9111#section-5.1, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.3
+_IN_BETWEEN: Final = frozenset({"age", "via", "x-cache"})
 
 #: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
 _AT_ONCE: Final = 65_536
@@ -28,7 +32,32 @@ class Reply:
     keeps: bool
 
 
-def read_reply(connection: socket) -> Reply:
+class Receiver(Protocol):
+    """What of a socket is needed to read from it."""
+
+    def recv(self, size: int, /) -> bytes:
+        """See `socket.socket.recv`."""
+        ...
+
+    def recv_into(self, buffer: Any, /) -> int:
+        """See `socket.socket.recv_into`."""
+        ...
+
+
+def is_dynamodbs(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is DynamoDB's own: its JSON, with its id of the request, and from no cache.
+
+    Anything else (a gateway's page, a captive portal, a proxy's copy) proves nothing: neither the time, nor that the
+    request reached DynamoDB.
+
+    Args:
+        headers: of the answer, by name in lower case.
+    """
+    is_json = headers.get("content-type", "").lower().startswith("application/x-amz-json-1.")
+    return is_json and bool(headers.get("x-amzn-requestid")) and _IN_BETWEEN.isdisjoint(headers)
+
+
+def read_reply(connection: Receiver) -> Reply:
     """Read the answer to the one request that was sent over a connection and has none.
 
     Raises:
@@ -53,7 +82,7 @@ def _missing(headers: dict[str, str], had: int) -> int | None:
     return int(length) - had if alone and length.isdecimal() and had <= int(length) else None
 
 
-def _rest(connection: socket, missing: int) -> bytes:
+def _rest(connection: Receiver, missing: int) -> bytes:
     parts: list[bytes] = []
     while missing:
         part = connection.recv(min(missing, _AT_ONCE))
@@ -64,7 +93,7 @@ def _rest(connection: socket, missing: int) -> bytes:
     return b"".join(parts)
 
 
-def _any_reply(received: bytes, connection: socket) -> Reply:
+def _any_reply(received: bytes, connection: Receiver) -> Reply:
     # It wants a socket to make a file of.
     source: Any = _Source(received, connection)
     with HTTPResponse(source, method="POST") as response:
@@ -76,7 +105,7 @@ def _any_reply(received: bytes, connection: socket) -> Reply:
 class _Source(RawIOBase):
     """What was received of an answer, and then what its connection still gives."""
 
-    def __init__(self, received: bytes, connection: socket) -> None:
+    def __init__(self, received: bytes, connection: Receiver) -> None:
         self._received = received
         self._connection = connection
 

@@ -11,7 +11,9 @@ from hmac import digest
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-__all__ = ["DATE", "TOKEN", "Signer"]
+from idempotent_tasks.clock import ServerClock
+
+__all__ = ["DATE", "TOKEN", "Signer", "SigningTime"]
 
 #: The headers, by name in lower case, that say when a request was signed, and with which session's credentials.
 DATE: Final = "x-amz-date"
@@ -20,7 +22,41 @@ _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<access_key>[^/]+)/\d{8}/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request, "
     r"SignedHeaders=(?P<signed>[^,]+), Signature=(?P<signature>[0-9a-f]{64})"
 )
+#: Errors that refuse a request for the time that it was signed with: always, or where their text says so.
+#: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
+_REFUSED_TIMES: Final = frozenset({"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
+_REFUSED_TIME_TEXTS: Final = ("Signature expired", "Signature not yet current")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class SigningTime:
+    """The time that requests are signed with: never one that DynamoDB refused.
+
+    Args:
+        clock: DynamoDB's time; every answer is shown to it, a refusal too.
+    """
+
+    def __init__(self, clock: ServerClock) -> None:
+        self._clock = clock
+        #: Whether this machine's time, or what was taken for DynamoDB's, was refused once.  Then each request is signed
+        #: with the time of the last answer, also where boto3 sends it.
+        self.refused = False
+
+    def now(self) -> float:
+        """Return the time in epoch seconds."""
+        return self._clock.last_shown() if self.refused else self._clock.now()
+
+    def monotonic(self) -> float:
+        """Return seconds by a clock that nobody sets."""
+        return self._clock.monotonic()
+
+    def judge(self, answer: Mapping[str, Any]) -> None:
+        """Look whether an answer of DynamoDB's own refuses the time of its request."""
+        error = answer.get("Error")
+        if error is not None:
+            text = str(error.get("Message", ""))
+            if error.get("Code") in _REFUSED_TIMES or any(refused in text for refused in _REFUSED_TIME_TEXTS):
+                self.refused = True
 
 
 @dataclass(frozen=True, slots=True)

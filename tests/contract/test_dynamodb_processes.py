@@ -81,6 +81,9 @@ class TestWhoseClient:
     def test_one_client_a_process(self, dynamodb: DynamoDBStore, wire: Wire) -> None:
         """All calls of a process, and the store's forms for its apps, share one client and its connections."""
         client = client_of(dynamodb)
+        # boto3 sends the first request of each kind, over a connection of its own.
+        grant(dynamodb, key="shop.charge#first")
+        wire.clear()
         grant(dynamodb)
         grant(dynamodb.for_app("shop"), "two", key="shop.charge#other")
         assert client_of(dynamodb) is client_of(dynamodb.for_app("shop")) is client
@@ -93,6 +96,7 @@ class TestFork:
     def test_a_store_that_the_parent_used(self, dynamodb: DynamoDBStore, wire: Wire) -> None:
         """Children that run at the same time use clients and connections of their own; the parent's goes on."""
         grant(dynamodb)
+        grant(dynamodb, key="shop.charge#second")
         inherited = client_of(dynamodb)
         parents = ports(wire)
         wire.clear()
@@ -107,7 +111,7 @@ class TestFork:
         wire.clear()
         assert isinstance(dynamodb.claim(wish("two")), Busy)
         assert client_of(dynamodb) is inherited
-        assert ports(wire) == parents
+        assert ports(wire) <= parents
 
     def test_parent_and_child_contend(self, dynamodb: DynamoDBStore) -> None:
         """Owners are told apart across processes: a child meets its parent's claim."""

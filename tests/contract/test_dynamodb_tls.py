@@ -1,17 +1,22 @@
 """TLS on both roads: the same authorities are trusted, and whoever cannot prove to be the server gets no request."""
 
+import functools
 import re
 import ssl
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import boto3
 import pytest
 import trustme
+from urllib3.exceptions import InsecureRequestWarning
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
-from idempotent_tasks.records import Committed
+from idempotent_tasks.records import CommitAnswer, Committed
 from tests.conftest import REGION
+from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
 from tests.support.roads import client_requests
 from tests.support.wire import Wire, wire_to
@@ -58,9 +63,16 @@ def store_at(wire: Wire, table: str, *, fast: bool) -> DynamoDBStore:
     return DynamoDBStore(table, endpoint_url=wire.endpoint, region=REGION, fast=fast)
 
 
+def claim_and_commit(store: DynamoDBStore) -> CommitAnswer:
+    """Run a key's claim and commit, twice."""
+    store.commit(grant(store, key="shop.charge#child"), done(), 60)
+    return store.commit(grant(store, key="shop.charge#another"), done(), 60)
+
+
 def assert_works(store: DynamoDBStore, wire: Wire, *, fast: bool) -> None:
     """Fail where not every call goes through, or not by its road."""
     store.create_table()
+    grant(store, key="shop.charge#first")
     wire.clear()
     sent = client_requests(store.connection)
     assert store.commit(grant(store), done(), 60) == Committed()
@@ -92,6 +104,48 @@ class TestTrusted:
         wire = served_as(HOST)
         assert_works(store_at(wire, table, fast=fast), wire, fast=fast)
 
+    def test_in_the_variable_of_another_library(
+        self,
+        served_as: Callable[[str], Wire],
+        bundle: str,
+        table: str,
+        fast: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """``REQUESTS_CA_BUNDLE``, which botocore reads too, where no other names a file."""
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+        wire = served_as(HOST)
+        store = store_at(wire, table, fast=fast)
+        assert_works(store, wire, fast=fast)
+        # A forked child makes a client of its own.
+        assert Child(lambda: claim_and_commit(store)).result() == Committed()
+
+    def test_by_the_session(self, served_as: Callable[[str], Wire], table: str, fast: bool) -> None:
+        """Whatever it hands its clients: here that no proof is asked for."""
+        wire = served_as("dynamodb.example")
+        session = boto3.Session(region_name=REGION)
+        session.client = functools.partial(session.client, verify=False)
+        store = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, fast=fast)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InsecureRequestWarning)
+            assert_works(store, wire, fast=fast)
+
+    @pytest.mark.usefixtures("trusted")
+    def test_in_a_file_that_is_replaced(
+        self, served_as: Callable[[str], Wire], bundle: str, table: str, fast: bool
+    ) -> None:
+        """It is read for each connection: a server with a certificate of the next authority is trusted in time."""
+        wire = served_as(HOST)
+        store = store_at(wire, table, fast=fast)
+        assert_works(store, wire, fast=fast)
+        following = trustme.CA()
+        following.cert_pem.write_to_path(bundle)
+        with wire.unplugged():
+            wire.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            following.issue_cert(HOST).configure_cert(wire.context)
+        for key in ("shop.charge#1", "shop.charge#2", "shop.charge#3"):
+            grant(store, key=key)
+
 
 class TestNotTrusted:
     """Nothing is sent, and both roads say the same."""
@@ -120,6 +174,23 @@ class TestNotTrusted:
             wire.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             trustme.CA().issue_cert(HOST).configure_cert(wire.context)
         assert_refused(store, wire, "CERTIFICATE_VERIFY_FAILED")
+
+    @pytest.mark.usefixtures("trusted")
+    def test_boto3_sends_the_next_one(self, served_as: Callable[[str], Wire], table: str) -> None:
+        """After an error of TLS nothing follows the template of before."""
+        wire = served_as(HOST)
+        store = store_at(wire, table, fast=True)
+        assert_works(store, wire, fast=True)
+        with wire.unplugged():
+            right, wire.context = wire.context, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trustme.CA().issue_cert(HOST).configure_cert(wire.context)
+        with pytest.raises(StoreUnavailableError):
+            store.claim(wish())
+        with wire.unplugged():
+            wire.context = right
+        sent = client_requests(store.connection)
+        grant(store, key="shop.charge#next")
+        assert sent == ["UpdateItem"]
 
     def test_authorities_that_cannot_be_read(
         self, served_as: Callable[[str], Wire], table: str, fast: bool, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from http.client import parse_headers
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
@@ -23,6 +24,8 @@ class Asked:
     parameters: dict[str, Any]
     #: The TCP port of the client, which names its connection.
     client_port: int
+    #: By name in whatever case.
+    headers: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Said:
 
 
 def page(body: bytes, *headers: tuple[str, str], status: int = 200, sized: bool = True) -> bytes:
-    """Return an answer with these headers beside its length, where ``sized``."""
+    """Return an answer with these headers and its length, where ``sized``; with a request's id where it is JSON."""
+    headers = (*headers, ("x-amzn-RequestId", "made-up")) if JSON in headers else headers
     length = [("Content-Length", str(len(body)))] if sized else []
     lines = [f"HTTP/1.1 {status} made up", *(f"{name}: {value}" for name, value in (*headers, *length))]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -132,7 +136,7 @@ class _Handler(StreamRequestHandler):
             while self.rfile.readline():
                 headers = parse_headers(self.rfile)
                 body = self.rfile.read(int(headers["Content-Length"]))
-                asked = Asked(json.loads(body), self.client_address[1])
+                asked = Asked(json.loads(body), self.client_address[1], headers)
                 canned.requests.append(asked)
                 said = canned.answer(asked)
                 self.wfile.write(said.answer)

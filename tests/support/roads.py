@@ -1,6 +1,6 @@
 """Which of a store's requests went through boto3's client, and which past it; and what time boto3 signs with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,19 @@ __all__ = ["answered", "ask", "client_requests", "sign_at"]
 def client_requests(connection: Connection) -> list[str]:
     """Return a list to which each operation is added that the client of this process sends from now on."""
     sent: list[str] = []
+    client = connection.client_of_this_process()
+    road = connection._road
+    if road is None:
+        client.meta.events.register("before-call.dynamodb", lambda model, **_: sent.append(model.name))
+        return sent
+    send = road.send_by_client
 
-    def note(model: Any, **_: Any) -> None:
-        sent.append(model.name)
+    def noted(operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        sent.append(client.meta.method_to_api_mapping[operation])
+        return send(operation, parameters)
 
-    connection.client_of_this_process().meta.events.register("before-call.dynamodb", note)
+    # A handler would be seen, and close the road.
+    road.send_by_client = noted  # type: ignore[method-assign]
     return sent
 
 
@@ -48,7 +56,9 @@ def answered(session: boto3.Session, bodies: dict[str, bytes]) -> list[str]:
     def answer(event_name: str, request: Any, **_: Any) -> AWSResponse:
         urls.append(request.url)
         body = bodies.get(event_name.rpartition(".")[2], b"{}")
-        response = AWSResponse(request.url, 200, {"Content-Type": "application/x-amz-json-1.0"}, None)
+        response = AWSResponse(
+            request.url, 200, {"Content-Type": "application/x-amz-json-1.0", "x-amzn-RequestId": "made-up"}, None
+        )
         response._content = body
         return response
 

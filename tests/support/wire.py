@@ -91,7 +91,7 @@ def cut(forward: Forward) -> Answer:
 def answer(status: int, error: str, message: str = "made up by the wire") -> Fault:
     """Answer with an error of DynamoDB's in the server's place."""
     body = json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{error}", "message": message}).encode()
-    made_up = Answer(status, body, (("Content-Type", "application/x-amz-json-1.0"),))
+    made_up = Answer(status, body, (("Content-Type", "application/x-amz-json-1.0"), ("x-amzn-RequestId", "made-up")))
     return lambda _forward: made_up
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from idempotent_tasks.stores import dynamodb_reply
-from idempotent_tasks.stores.dynamodb_reply import Reply, read_reply
+from idempotent_tasks.stores.dynamodb_reply import Reply, is_dynamodbs, read_reply
 
 BODY = b'{"Attributes": {}}'
 PLAIN = b"HTTP/1.1 200 OK\r\nX-Id: one\r\nContent-Length: 18\r\n\r\n" + BODY
@@ -131,3 +131,39 @@ def test_an_answer_that_ends_too_soon(had: int) -> None:
     """It is an error, and not a shorter answer."""
     with pytest.raises(IncompleteRead):
         read(PLAIN.removesuffix(BODY) + BODY[:had])
+
+
+OWN = {"content-type": "application/x-amz-json-1.0", "x-amzn-requestid": "4KBN", "date": "today", "server": "Server"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        OWN,
+        {**OWN, "content-type": "Application/X-AMZ-json-1.1; charset=utf-8"},
+        {**OWN, "x-amz-crc32": "2745614147", "connection": "keep-alive"},
+    ],
+    ids=["plain", "other-version", "more"],
+)
+def test_an_answer_of_dynamodbs(headers: dict[str, str]) -> None:
+    """Its JSON, with the id that it gave the request."""
+    assert is_dynamodbs(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {**OWN, "content-type": "application/json"},
+        {**OWN, "content-type": "text/html"},
+        {**OWN, "x-amzn-requestid": ""},
+        {name: value for name, value in OWN.items() if name != "x-amzn-requestid"},
+        {**OWN, "age": "0"},
+        {**OWN, "via": "1.1 varnish"},
+        {**OWN, "x-cache": "Miss from cloudfront"},
+    ],
+    ids=["nothing", "json", "page", "empty-id", "no-id", "aged", "passed-on", "cdn"],
+)
+def test_an_answer_of_somebody_elses(headers: dict[str, str]) -> None:
+    """A gateway's, which has its own JSON or a page; or one that was passed on, and may be an old one."""
+    assert not is_dynamodbs(headers)
