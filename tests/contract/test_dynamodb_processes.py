@@ -107,11 +107,13 @@ class TestFork:
         children = [Child(claim_in(f"shop.charge#child-{number}")) for number in range(4)]
         assert [child.result() for child in children] == [(True, False)] * 4
         assert len(ports(wire)) == 4
-        assert not ports(wire) & parents
+        childrens = ports(wire)
+        assert not childrens & parents
         wire.clear()
         assert isinstance(dynamodb.claim(wish("two")), Busy)
         assert client_of(dynamodb) is inherited
-        assert ports(wire) <= parents
+        assert ports(wire) & parents
+        assert not ports(wire) & childrens
 
     def test_parent_and_child_contend(self, dynamodb: DynamoDBStore) -> None:
         """Owners are told apart across processes: a child meets its parent's claim."""
