@@ -48,7 +48,8 @@ HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
 OWNER_ENTRY: Final = "idempotency_owner"
 #: Entry of the request dict, set by the worker's parent process: its process id where it releases for its children.
 WATCHER_ENTRY: Final = "idempotency_watcher"
-#: Entry of the request dict, set by the worker's parent process: the `ReceivedMessage`.
+#: Entry of the request's ``properties``, set by the worker's parent process: the `ReceivedMessage`.  Not of the request
+#: dict itself: what is there and none of Celery's is in ``request.headers``, which bodies hand on to other messages.
 MESSAGE_ENTRY: Final = "idempotency_message"
 #: What must not travel on when a message is sent again for another reason than deferral.
 PRIVATE_HEADERS: Final = frozenset(
@@ -59,7 +60,6 @@ PRIVATE_HEADERS: Final = frozenset(
         HARD_LIMIT_ENTRY,
         OWNER_ENTRY,
         WATCHER_ENTRY,
-        MESSAGE_ENTRY,
     }
 )
 #: An owner token as this library draws it; a message's sender can write anything else, such as a reservation's owner.
@@ -149,9 +149,10 @@ class Delivery:
 
 def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Delivery:
     """Read a Celery request (``celery.app.task.Context``)."""
-    received = request.get(MESSAGE_ENTRY)
     owner = request.get(OWNER_ENTRY)
     from_parent = isinstance(owner, OwnerToken)
+    properties = request.properties
+    received = properties.get(MESSAGE_ENTRY) if isinstance(properties, Mapping) else None
     delivery = Delivery(
         task=task,
         task_id=id_text(request.id),

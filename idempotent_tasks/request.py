@@ -129,7 +129,8 @@ class GuardedRequest(Request):
         self._request_dict[OWNER_ENTRY] = OwnerToken(uuid4().hex)
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
         self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
-        self._request_dict[MESSAGE_ENTRY] = self._received_message(decoded=kwargs.get("decoded", False))
+        received = self._received_message(decoded=kwargs.get("decoded", False))
+        self._request_dict["properties"] = {**(self._request_dict.get("properties") or {}), MESSAGE_ENTRY: received}
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Have the end of the process that took the delivery noticed at once."""

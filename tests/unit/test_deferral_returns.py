@@ -275,9 +275,9 @@ class TestTheParent:
         failed(shop.worker.receive(message), GivenBack("denied"))
         again = shop.worker.take()
         request = shop.worker.receive(again)
-        assert request.request_dict["idempotency_message"].returns == 1
+        assert request.request_dict["properties"]["idempotency_message"].returns == 1
         failed(request, Ignore())
-        assert shop.worker.receive(again).request_dict["idempotency_message"].returns == 0
+        assert shop.worker.receive(again).request_dict["properties"]["idempotency_message"].returns == 0
 
 
 def test_a_soft_time_limit_cuts_the_wait_short(cut_off: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

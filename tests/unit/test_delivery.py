@@ -142,8 +142,13 @@ def test_a_header_is_no_message_of_the_parents() -> None:
     message = ReceivedMessage(
         queue="q", body=b"", content_type="a/b", content_encoding="utf-8", headers={}, properties={}
     )
-    assert read(**{MESSAGE_ENTRY: message}).received is message
-    assert read(**{MESSAGE_ENTRY: {"queue": "elsewhere"}}).received is None
+    assert read(properties={MESSAGE_ENTRY: message}).received is message
+    for forged in (
+        {"properties": {MESSAGE_ENTRY: {"queue": "elsewhere"}}},
+        {MESSAGE_ENTRY: message},
+        {"properties": 3},
+    ):
+        assert read(**forged).received is None
 
 
 @pytest.mark.parametrize("request_headers", [{}, {"headers": TRACE}], ids=["plain", "traced"])
@@ -157,9 +162,7 @@ def test_what_a_retry_inherits(request_headers: dict[str, Any]) -> None:
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    private = {
-        *(DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, MESSAGE_ENTRY)
-    }
+    private = {DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS
 

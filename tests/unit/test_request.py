@@ -1,5 +1,6 @@
 """The parent's side: a real worker's request tells the body its enforced time limit."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_publisher_cannot_set_the_limit(app: Celery, worker: InlineWorker) -> 
     """A header of the entry's name is overwritten by what the parent knows."""
     request = request_of(task_of(app), worker, headers={HARD_LIMIT_ENTRY: 9_999, MESSAGE_ENTRY: "x/y"})
     assert request.request_dict[HARD_LIMIT_ENTRY] is None
-    assert isinstance(request.request_dict[MESSAGE_ENTRY], ReceivedMessage)
+    assert isinstance(request.request_dict["properties"][MESSAGE_ENTRY], ReceivedMessage)
 
 
 def test_without_a_limit_the_claim_is_a_lease(app: Celery, worker: InlineWorker, store: MemoryStore) -> None:
@@ -120,3 +121,15 @@ def test_a_claim_outlives_an_enforced_limit_by_the_grace(
     worker.run_next()
     assert worker.result(result.id) == [20.0, pytest.approx(store.clock.now() + 23, abs=0.001)]
     del controller
+
+
+def test_a_body_may_hand_on_its_headers(app: Celery, worker: InlineWorker) -> None:
+    """As bodies do for a tenant or a trace: what the parent says is nothing that a broker cannot take."""
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.charge", bind=True)
+    def charge(self: Task) -> str:
+        return json.dumps(self.request.headers)
+
+    result = charge.apply_async(headers={"tenant": "acme"})
+    worker.run_next()
+    assert json.loads(worker.result(result.id))["tenant"] == "acme"
