@@ -29,10 +29,10 @@ from idempotent_tasks.task import IdempotentTask
 __all__ = [
     "carry_key",
     "check_command_line_worker",
-    "check_embedded_worker",
     "check_worker",
     "free_reservation",
     "note_dispatch",
+    "prepare_worker",
     "release_what_runs",
 ]
 
@@ -88,13 +88,22 @@ def _refuse_unguarded(name: str) -> None:
         raise ConfigurationError(msg, name)
 
 
-@worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.check_embedded_worker")
-def check_embedded_worker(sender: Any, **_: Any) -> None:
-    """Check a worker that a program starts by itself, which has set up its logging; raises as `check_worker`.
+@worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.prepare_worker")
+def prepare_worker(sender: Any, **_: Any) -> None:
+    """Remember a worker before it makes its consumer; check it now where a program starts it by itself.
 
     ``celery worker`` sends this signal before it sets up logging (``celery.apps.worker.Worker.setup_logging``, which
     the worker of a program does not have): what is logged now would be in no log file, without time and level.
+
+    Args:
+        sender: the ``celery.worker.WorkController`` that starts.
+
+    Raises:
+        SystemExit: as `check_worker`.
     """
+    if not _guarded_tasks(sender.app):
+        return
+    remember_worker(sender)
     if not hasattr(sender, "setup_logging"):
         check_worker(sender)
 
@@ -115,10 +124,9 @@ def check_worker(worker: Any) -> None:
         SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and something was found.  Celery swallows
             any other exception of a signal's receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
-    tasks = [task for task in worker.app.tasks.values() if isinstance(task, IdempotentTask)]
+    tasks = _guarded_tasks(worker.app)
     if not tasks:
         return
-    remember_worker(worker)
     for task in tasks:
         # A framework that was initialised since may have given a class its own __call__.
         type(task).keep_guard_outermost()
@@ -157,6 +165,10 @@ def free_reservation(sender: Any, request: Any, *, terminated: bool, expired: bo
 def release_what_runs(**_: Any) -> None:
     """Release the claims of bodies that a shutdown cut short (``celery.signals.worker_shutdown``)."""
     release_running()
+
+
+def _guarded_tasks(app: Any) -> list[IdempotentTask]:
+    return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
 
 
 def _check_pool(store: Any, pool_cls: Any) -> None:
