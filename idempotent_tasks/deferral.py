@@ -145,7 +145,7 @@ def publish_again(
     """
     app = task.app
     received = delivery.received or _rebuilt(task)
-    queue = _queue_of(app, received)
+    queue = _queue_of(task, received)
     confirmed = confirm_publishes(app)
     # One copy, also where it is not certain whether the first try arrived.
     more = {**(headers or {}), **delivery.successor().headers}
@@ -212,8 +212,8 @@ def _publish_once(app: Any, publish: Callable[[Any, Any], float]) -> float:
             raise
 
 
-def _queue_of(app: Any, received: ReceivedMessage) -> str:
-    queue = received.queue or consumed_queue(app, received.properties.get("delivery_info") or {})
+def _queue_of(task: Any, received: ReceivedMessage) -> str:
+    queue = received.queue or consumed_queue(task.app, task.request.delivery_info or {})
     if queue is None:
         raise _UnknownQueueError("it cannot be told from which queue the message came")
     if not received.is_addressable:
