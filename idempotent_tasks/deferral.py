@@ -14,7 +14,7 @@ from kombu.serialization import dumps
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.confirms import confirm_publishes
-from idempotent_tasks.delivery import KEY_HEADER, Delivery, ReceivedMessage
+from idempotent_tasks.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
 from idempotent_tasks.queue_limits import QueueLimits, limits_of
 from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
 
@@ -59,7 +59,7 @@ BROKER_HEADERS: Final = frozenset(
 DELIVERY_PROPERTIES: Final = frozenset(
     {
         *("application_headers", "content_type", "content_encoding", "body_encoding", "delivery_info", "delivery_tag"),
-        *("delay_seconds", "DelaySeconds", "MessageDeduplicationId"),
+        *("delay_seconds", "DelaySeconds", "MessageDeduplicationId", MESSAGE_ENTRY),
     }
 )
 #: What a request has beside its message's headers.

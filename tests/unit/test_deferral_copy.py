@@ -204,6 +204,7 @@ class TestWhatStays:
             "MessageDeduplicationId": "once",
             "DelaySeconds": 60,
             "delay_seconds": 60,
+            "idempotency_message": None,
         }
         message = copied(received(properties={**kept, **passing, "priority": 7}))
         assert message["properties"] == kept
