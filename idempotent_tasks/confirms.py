@@ -1,21 +1,53 @@
-"""Publishing that returns when RabbitMQ has the message."""
+"""Publishing by a worker's process: RabbitMQ confirms it, and what follows a task is not given up where it fails."""
 
+import logging
 import os
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from celery import current_task
 from kombu import Producer, pools
+from kombu.exceptions import OperationalError
+
+from idempotent_tasks.request_state import state_of
 
 __all__ = ["CONFIRM_SECONDS", "confirm_publishes"]
+
+logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds to wait for RabbitMQ's confirmation of a message.
 CONFIRM_SECONDS: Final = 5.0
 
-#: The pool of each app, None without RabbitMQ, and the process that it was made for.
-_pools: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
+#: The pool of each app, whether RabbitMQ confirms what it publishes, and the process that it was made for.
+_pools: WeakKeyDictionary[Any, tuple[int, Any, bool]] = WeakKeyDictionary()
 
 
-class _ConfirmedProducer(Producer):
+class _FollowingProducer(Producer):
+    """Sends a finished task's message back where the broker does not take what follows it.
+
+    Celery reports such a task as failed and acknowledges its message (``celery.app.trace.build_tracer``), although its
+    outcome is on record: nobody would send what follows.  A redelivery replays the outcome and sends it.
+    """
+
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        """See ``kombu.Producer.publish``.
+
+        Raises:
+            celery.exceptions.Reject: instead of the broker's error, where this is what follows a task.
+        """
+        connection = self.connection
+        lost = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+        try:
+            return super().publish(body, *args, **options)
+        except lost as error:
+            give_back = state_of(current_task.request).give_back if current_task else None
+            if give_back is None:
+                raise
+            logger.exception("%s[%s]: what follows cannot be sent", current_task.name, current_task.request.id)
+            raise give_back(error) from error
+
+
+class _ConfirmedProducer(_FollowingProducer):
     """Waits for each confirmation, and for none too long."""
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
@@ -43,20 +75,20 @@ def confirm_publishes(app: Any) -> bool:
     """
     known = _pools.get(app)
     if known is None or known[0] != os.getpid():
-        known = os.getpid(), _confirmed_pool(app)
+        known = os.getpid(), *_pool(app)
         _pools[app] = known
-    pool = known[1]
-    if pool is None:
-        return False
+    _, pool, confirms = known
     if getattr(app.amqp, "_producer_pool", None) is not pool:
         # Celery makes a pool when it needs the first, and forgets it in a child.
         app.amqp._producer_pool = pool  # noqa: SLF001 - Celery has no setting for it
-    return True
+    return confirms
 
 
-def _confirmed_pool(app: Any) -> Any:
-    if app.connection_for_write().transport.driver_type != "amqp":
-        return None
-    options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
-    connections = pools.connections[app.connection_for_write(transport_options=options)]
-    return pools.ProducerPool(connections, limit=app.pool.limit, Producer=_ConfirmedProducer)
+def _pool(app: Any) -> tuple[Any, bool]:
+    """Return the pool that this process publishes from for an app, and whether RabbitMQ confirms what it publishes."""
+    connection, kind = app.connection_for_write(), _FollowingProducer
+    confirms = connection.transport.driver_type == "amqp"
+    if confirms:
+        options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
+        connection, kind = app.connection_for_write(transport_options=options), _ConfirmedProducer
+    return pools.ProducerPool(pools.connections[connection], limit=app.pool.limit, Producer=kind), confirms

@@ -144,15 +144,23 @@ def _written(parts: dict[str, Any]) -> str | None:
         return None
 
 
-def tell_when_sent(request: Any, tell: Callable[[], None]) -> None:
-    """Have ``tell`` called when everything that follows was sent."""
-    state_of(request).tell_when_sent = tell
+def tell_when_sent(request: Any, tell: Callable[[], None], give_back: Callable[[Exception], Exception]) -> None:
+    """Have ``tell`` called when everything that follows was sent.
+
+    Args:
+        request: the ``celery.app.task.Context``.
+        tell: called once.
+        give_back: takes what a broker raises that does not take what follows, and returns what sends the message of the
+            request back to its queue (`idempotent_tasks.confirms`).
+    """
+    state = state_of(request)
+    state.tell_when_sent, state.give_back = tell, give_back
 
 
 def sent(request: Any) -> None:
     """Tell whoever asked to be told; to be called when Celery has sent what follows."""
     state = state_of(request)
-    tell, state.tell_when_sent = state.tell_when_sent, None
+    tell, state.tell_when_sent, state.give_back = state.tell_when_sent, None, None
     if tell is not None:
         tell()
 

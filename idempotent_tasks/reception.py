@@ -305,7 +305,7 @@ class Reception:
             continuation.suppress(request)
             return
         continuation.name_links(request, self.claim_request.key)
-        continuation.tell_when_sent(request, self._note_dispatch)
+        continuation.tell_when_sent(request, self._note_dispatch, self._given_back)
 
     def _restore_what_follows(self, changed: str | None, *, dispatched: bool) -> None:
         """Let a replay be followed by what followed the run; nothing is sent again that is known to have been sent."""
@@ -459,6 +459,10 @@ class Reception:
         """Wait in this slot for so many seconds, or until the delivery must come to an end."""
         with suppress(SoftTimeLimitExceeded):
             self.settings.store.clock.sleep(max(min(wanted, self._time_left()), 0.0))
+
+    def _given_back(self, error: Exception) -> Exception:
+        """Return what sends the message back because what follows it could not be sent."""
+        return deferral.give_back(self.task, self.delivery, error, None, self._pause)
 
     def _note_dispatch(self) -> None:
         if self._noted(lambda: self.settings.store.note_dispatch(self.claim_request.key, self.delivery.task_id)):

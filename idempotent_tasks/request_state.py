@@ -24,6 +24,8 @@ class RequestState:
     continuation: Any = None
     #: Called once when everything that follows the task was sent.
     tell_when_sent: Callable[[], None] | None = None
+    #: Until then: returns what sends the delivery's message back, for an error of the broker's that kept from sending.
+    give_back: Callable[[Exception], Exception] | None = None
 
 
 _states: Final[WeakKeyDictionary[Any, RequestState]] = WeakKeyDictionary()

@@ -24,9 +24,10 @@ BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 
 
-def start_behind(rig: Rig, tcp: Tcp, concurrency: int = 1) -> Worker:
-    """Start a worker that publishes through the proxy, and have it publish once."""
-    settings = {**rig.config.settings, "broker_write_url": tcp.url(rig.config.broker_url), "broker_heartbeat": 0}
+def start_behind(rig: Rig, tcp: Tcp, concurrency: int = 1, **more: Any) -> Worker:
+    """Start a worker with more settings that publishes through the proxy, and have it publish once."""
+    url = tcp.url(rig.config.broker_url)
+    settings = {**rig.config.settings, "broker_write_url": url, "broker_heartbeat": 0, **more}
     worker = rig.start_worker(concurrency, settings=settings)
     for number in range(concurrency):
         rig.result(rig.send("charge", f"warm-{number}", 1, link=rig.app.tasks["follow_plain"].s("warm")))
@@ -62,6 +63,26 @@ def test_what_follows_a_task_is_not_lost(make_guarded: MakeRig, tcp: Tcp, kind: 
     effect = rig.journal.wait_for("effect", key="next")
     assert rig.journal.wait_for("Dispatched", id=published.id)["at"] >= effect["at"] - 5
     assert rig.journal.count("effect", key="ord-1") == 1
+
+
+@pytest.mark.parametrize("kind", list(FOLLOWING))
+def test_a_task_goes_back_that_nothing_can_follow(make_guarded: MakeRig, tcp: Tcp, kind: str) -> None:
+    """A broker that takes no message for long leaves a finished task on record, and its message in the queue."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    start_behind(rig, tcp, task_publish_retry=False)
+    rig.journal.shut("before-effect")
+    published = rig.send("charge", "ord-1", 17, **FOLLOWING[kind](rig))
+    rig.journal.wait_for("at-gate")
+    tcp.swallow()
+    rig.journal.open("before-effect")
+    rig.journal.wait_for("received", times=2, id=published.id)
+    assert published.state not in ("SUCCESS", "FAILURE")
+    tcp.mend()
+    tcp.cut()
+    assert rig.result(published) == 17
+    rig.journal.wait_for("effect", key="next")
+    rig.journal.wait_for("Dispatched", id=published.id)
+    assert rig.journal.count("effect", key="ord-1") == rig.journal.count("effect", key="next") == 1
 
 
 def test_a_retry_is_not_lost(make_guarded: MakeRig, tcp: Tcp) -> None:

@@ -155,3 +155,23 @@ def test_deferral_that_is_swallowed_is_not_acknowledged(make_guarded: MakeRig, t
     rig.journal.open("before-effect")
     assert [rig.result(each) for each in (original, warm_up, duplicate)] == [17, 17, 17]
     assert rig.journal.count("effect") == 1
+
+
+@on_connections
+def test_what_follows_waits_for_the_broker(make_guarded: MakeRig, tcp: Tcp) -> None:
+    """A worker that reads its messages, and finds no broker to publish to, gives back a task that something follows."""
+    rig = make_guarded(tasks={"charge": BY_ORDER})
+    settings = {**rig.config.settings, "broker_write_url": tcp.url(rig.config.broker_url), "task_publish_retry": False}
+    rig.start_worker(1, settings=settings)
+    rig.journal.shut("before-effect")
+    published = rig.send("charge", "ord-1", 17, link=rig.app.tasks["follow_plain"].s("next"))
+    rig.journal.wait_for("at-gate")
+    tcp.refuse()
+    tcp.cut()
+    rig.journal.open("before-effect")
+    rig.journal.wait_for("received", times=2, id=published.id)
+    assert published.state not in ("SUCCESS", "FAILURE")
+    tcp.mend()
+    assert rig.result(published) == 17
+    rig.journal.wait_for("effect", key="next")
+    assert rig.journal.count("effect", key="ord-1") == rig.journal.count("effect", key="next") == 1
