@@ -36,15 +36,20 @@ class _FollowingProducer(Producer):
             celery.exceptions.Reject: instead of the broker's error, where this is what follows a task.
         """
         connection = self.connection
-        lost = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
         try:
             return super().publish(body, *args, **options)
-        except lost as error:
+        except Exception as error:
             give_back = state_of(current_task.request).give_back if current_task else None
-            if give_back is None:
+            if give_back is None or not _is_brokers(error, connection):
                 raise
             logger.exception("%s[%s]: what follows cannot be sent", current_task.name, current_task.request.id)
             raise give_back(error) from error
+
+
+def _is_brokers(error: Exception, connection: Any) -> bool:
+    """Return whether a broker, or the way to it, is to blame: what cannot be encoded never can."""
+    kinds = (*getattr(connection, "connection_errors", ()), *getattr(connection, "channel_errors", ()))
+    return isinstance(error, (OperationalError, OSError, *kinds))
 
 
 class _ConfirmedProducer(_FollowingProducer):

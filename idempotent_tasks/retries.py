@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 #: Seconds: the first pause is random below FIRST, later ones double up to LONGEST.
 FIRST_PAUSE: Final = 0.05
+#: Seconds: where less is left before the last try, there is none.
+SHORTEST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 2.0
 #: Seconds: the first try has at least so many, whatever is left; no other begins that would have fewer.
 SHORTEST_TRY: Final = 0.1
@@ -104,8 +106,12 @@ def _repeated(
 ) -> T:
     failed = [first]
 
-    def too_late(state: RetryCallState) -> bool:
-        return state.upcoming_sleep + SHORTEST_TRY > left()
+    def too_late(_: RetryCallState) -> bool:
+        return left() - SHORTEST_TRY < SHORTEST_PAUSE
+
+    def pause(state: RetryCallState) -> float:
+        # None sleeps over the last moment in which a try may still help.
+        return min(pauses(state), left() - SHORTEST_TRY)
 
     def attempt() -> T:
         if failed:
@@ -114,7 +120,7 @@ def _repeated(
 
     retrying = Retrying(
         retry=retry_if_exception_type(retried),
-        wait=pauses,
+        wait=pause,
         stop=too_late,
         sleep=sleep,
         reraise=True,

@@ -408,7 +408,7 @@ class TestWhatFollows:
         app.conf.idempotency_store = DynamoDBStore("table", endpoint_url=canned.endpoint, region=REGION)
         policy = Idempotency(key="order", at_publish="join")
 
-        @app.task(base=IdempotentTask, name="shop.charge", idempotency=policy)
+        @app.task(base=IdempotentTask, name="shop.charge", shared=False, idempotency=policy)
         def charge(order: str) -> str:
             return order
 

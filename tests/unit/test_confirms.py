@@ -1,13 +1,17 @@
-"""Publishing that returns when RabbitMQ has the message; see tests/integration/test_confirmed_publishes.py."""
+"""Publishing by a worker's process; see tests/integration/test_confirmed_publishes.py."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery._state import _task_stack
+from celery.exceptions import Reject
 from kombu import Producer
+from kombu.exceptions import EncodeError, OperationalError
 
-from idempotent_tasks import confirms
+from idempotent_tasks import confirms, continuation
 from idempotent_tasks.confirms import CONFIRM_SECONDS, confirm_publishes
 
 
@@ -19,11 +23,10 @@ def shop() -> Celery:
 
 @pytest.mark.parametrize("broker", ["memory://", "redis://localhost", "sqs://"])
 def test_other_brokers_answer_by_themselves(broker: str) -> None:
-    """Their producers stay as they are."""
+    """They are asked for nothing."""
     app = Celery("shop", broker=broker, set_as_current=False)
-    before = app.amqp._producer_pool
     assert not confirm_publishes(app)
-    assert app.amqp._producer_pool is before
+    assert "confirm_publish" not in app.amqp.producer_pool.connections.connection.transport_options
 
 
 def test_every_publish_of_the_app_is_confirmed(shop: Celery) -> None:
@@ -83,3 +86,60 @@ def test_a_producer_that_failed_starts_anew(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(TimeoutError):
         confirms._ConfirmedProducer(None).publish("body")
     assert collected == ["connection"]
+
+
+def charge() -> None:
+    """Be a body."""
+
+
+class TestWhatFollows:
+    """A broker that does not take what follows a finished task."""
+
+    @pytest.fixture
+    def task(self) -> Iterator[Any]:
+        """A task whose message is being handled, and that goes back by raising `Reject`."""
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        task = app.task(charge, name="shop.charge", shared=False)
+        task.push_request(id="4f1c")
+        _task_stack.push(task)
+        yield task
+        _task_stack.pop()
+        task.pop_request()
+
+    def publish(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        """Publish to a broker that raises an error."""
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(Producer, "publish", fail)
+        confirms._FollowingProducer(None).publish("body")
+
+    @pytest.mark.parametrize("error", [OperationalError("away"), ConnectionResetError(), TimeoutError()], ids=repr)
+    def test_its_message_goes_back(self, task: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        """By what the delivery has for it, which knows the error."""
+        continuation.tell_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        with pytest.raises(Reject) as raised:
+            self.publish(monkeypatch, error)
+        assert raised.value.requeue
+        assert raised.value.reason == repr(error)
+
+    def test_what_cannot_be_sent_at_all_is_no_reason(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It would come back for ever."""
+        continuation.tell_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        with pytest.raises(EncodeError):
+            self.publish(monkeypatch, EncodeError())
+
+    def test_a_body_gets_the_error(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the body itself publishes, and what comes after the last that follows, is its own."""
+        with pytest.raises(OperationalError):
+            self.publish(monkeypatch, OperationalError())
+        continuation.tell_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        continuation.sent(task.request)
+        with pytest.raises(OperationalError):
+            self.publish(monkeypatch, OperationalError())
+
+    def test_a_process_without_a_task_gets_the_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A producer, for example, that has the same app."""
+        with pytest.raises(OperationalError):
+            self.publish(monkeypatch, OperationalError())
