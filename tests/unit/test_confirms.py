@@ -125,7 +125,7 @@ class TestWhatFollows:
         assert raised.value.reason == repr(error)
 
     def test_what_cannot_be_sent_at_all_is_no_reason(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It would come back for ever."""
+        """It would come back again and again."""
         continuation.tell_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
         with pytest.raises(EncodeError):
             self.publish(monkeypatch, EncodeError())

@@ -183,3 +183,19 @@ def test_a_call_knows_how_long_it_may_take() -> None:
             assert time_left() == 1
         assert time_left() == 3
     assert time_left() == math.inf
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_pause_sleeps_over_the_last_try(seed: int) -> None:
+    """However long the pauses have grown, a try begins when just enough time for one is left."""
+    random.seed(seed)
+    clock = FakeClock()
+    end = clock.monotonic() + 10
+
+    def call() -> str:
+        if clock.monotonic() < end - SHORTEST_TRY - 0.01:
+            raise StoreUnavailableError("down")
+        return "answer"
+
+    assert persistently(call, clock=clock, seconds=10) == "answer"
+    assert clock.monotonic() < end
