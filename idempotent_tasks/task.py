@@ -31,6 +31,8 @@ from idempotent_tasks.spellings import codec_of
 
 __all__ = ["IdempotentTask"]
 
+#: What `IdempotentTask.apply_async` takes besides.
+_KEY_OPTION: Final = "idempotency_key"
 #: Marks a ``__call__`` that has the guard decide; what wraps one with ``functools.wraps`` has the mark too.
 _GUARDING: Final = "__idempotency_guarding__"
 #: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
@@ -233,7 +235,11 @@ class IdempotentTask(Task):
         """Return the signature that repeats a request, with its explicit key and without our private headers."""
         request = self.request if request is None else request
         signature = super().signature_from_request(request, *args, **options)
-        return signature.set(headers=inherited_headers(request, signature.options.get("headers") or {}))
+        headers = inherited_headers(request, signature.options.get("headers") or {})
+        # As an option, too: a subclass's apply_async may send headers of its own in place of these.
+        if KEY_HEADER in headers:
+            signature.options.setdefault(_KEY_OPTION, headers[KEY_HEADER])
+        return signature.set(headers=headers)
 
     @property
     def run_signature(self) -> inspect.Signature:

@@ -145,6 +145,23 @@ def test_a_retry_keeps_the_callers_key(app: Celery, worker: InlineWorker, store:
     assert len(store.records()) == 1
 
 
+def test_a_retry_keeps_the_key_beside_a_subclasss_headers(app: Celery, worker: InlineWorker) -> None:
+    """An ``apply_async`` that gives each message headers of its own, in place of those that it is given."""
+
+    class Tagged(IdempotentTask):
+        abstract = True
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            return super().apply_async(args, kwargs, **{**options, "headers": {"tenant": "acme"}})
+
+    @app.task(base=Tagged, name="shop.retried", shared=False, bind=True)
+    def retried(self: Task) -> None:
+        raise self.retry(countdown=0)
+
+    retried.apply_async(idempotency_key="ord-17")
+    assert [worker.run_next().headers["idempotency_key"] for _ in range(3)] == ["ord-17"] * 3
+
+
 def test_a_retry_can_be_given_another_key(app: Celery, worker: InlineWorker) -> None:
     """What a body says about its retry beats what the caller said about the call."""
 
