@@ -151,8 +151,8 @@ def test_a_retry_keeps_the_key_beside_a_subclasss_headers(app: Celery, worker: I
     class Tagged(IdempotentTask):
         abstract = True
 
-        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-            return super().apply_async(args, kwargs, **{**options, "headers": {"tenant": "acme"}})
+        def apply_async(self, args: Any = None, kwargs: Any = None, *positional: Any, **options: Any) -> Any:
+            return super().apply_async(args, kwargs, *positional, **{**options, "headers": {"tenant": "acme"}})
 
     @app.task(base=Tagged, name="shop.retried", shared=False, bind=True)
     def retried(self: Task) -> None:
