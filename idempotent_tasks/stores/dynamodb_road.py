@@ -296,10 +296,9 @@ class ShortRoad:
         for idle in [pool.pool for pool in map(pools.get, pools.keys()) if pool is not None]:
             taken = []
             with suppress(Empty):
-                # Below those that were used lies nothing, in the place of connections.
-                while (connection := idle.get_nowait()) is not None:
-                    taken.append(connection)
-                taken.append(None)
+                # All of them: another thread may have put one below an empty place, while a third had its taken.
+                while True:
+                    taken.append(idle.get_nowait())
             for connection in taken:
                 if connection is not None:
                     # It opens itself again when it is used.
