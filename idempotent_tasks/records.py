@@ -141,7 +141,7 @@ class Outcome:
     data: str | bytes | None
     #: Why there is no data, or the type of the stored failure.
     error: str | None = None
-    #: What follows the task, where its body has changed that (`idempotent_tasks.continuation`); None otherwise.
+    #: What follows the task, where its body has changed that; None otherwise.
     continuation: str | None = None
 
 

@@ -123,7 +123,7 @@ class Store(Protocol):
             owner: of the claim that was in the way of the copy.
             token: the copy's own.
             due: when its successor comes, in epoch milliseconds by the store's clock.
-            past: tokens whose notes are past their time, of which up to `MOST_FORGOTTEN` are removed.
+            past: tokens whose notes are past their time, of which up to ten are removed.
         """
         ...
 
