@@ -1,4 +1,4 @@
-"""The short road to DynamoDB: boto3 sends the first request of each kind, and that is the template of the others.
+"""The fast path to DynamoDB: boto3 sends the first request of each kind, and that is the template of the others.
 
 boto3 works out anew for each request what does not change in a process: the endpoint by its rules, the user agent, what
 a parameter may be.  Here the requests after the first have their own body, time and signature only.
