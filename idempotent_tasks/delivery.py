@@ -14,6 +14,7 @@ __all__ = [
     "DEFERRALS_HEADER",
     "HARD_LIMIT_ENTRY",
     "KEY_HEADER",
+    "KEY_OPTION",
     "MESSAGE_ENTRY",
     "MOST_UNSEEN",
     "OWNER_ENTRY",
@@ -33,6 +34,8 @@ __all__ = [
 
 #: Message header with the caller's explicit key.
 KEY_HEADER: Final = "idempotency_key"
+#: The option of ``apply_async``, ``send_task`` and signatures with the same.
+KEY_OPTION: Final = "idempotency_key"
 #: Message header that counts how often this message was deferred.
 DEFERRALS_HEADER: Final = "idempotency_deferrals"
 #: Message header of a deferred copy with the owner tokens of claims that earlier deliveries of it asked for, whose
@@ -205,7 +208,7 @@ def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
 
 def explicit_key(options: Mapping[str, Any]) -> Any:
     """Return the key among the options of a call or a signature, however it was given; None where there is none."""
-    return options.get(KEY_HEADER) or (options.get("headers") or {}).get(KEY_HEADER)
+    return options.get(KEY_OPTION) or (options.get("headers") or {}).get(KEY_HEADER)
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:

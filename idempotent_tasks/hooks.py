@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from celery import current_app
 from celery.concurrency import get_implementation
@@ -18,7 +18,7 @@ from celery.signals import (
 
 from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.delivery import KEY_HEADER
+from idempotent_tasks.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
@@ -37,9 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("idempotent_tasks")
-
-#: The option of ``apply_async``, ``send_task`` and signatures.
-_KEY_OPTION: Final = "idempotency_key"
 
 
 class _Refusal:
@@ -68,7 +65,7 @@ def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], 
         sender: the task's name.
         headers, properties: the message's.
     """
-    key = properties.pop(_KEY_OPTION, None)
+    key = properties.pop(KEY_OPTION, None)
     if key is None:
         return
     try:

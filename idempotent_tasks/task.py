@@ -14,6 +14,7 @@ from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import JSON, PICKLE
 from idempotent_tasks.delivery import (
     KEY_HEADER,
+    KEY_OPTION,
     chord_with_key,
     explicit_key,
     id_text,
@@ -31,8 +32,6 @@ from idempotent_tasks.spellings import codec_of
 
 __all__ = ["IdempotentTask"]
 
-#: What `IdempotentTask.apply_async` takes besides.
-_KEY_OPTION: Final = "idempotency_key"
 #: Marks a ``__call__`` that has the guard decide; what wraps one with ``functools.wraps`` has the mark too.
 _GUARDING: Final = "__idempotency_guarding__"
 #: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
@@ -238,7 +237,7 @@ class IdempotentTask(Task):
         headers = inherited_headers(request, signature.options.get("headers") or {})
         # As an option, too: a subclass's apply_async may send headers of its own in place of these.
         if KEY_HEADER in headers:
-            signature.options.setdefault(_KEY_OPTION, headers[KEY_HEADER])
+            signature.options.setdefault(KEY_OPTION, headers[KEY_HEADER])
         return signature.set(headers=headers)
 
     @property
