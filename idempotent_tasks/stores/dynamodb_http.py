@@ -130,6 +130,8 @@ class KeptConnections:
             if idle is None:
                 break
             self._idle.append(idle)
+        # What was out of the pool while it was looked at was not counted.
+        self._trim()
         return len(self._idle)
 
     def _message(self, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -179,10 +181,7 @@ class KeptConnections:
         if oldest is not None:
             self._idle.appendleft(oldest)
         self._idle.append(_Idle(connection, self._monotonic()))
-        while len(self._idle) > self._limits.max_pool_connections:
-            surplus = self._oldest()
-            if surplus is not None:
-                surplus.connection.close()
+        self._trim()
         if len(self._idle) > FEW and self._sweeper is None:
             self._sweeper = threading.Thread(
                 target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
@@ -192,6 +191,19 @@ class KeptConnections:
             except RuntimeError:
                 # The interpreter ends, or the system has no more threads.
                 self._sweeper = None
+
+    def _trim(self) -> None:
+        """Close the oldest connections beyond the limit."""
+        most = self._limits.max_pool_connections
+        while len(self._idle) > most:
+            surplus = self._oldest()
+            if surplus is None:
+                return
+            if len(self._idle) < most:
+                # Another thread has taken one at the same moment.
+                self._idle.appendleft(surplus)
+            else:
+                surplus.connection.close()
 
     def _opened(self) -> HTTPConnection:
         left = time_left()
