@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import RENEW_AFTER, Keeper, Term
+from idempotent_tasks.lease import RENEW_AFTER, Keeper, Term
 from idempotent_tasks.stores import Store
 from idempotent_tasks.testing import MemoryStore
 from tests.support.fast_motion import Hour

@@ -23,7 +23,6 @@ from idempotent_tasks.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from idempotent_tasks.outcomes import Outcomes, Recalled
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.records import (
     Busy,
@@ -44,6 +43,7 @@ from idempotent_tasks.records import (
     Superseded,
     Vanished,
 )
+from idempotent_tasks.results import Outcomes, Recalled
 from idempotent_tasks.retries import LEASE_PART, persistently
 from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, ResultStore, Store
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Sending, Unclaimed, Unreadable, Verdict

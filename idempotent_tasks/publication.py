@@ -18,9 +18,9 @@ from idempotent_tasks import events
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
+from idempotent_tasks.handler import Reception
 from idempotent_tasks.policy import Idempotency, seconds
 from idempotent_tasks.recall import is_revoked
-from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Mismatch, Record, Status
 from idempotent_tasks.reservation import is_reservation, reservation_owner, reservation_seconds
 from idempotent_tasks.retries import limited, persistently

@@ -25,9 +25,9 @@ from idempotent_tasks.delivery import (
     OwnerToken,
     ReceivedMessage,
 )
-from idempotent_tasks.departed import Departed
 from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
+from idempotent_tasks.reaper import Departed
 from idempotent_tasks.route import name_queues, received_message
 from idempotent_tasks.settings import settings_of
 

@@ -22,10 +22,10 @@ from idempotent_tasks.delivery import (
     read_delivery,
 )
 from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.handler import NEVER_FINAL, Reception, UnguardedRun
 from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.publication import publication_of
-from idempotent_tasks.reception import NEVER_FINAL, Reception, UnguardedRun
 from idempotent_tasks.request_state import state_of
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.spellings import codec_of

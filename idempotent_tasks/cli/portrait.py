@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from idempotent_tasks.codec import as_bytes, text_of
-from idempotent_tasks.liveness import has_ended
+from idempotent_tasks.processes import has_ended
 from idempotent_tasks.records import Record, Status
 from idempotent_tasks.reservation import is_reservation
 

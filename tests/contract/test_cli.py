@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.failures import encode_failure
-from idempotent_tasks.liveness import current_process
+from idempotent_tasks.processes import current_process
 from idempotent_tasks.records import Busy, Granted
 from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from idempotent_tasks.liveness import current_process
+from idempotent_tasks.processes import current_process
 
 __all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "size_of", "token_of", "write_units"]
 

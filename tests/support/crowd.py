@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from idempotent_tasks.deferral import countdown_seconds
-from idempotent_tasks.keeper import RENEW_AFTER, Term
+from idempotent_tasks.lease import RENEW_AFTER, Term
 from idempotent_tasks.records import Busy, Claim, Finished, Granted, Record
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
@@ -20,7 +20,7 @@ from tests.support.guarding import done, grant, wish
 __all__ = ["Crowd", "Write"]
 
 _LAYOUT = DynamoDBStore("any").layout
-#: As `idempotent_tasks.liveness` names a pool's process, of fixed length: the machine's own would move the figures.
+#: As `idempotent_tasks.processes` names a pool's process, of fixed length: the machine's own would move the figures.
 _PROCESS = "ip-10-0-12-34/f6aeb598-bba5-46b4-a74f-750b049d580f/4026531836/4026531834/21445@269157^21440@269150"
 
 

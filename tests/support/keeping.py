@@ -6,7 +6,7 @@ from typing import Any
 
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import Keeper, Term
+from idempotent_tasks.lease import Keeper, Term
 from idempotent_tasks.records import Claim
 from idempotent_tasks.stores import Store
 from tests.support.guarding import grant

@@ -11,11 +11,11 @@ from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, continuation, events
 from idempotent_tasks.continuation import follows, name_links
-from idempotent_tasks.reception import SENDING_SECONDS
+from idempotent_tasks.handler import SENDING_SECONDS
 from idempotent_tasks.testing import FakeClock
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
-from tests.unit.test_liveness import NO_PID
+from tests.unit.test_processes import NO_PID
 
 
 class Follower:

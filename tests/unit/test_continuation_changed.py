@@ -9,7 +9,7 @@ from celery import chain
 from celery.app.task import Context
 
 from idempotent_tasks import ResultUnavailableError, continuation
-from idempotent_tasks.reception import SENDING_SECONDS
+from idempotent_tasks.handler import SENDING_SECONDS
 from idempotent_tasks.records import Record
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import done

@@ -10,9 +10,9 @@ from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, forks, settings
 from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
-from idempotent_tasks.departed import Departed
 from idempotent_tasks.events import Event
-from idempotent_tasks.reception import Reception
+from idempotent_tasks.handler import Reception
+from idempotent_tasks.reaper import Departed
 from idempotent_tasks.records import Granted
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore

@@ -10,9 +10,9 @@ from idempotent_tasks import continuation
 from idempotent_tasks.codec import CODECS, COMPRESSED, NONE, decode_result
 from idempotent_tasks.errors import ResultUnavailableError
 from idempotent_tasks.failures import FAILURE
-from idempotent_tasks.outcomes import Outcomes
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Record
+from idempotent_tasks.results import Outcomes
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_layout import Item
 from idempotent_tasks.testing import MemoryStore

@@ -12,7 +12,7 @@ from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.guard import COMMIT_PATIENCE, Guard, Keeping
-from idempotent_tasks.keeper import Term
+from idempotent_tasks.lease import Term
 from idempotent_tasks.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Replayed, Returned

@@ -21,8 +21,8 @@ from idempotent_tasks.errors import (
     StoreUnavailableError,
 )
 from idempotent_tasks.guard import Guard
-from idempotent_tasks.outcomes import Recalled
 from idempotent_tasks.records import Busy, Outcome, Record, Status
+from idempotent_tasks.results import Recalled
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unreadable
 from tests.support.buckets import MemoryBucket

@@ -11,7 +11,8 @@ from fractions import Fraction
 import pytest
 import tenacity.wait
 
-from idempotent_tasks import deferral, departed, guard, keeper, publication, reception, retries
+from idempotent_tasks import deferral, guard, handler, publication, reaper, retries
+from idempotent_tasks import lease as keeper
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.stores.aws_client import OUR_CONFIG
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
@@ -54,10 +55,10 @@ def test_the_patience_of_a_worker() -> None:
             "| release by the run | as long, with the same pauses |",
             f"for up to {guard.COMMIT_PATIENCE:g} s or one lease",
             "has half a second",
-            f"last {Fraction(reception.LAST_PART)} of a hard time limit, or in its last {reception.LAST_SECONDS:g} s",
+            f"last {Fraction(handler.LAST_PART)} of a hard time limit, or in its last {handler.LAST_SECONDS:g} s",
             f"asks each {guard.WAIT_PAUSE:g} s",
             f"in {1 + late} tries",
-            f"| note | for {reception.NOTE_PATIENCE:g} s |",
+            f"| note | for {handler.NOTE_PATIENCE:g} s |",
             f"| reservation by a producer | for {publication.PUBLISH_PATIENCE:g} s |",
         ]
     )
@@ -106,7 +107,7 @@ def test_the_connections_of_a_process() -> None:
         [
             f"up to {OUR_CONFIG.max_pool_connections} connections",
             f"up to {keeper.MOST_THREADS} threads",
-            f"up to {departed._THREADS} at once",
+            f"up to {reaper._THREADS} at once",
         ]
     )
 

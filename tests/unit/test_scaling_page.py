@@ -12,7 +12,7 @@ from math import ceil
 import pytest
 
 from idempotent_tasks import Idempotency, deferral
-from idempotent_tasks.keeper import term_of
+from idempotent_tasks.lease import term_of
 from idempotent_tasks.stores import MOST_NOTED
 from tests.support.capacity import KILOBYTE
 from tests.support.crowd import Crowd, Write

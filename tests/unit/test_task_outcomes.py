@@ -31,7 +31,7 @@ from idempotent_tasks import (
     StoreUnavailableError,
 )
 from idempotent_tasks.events import Dispatched, Event, Replayed
-from idempotent_tasks.reception import SENDING_SECONDS
+from idempotent_tasks.handler import SENDING_SECONDS
 from idempotent_tasks.records import Record, Status
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError, reception
+from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError, handler
 from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER
 from idempotent_tasks.events import Claimed, Deferred, Released
 from idempotent_tasks.request import GuardedRequest
@@ -170,7 +170,7 @@ def limited_to(shop: Shop, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) ->
 
     def limit(seconds: float) -> None:
         monkeypatch.setattr(GuardedRequest, "_enforced_hard_limit", lambda _: seconds)
-        monkeypatch.setattr(reception, "_local_clock", clock)
+        monkeypatch.setattr(handler, "_local_clock", clock)
 
     return limit
 

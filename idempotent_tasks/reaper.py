@@ -13,7 +13,7 @@ from typing import Final
 from idempotent_tasks import events, forks
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.reception import Reception
+from idempotent_tasks.handler import Reception
 from idempotent_tasks.records import Claim, ClaimRequest, Released
 from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.retries import persistently

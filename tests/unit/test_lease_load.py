@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import MOST_THREADS, Keeper, Term
+from idempotent_tasks.lease import MOST_THREADS, Keeper, Term
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.fast_motion import Hour
 from tests.support.guarding import KEY

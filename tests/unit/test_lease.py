@@ -12,7 +12,7 @@ from idempotent_tasks import events
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import DEFAULT_LEASE_SECONDS, Keeper, Term, term_of
+from idempotent_tasks.lease import DEFAULT_LEASE_SECONDS, Keeper, Term, term_of
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy
 from idempotent_tasks.retries import time_left

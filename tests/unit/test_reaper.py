@@ -18,12 +18,12 @@ from idempotent_tasks import (
     RecordCorruptError,
     StoreMisconfiguredError,
     StoreUnavailableError,
-    departed,
     events,
+    reaper,
 )
 from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
-from idempotent_tasks.departed import Departed, gone
-from idempotent_tasks.reception import Reception
+from idempotent_tasks.handler import Reception
+from idempotent_tasks.reaper import Departed, gone
 from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
@@ -136,7 +136,7 @@ def test_a_living_processes_claim_stays(
     reception: Reception, store: MemoryStore, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that does not die in time keeps its claim, which expires by itself."""
-    monkeypatch.setattr(departed, "EXIT_PATIENCE", 0.01)
+    monkeypatch.setattr(reaper, "EXIT_PATIENCE", 0.01)
     held = claim(store, reception)
     release(reception, living.pid)
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
@@ -158,7 +158,7 @@ def test_a_store_that_is_down_for_long_is_asked_again_later(
     app: Celery, store: MemoryStore, clock: FakeClock, seen: list[events.Event], dead_pid: int
 ) -> None:
     """The delivery goes back to its queue after a while, and the claim is released when the store is back."""
-    back_at = clock.now() + 10 * departed.RELEASE_PATIENCE
+    back_at = clock.now() + 10 * reaper.RELEASE_PATIENCE
     waited = Event()
 
     def outage(call: Callable[[], Any]) -> Any:
@@ -187,8 +187,8 @@ def test_a_store_that_stays_down_leaves_the_claim_to_expire(
     before = clock.now()
     release(reception, dead_pid)
     join_late_releases()
-    longest = departed.RELEASE_PATIENCE + reception.claim_request.lease_seconds
-    assert departed.RELEASE_PATIENCE < clock.now() - before <= longest
+    longest = reaper.RELEASE_PATIENCE + reception.claim_request.lease_seconds
+    assert reaper.RELEASE_PATIENCE < clock.now() - before <= longest
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
     assert seen == []
 
@@ -198,7 +198,7 @@ def test_a_store_that_refuses_the_release_is_asked_again(
     app: Celery, store: MemoryStore, clock: FakeClock, dead_pid: int, error: Exception
 ) -> None:
     """It may be a refresh of credentials that stumbled: the delivery goes back after a while, the tries go on."""
-    well_at = clock.now() + 10 * departed.RELEASE_PATIENCE
+    well_at = clock.now() + 10 * reaper.RELEASE_PATIENCE
 
     def refused(call: Callable[[], Any]) -> Any:
         if clock.now() < well_at:

@@ -32,10 +32,10 @@ from idempotent_tasks.errors import (
     StoreError,
 )
 from idempotent_tasks.guard import Guard
-from idempotent_tasks.keeper import Keeper, Term, term_of
 from idempotent_tasks.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
-from idempotent_tasks.liveness import current_process, has_ended
+from idempotent_tasks.lease import Keeper, Term, term_of
 from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.processes import current_process, has_ended
 from idempotent_tasks.recall import recalled
 from idempotent_tasks.records import Busy, Claim, ClaimRequest, Lost, Record, Status
 from idempotent_tasks.retries import limited, persistently

@@ -8,7 +8,7 @@ from typing import Any
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import Keeper, Term
+from idempotent_tasks.lease import Keeper, Term
 from idempotent_tasks.records import Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import wish
@@ -21,7 +21,7 @@ LONG_SECONDS = 20.0
 FORKED = """
 import os, sys, threading
 from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.keeper import Keeper, Term
+from idempotent_tasks.lease import Keeper, Term
 from idempotent_tasks.records import ClaimRequest
 from idempotent_tasks.testing import MemoryStore
 
