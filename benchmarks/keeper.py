@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import RENEW_AFTER, Keeper, Term
+from idempotent_tasks.lease import RENEW_AFTER, LeaseRenewer, LeaseTerms
 from idempotent_tasks.stores import Store
 from idempotent_tasks.testing import MemoryStore
 from tests.support.fast_motion import Hour
@@ -102,12 +102,12 @@ def measure_over(store: Store, claims: int, lease_seconds: float) -> Kept:
         renewed_at[event.key] = now
         threads.add(threading.get_ident())
 
-    keeper, term = Keeper(), Term(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
+    keeper, term = LeaseRenewer(), LeaseTerms(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
     with ExitStack() as bodies:
         for key in map(str, range(claims)):
             run = start(store, key, lease_seconds, key=key)
             renewed_at[key] = store.clock.now()
-            bodies.enter_context(keeper.keep(run, store, term, observe))
+            bodies.enter_context(keeper.renewing(run, store, term, observe))
         began, spent_before = time.monotonic(), time.process_time()
         threading.Event().wait(lease_seconds * LEASES_MEASURED)
         seconds, cost = time.monotonic() - began, time.process_time() - spent_before

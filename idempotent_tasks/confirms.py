@@ -1,7 +1,6 @@
 """Publishing by a worker's process: RabbitMQ confirms it, and what follows a task is not given up where it fails."""
 
 import logging
-import os
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -9,6 +8,7 @@ from celery import current_task
 from kombu import Producer, pools
 from kombu.exceptions import OperationalError
 
+from idempotent_tasks.processes import this_process
 from idempotent_tasks.request_state import state_of
 
 __all__ = ["CONFIRM_SECONDS", "confirm_publishes"]
@@ -17,9 +17,6 @@ logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds to wait for RabbitMQ's confirmation of a message.
 CONFIRM_SECONDS: Final = 5.0
-
-#: The pool of each app, whether RabbitMQ confirms what it publishes, and the process that it was made for.
-_pools: WeakKeyDictionary[Any, tuple[int, Any, bool]] = WeakKeyDictionary()
 
 
 class _FollowingProducer(Producer):
@@ -68,6 +65,13 @@ class _ConfirmedProducer(_FollowingProducer):
             raise
 
 
+class _ProducerPools:
+    """The pool of each app, and whether RabbitMQ confirms what it publishes."""
+
+    def __init__(self) -> None:
+        self.by_app: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
+
+
 def confirm_publishes(app: Any) -> bool:
     """Have what this process publishes for an app confirmed, from its producer pool on.
 
@@ -78,11 +82,10 @@ def confirm_publishes(app: Any) -> bool:
     Returns:
         Whether the broker is one that has to be asked.
     """
-    known = _pools.get(app)
-    if known is None or known[0] != os.getpid():
-        known = os.getpid(), *_pool(app)
-        _pools[app] = known
-    _, pool, confirms = known
+    pools_of = this_process().own(_ProducerPools).by_app
+    if app not in pools_of:
+        pools_of[app] = _pool(app)
+    pool, confirms = pools_of[app]
     if getattr(app.amqp, "_producer_pool", None) is not pool:
         # Celery makes a pool when it needs the first, and forgets it in a child.
         app.amqp._producer_pool = pool  # noqa: SLF001 - Celery has no setting for it

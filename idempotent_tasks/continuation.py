@@ -23,12 +23,12 @@ __all__ = [
     "follows",
     "name_errbacks",
     "name_links",
+    "notify_when_sent",
     "recorded",
     "remember",
     "restore",
     "sent",
     "suppress",
-    "tell_when_sent",
 ]
 
 #: Of the ids that are given to links.
@@ -144,25 +144,25 @@ def _written(parts: dict[str, Any]) -> str | None:
         return None
 
 
-def tell_when_sent(request: Any, tell: Callable[[], None], give_back: Callable[[Exception], Exception]) -> None:
-    """Have ``tell`` called when everything that follows was sent.
+def notify_when_sent(request: Any, notify: Callable[[], None], give_back: Callable[[Exception], Exception]) -> None:
+    """Have ``notify`` called when everything that follows was sent.
 
     Args:
         request: the ``celery.app.task.Context``.
-        tell: called once.
+        notify: called once.
         give_back: takes what a broker raises that does not take what follows, and returns what sends the message of the
             request back to its queue (`idempotent_tasks.confirms`).
     """
     state = state_of(request)
-    state.tell_when_sent, state.give_back = tell, give_back
+    state.notify_when_sent, state.give_back = notify, give_back
 
 
 def sent(request: Any) -> None:
-    """Tell whoever asked to be told; to be called when Celery has sent what follows."""
+    """Notify whoever asked; to be called when Celery has sent what follows."""
     state = state_of(request)
-    tell, state.tell_when_sent, state.give_back = state.tell_when_sent, None, None
-    if tell is not None:
-        tell()
+    notify, state.notify_when_sent, state.give_back = state.notify_when_sent, None, None
+    if notify is not None:
+        notify()
 
 
 def name_links(request: Any, key: str) -> None:

@@ -1,7 +1,6 @@
 """Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
 
 import logging
-import random
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from math import ceil
@@ -12,13 +11,13 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.compression import compress
 from kombu.serialization import dumps
 
-from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.confirms import confirm_publishes
 from idempotent_tasks.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
+from idempotent_tasks.processes import this_process
 from idempotent_tasks.queue_limits import QueueLimits, limits_of
 from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
 
-__all__ = ["GivenBack", "countdown_seconds", "give_back", "publish_again"]
+__all__ = ["GivenBack", "Publisher", "countdown_seconds"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -74,10 +73,6 @@ REQUEST_ENTRIES: Final = frozenset(
 #: As kombu's serializers name what they write as text.
 TEXT_ENCODINGS: Final = frozenset({"utf-8", "us-ascii"})
 
-_clock = SystemClock()
-#: Queues beside which this process cannot declare one for what waits.
-_undelayed: set[str] = set()
-
 
 class GivenBack(Reject):
     """The message could not be published again, and goes back to its queue.
@@ -115,7 +110,7 @@ def countdown_seconds(
     """
     grown = min(FIRST_COUNTDOWN * 2.0 ** min(deferrals, 10), LONGEST_COUNTDOWN)
     # Many duplicates of one key must not come back at one moment.
-    countdown: float = grown * random.uniform(1.0, 1.25)  # noqa: S311 - not a secret
+    countdown: float = grown * this_process().random.uniform(1.0, 1.25)
     if claim_left is not None:
         countdown = min(countdown, claim_left + MARGIN)
     countdown = max(countdown, SHORTEST_COUNTDOWN)
@@ -126,77 +121,94 @@ def countdown_seconds(
     return max(countdown, SHORTEST_OF_ALL)
 
 
-def publish_again(
-    task: Any, delivery: Delivery, claim_left: float | None, headers: Mapping[str, Any] | None = None
-) -> float:
-    """Publish the task's current message again, to run later, and return after how many seconds.
+class Publisher:
+    """The port through which a delivery's message is published again, or goes back to its queue."""
 
-    It goes to the queue that it was consumed from and to no other, past exchanges, signals, routes and the task's own
-    ``apply_async``.  Body, properties and headers are those that arrived, but for what a deferral is.
+    def __init__(self) -> None:
+        #: Queues beside which this process cannot declare one for what waits.
+        self._undelayed: set[str] = set()
 
-    Args:
-        task: the bound Celery task, whose ``request`` is the message.
-        delivery: the same message as this library read it.
-        claim_left: seconds until the claim in the way expires, or None where that is not known.
-        headers: further headers of the copy.
+    def publish_again(
+        self, task: Any, delivery: Delivery, claim_left: float | None, headers: Mapping[str, Any] | None = None
+    ) -> float:
+        """Publish the task's current message again, to run later, and return after how many seconds.
 
-    Raises:
-        Exception: the broker does not take it, or the queue is not known; the message must go back.
-    """
-    app = task.app
-    received = delivery.received or _rebuilt(task)
-    queue = _queue_of(task, received)
-    confirmed = confirm_publishes(app)
-    # One copy, also where it is not certain whether the first try arrived.
-    more = {**(headers or {}), **delivery.successor().headers}
+        It goes to the queue that it was consumed from and to no other, past exchanges, signals, routes and the task's
+        own ``apply_async``.  Body, properties and headers are those that arrived, but for what a deferral is.
 
-    def publish(connection: Any, channel: Any) -> float:
-        limits = limits_of(app, queue, channel)
-        countdown = countdown_seconds(delivery.deferrals, claim_left, limits.hold_seconds, _expires_in(task))
-        delayed = delay_queue(app, queue, countdown) if confirmed and queue not in _undelayed else None
-        if delayed is not None:
-            _declare(channel, queue, delayed)
-            # What is left of it a worker holds: no more than keeps duplicates from coming at one moment.
-            countdown = min(countdown, delayed.delay + 1.0)
-        eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
-        message = _message(connection, channel, received, {**more, **eta})
-        options = {"mandatory": True, "timeout": CONFIRM_SECONDS} if confirmed else {}
-        channel.basic_publish(message, exchange="", routing_key=queue if delayed is None else delayed.name, **options)
-        return countdown
+        Args:
+            task: the bound Celery task, whose ``request`` is the message.
+            delivery: the same message as this library read it.
+            claim_left: seconds until the claim in the way expires, or None where that is not known.
+            headers: further headers of the copy.
 
-    return _publishing(app, publish)
+        Raises:
+            Exception: the broker does not take it, or the queue is not known; the message must go back.
+        """
+        app = task.app
+        received = delivery.received or _rebuilt(task)
+        queue = _queue_of(task, received)
+        confirmed = confirm_publishes(app)
+        # One copy, also where it is not certain whether the first try arrived.
+        more = {**(headers or {}), **delivery.successor().headers}
 
+        def publish(connection: Any, channel: Any) -> float:
+            limits = limits_of(app, queue, channel)
+            countdown = countdown_seconds(delivery.deferrals, claim_left, limits.hold_seconds, _expires_in(task))
+            delayed = delay_queue(app, queue, countdown) if confirmed and queue not in self._undelayed else None
+            if delayed is not None:
+                self._declare(channel, queue, delayed)
+                # What is left of it a worker holds: no more than keeps duplicates from coming at one moment.
+                countdown = min(countdown, delayed.delay + 1.0)
+            eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
+            message = _message(connection, channel, received, {**more, **eta})
+            options = {"mandatory": True, "timeout": CONFIRM_SECONDS} if confirmed else {}
+            channel.basic_publish(
+                message, exchange="", routing_key=queue if delayed is None else delayed.name, **options
+            )
+            return countdown
 
-def give_back(
-    task: Any, delivery: Delivery, error: Exception, claim_left: float | None, pause: Callable[[float], None]
-) -> GivenBack:
-    """Return what gives a message back that could not be published again, when it has waited for a while.
+        return _publishing(app, publish)
 
-    SQS is told to hide the message for a while, because each receive brings it nearer to a dead-letter queue.  On any
-    other transport it would come back at once, so it waits here.
+    def give_back(
+        self, task: Any, delivery: Delivery, error: Exception, claim_left: float | None, pause: Callable[[float], None]
+    ) -> GivenBack:
+        """Return what gives a message back that could not be published again, when it has waited for a while.
 
-    Args:
-        task, delivery, claim_left: as for `publish_again`.
-        error: why it could not be published.
-        pause: waits for some seconds, or for less.
-    """
-    reason = f"{type(error).__name__}: {error}"
-    received = delivery.received
-    if received is not None and _hidden(task, received, claim_left):
-        return GivenBack(reason, hidden=True)
-    timeout = (task.app.conf.broker_transport_options or {}).get("visibility_timeout")
-    returns = received.returns if received is not None else 0
-    pause(countdown_seconds(returns, claim_left, float(timeout) if timeout else None, _expires_in(task)))
-    return GivenBack(reason)
+        SQS is asked to hide the message for a while, because each receive brings it nearer to a dead-letter queue.  On
+        any other transport it would come back at once, so it waits here.
+
+        Args:
+            task, delivery, claim_left: as for `publish_again`.
+            error: why it could not be published.
+            pause: waits for some seconds, or for less.
+        """
+        reason = f"{type(error).__name__}: {error}"
+        received = delivery.received
+        if received is not None and _hidden(task, received, claim_left):
+            return GivenBack(reason, hidden=True)
+        timeout = (task.app.conf.broker_transport_options or {}).get("visibility_timeout")
+        returns = received.returns if received is not None else 0
+        pause(countdown_seconds(returns, claim_left, float(timeout) if timeout else None, _expires_in(task)))
+        return GivenBack(reason)
+
+    def _declare(self, channel: Any, queue: str, delayed: DelayQueue) -> None:
+        try:
+            channel.queue_declare(queue=delayed.name, **delayed.declaration)
+        except Exception:
+            logger.warning("queue %r cannot be declared: workers hold what waits for %r", delayed.name, queue)
+            self._undelayed.add(queue)
+            raise
 
 
 def _publishing(app: Any, publish: Callable[[Any, Any], float]) -> float:
     """Publish with a connection and a channel of the app's; once more where the first connection was a stale one."""
-    began = _clock.monotonic()
+    clock = this_process().clock
+    began = clock.monotonic()
     try:
         return _publish_once(app, publish)
     except Exception:
-        if _clock.monotonic() - began > STALE_SECONDS:
+        if clock.monotonic() - began > STALE_SECONDS:
             raise
     return _publish_once(app, publish)
 
@@ -219,15 +231,6 @@ def _queue_of(task: Any, received: ReceivedMessage) -> str:
     if not received.is_addressable:
         raise _UnknownQueueError(f"nothing can be published to {queue!r}, which has subscribers to a fanout")
     return queue
-
-
-def _declare(channel: Any, queue: str, delayed: DelayQueue) -> None:
-    try:
-        channel.queue_declare(queue=delayed.name, **delayed.declaration)
-    except Exception:
-        logger.warning("queue %r cannot be declared: workers hold what waits for %r", delayed.name, queue)
-        _undelayed.add(queue)
-        raise
 
 
 def _expires_in(task: Any) -> float | None:

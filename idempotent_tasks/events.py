@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final, Self
-
-from idempotent_tasks.records import ClaimRequest
+from typing import Any, ClassVar, Final, Protocol, Self
 
 __all__ = [
     "KINDS",
@@ -37,6 +35,19 @@ __all__ = [
 logger = logging.getLogger("idempotent_tasks")
 
 
+class About(Protocol):
+    """What tells of which delivery an event is; `idempotent_tasks.records.ClaimRequest` does."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def worker(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened to one delivery of one key, or to one that a producer was about to publish."""
@@ -53,9 +64,9 @@ class Event:
     worker: str
 
     @classmethod
-    def about(cls, request: ClaimRequest, **details: Any) -> Self:
-        """Return the event of one delivery, by the claim that it asks for and the event's own fields."""
-        return cls(task=request.task, task_id=request.task_id, key=request.key, worker=request.worker, **details)
+    def about(cls, delivery: About, **details: Any) -> Self:
+        """Return the event of one delivery, with the event's own fields."""
+        return cls(task=delivery.task, task_id=delivery.task_id, key=delivery.key, worker=delivery.worker, **details)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

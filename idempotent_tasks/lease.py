@@ -1,27 +1,27 @@
-"""How long a claim lives, and the keeper that renews the claims of this process while their bodies run.
+"""How long a claim lives, the context of the run that holds it, and the renewer of a process's claims.
 
-The keeper lives in the process that runs the body: it dies with it, and knows of a loss at once.
+The renewer lives in the process that runs the body: it dies with it, and knows of a loss at once.
 """
 
+import heapq
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import count
+from typing import Any, Final
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.records import Lost
-from idempotent_tasks.renewals import Renewals
-from idempotent_tasks.retries import LEASE_PART, limited
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.records import Claim, Lost
+from idempotent_tasks.retries import LEASE_PART, RetryingStore, limited
 from idempotent_tasks.stores import Store
 
-__all__ = ["DEFAULT_LEASE_SECONDS", "Keeper", "Term", "term_of"]
+__all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "RenewalQueue", "RunContext", "lease_terms"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -33,10 +33,12 @@ RENEW_AFTER: Final = 1 / 3
 LATE_AFTER: Final = 1 / 20
 #: How many threads renew at most.
 MOST_THREADS: Final = 16
+#: So many renewals of runs that are over stay queued before the queue is swept.
+MOST_OVER: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Term:
+class LeaseTerms:
     """How long one claim lives."""
 
     #: Seconds from the claim, or from a renewal, to its expiry.
@@ -47,178 +49,262 @@ class Term:
     longest_seconds: float | None
 
 
-def term_of(policy: Idempotency, hard_limit_seconds: float | None) -> Term:
-    """Return the term of a claim under a policy and an enforced hard time limit, in seconds.
+def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseTerms:
+    """Return the terms of a claim under a policy and an enforced hard time limit, in seconds.
 
     With an enforced limit the claim simply outlives it by the policy's grace.  A ``lease``, or a body whose time
     nothing limits, needs renewal.
     """
     longest = None if hard_limit_seconds is None else hard_limit_seconds + seconds(policy.grace)
     if policy.lease is None and longest is not None:
-        return Term(lease_seconds=longest, renewed=False, longest_seconds=longest)
+        return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)
     lease = DEFAULT_LEASE_SECONDS if policy.lease is None else seconds(policy.lease)
     if longest is not None and longest <= lease:
-        return Term(lease_seconds=longest, renewed=False, longest_seconds=longest)
-    return Term(lease_seconds=lease, renewed=True, longest_seconds=longest)
+        return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)
+    return LeaseTerms(lease_seconds=lease, renewed=True, longest_seconds=longest)
+
+
+class RunContext:
+    """A body's run under a claim; ``self.idempotency`` inside it."""
+
+    def __init__(self, claim: Claim, store: RetryingStore) -> None:
+        self.claim = claim
+        #: When the key was claimed, in epoch seconds by the store's clock.
+        self.began_at = claim.expires_at - claim.request.lease_seconds
+        self.handed_over = False
+        #: Whether the claim is known to be gone: another delivery may be running the body too.
+        self.lost = False
+        #: Whether the run is ending its claim itself, by a commit or a release: that it is gone then says nothing.
+        self.ending = False
+        #: Whether the body has come to its outcome: the value that it returned, or a failure that is final.
+        self.ended = False
+        self.value: Any = None
+        self.failure: BaseException | None = None
+        #: What follows the task, where its body has changed that; known when the body has ended.
+        self.continuation: str | None = None
+        #: Whether nobody gets the result: one that cannot be stored is no error then.  Known when the body has ended.
+        self.result_ignored = False
+        self._store = store
+
+    @property
+    def key(self) -> str:
+        """The record's key: pass it downstream, so that a repeated effect is recognised there."""
+        return self.claim.key
+
+    @property
+    def fence(self) -> int:
+        """The claim's fence: a later run of the key has a larger one."""
+        return self.claim.fence
+
+    @property
+    def attempt(self) -> int:
+        """1 for a first try; each run that crashed since the last clean end adds 1."""
+        return self.claim.attempt
+
+    def hand_over(self, reason: str, *, crashed: bool = False) -> None:
+        """Free the key now: the body is over, or a message that will claim it is about to be published."""
+        if not self.handed_over:
+            self.handed_over = self.ending = True
+            self._store.release(self.claim, reason, crashed=crashed)
 
 
 @dataclass(kw_only=True, eq=False)
-class _Kept:
-    run: ActiveRun
+class _Renewal:
+    """The renewals of one run's claim."""
+
+    run: RunContext
     store: Store
-    term: Term
+    terms: LeaseTerms
     observe: Callable[[events.Event], None]
-    #: Epoch seconds by the store's clock.
+    #: When the claim is to be renewed, in epoch seconds by the store's clock; changed only by who has taken it.
     due: float
     #: Epoch seconds after which the claim is not prolonged, or None.
     last: float | None
+    #: Whether the run is over, or has lost its claim.
     done: bool = False
     #: Held during a renewal, which the end of the body waits for.
-    renewing: threading.Lock = field(default_factory=threading.Lock)
+    renewing: threading.Lock = field(default_factory=lambda: this_process().lock())
 
-    @property
-    def urgency(self) -> float:
-        """The claim that expires first comes first."""
-        return self.run.claim.in_progress_expiration
+    def is_late(self) -> bool:
+        """Return whether it has been due for so long that the renewers cannot keep up."""
+        return not self.done and self.store.clock.now() - self.due >= self.terms.lease_seconds * LATE_AFTER
 
-    def late_by(self, part: float) -> bool:
-        """Return whether a renewal is due, and has been for more than this part of the lease."""
-        return not self.done and self.store.clock.now() - self.due >= self.term.lease_seconds * part
-
-
-class Keeper:
-    """Renews claims from one thread (or greenlet) a process, started when the first claim needs it.
-
-    It renews one claim at a time, of those that are due the one that expires first.  Where that is too slow, because
-    there are many claims or the store is, up to `MOST_THREADS` share the work until it is done.  The limit: all claims
-    of a process must be renewed by so many threads within two thirds of a lease (1,000 claims of 30 s take 9 s if a
-    call takes 100 ms); and a call that hangs holds up the claims of its process for its own time-outs (4 s with
-    `DynamoDBStore`'s own), so a process with many bodies wants leases of more than 6 s.
-    """
-
-    def __init__(self) -> None:
-        self._pid = 0
-        #: By the clock that says what is due, one for each store.  Replaced, never changed: while one thread looks
-        #: through it, another may add its own, even within ``list(...)``, where that collects garbage.
-        self._renewals: dict[Clock, Renewals[_Kept]] = {}
-        self._changed = threading.Event()
-        self._aides: list[threading.Thread] = []
-        #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
-        self._starting: dict[int, threading.Lock] = {}
-
-    @contextmanager
-    def keep(self, run: ActiveRun, store: Store, term: Term, observe: Callable[[events.Event], None]) -> Iterator[None]:
-        """Renew the run's claim until the block ends; then no renewal is under way any more."""
-        kept = _Kept(
-            run=run,
-            store=store,
-            term=term,
-            observe=observe,
-            # From the claim on, not from its answer, which may have been long on its way.
-            due=run.began_at + term.lease_seconds * RENEW_AFTER,
-            last=None if term.longest_seconds is None else run.began_at + term.longest_seconds,
-        )
-        self._add(kept)
-        try:
-            yield
-        finally:
-            kept.done = True
-            # A renewal that lands after the release would hold the key again.
-            with kept.renewing:
-                pass
-            renewals = self._renewals.get(store.clock)
-            # None in a child that was forked within the block and has kept a claim since: it forgot its parent's.
-            if renewals is not None:
-                renewals.sweep()
-
-    def renew_due(self) -> float | None:
-        """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
-        while self._renew_most_urgent():
-            self._call_aide()
-        # What an aide renews at this moment has no next time yet; the aide says when it has.
-        due = [(clock, renewals.next_due()) for clock, renewals in self._renewals.items()]
-        return min((max(at - clock.now(), 0.0) for clock, at in due if at is not None), default=None)
-
-    def _renew_most_urgent(self) -> bool:
-        """Renew the due claim that expires first, and return whether there was one."""
-        for clock, renewals in self._renewals.items():
-            kept = renewals.take(clock.now())
-            if kept is not None:
-                with kept.renewing:
-                    self._renew(kept)
-                if not kept.done:
-                    renewals.add(kept)
-                return True
-        return False
-
-    def _renew(self, kept: _Kept) -> None:
-        if kept.done:
+    def renew(self) -> None:
+        """Renew the claim, and note when it is to be renewed again."""
+        if self.done:
             return
-        clock, term, claim = kept.store.clock, kept.term, kept.run.claim
-        lease = term.lease_seconds if kept.last is None else min(term.lease_seconds, kept.last - clock.now())
+        clock, claim = self.store.clock, self.run.claim
+        whole = self.terms.lease_seconds
+        lease = whole if self.last is None else min(whole, self.last - clock.now())
         if lease <= 0:
-            kept.done = True
+            self.done = True
             return
         try:
             # Two renewals may fail, whether they are refused or hang.
-            with limited(clock, term.lease_seconds * RENEW_AFTER):
-                answer = kept.store.renew(claim, lease, claim.request.retention_seconds)
+            with limited(clock, whole * RENEW_AFTER):
+                answer = self.store.renew(claim, lease, claim.request.retention_seconds)
         except Exception as error:
             if not isinstance(error, StoreError):
-                # This thread keeps the claims of the whole process: one store's bug must not end it.
+                # This thread renews the claims of the whole process: one store's bug must not end it.
                 logger.exception("the claim of %s cannot be renewed", claim.key)
-            kept.due = clock.now() + term.lease_seconds * LEASE_PART
+            self.due = clock.now() + whole * LEASE_PART
             return
         if isinstance(answer, Lost):
-            kept.done = True
+            self.done = True
             # What the run's own commit or release has ended is not lost, and of both the run knows more than we.
-            if not kept.run.ending:
-                kept.run.lost = True
-                kept.observe(events.Lost.about(claim.request))
+            if not self.run.ending:
+                self.run.lost = True
+                self.observe(events.Lost.about(claim.request))
             return
-        kept.run.claim = answer.claim
+        self.run.claim = answer.claim
         now = clock.now()
         # An answer may have been long on its way, or show that it is later than was thought.
         late = lease - (answer.claim.expires_at - now)
-        kept.due = now + term.lease_seconds * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
+        self.due = now + whole * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
         if now < answer.claim.expires_at:
-            kept.observe(events.Renewed.about(claim.request))
+            self.observe(events.Renewed.about(claim.request))
 
-    def _add(self, kept: _Kept) -> None:
-        pid = os.getpid()
-        with self._starting.setdefault(pid, threading.Lock()):
-            if self._pid != pid:
-                self._start(pid)
-            clock = kept.store.clock
-            if clock not in self._renewals:
-                self._renewals = {**self._renewals, clock: Renewals()}
-            is_next = self._renewals[clock].add(kept)
+
+class RenewalQueue:
+    """The renewals of one store's claims, by the time at which they come due; for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = this_process().lock()
+        #: Breaks ties, because renewals cannot be compared.
+        self._numbers = count()
+        self._heap: list[tuple[float, int, _Renewal]] = []
+        self._over = 0
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._heap)
+
+    def add(self, renewal: _Renewal) -> bool:
+        """Queue a renewal until it is due, and return whether it is the next of all."""
+        with self._lock:
+            heapq.heappush(self._heap, (renewal.due, next(self._numbers), renewal))
+            return self._heap[0][-1] is renewal
+
+    def take(self, now: float) -> _Renewal | None:
+        """Take the renewal that has been due for longest, for whoever asks alone; None where none is due."""
+        with self._lock:
+            while self._heap and self._heap[0][0] <= now:
+                *_, renewal = heapq.heappop(self._heap)
+                if not renewal.done:
+                    return renewal
+            return None
+
+    def next(self) -> _Renewal | None:
+        """Return the renewal that comes due next, or is due; None where none is queued."""
+        with self._lock:
+            while self._heap and self._heap[0][-1].done:
+                heapq.heappop(self._heap)
+            return self._heap[0][-1] if self._heap else None
+
+    def sweep(self) -> None:
+        """Note that a run is over, and forget such ones where they are many."""
+        with self._lock:
+            self._over += 1
+            if self._over > max(MOST_OVER, len(self._heap) // 2):
+                self._heap = [entry for entry in self._heap if not entry[-1].done]
+                heapq.heapify(self._heap)
+                self._over = 0
+
+
+class LeaseRenewer:
+    """Renews the claims of a process from one thread (or greenlet), started when the first claim needs it.
+
+    It renews one claim at a time, in the order in which they come due.  Where that is too slow, because there are many
+    claims or the store is, up to `MOST_THREADS` share the work until it is done.  The limit: all claims of a process
+    must be renewed by so many threads within two thirds of a lease (1,000 claims of 30 s take 9 s if a call takes 100
+    ms); and a call that hangs holds up the claims of its process for its own time-outs (4 s with `DynamoDBStore`'s
+    own), so a process with many bodies wants leases of more than 6 s.
+
+    A process has one, `Process.own(LeaseRenewer)`: a forked child has no thread of its parent's.
+    """
+
+    def __init__(self) -> None:
+        #: By the clock that says what is due, one for each store.  Replaced, never changed: while one thread looks
+        #: through it, another may add its own, even within ``list(...)``, where that collects garbage.
+        self._queues: dict[Clock, RenewalQueue] = {}
+        self._changed = this_process().event()
+        self._helpers: list[threading.Thread] = []
+        self._started = False
+        self._starting = this_process().lock()
+
+    @contextmanager
+    def renewing(
+        self, run: RunContext, store: Store, terms: LeaseTerms, observe: Callable[[events.Event], None]
+    ) -> Iterator[None]:
+        """Renew a run's claim until the block ends; then no renewal is under way any more."""
+        renewal = _Renewal(
+            run=run,
+            store=store,
+            terms=terms,
+            observe=observe,
+            # From the claim on, not from its answer, which may have been long on its way.
+            due=run.began_at + terms.lease_seconds * RENEW_AFTER,
+            last=None if terms.longest_seconds is None else run.began_at + terms.longest_seconds,
+        )
+        queue = self._add(renewal)
+        try:
+            yield
+        finally:
+            renewal.done = True
+            # A renewal that lands after the release would hold the key again.
+            with renewal.renewing:
+                pass
+            queue.sweep()
+
+    def renew_due(self) -> float | None:
+        """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
+        while self._renew_next():
+            self._start_helper()
+        # What a helper renews at this moment has no next time yet; the helper says when it has.
+        queued = [renewal for queue in self._queues.values() if (renewal := queue.next()) is not None]
+        return min((max(each.due - each.store.clock.now(), 0.0) for each in queued), default=None)
+
+    def _renew_next(self) -> bool:
+        """Renew the claim that has been due for longest, and return whether one was due."""
+        for clock, queue in self._queues.items():
+            renewal = queue.take(clock.now())
+            if renewal is not None:
+                with renewal.renewing:
+                    renewal.renew()
+                if not renewal.done:
+                    queue.add(renewal)
+                return True
+        return False
+
+    def _add(self, renewal: _Renewal) -> RenewalQueue:
+        clock = renewal.store.clock
+        with self._starting:
+            if not self._started:
+                self._spawn(self._work)
+                self._started = True
+            if clock not in self._queues:
+                self._queues = {**self._queues, clock: RenewalQueue()}
+            queue = self._queues[clock]
+            is_next = queue.add(renewal)
         if is_next:
             self._changed.set()
+        return queue
 
-    def _start(self, pid: int) -> None:
-        """Forget what a parent process had, whose threads do not exist in a forked child, and start our own."""
-        self._renewals, self._changed, self._aides = {}, threading.Event(), []
-        self._spawn(self._work)
-        self._pid = pid
-
-    def _call_aide(self) -> None:
+    def _start_helper(self) -> None:
         """Let another thread help with what is late, as long as something is."""
-        self._aides = [aide for aide in self._aides if aide.is_alive()]
-        oldest = [renewals.oldest_due() for renewals in self._renewals.values()]
-        late = any(kept is not None and kept.late_by(LATE_AFTER) for kept in oldest)
-        if late and len(self._aides) < MOST_THREADS - 1:
-            # A machine that has no thread left must not cost the keeper its own.
+        self._helpers = [helper for helper in self._helpers if helper.is_alive()]
+        due = [queue.next() for queue in self._queues.values()]
+        late = any(renewal is not None and renewal.is_late() for renewal in due)
+        if late and len(self._helpers) < MOST_THREADS - 1:
+            # A machine that has no thread left must not cost the renewer its own.
             with suppress(RuntimeError):
-                self._aides.append(self._spawn(self._aid))
+                self._helpers.append(self._spawn(self._help))
 
     def _spawn(self, work: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=work, name="idempotency-keeper", daemon=True)
-        thread.start()
-        return thread
+        return this_process().spawn(work, "idempotency-lease-renewer")
 
-    def _aid(self) -> None:
-        while self._renew_most_urgent():
+    def _help(self) -> None:
+        while self._renew_next():
             pass
         self._changed.set()
 
@@ -226,3 +312,18 @@ class Keeper:
         while True:
             self._changed.clear()
             self._changed.wait(self.renew_due())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """The lease of one delivery's claim: its terms, and what renews it in this process."""
+
+    terms: LeaseTerms
+    store: Store
+    observe: Callable[[events.Event], None]
+
+    def renewing(self, run: RunContext) -> AbstractContextManager[None]:
+        """Keep the run's claim alive until the block ends."""
+        if not self.terms.renewed:
+            return nullcontext()
+        return this_process().own(LeaseRenewer).renewing(run, self.store, self.terms, self.observe)

@@ -1,17 +1,35 @@
-"""Whether a process has ended, as far as this machine can tell for certain: only a "yes" counts.
+"""What belongs to one operating-system process: its time, threads, randomness, name, and whether another has ended.
 
-A worker that a supervisor starts again on its old machine can so free what its predecessor held, without waiting for
-the claims to expire.  What another machine or container held is left to expire.
+The rest of the package asks `this_process` for these, so that a simulation can run several processes in one, each with
+its own (`running_as`).
 """
 
 import os
+import random
+import select
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
+from uuid import uuid4
 
-__all__ = ["current_process", "has_ended"]
+from kombu.asynchronous import get_event_loop
 
+from idempotent_tasks.clock import Clock, SystemClock
+
+__all__ = ["ForkGate", "Process", "current_process", "has_ended", "running_as", "this_process"]
+
+T = TypeVar("T")
+
+#: Seconds for which a fork waits at most; then the pool gets its process, whatever a thread still does.
+FORK_WAIT_SECONDS: Final = 1.0
+#: Seconds between two looks at a process where the system has no process handles.
+_POLL_SECONDS: Final = 0.05
 #: Between the name of a process and that of its watcher.
 _WATCHED_BY: Final = "^"
 _PROC: Final = Path("/proc")
@@ -97,3 +115,148 @@ def _is_zombie(stat: list[str]) -> bool:
     Its first thread may have ended before others that still run something.
     """
     return stat[_STATE] in ("Z", "X") and int(stat[_THREADS]) <= 1
+
+
+class Process:
+    """This operating-system process, as the rest of the package sees it.
+
+    A subclass stands in for it as a whole: see `running_as`.
+    """
+
+    def __init__(self) -> None:
+        #: Never corrected, unlike a store's: for what is measured on this machine only.
+        self.clock: Clock = SystemClock()
+        #: Has no state that forked children would share.
+        self.random: random.Random = random.SystemRandom()
+        self._owned: dict[tuple[int, Callable[[], Any]], Any] = {}
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return os.getpid()
+
+    def token(self) -> str:
+        """Return a random token that no other process draws: 32 hexadecimal digits."""
+        return uuid4().hex
+
+    def own(self, kind: Callable[[], T]) -> T:
+        """Return this process's only object of a kind: made on first use, and again in a forked child.
+
+        Args:
+            kind: its class, or another function that makes it; must be safe to call twice where threads race.
+        """
+        # Without a lock, which a child might inherit locked. A parent's objects are left to their threads.
+        owner = self.pid, kind
+        owned = self._owned.get(owner)
+        if owned is None:
+            owned = self._owned.setdefault(owner, kind())
+        return owned  # type: ignore[no-any-return]
+
+    def provide(self, kind: Callable[[], T], owned: T) -> None:
+        """Have `own` return this object for a kind."""
+        self._owned[self.pid, kind] = owned
+
+    def spawn(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """Start a daemon thread (or greenlet); raises ``RuntimeError`` where the machine has none left."""
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def executor(self, threads: int, name: str) -> Executor:
+        """Return a pool of so many threads, whose work the interpreter waits for before it exits."""
+        return ThreadPoolExecutor(threads, name)
+
+    def event(self) -> threading.Event:
+        """Return an event that threads of this process wait for and set."""
+        return threading.Event()
+
+    def lock(self) -> threading.Lock:
+        """Return a lock between threads of this process."""
+        return threading.Lock()
+
+    def event_loop(self) -> Any | None:
+        """Return the event loop of this thread (``kombu.asynchronous.Hub``), None where it has none."""
+        return get_event_loop()
+
+    def name(self, watcher: int | None = None) -> str | None:
+        """Return a globally unique name of this process, as `current_process` does."""
+        return current_process(watcher)
+
+    def has_ended(self, name: str | None, *, and_watcher: bool = True) -> bool:
+        """Return whether the process of a name is certain to have ended, as the function `has_ended` does."""
+        return has_ended(name, and_watcher=and_watcher)
+
+    def wait_for_end(self, pid: int, seconds: float) -> bool:
+        """Wait up to so many seconds for a process of this machine to end, and return whether it did.
+
+        A zombie counts as ended: it runs nothing any more.
+        """
+        if not hasattr(os, "pidfd_open"):
+            return self._poll_for_end(pid, seconds)
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        try:
+            poller = select.poll()
+            poller.register(handle, select.POLLIN)
+            return bool(poller.poll(seconds * 1000))
+        finally:
+            os.close(handle)
+
+    def _poll_for_end(self, pid: int, seconds: float) -> bool:
+        give_up_at = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < give_up_at:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return True
+            self.clock.sleep(_POLL_SECONDS)
+        return False
+
+
+class ForkGate:
+    """Blocks ``fork()`` while a thread holds locks that the child would inherit locked."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._reset)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let no other thread fork this process during a block, for `FORK_WAIT_SECONDS` at most."""
+        # By name, once: in a child that is forked inside the block it is another lock that `_reset` left.
+        with self._lock:
+            yield
+
+    def _wait(self) -> None:
+        self._waited = self._lock.acquire(timeout=FORK_WAIT_SECONDS)
+
+    def _go_on(self) -> None:
+        if self._waited:
+            self._lock.release()
+
+    def _reset(self) -> None:
+        # A thread that forks inside its own block must not wait for itself.
+        self._lock = threading.RLock()
+        self._waited = False
+
+
+#: The operating system's own; what stands in for it is set in a context.
+_OWN: Final = Process()
+_current: Final[ContextVar[Process]] = ContextVar("idempotency_process")
+
+
+def this_process() -> Process:
+    """Return the process that the code around this call runs in."""
+    return _current.get(_OWN)
+
+
+@contextmanager
+def running_as(process: Process) -> Iterator[Process]:
+    """Have `this_process` return another process during a block, in this thread (or greenlet) and context."""
+    token = _current.set(process)
+    try:
+        yield process
+    finally:
+        _current.reset(token)

@@ -5,7 +5,6 @@ What Celery itself publishes on behalf of another task, and what another task wa
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -15,15 +14,29 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
+from idempotent_tasks.claim_request import claim_request
 from idempotent_tasks.clock import Clock
 from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
-from idempotent_tasks.handler import Reception
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.recall import is_revoked
-from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Mismatch, Record, Status
-from idempotent_tasks.reservation import is_reservation, reservation_owner, reservation_seconds
-from idempotent_tasks.retries import limited, persistently
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.recall import ResultBackend
+from idempotent_tasks.records import (
+    Busy,
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    Finished,
+    Granted,
+    Mismatch,
+    Record,
+    Status,
+    Unanswered,
+    is_reservation,
+    reservation_owner,
+    reservation_seconds,
+)
+from idempotent_tasks.retries import Deadline, RetryingStore
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["Publication", "publication_of"]
@@ -31,7 +44,7 @@ __all__ = ["Publication", "publication_of"]
 logger = logging.getLogger("idempotent_tasks")
 
 #: Seconds for which a reservation is tried again while the store is unavailable: somebody waits for the publish.
-PUBLISH_PATIENCE: Final = 1.0
+PUBLISH_RETRY_SECONDS: Final = 1.0
 #: Why a reservation is released whose message the broker did not take.
 NOT_PUBLISHED: Final = "NotPublished"
 #: Options with which another task, or a result object, waits for this very message: links, parts of chains, groups and
@@ -74,8 +87,6 @@ class Publication:
         """
         try:
             answer = self._reserve()
-        except StoreError as error:
-            return self._without_reservation(error, publish)
         except BaseException:
             # A soft time limit, for one, in the body that publishes.
             self._withdraw(Claim.unseen(self.request))
@@ -83,20 +94,22 @@ class Publication:
         match answer:
             case Granted(claim):
                 return self._under(claim, publish)
+            case Unanswered(error):
+                return self._without_reservation(error, publish)
             case Mismatch() if not self.awaited:
-                self._tell(events.Mismatched)
+                self._emit(events.Mismatched)
                 raise PayloadMismatchError(task=self.request.task, key=self.request.key)
             case Finished(holder) | Busy(_, holder) if not self.awaited:
                 return self._stand_in(holder, publish)
         return publish()
 
-    def _reserve(self) -> Granted | Finished | Busy | Mismatch:
-        store = self.settings.store_under(self.policy)
-        return persistently(lambda: store.claim(self.request), clock=store.clock, seconds=PUBLISH_PATIENCE)
+    def _reserve(self) -> ClaimAnswer | Unanswered:
+        store = RetryingStore(store=self.settings.store_under(self.policy), observe=self.settings.observe)
+        return store.claim(self.request, PUBLISH_RETRY_SECONDS)
 
     def _under(self, claim: Claim, publish: Callable[[], Any]) -> Any:
         try:
-            self._tell(events.Reserved, seconds=self.request.lease_seconds)
+            self._emit(events.Reserved, seconds=self.request.lease_seconds)
             return publish()
         except BaseException:
             # If the broker has the message all the same and its delivery runs, the key has another owner by now.
@@ -107,11 +120,11 @@ class Publication:
         if not self._can_stand_in(holder):
             return publish()
         if self.policy.at_publish == "raise":
-            self._tell(events.Refused, holder_task_id=holder.task_id)
+            self._emit(events.Refused, holder_task_id=holder.task_id)
             state = "waits or runs" if holder.status is Status.INPROGRESS else "is done"
             msg = f"not published: task {holder.task_id or 'of another writer'} has this key and {state}"
             raise DuplicateError(msg, self.request.task, self.request.key, holder.task_id)
-        self._tell(events.Joined, holder_task_id=holder.task_id)
+        self._emit(events.Joined, holder_task_id=holder.task_id)
         result = self.task.AsyncResult(holder.task_id)
         parent = self.task.app.current_worker_task
         if parent is not None and self.add_to_parent:
@@ -135,24 +148,26 @@ class Publication:
         return not self._is_revoked(holder)
 
     def _is_revoked(self, holder: Record) -> bool:
-        return holder.task_id is not None and is_revoked(self.task, holder.task_id)
+        return holder.task_id is not None and this_process().own(ResultBackend).is_revoked(self.task, holder.task_id)
 
     def _without_reservation(self, error: StoreError, publish: Callable[[], Any]) -> Any:
         if self.policy.on_store_error == "raise":
             self._withdraw(Claim.unseen(self.request))
             raise error
         logger.warning("%s[%s] is published unreserved: %s", self.request.task, self.request.task_id, error)
-        self._tell(events.Unreserved, reason=type(error).__name__)
+        self._emit(events.Unreserved, reason=type(error).__name__)
         return publish()
 
     def _withdraw(self, claim: Claim) -> None:
         """Free the key in one try; where that fails, the reservation expires by itself."""
-        store = self.settings.store
-        with suppress(StoreError), limited(store.clock, PUBLISH_PATIENCE):
-            # As after a crash: what the crashes of former deliveries counted stays.
-            store.release(claim, NOT_PUBLISHED, crashed=True)
+        clock = self.settings.store.clock
+        deadline = Deadline(clock, clock.monotonic() + PUBLISH_RETRY_SECONDS)
+        # No claim has ended, so nobody is notified.
+        store = RetryingStore(store=self.settings.store, observe=lambda _: None, deadline=deadline)
+        # As after a crash: what the crashes of former deliveries counted stays.
+        store.withdraw(claim, NOT_PUBLISHED, crashed=True, began=True)
 
-    def _tell(self, kind: type[events.Event], **details: Any) -> None:
+    def _emit(self, kind: type[events.Event], **details: Any) -> None:
         self.settings.observe(kind.about(self.request, **details))
 
 
@@ -196,7 +211,7 @@ def publication_of(
         grouped=is_grouped(options.get("group_id"), options.get("chain")),
     )
     try:
-        request = Reception(task=task, delivery=delivery, policy=policy, settings=settings).claim_request
+        request = claim_request(delivery, policy, task.run_signature)
     except MissingKeyError:
         if policy.missing_key == "raise":
             raise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.processes import this_process
 
 __all__ = ["QueueLimits", "limits_of", "sqs_attributes"]
 
@@ -17,9 +17,6 @@ logger = logging.getLogger("idempotent_tasks")
 LONGEST_AGE: Final = 300.0
 #: The attributes of an SQS queue that are asked for.
 ATTRIBUTES: Final = ("VisibilityTimeout", "RedrivePolicy")
-
-_clock = SystemClock()
-_known: WeakKeyDictionary[Any, dict[str, tuple[float, "QueueLimits"]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +28,13 @@ class QueueLimits:
     hold_seconds: float | None = None
     #: How often a message is delivered at most; None where that is unknown.
     receives: int | None = None
+
+
+class _AskedQueues:
+    """What queues of SQS have said, and when, by app and name."""
+
+    def __init__(self) -> None:
+        self.by_app: WeakKeyDictionary[Any, dict[str, tuple[float, QueueLimits]]] = WeakKeyDictionary()
 
 
 def limits_of(app: Any, queue: str, channel: Any) -> QueueLimits:
@@ -66,9 +70,10 @@ def sqs_attributes(channel: Any, queue: str) -> Mapping[str, str]:
 
 
 def _asked(app: Any, queue: str, channel: Any) -> QueueLimits:
-    known = _known.setdefault(app, {})
+    process = this_process()
+    known = process.own(_AskedQueues).by_app.setdefault(app, {})
     at, limits = known.get(queue, (None, QueueLimits()))
-    now = _clock.monotonic()
+    now = process.clock.monotonic()
     if at is None or now - at > LONGEST_AGE:
         limits = _ask(app, queue, channel)
         known[queue] = now, limits

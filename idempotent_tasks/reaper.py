@@ -1,78 +1,88 @@
 """Releasing what dead processes held, after they are gone, and what dropped messages had reserved.
 
-All of it off the worker's event loop.
+All of it off the worker's event loop, from the parent process of a prefork pool; and the watcher that has the end of a
+child noticed at once.
 """
 
 import os
-import select
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from threading import Thread
-from typing import Final
+from typing import Any, Final
 
-from idempotent_tasks import events, forks
-from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.errors import StoreError
-from idempotent_tasks.handler import Reception
-from idempotent_tasks.records import Claim, ClaimRequest, Released
-from idempotent_tasks.reservation import reservation_owner
-from idempotent_tasks.retries import persistently
+from idempotent_tasks.events import Event
+from idempotent_tasks.processes import ForkGate, Process, this_process
+from idempotent_tasks.records import Claim, ClaimRequest, Released, reservation_owner
+from idempotent_tasks.retries import RetryingStore
 from idempotent_tasks.settings import Settings
 
-__all__ = ["Departed", "gone"]
+__all__ = ["ChildExitWatcher", "ClaimReaper"]
 
 #: Seconds to wait for a process that was told to end; after them its claim is left to expire by itself.
-EXIT_PATIENCE: Final = 10.0
+EXIT_WAIT_SECONDS: Final = 10.0
 #: Seconds for which a release is tried again while the delivery waits for it to go back to its queue.
-RELEASE_PATIENCE: Final = 2.0
+RELEASE_RETRY_SECONDS: Final = 2.0
 #: Seconds between further releases, which are tried for as long as the claim may live: a process may die while its
 #: request for a claim is on the way.  A claim that the store grants later than all of them is left to expire by itself.
 LATER_PAUSES: Final = (1.0, 4.0, 16.0)
-_POLL_SECONDS: Final = 0.05
 _THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Freeing:
-    """Releases the claim that one request was granted, or may have been."""
+class _Release:
+    """The release of a claim that one request was granted, or may have been."""
 
+    process: Process
     settings: Settings
     request: ClaimRequest
     reason: str
     crashed: bool
 
-    def __call__(self, patience: float) -> bool:
+    def try_for(self, seconds: float) -> bool:
         """Try for so many seconds; return whether there is no more to do."""
-        store = self.settings.store
+        store = RetryingStore(store=self.settings.store, observe=self._observe)
         claim = Claim.unseen(self.request)
-        try:
-            answer = persistently(
-                lambda: store.release(claim, self.reason, crashed=self.crashed),
-                clock=store.clock,
-                seconds=patience,
-                retried=StoreError,
-            )
-        except StoreError:
-            return False
-        if not isinstance(answer, Released):
-            return False
+        answer = store.withdraw(claim, self.reason, crashed=self.crashed, began=True, seconds=seconds)
+        return isinstance(answer, Released)
+
+    def _observe(self, event: Event) -> None:
         # Just now the worker forks the successor of the dead process.
-        with forks.held():
-            self.settings.observe(events.Released.about(self.request, reason=self.reason))
-        return True
+        with self.process.own(ForkGate).closed():
+            self.settings.observe(event)
+
+    def after_the_end_of(self, pid: int) -> None:
+        """Release when a process is gone: at once, or later where there is no store, or no claim yet."""
+        ended = self.process.wait_for_end(pid, EXIT_WAIT_SECONDS)
+        if ended and not self.try_for(RELEASE_RETRY_SECONDS):
+            self.process.spawn(self._try_later, "idempotency-reaper-later")
+
+    def _try_later(self) -> None:
+        clock = self.settings.store.clock
+        give_up_at = clock.monotonic() + self.request.lease_seconds
+        for pause in LATER_PAUSES:
+            if clock.monotonic() + pause > give_up_at:
+                return
+            clock.sleep(pause)
+            if self.try_for(give_up_at - clock.monotonic()):
+                return
 
 
-class Departed:
+class ClaimReaper:
     """Releases the claims of processes that died, from a few threads of the worker's parent process."""
 
     def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
+        self._process = this_process()
+        self._executor: Executor | None = None
 
-    def release(self, reception: Reception, pid: int, reason: str, *, crashed: bool) -> Future[None]:
+    def release(
+        self, settings: Settings, request: ClaimRequest | None, pid: int, reason: str, *, crashed: bool
+    ) -> Future[None]:
         """Release a delivery's claim once the process that ran it is gone.
 
         Args:
-            reception: the delivery that the process was given.
+            settings: of the app.
+            request: what the process claimed, or may have; None where it cannot have a claim.
             pid: the process.
             reason: why it died, for the record.
             crashed: whether the body is to blame, so that the crash counts.
@@ -80,85 +90,65 @@ class Departed:
         Returns:
             A future that is done when the claim is released, or cannot be for now; it never fails.
         """
-        free = _freeing(reception, reason, crashed=crashed)
-        return self._pool().submit(_release, pid, free)
+        if request is None:
+            return self._threads.submit(lambda: None)
+        release = _Release(self._process, settings, request, reason, crashed)
+        return self._threads.submit(release.after_the_end_of, pid)
 
-    def withdraw(self, reception: Reception, reason: str) -> Future[bool] | None:
-        """Free a key that is reserved for a delivery that will never run; None where it has no key.
+    def withdraw(self, settings: Settings, request: ClaimRequest, reason: str) -> Future[bool]:
+        """Free a key that is reserved for a delivery that will never run.
 
         Args:
-            reception: the delivery.
+            settings: of the app.
+            request: the delivery's own.
             reason: why it does not run, for the record.
         """
-        free = _freeing(reception, reason, crashed=True)
-        if free is None:
-            return None
-        reserved = replace(free.request, owner=reservation_owner(free.request.task_id))
-        return self._pool().submit(replace(free, request=reserved), RELEASE_PATIENCE)
+        reserved = replace(request, owner=reservation_owner(request.task_id))
+        release = _Release(self._process, settings, reserved, reason, crashed=True)
+        return self._threads.submit(release.try_for, RELEASE_RETRY_SECONDS)
 
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, "idempotency-departed")
-        return self._threads
+    @property
+    def _threads(self) -> Executor:
+        if self._executor is None:
+            self._executor = self._process.executor(_THREADS, "idempotency-reaper")
+        return self._executor
 
 
-def gone(pid: int, seconds: float) -> bool:
-    """Wait up to so many seconds for a process to end, and return whether it did.
+class ChildExitWatcher:
+    """Has a worker's event loop notice at once that a child has ended, where Celery may notice it only seconds later.
 
-    A zombie counts as gone: it runs nothing any more.
+    Celery watches a pipe that closes when a process ends.  The kernel closes it a moment before the process can be
+    reaped; Celery then finds a process that lives, watches no longer, and looks again when a timer comes round, every
+    5 s (``celery.concurrency.asynpool.AsynPool._event_process_exit``).  A ``pidfd`` tells the moment at which it can be
+    reaped (https://man7.org/linux/man-pages/man2/pidfd_open.2.html), and the pool is asked to look again then.
+
+    Linux only; does nothing where there is no ``pidfd``.
     """
-    if not hasattr(os, "pidfd_open"):
-        return _gone_by_polling(pid, seconds)
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        poller = select.poll()
-        poller.register(handle, select.POLLIN)
-        return bool(poller.poll(seconds * 1000))
-    finally:
+
+    def __init__(self) -> None:
+        self._handles: dict[int, int] = {}
+
+    def watch(self, pid: int, loop: Any, look_after_pool: Callable[[], None]) -> None:
+        """Watch one process; calling it again for the same one is cheap.
+
+        Args:
+            pid: a child of this process.
+            loop: the worker's event loop, a ``kombu.asynchronous.Hub``.
+            look_after_pool: called in the loop once the process has ended.
+        """
+        handle = self._handle_of(pid)
+        # A loop forgets all that it watches when the worker connects anew.
+        if handle is not None and handle not in loop.readers:
+            loop.add_reader(handle, self._ended, pid, loop, look_after_pool)
+
+    def _handle_of(self, pid: int) -> int | None:
+        if pid not in self._handles and hasattr(os, "pidfd_open"):
+            with suppress(OSError):
+                self._handles[pid] = os.pidfd_open(pid)
+        return self._handles.get(pid)
+
+    def _ended(self, pid: int, loop: Any, look_after_pool: Callable[[], None]) -> None:
+        handle = self._handles.pop(pid)
+        loop.remove(handle)
         os.close(handle)
-
-
-def _gone_by_polling(pid: int, seconds: float) -> bool:
-    clock = SystemClock()
-    give_up_at = clock.monotonic() + seconds
-    while clock.monotonic() < give_up_at:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        clock.sleep(_POLL_SECONDS)
-    return False
-
-
-def _freeing(reception: Reception, reason: str, *, crashed: bool) -> _Freeing | None:
-    """Return what releases the delivery's claim; None where it cannot have one.
-
-    Called where the worker forks, not in a thread beside it: working out a key may import modules, and a child that is
-    forked meanwhile waits for ever for the lock of a module that another thread was importing.
-    """
-    try:
-        request = reception.claim_request
-    except Exception:  # noqa: BLE001 - whatever it is, the key's own code raised it in the child too
-        return None
-    return _Freeing(reception.settings, request, reason, crashed)
-
-
-def _release(pid: int, free: _Freeing | None) -> None:
-    if free is None or not gone(pid, EXIT_PATIENCE) or free(RELEASE_PATIENCE):
-        return
-    Thread(target=_free_later, args=(free,), name="idempotency-departed-later", daemon=True).start()
-
-
-def _free_later(free: _Freeing) -> None:
-    """Release what could not be released at once, because there was no store, or no claim yet."""
-    clock = free.settings.store.clock
-    give_up_at = clock.monotonic() + free.request.lease_seconds
-    for pause in LATER_PAUSES:
-        if clock.monotonic() + pause > give_up_at:
-            return
-        clock.sleep(pause)
-        if free(give_up_at - clock.monotonic()):
-            return
+        look_after_pool()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
-from typing import Final
+from typing import Final, Protocol
 
-from idempotent_tasks.reservation import reservation_owner
+from idempotent_tasks.errors import StoreError
 
 __all__ = [
     "Busy",
@@ -28,13 +28,18 @@ __all__ = [
     "Renewed",
     "Status",
     "Superseded",
+    "Unanswered",
     "Vanished",
     "answer_refusal",
     "claimable",
+    "committed_record",
     "expiration_seconds",
     "held_claim",
     "is_first_try",
+    "is_reservation",
     "release_time",
+    "reservation_owner",
+    "reservation_seconds",
     "was_released",
 ]
 
@@ -283,6 +288,13 @@ class Lost:
     """The claim is not held any more: another owner has it, or it has an outcome, or its record is gone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The store gave no answer in time; whether it took the step is not known."""
+
+    error: StoreError
+
+
 ClaimAnswer = Granted | Finished | Busy | Mismatch
 CommitAnswer = Committed | Superseded | Vanished
 
@@ -374,6 +386,76 @@ def expiration_seconds(retention_seconds: float, in_progress_expiration: int, no
         now: epoch seconds.
     """
     return max(ceil(now + retention_seconds), in_progress_expiration // 1000 + 2)
+
+
+def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, now: float) -> Record:
+    """Return the record of an outcome under its claim.
+
+    Args:
+        claim: the claim that its owner held, or still believes in.
+        outcome: its outcome.
+        retention_seconds: how long the record is kept from now.
+        now: epoch seconds by the store's clock.
+    """
+    request = claim.request
+    return Record(
+        key=claim.key,
+        status=outcome.status,
+        expiration=expiration_seconds(retention_seconds, claim.in_progress_expiration, now),
+        in_progress_expiration=claim.in_progress_expiration,
+        data=outcome.data,
+        validation=request.validation,
+        owner=claim.owner,
+        fence=claim.fence,
+        task=request.task,
+        task_id=request.task_id,
+        worker=request.worker,
+        completed_at=int(now * 1000),
+        codec=outcome.codec,
+        error=outcome.error,
+        continuation=outcome.continuation,
+    )
+
+
+class Reserver(Protocol):
+    """What tells a reservation from a claim."""
+
+    @property
+    def owner(self) -> str | None:
+        """Whose the key is, or shall be."""
+        ...
+
+    @property
+    def task_id(self) -> str | None:
+        """The task that it is for."""
+        ...
+
+
+def reservation_owner(task_id: str) -> str:
+    """Return the owner of a key that is reserved for a task.
+
+    A producer reserves the key of the message that it is about to publish: a record in progress, whose owner is no
+    secret, because the message's delivery must know it to take the key over.
+    """
+    return f"reserved for {task_id}"
+
+
+def is_reservation(of: Reserver) -> bool:
+    """Return whether a claim request, or a record, is a reservation."""
+    return of.task_id is not None and of.owner == reservation_owner(of.task_id)
+
+
+def reservation_seconds(wait: float, delay: float, expires_in: float | None, grace: float) -> float:
+    """Return for how long a key is reserved, in seconds.
+
+    Args:
+        wait: how long the message may wait in its queue.
+        delay: after how many seconds it may run at the earliest (``countdown``, ``eta``).
+        expires_in: after how many seconds its worker drops it (``expires``), or None.
+        grace: what is added to that, because the worker goes by another clock.
+    """
+    longest = max(delay, 0.0) + wait
+    return longest if expires_in is None else min(longest, max(expires_in, 0.0) + grace)
 
 
 def _payloads_differ(record: Record, request: ClaimRequest) -> bool:

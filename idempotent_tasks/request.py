@@ -1,12 +1,10 @@
 """The parent's side of a delivery: what only a worker's main process knows, and what a dead child cannot do."""
 
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -14,8 +12,8 @@ from celery.bootsteps import StartStopStep
 from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
-from kombu.asynchronous import get_event_loop
 
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.deferral import GivenBack
 from idempotent_tasks.delivery import (
     HARD_LIMIT_ENTRY,
@@ -25,11 +23,12 @@ from idempotent_tasks.delivery import (
     OwnerToken,
     ReceivedMessage,
 )
-from idempotent_tasks.exits import ExitWatch
 from idempotent_tasks.guard import PROCESS_ENDS
-from idempotent_tasks.reaper import Departed
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.reaper import ChildExitWatcher, ClaimReaper
+from idempotent_tasks.records import ClaimRequest
 from idempotent_tasks.route import name_queues, received_message
-from idempotent_tasks.settings import settings_of
+from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker", "withdraw_reservation"]
 
@@ -42,14 +41,33 @@ _DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *PROCESS_ENDS)
 #: How many messages a worker remembers to have given back.
 MOST_RETURNED: Final = 1_000
 
-_workers: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-_departed: Final = Departed()
-_exits: Final = ExitWatch()
+
+class _Workers:
+    """The worker of each app that one runs in this process, and how often it gave messages back."""
+
+    def __init__(self) -> None:
+        self.by_app: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        #: By task id: how often a message was given back that could not be published again; those given back last.
+        self._returns: dict[str, int] = {}
+
+    def note_return(self, task_id: str) -> None:
+        """Count one more return of a task's message."""
+        self._returns[task_id] = self._returns.pop(task_id, 0) + 1
+        if len(self._returns) > MOST_RETURNED:
+            del self._returns[next(iter(self._returns))]
+
+    def returns_of(self, task_id: str) -> int:
+        """Return how often a task's message was given back."""
+        return self._returns.get(task_id, 0)
+
+    def forget_returns(self, task_id: str) -> None:
+        """Count the returns of a task's message from 0 again."""
+        self._returns.pop(task_id, None)
 
 
 def remember_worker(worker: Any) -> None:
     """Remember the worker (``celery.worker.WorkController``) that runs an app in this process, before it starts."""
-    _workers[worker.app] = worker
+    _workers().by_app[worker.app] = worker
     worker.app.steps["consumer"].add(_QueueNames)
 
 
@@ -87,31 +105,8 @@ def withdraw_reservation(task: Any, context: Any, reason: str) -> Future[bool] |
     settings = settings_of(task.app)
     if settings.disabled or task.policy_under(settings).at_publish == "send":
         return None
-    return _departed.withdraw(task.reception(context, context.args, context.kwargs), reason)
-
-
-class _Returns:
-    """How often this worker has given back each message that it could not publish again; those given back last."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def add(self, task_id: str) -> None:
-        """Count one more."""
-        self._counts[task_id] = self._counts.pop(task_id, 0) + 1
-        if len(self._counts) > MOST_RETURNED:
-            del self._counts[next(iter(self._counts))]
-
-    def of(self, task_id: str) -> int:
-        """Return the count of a task's message."""
-        return self._counts.get(task_id, 0)
-
-    def forget(self, task_id: str) -> None:
-        """Begin at 0 again."""
-        self._counts.pop(task_id, None)
-
-
-_returns: Final = _Returns()
+    request = _request_or_none(task, settings, context, context.args, context.kwargs)
+    return None if request is None else this_process().own(ClaimReaper).withdraw(settings, request, reason)
 
 
 class GuardedRequest(Request):
@@ -126,18 +121,18 @@ class GuardedRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._request_dict[OWNER_ENTRY] = OwnerToken(uuid4().hex)
+        self._request_dict[OWNER_ENTRY] = OwnerToken(this_process().token())
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
-        self._request_dict[WATCHER_ENTRY] = os.getpid() if is_prefork(self._pool_cls) else None
+        self._request_dict[WATCHER_ENTRY] = this_process().pid if is_prefork(self._pool_cls) else None
         received = self._received_message(decoded=kwargs.get("decoded", False))
         self._request_dict["properties"] = {**(self._request_dict.get("properties") or {}), MESSAGE_ENTRY: received}
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Have the end of the process that took the delivery noticed at once."""
-        loop = get_event_loop()
+        loop = this_process().event_loop()
         # A transport without an event loop has a thread of the pool look after it all the time.
         if loop is not None and is_prefork(self._pool_cls):
-            _exits.watch(pid, loop, self._worker.pool.maintain_pool)
+            this_process().own(ChildExitWatcher).watch(pid, loop, self._worker.pool.maintain_pool)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
@@ -146,11 +141,11 @@ class GuardedRequest(Request):
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         handle = super().on_failure
         if isinstance(error, GivenBack):
-            _returns.add(self.id)
+            _workers().note_return(self.id)
             if error.hidden:
                 self.on_reject = self._leave_hidden
         else:
-            _returns.forget(self.id)
+            _workers().forget_returns(self.id)
         if isinstance(error, PROCESS_ENDS):
             # Celery before 5.7 would acknowledge the message, then fail to encode the exception: a lost delivery.
             exc_info = _lost(error)
@@ -164,7 +159,7 @@ class GuardedRequest(Request):
             self._after_release(type(error).__name__, lambda: handle(exc_info, *args, **kwargs))
 
     def on_timeout(self, soft: bool, timeout: float | None) -> None:  # noqa: FBT001 - Celery's signature
-        """Likewise: at a hard time limit billiard calls this before it kills the child."""
+        """At a hard time limit, which billiard announces before it kills the child, do as `on_failure` does."""
         handle = super().on_timeout
         if soft:
             handle(soft, timeout)
@@ -173,11 +168,13 @@ class GuardedRequest(Request):
 
     def release_claim(self, reason: str, *, crashed: bool) -> Future[None] | None:
         """Release the claim when the child is gone; return None where no child was given the delivery."""
-        if settings_of(self._app).disabled:
+        settings = settings_of(self._app)
+        if settings.disabled:
             return None
         if self._releasing is None and self.worker_pid is not None and is_prefork(self._pool_cls):
-            reception = self.task.reception(self._context, self._args, self._kwargs)
-            self._releasing = _departed.release(reception, self.worker_pid, reason, crashed=crashed)
+            request = _request_or_none(self.task, settings, self._context, self._args, self._kwargs)
+            reaper = this_process().own(ClaimReaper)
+            self._releasing = reaper.release(settings, request, self.worker_pid, reason, crashed=crashed)
         return self._releasing
 
     def _after_release(self, reason: str, handle: Callable[[], None]) -> None:
@@ -185,7 +182,7 @@ class GuardedRequest(Request):
         if releasing is None:
             handle()
             return
-        loop = get_event_loop()
+        loop = this_process().event_loop()
         # A transport without an event loop has the pool's own threads handle failures, so any thread will do.
         run = _guarded if loop is None else partial(loop.call_soon, _guarded)
         releasing.add_done_callback(lambda _: run(handle))
@@ -194,7 +191,7 @@ class GuardedRequest(Request):
         """Return what a copy needs; None for a message of protocol 1 that says its ETA in its body."""
         if decoded and "args" not in self.message.payload:
             return None
-        return received_message(self.message, _returns.of(self.id))
+        return received_message(self.message, _workers().returns_of(self.id))
 
     def _leave_hidden(self, *_: Any) -> None:
         """Forget the message, which SQS delivers again when it is to come, without telling SQS."""
@@ -209,7 +206,7 @@ class GuardedRequest(Request):
 
     @property
     def _worker(self) -> Any:
-        return _workers.get(self._app)
+        return _workers().by_app.get(self._app)
 
     @property
     def _pool_cls(self) -> Any:
@@ -230,6 +227,24 @@ class GuardedRequest(Request):
 def is_prefork(pool_cls: Any) -> bool:
     """Return whether a pool class is the one whose bodies run in processes of their own, which it can kill."""
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
+
+
+def _workers() -> _Workers:
+    return this_process().own(_Workers)
+
+
+def _request_or_none(
+    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ClaimRequest | None:
+    """Return what a delivery claims; None where it cannot have a claim.
+
+    Called where the worker forks, not in a thread beside it: working out a key may import modules, and a child that is
+    forked meanwhile waits indefinitely for the lock of a module that another thread was importing.
+    """
+    try:
+        return request_of(task, settings, context, args, kwargs)
+    except Exception:  # noqa: BLE001 - whatever it is, the key's own code raised it in the child too
+        return None
 
 
 def _lost(error: BaseException) -> ExceptionInfo:

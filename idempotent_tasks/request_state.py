@@ -6,8 +6,10 @@ not be set by a publisher is kept beside the request, not on it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from weakref import WeakKeyDictionary
+
+from idempotent_tasks.processes import this_process
 
 __all__ = ["RequestState", "state_of"]
 
@@ -23,17 +25,22 @@ class RequestState:
     #: What followed the task when its body began, as `idempotent_tasks.continuation.remember` has it.
     continuation: Any = None
     #: Called once when everything that follows the task was sent.
-    tell_when_sent: Callable[[], None] | None = None
+    notify_when_sent: Callable[[], None] | None = None
     #: Until then: returns what sends the delivery's message back, for an error of the broker's that kept from sending.
     give_back: Callable[[Exception], Exception] | None = None
 
 
-_states: Final[WeakKeyDictionary[Any, RequestState]] = WeakKeyDictionary()
+class _RequestStates:
+    """The notes on the requests of a process."""
+
+    def __init__(self) -> None:
+        self.by_request: WeakKeyDictionary[Any, RequestState] = WeakKeyDictionary()
 
 
 def state_of(request: Any) -> RequestState:
     """Return the notes on a ``celery.app.task.Context``; they live as long as the request."""
-    state = _states.get(request)
+    states = this_process().own(_RequestStates).by_request
+    state = states.get(request)
     if state is None:
-        state = _states.setdefault(request, RequestState())
+        state = states.setdefault(request, RequestState())
     return state

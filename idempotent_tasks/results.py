@@ -1,46 +1,29 @@
-"""What a body leaves behind, written so that the store takes it, and read back from wherever it lies.
+"""Results and final failures: written so that the store takes them, and read back from wherever they are stored."""
 
-No Celery here: whoever can recall a result from elsewhere is given as a function.
-"""
-
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from idempotent_tasks.codec import (
     NONE,
     POWERTOOLS,
-    Interrupts,
     as_bytes,
     decode_result,
     encode_result,
     size_of,
     unreplayable,
 )
-from idempotent_tasks.errors import (
-    ConfigurationError,
-    ResultUnavailableError,
-    StoredFailureError,
-    StoreError,
-    StoreUnavailableError,
-)
+from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoredFailureError, StoreError
 from idempotent_tasks.failures import decode_failure, encode_failure
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Claim, Outcome, Record, expiration_seconds
-from idempotent_tasks.retries import persistently
-from idempotent_tasks.stores import ResultStore, Store
+from idempotent_tasks.retries import RetryingResults, RetryingStore
+from idempotent_tasks.stores import ResultStore
 
-__all__ = ["Outcomes", "Recalled"]
+__all__ = ["Recalled", "Results"]
 
-T = TypeVar("T")
-
-#: Follows the name of the codec whose data lies in a bucket; the record has its address.
+#: Follows the name of the codec whose data is stored in a bucket; the record has its address.
 ELSEWHERE: Final = "+s3"
-#: Seconds for which a bucket is asked again while it is unavailable.
-BUCKET_PATIENCE: Final = 5.0
-#: Seconds after which one try has failed, if nothing moves.
-UPLOAD_SECONDS: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +34,26 @@ class Recalled:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcomes:
+class Results:
     """Writes and reads the outcomes of one task's keys."""
 
-    store: Store
+    store: RetryingStore
     policy: Idempotency
     #: Takes what the store does not; without one such a result is not stored.
-    results: ResultStore | None = None
+    bucket: ResultStore | None = None
     #: Whether the app reads pickle from its broker or result backend.
     accepts_pickle: bool = False
     #: The names of further serializers that the app reads.
     accepted: Collection[str] = ()
-    #: Asks for the result of a record that has none; raises `StoreError` where the answer is not to be had for now.
-    recall: Callable[[Record], Recalled | None] = lambda _: None
-    #: Exceptions that something outside raises into this thread at any moment.
-    interrupts: Interrupts = ()
     #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
     never_final: tuple[type[BaseException], ...] = ()
-    #: Returns the seconds in which the delivery must come to an end, because this process is killed after them.
-    time_left: Callable[[], float] = lambda: math.inf
 
-    def of_result(self, value: Any, claim: Claim) -> Outcome:
-        """Return a result as an outcome that the store takes; what is too large lies in the bucket before.
+    def is_final(self, error: BaseException) -> bool:
+        """Return whether an exception of the body is the key's outcome."""
+        return isinstance(error, self.policy.final_errors) and not isinstance(error, self.never_final)
+
+    def completed(self, value: Any, claim: Claim) -> Outcome:
+        """Return a result as an outcome that the store takes; what is too large is stored in the bucket before.
 
         Args:
             value: what the body returned.
@@ -82,29 +63,30 @@ class Outcomes:
             ResultEncodingError: the result cannot be written.
         """
         codec = POWERTOOLS if self.policy.powertools else self.policy.codec
-        outcome = encode_result(value, codec, interrupts=self.interrupts)
-        return self._placed(outcome, claim)
+        return self._placed(encode_result(value, codec, interrupts=self.store.interrupts), claim)
 
-    def of_failure(self, error: BaseException, claim: Claim) -> Outcome:
-        """Return a final failure likewise."""
-        return self._placed(encode_failure(error, interrupts=self.interrupts), claim)
+    def failed(self, error: BaseException, claim: Claim) -> Outcome:
+        """Return a final failure as an outcome that the store takes, as `completed` does with a result."""
+        return self._placed(encode_failure(error, interrupts=self.store.interrupts), claim)
 
-    def result(self, record: Record) -> Any:
+    def result(self, record: Record, recalled: Recalled | None = None) -> Any:
         """Return the result of a completed record.
 
         Args:
             record: the record.
+            recalled: the result, where the record has none and another has it.
 
         Raises:
             ResultUnavailableError: there is none, or it cannot be read.
-            StoreError: the bucket or the result backend does not answer.
+            StoreError: the bucket does not answer.
         """
-        recalled = self.recall(record) if record.codec == NONE else None
-        if recalled is not None:
+        if recalled is not None and record.codec == NONE:
             return recalled.value
-        whole = self._whole(record)
         return decode_result(
-            whole, accepts_pickle=self.accepts_pickle, accepted=self.accepted, interrupts=self.interrupts
+            self._whole(record),
+            accepts_pickle=self.accepts_pickle,
+            accepted=self.accepted,
+            interrupts=self.store.interrupts,
         )
 
     def failure(self, record: Record) -> BaseException:
@@ -115,13 +97,15 @@ class Outcomes:
         """
         try:
             whole = self._whole(record)
-            return decode_failure(whole, self.policy.final_errors, never=self.never_final, interrupts=self.interrupts)
+            return decode_failure(
+                whole, self.policy.final_errors, never=self.never_final, interrupts=self.store.interrupts
+            )
         except StoredFailureError as error:
             return error
         except ResultUnavailableError as error:
             return StoredFailureError.of(record.error, error.message, record.task, record.key)
 
-    def as_wished(self, value: Any, record: Record) -> Any:
+    def replayed(self, value: Any, record: Record) -> Any:
         """Return what ``on_replay`` makes of a result; what it raises is passed on.
 
         Raises:
@@ -130,27 +114,28 @@ class Outcomes:
         hook = self.policy.on_replay
         if not callable(hook):
             return value
-        wished = hook(value, record)
-        if wished is None and value is not None:
+        replayed = hook(value, record)
+        if replayed is None and value is not None:
             msg = "on_replay returned None for a result that is not None; have it return the value"
             raise ConfigurationError(msg, record.task, record.key)
-        return wished
+        return replayed
 
     def _placed(self, outcome: Outcome, claim: Claim) -> Outcome:
         # Powertools does not look into a bucket.
-        size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.results
-        fits = size <= self.store.max_data_bytes
+        size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.bucket
+        most = self.store.store.max_data_bytes
+        fits = size <= most
         if fits and (bucket is None or bucket.above_bytes is None or size <= bucket.above_bytes):
             return outcome
         if bucket is None:
-            reason = f"the result has {size} bytes as {outcome.codec}, the store takes {self.store.max_data_bytes}"
+            reason = f"the result has {size} bytes as {outcome.codec}, the store takes {most}"
             return unreplayable(outcome.error or reason, outcome.status)
         data = as_bytes(outcome.data or b"")
         expires_at = expiration_seconds(
             claim.request.retention_seconds, claim.in_progress_expiration, self.store.clock.now()
         )
         try:
-            address = self._uploaded(bucket, data, expires_at)
+            address = self._retrying(bucket).put(data, expires_at)
         except StoreError as error:
             if fits:
                 return outcome
@@ -163,26 +148,16 @@ class Outcomes:
         if not (record.codec or "").endswith(ELSEWHERE):
             return record
         try:
-            data = self._patiently(lambda: self._fetched(record.data), self.time_left())
+            data = self._fetched(record.data)
         except ResultUnavailableError as error:
             msg = f"task {record.task_id} ran already, but {error.message}; the body does not run again"
             raise ResultUnavailableError(msg, record.task, record.key) from error
         return replace(record, codec=(record.codec or "").removesuffix(ELSEWHERE), data=data)
 
     def _fetched(self, address: str | bytes | None) -> bytes:
-        if self.results is None or not isinstance(address, str):
+        if self.bucket is None or not isinstance(address, str):
             raise ResultUnavailableError("its result lies in a bucket; set idempotency_results_bucket here too")
-        return self.results.get(address)
+        return self._retrying(self.bucket).get(address)
 
-    def _uploaded(self, bucket: ResultStore, data: bytes, expires_at: float) -> str:
-        # A try without an answer must leave time for the commit.
-        left = self.time_left() - UPLOAD_SECONDS
-        if left < 0:
-            raise StoreUnavailableError("too little time is left before the hard time limit")
-        return self._patiently(lambda: bucket.put(data, expires_at), left, overtime=UPLOAD_SECONDS)
-
-    def _patiently(self, call: Callable[[], T], left: float, overtime: float = 0.0) -> T:
-        """Call a bucket for a while; a call that has begun may go on for the seconds that are left, and overtime."""
-        patience = min(BUCKET_PATIENCE, left)
-        longest = math.inf if left == math.inf else left - patience + overtime
-        return persistently(call, clock=self.store.clock, seconds=patience, overtime=longest)
+    def _retrying(self, bucket: ResultStore) -> RetryingResults:
+        return RetryingResults(results=bucket, clock=self.store.clock, deadline=self.store.deadline)

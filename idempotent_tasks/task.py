@@ -10,7 +10,6 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import JSON, PICKLE
 from idempotent_tasks.delivery import (
     KEY_HEADER,
@@ -22,8 +21,9 @@ from idempotent_tasks.delivery import (
     read_delivery,
 )
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.handler import NEVER_FINAL, Reception, UnguardedRun
+from idempotent_tasks.handler import NEVER_FINAL, UnguardedRun, handle
 from idempotent_tasks.keys import check_explicit_key
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.publication import publication_of
 from idempotent_tasks.request_state import state_of
@@ -37,7 +37,7 @@ _GUARDING: Final = "__idempotency_guarding__"
 #: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
 _POSITIONAL: Final = ("producer", "link", "link_error", "shadow")
 #: The runs of the bodies around this point, by task, for other threads: Celery's requests are in the body's own only.
-_runs: ContextVar[Mapping["IdempotentTask", ActiveRun | UnguardedRun]] = ContextVar(
+_runs: ContextVar[Mapping["IdempotentTask", RunContext | UnguardedRun]] = ContextVar(
     "idempotency_runs", default=MappingProxyType({})
 )
 
@@ -104,7 +104,7 @@ class IdempotentTask(Task):
             del cls.idempotency
 
     @property
-    def idempotency(self) -> ActiveRun | UnguardedRun:
+    def idempotency(self) -> RunContext | UnguardedRun:
         """The run of the current body: ``key``, ``fence``, ``attempt``, ``lost``.
 
         Another thread sees it too where it runs in the body's context, as in ``asyncio.to_thread()``.
@@ -138,30 +138,9 @@ class IdempotentTask(Task):
         settings = settings_of(self.app)
         if settings.disabled:
             return self._run_body(UnguardedRun(), call, args, kwargs)
-        reception = self._reception_under(settings, request, args, kwargs)
-        return reception.handle(lambda run: self._run_body(run, call, args, kwargs))
-
-    def reception(self, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reception:
-        """Return what decides about a delivery.
-
-        Args:
-            request: the delivery's ``celery.app.task.Context``.
-            args, kwargs: the body's arguments.
-
-        Raises:
-            ConfigurationError: a setting of the app is wrong.
-        """
-        return self._reception_under(settings_of(self.app), request, args, kwargs)
-
-    def _reception_under(
-        self, settings: Settings, request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Reception:
-        return Reception(
-            task=self,
-            delivery=read_delivery(self.name, request, tuple(args), kwargs),
-            policy=self.policy_under(settings),
-            settings=settings,
-        )
+        delivery = read_delivery(self.name, request, tuple(args), kwargs)
+        policy = self.policy_under(settings)
+        return handle(self, delivery, policy, settings, lambda run: self._run_body(run, call, args, kwargs))
 
     def apply_async(
         self,
@@ -191,7 +170,7 @@ class IdempotentTask(Task):
         task_id = None if task_id is None else id_text(task_id)
         if request is not None and task_id is not None and task_id == id_text(request.id):
             run = state_of(request).run
-            if isinstance(run, ActiveRun):
+            if isinstance(run, RunContext):
                 run.hand_over("Retry")
             return publish(args, kwargs, task_id, *positional, **options)
         # At the first member nothing is published yet; what is sent again, by a retry or a deferral, was before.
@@ -226,7 +205,7 @@ class IdempotentTask(Task):
     def on_replace(self, sig: Any) -> Any:
         """Release the key, then publish what replaces this task (``celery.app.task.Task.replace``)."""
         run = state_of(self.request).run
-        if isinstance(run, ActiveRun):
+        if isinstance(run, RunContext):
             run.hand_over("Replaced")
         return super().on_replace(sig)
 
@@ -307,7 +286,7 @@ class IdempotentTask(Task):
 
     def _run_body(
         self,
-        run: ActiveRun | UnguardedRun,
+        run: RunContext | UnguardedRun,
         call: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],

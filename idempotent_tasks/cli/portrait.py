@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from idempotent_tasks.codec import as_bytes, text_of
 from idempotent_tasks.processes import has_ended
-from idempotent_tasks.records import Record, Status
-from idempotent_tasks.reservation import is_reservation
+from idempotent_tasks.records import Record, Status, is_reservation
 
 __all__ = ["STATES", "columns", "facts", "is_live", "state", "written_at"]
 

@@ -11,7 +11,6 @@ from typing import Final
 from cachetools import LRUCache
 
 from idempotent_tasks.clock import Clock
-from idempotent_tasks.committed import committed_record
 from idempotent_tasks.records import (
     Claim,
     ClaimAnswer,
@@ -25,6 +24,7 @@ from idempotent_tasks.records import (
     Released,
     Renewed,
     answer_refusal,
+    committed_record,
 )
 from idempotent_tasks.stores import Store
 

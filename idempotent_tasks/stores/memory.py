@@ -25,10 +25,10 @@ from idempotent_tasks.records import (
     claimable,
     expiration_seconds,
     is_first_try,
+    is_reservation,
     release_time,
     was_released,
 )
-from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 
 __all__ = ["MemoryStore"]

@@ -13,8 +13,7 @@ from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordN
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.failures import encode_failure
 from idempotent_tasks.processes import current_process
-from idempotent_tasks.records import Busy, Granted
-from idempotent_tasks.reservation import reservation_owner
+from idempotent_tasks.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish

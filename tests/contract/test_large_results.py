@@ -15,13 +15,12 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore, S3Results
 from idempotent_tasks.codec import size_of
-from idempotent_tasks.guard import Guard
+from idempotent_tasks.guard import Failed, Guard, Replayed, Returned
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Status
-from idempotent_tasks.verdicts import Failed, Replayed, Returned
 from tests.conftest import REGION
 from tests.support.capacity import size_of as item_bytes
-from tests.support.guarding import KEY, Bench, no_keeping
+from tests.support.guarding import KEY, Bench, make_guard
 from tests.support.wire import Wire, wire_to
 
 KB = 1024
@@ -74,13 +73,7 @@ def results(ministack: str, s3_wire: Wire, session: boto3.Session) -> S3Results:
 @pytest.fixture
 def guard(dynamodb: DynamoDBStore, results: S3Results) -> Guard:
     """A guard over a table and a bucket."""
-    return Guard(
-        store=dynamodb,
-        policy=Idempotency(store_failures=ValueError),
-        observe=lambda _: None,
-        keeping=no_keeping,
-        results=results,
-    )
+    return make_guard(dynamodb, lambda _: None, policy=Idempotency(store_failures=ValueError), bucket=results)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +115,8 @@ def test_the_page_gives_what_results_cost(dynamodb: DynamoDBStore, guard: Guard,
     """The bytes and write units of docs/results.md are those of real items; zlib's versions differ by little."""
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
     rows = re.findall(PRICE_ROW, page, re.MULTILINE)
-    tight = replace(guard, results=S3Results(results.bucket, client=results.client(), above_bytes=8192))
+    near = S3Results(results.bucket, client=results.client(), above_bytes=8192)
+    tight = replace(guard, results=replace(guard.results, bucket=near))
     assert len(rows) == len(PRICED)
     for (shown, codec, size, commit, replay, requests), (name, value) in zip(rows, PRICED.items(), strict=True):
         key = f"shop.charge#{name}"

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from idempotent_tasks.committed import committed_record
-from idempotent_tasks.records import Busy, Finished, Released
+from idempotent_tasks.records import Busy, Finished, Released, committed_record
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish

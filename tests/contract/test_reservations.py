@@ -5,8 +5,18 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import Status
-from idempotent_tasks.records import Busy, Claim, ClaimRequest, Finished, Granted, Lost, Mismatch, Released
-from idempotent_tasks.reservation import is_reservation, reservation_owner
+from idempotent_tasks.records import (
+    Busy,
+    Claim,
+    ClaimRequest,
+    Finished,
+    Granted,
+    Lost,
+    Mismatch,
+    Released,
+    is_reservation,
+    reservation_owner,
+)
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 

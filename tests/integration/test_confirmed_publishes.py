@@ -10,7 +10,7 @@ from typing import Any
 import amqp
 import pytest
 
-from idempotent_tasks.deferral import publish_again
+from idempotent_tasks.deferral import Publisher
 from idempotent_tasks.delivery import Delivery, ReceivedMessage
 from tests.integration.conftest import MakeRig
 from tests.support.backlog import backlog
@@ -145,4 +145,4 @@ def test_a_queue_that_is_gone_takes_no_copy(make_guarded: MakeRig) -> None:
     )
     delivery = Delivery(task="charge", task_id="id", args=(), kwargs={}, received=message)
     with pytest.raises(amqp.ChannelError, match="NO_ROUTE"):
-        publish_again(rig.app.tasks["charge"], delivery, None)
+        Publisher().publish_again(rig.app.tasks["charge"], delivery, None)

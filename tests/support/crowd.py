@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from idempotent_tasks.deferral import countdown_seconds
-from idempotent_tasks.lease import RENEW_AFTER, Term
+from idempotent_tasks.lease import RENEW_AFTER, LeaseTerms
 from idempotent_tasks.records import Busy, Claim, Finished, Granted, Record
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
@@ -44,7 +44,7 @@ class Crowd:
 
     duplicates: int
     body_seconds: float
-    term: Term
+    term: LeaseTerms
     result_bytes: int = 100
     writes: list[Write] = field(default_factory=list)
     _clock: FakeClock = field(default_factory=FakeClock)

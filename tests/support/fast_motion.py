@@ -3,9 +3,9 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from idempotent_tasks.lease import Term
+from idempotent_tasks.lease import LeaseTerms
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.keeping import ManualKeeper, start, unseen
+from tests.support.keeping import ManualRenewer, start, unseen
 from tests.support.stores import FaultyStore
 
 __all__ = ["HOUR_SECONDS", "Hour"]
@@ -23,7 +23,7 @@ class Hour:
     #: How often the keeper's thread woke up.
     wakes: int = 0
     _clock: FakeClock = field(default_factory=lambda: FakeClock(0.0))
-    _keeper: ManualKeeper = field(default_factory=ManualKeeper)
+    _keeper: ManualRenewer = field(default_factory=ManualRenewer)
     _wakes_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class Hour:
         return self._store.calls.count("renew")
 
     def _begin(self, number: int, block: ExitStack) -> None:
-        term = Term(lease_seconds=self.lease_seconds, renewed=True, longest_seconds=None)
+        term = LeaseTerms(lease_seconds=self.lease_seconds, renewed=True, longest_seconds=None)
         run = start(self._store, str(number), key=str(number), lease=self.lease_seconds)
-        block.enter_context(self._keeper.keep(run, self._store, term, unseen))
+        block.enter_context(self._keeper.renewing(run, self._store, term, unseen))
         self._wake()
 
     def _let_pass(self, until: float) -> None:

@@ -1,23 +1,36 @@
 """A guard without Celery: requests, policies and interrupts made short for the unit tests."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import Guard, Keeping
+from idempotent_tasks.guard import Guard, Replay, Verdict
+from idempotent_tasks.lease import Lease, RunContext, lease_terms
 from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Claim, ClaimRequest, Granted, Outcome, Status
-from idempotent_tasks.stores import Store
-from idempotent_tasks.verdicts import Verdict
+from idempotent_tasks.records import Claim, ClaimRequest, Finished, Granted, Outcome, Status, Superseded
+from idempotent_tasks.results import Recalled, Results
+from idempotent_tasks.retries import Deadline, RetryingStore
+from idempotent_tasks.stores import ResultStore, Store
 from tests.support.stores import Step
 
-__all__ = ["KEY", "Bench", "Broken", "Interrupt", "done", "grant", "no_keeping", "wish"]
+__all__ = [
+    "KEY",
+    "Bench",
+    "Broken",
+    "Interrupt",
+    "Keeping",
+    "deliver",
+    "done",
+    "grant",
+    "make_guard",
+    "no_keeping",
+    "wish",
+]
 
 KEY = "shop.charge#17"
 LEASE_SECONDS = 30.0
@@ -31,7 +44,7 @@ class Interrupt(SoftTimeLimitExceeded):
 
 
 def wish(owner: str = "one", **given: Any) -> ClaimRequest:
-    """Return a delivery's wish to claim `KEY`; its task id is ``id-{owner}``."""
+    """Return a delivery's request to claim `KEY`; its task id is ``id-{owner}``."""
     return ClaimRequest(
         **{
             "key": KEY,
@@ -58,9 +71,57 @@ def done(data: str = '"done"') -> Outcome:
     return Outcome(status=Status.COMPLETED, codec="json", data=data)
 
 
-def no_keeping(_: ActiveRun) -> AbstractContextManager[None]:
+def deliver(
+    guard: Guard, asked: ClaimRequest, body: Callable[[RunContext], Any], recalled: Recalled | None = None
+) -> Verdict | Replay:
+    """Deliver once, and replay what is on record, as a handler does."""
+    verdict = guard.deliver(asked, body)
+    if isinstance(verdict, Finished | Superseded):
+        return guard.replay(asked, verdict.record, recalled)
+    return verdict
+
+
+Keeping = Callable[[RunContext], AbstractContextManager[None]]
+
+
+def no_keeping(_: RunContext) -> AbstractContextManager[None]:
     """Let the claim live its lease."""
     return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptLease(Lease):
+    """A lease that a function of the test's keeps."""
+
+    keeping: Keeping
+
+    def renewing(self, run: RunContext) -> AbstractContextManager[None]:
+        """Keep the run's claim alive as the test wants it."""
+        return self.keeping(run)
+
+
+def make_guard(
+    store: Store,
+    observe: Callable[[Event], None],
+    keeping: Keeping = no_keeping,
+    *,
+    policy: Idempotency | None = None,
+    dies_at: float = math.inf,
+    bucket: ResultStore | None = None,
+    never_final: tuple[type[BaseException], ...] = (),
+    watched: bool = False,
+) -> Guard:
+    """Return a guard over a store that `Interrupt` can interrupt, and whose process dies at an epoch second."""
+    clock, policy = store.clock, policy or Idempotency()
+    deadline = Deadline() if dies_at == math.inf else Deadline(clock, clock.monotonic() + dies_at - clock.now())
+    retrying = RetryingStore(store=store, observe=observe, deadline=deadline, interrupts=(Interrupt,))
+    return Guard(
+        store=retrying,
+        policy=policy,
+        lease=KeptLease(terms=lease_terms(policy, None), store=store, observe=observe, keeping=keeping),
+        results=Results(store=retrying, policy=policy, bucket=bucket, never_final=never_final),
+        watched=watched,
+    )
 
 
 @dataclass
@@ -72,27 +133,46 @@ class Bench:
     #: The owners whose bodies ran, in order.
     ran: list[str] = field(default_factory=list)
 
-    def guard(self, keeping: Keeping = no_keeping, dies_at: float = math.inf, **policy: Any) -> Guard:
-        """Return a guard over the store that `Interrupt` can interrupt, and whose process dies at an epoch second."""
-        return Guard(
-            store=self.store,
+    def guard(
+        self,
+        keeping: Keeping = no_keeping,
+        dies_at: float = math.inf,
+        *,
+        bucket: ResultStore | None = None,
+        never_final: tuple[type[BaseException], ...] = (),
+        watched: bool = False,
+        **policy: Any,
+    ) -> Guard:
+        """Return a guard over the store; see `make_guard`."""
+        return make_guard(
+            self.store,
+            self.seen.append,
+            keeping,
             policy=Idempotency(**policy),
-            observe=self.seen.append,
-            keeping=keeping,
-            interrupts=(Interrupt,),
-            time_left=lambda: dies_at - self.store.clock.now(),
+            dies_at=dies_at,
+            bucket=bucket,
+            never_final=never_final,
+            watched=watched,
         )
 
-    def deliver(self, owner: str = "one", value: Any = "done", *, guard: Guard | None = None, **given: Any) -> Verdict:
+    def deliver(
+        self,
+        owner: str = "one",
+        value: Any = "done",
+        *,
+        guard: Guard | None = None,
+        recalled: Recalled | None = None,
+        **given: Any,
+    ) -> Verdict | Replay:
         """Deliver once; the body notes its owner, then returns the value, or raises it where it is an exception."""
 
-        def body(run: ActiveRun) -> Any:
+        def body(run: RunContext) -> Any:
             self.ran.append(run.claim.owner)
             if isinstance(value, BaseException):
                 raise value
             return value(run) if callable(value) else value
 
-        return (guard or self.guard()).run(wish(owner, **given), body)
+        return deliver(guard or self.guard(), wish(owner, **given), body, recalled)
 
     def events(self) -> list[str]:
         """Return the names of the events, in order."""

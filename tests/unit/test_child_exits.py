@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kombu.asynchronous import Hub
 
-from idempotent_tasks.exits import ExitWatch
+from idempotent_tasks.reaper import ChildExitWatcher
 
 #: Rounds of the loop, each of which waits for up to a second where nothing happens.
 ROUNDS = 30
@@ -43,7 +43,7 @@ def turn_until(loop: Hub, happened: list[bool]) -> None:
 def test_the_pool_is_looked_after_once_the_process_can_be_reaped(loop: Hub, process: subprocess.Popen[bytes]) -> None:
     """A killed process is a zombie when the pool is told, so that it is certain to find it dead."""
     seen: list[bool] = []
-    ExitWatch().watch(process.pid, loop, lambda: seen.append(process.poll() is not None))
+    ChildExitWatcher().watch(process.pid, loop, lambda: seen.append(process.poll() is not None))
     process.send_signal(signal.SIGKILL)
     turn_until(loop, seen)
     assert seen == [True]
@@ -52,7 +52,7 @@ def test_the_pool_is_looked_after_once_the_process_can_be_reaped(loop: Hub, proc
 def test_a_process_is_watched_once(loop: Hub, process: subprocess.Popen[bytes]) -> None:
     """A process that takes many deliveries costs one handle and tells of its end once."""
     seen: list[bool] = []
-    exits = ExitWatch()
+    exits = ChildExitWatcher()
     for _ in range(3):
         exits.watch(process.pid, loop, lambda: seen.append(True))
     assert len(loop.readers) == 1
@@ -65,7 +65,7 @@ def test_a_process_is_watched_once(loop: Hub, process: subprocess.Popen[bytes]) 
 def test_a_loop_that_forgot_is_told_anew(loop: Hub, process: subprocess.Popen[bytes]) -> None:
     """A worker that connects anew resets its loop; the next delivery of the process has it watched again."""
     seen: list[bool] = []
-    exits = ExitWatch()
+    exits = ChildExitWatcher()
     exits.watch(process.pid, loop, lambda: seen.append(True))
     loop.reset()
     exits.watch(process.pid, loop, lambda: seen.append(True))
@@ -78,7 +78,7 @@ def test_a_process_that_is_gone_is_no_failure(loop: Hub, process: subprocess.Pop
     """A process that was reaped before it could be watched is the pool's business already."""
     process.kill()
     process.wait()
-    ExitWatch().watch(process.pid, loop, lambda: pytest.fail("there was nothing to tell"))
+    ChildExitWatcher().watch(process.pid, loop, lambda: pytest.fail("there was nothing to tell"))
     assert not loop.readers
 
 
@@ -87,5 +87,5 @@ def test_nothing_is_watched_without_a_handle(
 ) -> None:
     """Where the system has no handles for processes, Celery's own notice must do."""
     monkeypatch.delattr(os, "pidfd_open")
-    ExitWatch().watch(process.pid, loop, lambda: pytest.fail("nobody can tell"))
+    ChildExitWatcher().watch(process.pid, loop, lambda: pytest.fail("nobody can tell"))
     assert not loop.readers

@@ -9,8 +9,10 @@ from celery import chain
 from celery.app.task import Context
 
 from idempotent_tasks import ResultUnavailableError, continuation
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.handler import SENDING_SECONDS
 from idempotent_tasks.records import Record
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import done
 from tests.support.shop import Shop
@@ -205,7 +207,7 @@ def test_a_superseded_run_leaves_nothing(shop: Shop, followers: Followers) -> No
             task.request.chain.clear()
             task.request.callbacks = None
             shop.store.forget(shop.key)
-            other = shop.store.claim(shop.task.reception(Context({"id": shop.id}), (), {}).claim_request)
+            other = shop.store.claim(request_of(shop.task, settings_of(shop.app), Context({"id": shop.id}), (), {}))
             shop.store.commit(other.claim, done('"theirs"'), 3600)  # type: ignore[union-attr]
         return "mine"
 

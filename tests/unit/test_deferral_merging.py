@@ -9,6 +9,7 @@ from kombu.message import Message
 
 from idempotent_tasks import confirms
 from idempotent_tasks.events import Deferred, Merged
+from idempotent_tasks.processes import this_process
 from idempotent_tasks.records import Granted, Record, Status
 from tests.support.guarding import done, wish
 from tests.support.inline import UNREACHABLE
@@ -121,7 +122,7 @@ def test_nothing_is_noted_without_its_copy(busy: Shop) -> None:
     headers = copy.headers
     busy.app.conf.update(UNREACHABLE)
     # As a process that has not published yet.
-    confirms._pools.clear()
+    this_process().own(confirms._ProducerPools).by_app.clear()
     busy.worker.run(copy)
     assert busy.record.deferred == {}
     (again,) = generation(busy)

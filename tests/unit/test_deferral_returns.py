@@ -19,13 +19,13 @@ from idempotent_tasks.deferral import (
     LONGEST_HIDING,
     MARGIN,
     GivenBack,
+    Publisher,
     _hiding_seconds,
-    give_back,
 )
 from idempotent_tasks.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.events import Deferred
 from idempotent_tasks.queue_limits import QueueLimits
-from idempotent_tasks.request import MOST_RETURNED, GuardedRequest, _Returns
+from idempotent_tasks.request import MOST_RETURNED, GuardedRequest, _Workers
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE
@@ -167,7 +167,7 @@ class TestOnSqs:
     def test_it_is_hidden_instead_of_held(self) -> None:
         """Two receives are left: it stays away until the claim in its way has ended."""
         sqs, paused = Sqs(), list[float]()
-        answer = give_back(sqs.task, delivery(received()), OSError("denied"), 21.2, paused.append)
+        answer = Publisher().give_back(sqs.task, delivery(received()), OSError("denied"), 21.2, paused.append)
         assert answer.hidden
         assert (answer.reason, answer.requeue) == ("OSError: denied", True)
         assert sqs.hidden == [{"QueueUrl": "https://pay", "ReceiptHandle": "handle", "VisibilityTimeout": 22}]
@@ -176,7 +176,7 @@ class TestOnSqs:
     def test_what_cannot_be_hidden_waits_in_its_slot(self) -> None:
         """A worker may not be allowed to do that either."""
         sqs, paused = Sqs(PermissionError("denied")), list[float]()
-        answer = give_back(sqs.task, delivery(received()), OSError("denied"), 21.2, paused.append)
+        answer = Publisher().give_back(sqs.task, delivery(received()), OSError("denied"), 21.2, paused.append)
         assert not answer.hidden
         assert len(paused) == 1
 
@@ -184,7 +184,7 @@ class TestOnSqs:
     def test_elsewhere_it_waits_in_its_slot(self, message: ReceivedMessage | None) -> None:
         """No other broker hides messages one by one."""
         paused: list[float] = []
-        answer = give_back(Sqs().task, delivery(message), OSError("denied"), None, paused.append)
+        answer = Publisher().give_back(Sqs().task, delivery(message), OSError("denied"), None, paused.append)
         assert not answer.hidden
         assert len(paused) == 1
 
@@ -258,14 +258,14 @@ class TestTheParent:
 
     def test_it_counts_returns_of_each_message(self) -> None:
         """Of those that came back last."""
-        returns = _Returns()
+        workers = _Workers()
         for number in range(MOST_RETURNED + 1):
-            returns.add(str(number))
-        returns.add("5")
-        assert [returns.of(each) for each in ("0", "1", "5", "new")] == [0, 1, 2, 0]
-        returns.forget("5")
-        returns.forget("new")
-        assert returns.of("5") == 0
+            workers.note_return(str(number))
+        workers.note_return("5")
+        assert [workers.returns_of(each) for each in ("0", "1", "5", "new")] == [0, 1, 2, 0]
+        workers.forget_returns("5")
+        workers.forget_returns("new")
+        assert workers.returns_of("5") == 0
 
     def test_a_deferral_ends_the_count(self, shop: Shop) -> None:
         """The next copy is a new message."""

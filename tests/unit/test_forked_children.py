@@ -8,12 +8,13 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, forks, settings
+from idempotent_tasks import IdempotentTask, processes, settings
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.events import Event
-from idempotent_tasks.handler import Reception
-from idempotent_tasks.reaper import Departed
-from idempotent_tasks.records import Granted
+from idempotent_tasks.processes import ForkGate, this_process
+from idempotent_tasks.reaper import ClaimReaper
+from idempotent_tasks.records import ClaimRequest, Granted
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
 from tests.support.forking import Child
@@ -40,15 +41,14 @@ def test_a_key_that_a_thread_of_the_parent_works_out(app: Celery) -> None:
 
     task: Any = charge
 
-    def reception(order: str) -> Reception:
-        received: Reception = task.reception(Context({"id": order}), [order], {})
-        return received
+    def request(order: str) -> ClaimRequest:
+        return request_of(task, settings_of(app), Context({"id": order}), (order,), {})
 
-    thread = threading.Thread(target=lambda: reception("slow").claim_request)
+    thread = threading.Thread(target=lambda: request("slow"))
     thread.start()
     try:
         assert working.wait(BOUND_SECONDS)
-        assert Child(lambda: reception("quick").claim_request.task_id).result() == "quick"
+        assert Child(lambda: request("quick").task_id).result() == "quick"
     finally:
         go_on.set()
         thread.join(BOUND_SECONDS)
@@ -93,10 +93,12 @@ def released_by_a_thread(app: Celery, store: MemoryStore) -> Iterator[Locking]:
         """Be a body."""
 
     task: Any = charge
-    reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [], {})
-    assert isinstance(store.claim(reception.claim_request), Granted)
+    request = request_of(
+        task, settings_of(app), Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), (), {}
+    )
+    assert isinstance(store.claim(request), Granted)
     # A process that is not there any more: its id is above the largest that Linux gives.
-    releasing = Departed().release(reception, 2**22 + 1, "WorkerLostError", crashed=True)
+    releasing = ClaimReaper().release(settings_of(app), request, 2**22 + 1, "WorkerLostError", crashed=True)
     assert observer.inside.wait(BOUND_SECONDS)
     yield observer
     observer.go_on.set()
@@ -107,20 +109,20 @@ def test_an_observer_that_a_thread_of_the_parent_tells(
     released_by_a_thread: Locking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A successor is forked when the observer has opened its locks, and can tell it of its own claims."""
-    monkeypatch.setattr(forks, "PATIENCE", BOUND_SECONDS)
+    monkeypatch.setattr(processes, "FORK_WAIT_SECONDS", BOUND_SECONDS)
     threading.Timer(0.2, released_by_a_thread.go_on.set).start()
     assert Child(released_by_a_thread.tell_in_a_child).result()
 
 
 def test_an_observer_that_never_returns(released_by_a_thread: Locking, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool gets its successor all the same, after a bounded time."""
-    monkeypatch.setattr(forks, "PATIENCE", 0.05)
+    monkeypatch.setattr(processes, "FORK_WAIT_SECONDS", 0.05)
     assert Child(lambda: True).result()
 
 
 def test_an_observer_that_forks(app: Celery) -> None:
     """It does not wait for itself."""
-    with forks.held():
+    with this_process().own(ForkGate).closed():
         assert Child(lambda: True).result()
-    with forks.held():
+    with this_process().own(ForkGate).closed():
         pass

@@ -12,7 +12,8 @@ from idempotent_tasks.errors import ResultUnavailableError
 from idempotent_tasks.failures import FAILURE
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Record
-from idempotent_tasks.results import Outcomes
+from idempotent_tasks.results import Results
+from idempotent_tasks.retries import RetryingStore
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_layout import Item
 from idempotent_tasks.testing import MemoryStore
@@ -79,12 +80,14 @@ NOTHING: Item = {"codec": {"S": "none"}, "error": {"S": "the result has 500000 b
 
 
 @pytest.fixture
-def outcomes(store: MemoryStore) -> Outcomes:
+def outcomes(store: MemoryStore) -> Results:
     """What reads the items, with their bucket and with pickle accepted."""
     bucket = MemoryBucket()
     bucket.objects.update(OBJECTS)
     policy = Idempotency(store_failures=(ValueError,))
-    return Outcomes(store=store, policy=policy, results=bucket, accepts_pickle=True)
+    return Results(
+        store=RetryingStore(store=store, observe=lambda _: None), policy=policy, bucket=bucket, accepts_pickle=True
+    )
 
 
 def read(*parts: Item) -> Record:
@@ -94,20 +97,20 @@ def read(*parts: Item) -> Record:
 
 
 @pytest.mark.parametrize(("item", "value"), RESULTS.values(), ids=RESULTS.keys())
-def test_a_result_is_read(outcomes: Outcomes, item: Item, value: Any) -> None:
+def test_a_result_is_read(outcomes: Results, item: Item, value: Any) -> None:
     """The result of an old item is what the body returned then, of the same type."""
     result = outcomes.result(read(item))
     assert (result, type(result)) == (value, type(value))
 
 
 @pytest.mark.parametrize("item", FAILURES.values(), ids=FAILURES.keys())
-def test_a_failure_is_read(outcomes: Outcomes, item: Item) -> None:
+def test_a_failure_is_read(outcomes: Results, item: Item) -> None:
     """The exception of an old item is what the body raised then."""
     error = outcomes.failure(read(FAILED, item))
     assert (type(error), error.args, vars(error)) == (ValueError, ("declined", 51), {"bank": "north"})
 
 
-def test_nothing_is_read(outcomes: Outcomes) -> None:
+def test_nothing_is_read(outcomes: Results) -> None:
     """An old item without data still says why."""
     with pytest.raises(ResultUnavailableError, match="500000 bytes"):
         outcomes.result(read(NOTHING))

@@ -7,7 +7,6 @@ import pytest
 from celery.exceptions import Ignore, Reject, Retry
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.codec import NONE
 from idempotent_tasks.errors import (
     CrashLoopError,
@@ -16,12 +15,11 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
 )
 from idempotent_tasks.events import log_event
-from idempotent_tasks.guard import Guard
-from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.guard import Replayed, Returned
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Busy, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Replayed, Returned
-from tests.support.guarding import KEY, Bench, done, grant, no_keeping, wish
+from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, wish
 from tests.support.stores import FaultyStore, meanwhile
 
 SECRET = "4111111111111111"
@@ -84,7 +82,7 @@ def test_a_later_run_has_a_larger_fence(bench: Bench, clock: FakeClock) -> None:
     """Fences grow over failures, crashes, expiry and deletion."""
     fences: list[int] = []
 
-    def note(run: ActiveRun) -> None:
+    def note(run: RunContext) -> None:
         fences.append(run.fence)
         raise KeyError
 
@@ -253,7 +251,7 @@ def test_a_clean_end_resets_the_count(bench: Bench, clock: FakeClock, clean_end:
 def test_a_key_that_was_handed_over_is_not_committed(bench: Bench) -> None:
     """A body that frees its key itself, to publish a successor, leaves the outcome to that one."""
 
-    def body(run: ActiveRun) -> str:
+    def body(run: RunContext) -> str:
         run.hand_over("Retry")
         run.hand_over("Retry")
         return "not mine"
@@ -266,7 +264,7 @@ def test_a_key_that_was_handed_over_is_not_committed(bench: Bench) -> None:
 def test_nothing_of_the_payload_is_logged(store: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:
     """Results appear in no log record, however a delivery ends."""
     bench = Bench(store)
-    guard = Guard(store=store, policy=Idempotency(), observe=log_event, keeping=no_keeping)
+    guard = make_guard(store, log_event)
     with caplog.at_level(logging.DEBUG):
         bench.deliver("one", SECRET, guard=guard)
         bench.deliver("two", SECRET, guard=guard)
@@ -292,4 +290,4 @@ def test_two_keys_do_not_meet(bench: Bench) -> None:
     """A claim holds its own key only."""
     grant(bench.store, "holder")
     assert bench.deliver("two", key="shop.charge#18") == Returned("done")
-    assert bench.guard().run(wish("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")
+    assert deliver(bench.guard(), wish("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")

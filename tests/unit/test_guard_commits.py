@@ -9,38 +9,37 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.guard import COMMIT_PATIENCE, Guard, Keeping
-from idempotent_tasks.lease import Term
+from idempotent_tasks.guard import Replayed, Returned
+from idempotent_tasks.lease import LeaseTerms, RunContext
 from idempotent_tasks.records import Busy
+from idempotent_tasks.retries import COMMIT_RETRY_SECONDS
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Replayed, Returned
 from tests.support.buckets import MemoryBucket
-from tests.support.guarding import KEY, Bench, Broken, done, grant, wish
-from tests.support.keeping import ManualKeeper
+from tests.support.guarding import KEY, Bench, Broken, Keeping, done, grant, make_guard, wish
+from tests.support.keeping import ManualRenewer
 from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
 
 LEASE = 4.0
 
 
 @pytest.fixture
-def keeper() -> ManualKeeper:
+def keeper() -> ManualRenewer:
     """A keeper that renews when time passes in `Renewing`."""
-    return ManualKeeper()
+    return ManualRenewer()
 
 
-def keeping(bench: Bench, keeper: ManualKeeper, longest: float | None = None) -> Keeping:
+def keeping(bench: Bench, keeper: ManualRenewer, longest: float | None = None) -> Keeping:
     """Return what keeps a claim of the bench with the keeper, for so many seconds at most."""
-    term = Term(lease_seconds=LEASE, renewed=True, longest_seconds=longest)
+    term = LeaseTerms(lease_seconds=LEASE, renewed=True, longest_seconds=longest)
 
-    def keep(run: ActiveRun) -> AbstractContextManager[None]:
-        return keeper.keep(run, bench.store, term, bench.seen.append)
+    def keep(run: RunContext) -> AbstractContextManager[None]:
+        return keeper.renewing(run, bench.store, term, bench.seen.append)
 
     return keep
 
 
-def passing(clock: FakeClock, keeper: ManualKeeper, seconds: float) -> None:
+def passing(clock: FakeClock, keeper: ManualRenewer, seconds: float) -> None:
     """Let time pass in which the keeper works."""
     end = clock.now() + seconds
     while clock.now() < end:
@@ -63,23 +62,23 @@ class SlowBucket(MemoryBucket):
 
 def others_wait(bench: Bench) -> None:
     """Have another delivery meet the key held."""
-    assert isinstance(bench.guard().run(wish("other"), lambda _: "stolen"), Busy)
+    assert isinstance(bench.guard().deliver(wish("other"), lambda _: "stolen"), Busy)
 
 
-def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualKeeper) -> None:
+def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
     """The lease lives as long as our own work: the body runs once although its result takes six seconds to store."""
 
     def wait() -> None:
         passing(clock, keeper, 6)
         others_wait(bench)
 
-    guard = replace(bench.guard(keeping(bench, keeper)), results=SlowBucket(wait))
+    guard = bench.guard(keeping(bench, keeper), bucket=SlowBucket(wait))
     assert bench.deliver(value="x" * 100, guard=guard, lease_seconds=LEASE) == Returned("x" * 100)
     assert "Lost" not in bench.events()
     assert bench.events()[-1] == "Committed"
 
 
-def test_a_result_that_is_slow_to_write_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualKeeper) -> None:
+def test_a_result_that_is_slow_to_write_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
     """So it is where the result's own code takes long."""
 
     class Slow(dict[str, Any]):
@@ -95,7 +94,7 @@ def test_a_result_that_is_slow_to_write_is_renewed(bench: Bench, clock: FakeCloc
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("throttled"), StoreMisconfiguredError("too large")], ids=repr)
 def test_a_commit_is_tried_while_the_claim_is_renewed(
-    broken: Broken, clock: FakeClock, keeper: ManualKeeper, error: Exception
+    broken: Broken, clock: FakeClock, keeper: ManualRenewer, error: Exception
 ) -> None:
     """A large outcome may be throttled for longer than a lease, while the small renewals pass."""
     well_at = clock.now() + 20
@@ -112,9 +111,9 @@ def test_a_commit_is_tried_while_the_claim_is_renewed(
     assert bench.events()[-1] == "Committed"
 
 
-@pytest.mark.parametrize(("longest", "most"), [(None, COMMIT_PATIENCE), (15.0, 15.0)], ids=["no limit", "limit"])
+@pytest.mark.parametrize(("longest", "most"), [(None, COMMIT_RETRY_SECONDS), (15.0, 15.0)], ids=["no limit", "limit"])
 def test_a_commit_that_is_never_taken_ends(
-    broken: Broken, clock: FakeClock, keeper: ManualKeeper, longest: float | None, most: float
+    broken: Broken, clock: FakeClock, keeper: ManualRenewer, longest: float | None, most: float
 ) -> None:
     """Renewals that pass do not keep a run in its slot for ever; nor do they past its hard limit."""
 
@@ -130,7 +129,7 @@ def test_a_commit_that_is_never_taken_ends(
     assert most - 2 < clock.now() - begun <= most + 0.5
 
 
-def test_an_outage_ends_with_the_lease(broken: Broken, clock: FakeClock, keeper: ManualKeeper) -> None:
+def test_an_outage_ends_with_the_lease(broken: Broken, clock: FakeClock, keeper: ManualRenewer) -> None:
     """A claim that cannot be renewed either is over after its lease, and so are the tries, at 5 s at least."""
 
     def away(call: Callable[[], Any]) -> Any:
@@ -145,7 +144,7 @@ def test_an_outage_ends_with_the_lease(broken: Broken, clock: FakeClock, keeper:
 
 @pytest.mark.parametrize("landed", ["answered", "answer lost"])
 def test_a_renewal_that_meets_our_own_commit_is_no_loss(
-    store: MemoryStore, clock: FakeClock, keeper: ManualKeeper, landed: str
+    store: MemoryStore, clock: FakeClock, keeper: ManualRenewer, landed: str
 ) -> None:
     """It finds no claim any more, because the run has ended it."""
 
@@ -157,7 +156,7 @@ def test_a_renewal_that_meets_our_own_commit_is_no_loss(
         return answer
 
     bench = Bench(FaultyStore(store, commit=[committed]))
-    runs: list[ActiveRun] = []
+    runs: list[RunContext] = []
     guard = bench.guard(keeping(bench, keeper))
     assert bench.deliver(value=runs.append, guard=guard, lease_seconds=LEASE) == Returned(None)
     assert isinstance(bench.store, FaultyStore)
@@ -166,10 +165,10 @@ def test_a_renewal_that_meets_our_own_commit_is_no_loss(
     assert not runs[0].lost
 
 
-def test_a_renewal_that_meets_our_own_release_is_no_loss(bench: Bench, clock: FakeClock, keeper: ManualKeeper) -> None:
+def test_a_renewal_that_meets_our_own_release_is_no_loss(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
     """A body that handed its key over, for a retry, and runs on for a while is told of no loss."""
 
-    def body(run: ActiveRun) -> None:
+    def body(run: RunContext) -> None:
         run.hand_over("Retry")
         passing(clock, keeper, LEASE)
 
@@ -178,7 +177,7 @@ def test_a_renewal_that_meets_our_own_release_is_no_loss(bench: Bench, clock: Fa
 
 
 def test_a_claim_that_is_lost_during_an_upload_is_told_and_the_commit_decides(
-    bench: Bench, store: MemoryStore, clock: FakeClock, keeper: ManualKeeper
+    bench: Bench, store: MemoryStore, clock: FakeClock, keeper: ManualRenewer
 ) -> None:
     """The renewal finds another owner before the commit is tried: a real loss."""
 
@@ -187,7 +186,7 @@ def test_a_claim_that_is_lost_during_an_upload_is_told_and_the_commit_decides(
         store.commit(grant(store, "other"), done('"of the other"'), 3600)
         keeper.renew_due()
 
-    guard = replace(bench.guard(keeping(bench, keeper)), results=SlowBucket(wait))
+    guard = bench.guard(keeping(bench, keeper), bucket=SlowBucket(wait))
     assert bench.deliver(guard=guard, lease_seconds=LEASE) == Replayed("of the other")
     assert bench.events() == ["Claimed", "Lost", "Superseded", "Replayed"]
 
@@ -195,7 +194,7 @@ def test_a_claim_that_is_lost_during_an_upload_is_told_and_the_commit_decides(
 def test_an_outcome_of_a_run_that_was_released_is_not_recorded(bench: Bench, store: MemoryStore) -> None:
     """Somebody freed the key under the body: its result is returned, and there is no holder to wait for."""
 
-    def body(run: ActiveRun) -> str:
+    def body(run: RunContext) -> str:
         store.release(run.claim, "by hand")
         return "done"
 
@@ -211,7 +210,7 @@ def test_an_outcome_after_a_takeover_that_failed_is_not_recorded(
 ) -> None:
     """The successor's body raised, and the key is free: nobody holds it, and the late outcome is not its own."""
 
-    def body(run: ActiveRun) -> str:
+    def body(run: RunContext) -> str:
         clock.advance(31)
         with pytest.raises(KeyError):
             bench.deliver("two", KeyError())
@@ -237,7 +236,7 @@ def test_what_ends_a_run_before_its_commit_is_told(bench: Bench, store: MemorySt
         def put(self, data: bytes, expires_at: float) -> str:
             raise MemoryError
 
-    guard = replace(bench.guard(), results=Huge(above_bytes=0))
+    guard = bench.guard(bucket=Huge(above_bytes=0))
     with pytest.raises(MemoryError):
         bench.deliver(guard=guard)
     assert bench.events() == ["Claimed", "Unrecorded"]
@@ -270,7 +269,8 @@ def test_an_interrupt_before_the_body_takes_back_its_attempt(store: MemoryStore,
     class Stop(Exception):  # noqa: N818 - as a soft time limit is named
         pass
 
-    guard = Guard(store=store, policy=bench.guard().policy, observe=announce, keeping=keeps, interrupts=(Stop,))
+    guard = make_guard(store, announce, keeps)
+    guard = replace(guard, store=replace(guard.store, interrupts=(Stop,)))
     bench.deliver(guard=guard)
     assert bench.ran == []
     assert store.get(KEY).attempt == 2
@@ -279,6 +279,6 @@ def test_an_interrupt_before_the_body_takes_back_its_attempt(store: MemoryStore,
     assert [event.attempt for event in bench.seen if isinstance(event, events.Claimed)] == [3, 3]
 
 
-def keeps(_: ActiveRun) -> AbstractContextManager[None]:
+def keeps(_: RunContext) -> AbstractContextManager[None]:
     """Never be asked to keep."""
     raise AssertionError("the body began")

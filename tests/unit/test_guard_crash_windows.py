@@ -1,14 +1,12 @@
 """The guard where something breaks: lost answers, outages, records that vanish, owners that come back from the dead."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import (
     CrashLoopError,
     RecordCorruptError,
@@ -16,10 +14,11 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import STORE_PATIENCE
+from idempotent_tasks.guard import Returned, Unclaimed
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Busy, Status, Superseded
+from idempotent_tasks.retries import STORE_RETRY_SECONDS
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Returned, Unclaimed
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import FaultyStore, answers, down, lost_answer, passes
 
@@ -66,7 +65,7 @@ def test_a_store_that_is_down_runs_no_body(broken: Broken, clock: FakeClock) -> 
     assert isinstance(verdict, Unclaimed)
     assert isinstance(verdict.error, StoreUnavailableError)
     assert bench.ran == bench.events() == []
-    assert start < clock.now() <= start + STORE_PATIENCE
+    assert start < clock.now() <= start + STORE_RETRY_SECONDS
 
 
 def test_a_short_outage_delays_the_claim(broken: Broken) -> None:
@@ -137,7 +136,7 @@ def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, cloc
 def test_a_commit_after_the_claims_end_is_tried_on_too(broken: Broken, clock: FakeClock) -> None:
     """A body that outran its claim, as in an outage that stopped the renewals, still gets its result on record."""
 
-    def outrun(_: ActiveRun) -> str:
+    def outrun(_: RunContext) -> str:
         clock.advance(300)
         return "done"
 
@@ -297,7 +296,7 @@ class Cancelled(BaseException):
 def test_what_celery_takes_for_a_lost_worker_counts(store: MemoryStore, error: BaseException, watched: bool) -> None:
     """The process lives on, so nobody else frees the key; a body that does it each time is given up."""
     bench = Bench(store)
-    guard = replace(bench.guard(max_crashes=2), watched=watched)
+    guard = bench.guard(watched=watched, max_crashes=2)
     for owner in ("one", "two"):
         with pytest.raises(type(error)):
             bench.deliver(owner, error, guard=guard)
@@ -308,7 +307,7 @@ def test_what_celery_takes_for_a_lost_worker_counts(store: MemoryStore, error: B
 
 def test_what_is_no_exception_is_a_failure_in_the_prefork_pool(bench: Bench) -> None:
     """There Celery stores it as the task's, and acknowledges the message."""
-    guard = replace(bench.guard(max_crashes=1), watched=True)
+    guard = bench.guard(watched=True, max_crashes=1)
     for owner in ("one", "two"):
         with pytest.raises(Cancelled):
             bench.deliver(owner, Cancelled(), guard=guard)

@@ -1,25 +1,33 @@
 """A key whose holder's process is certain to have ended: it is taken at once, and nobody else's is."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
 import pytest
 
 from idempotent_tasks import CrashLoopError, events
-from idempotent_tasks.guard import HOLDER_ENDED, Guard
-from idempotent_tasks.records import Busy, Record
+from idempotent_tasks.guard import HOLDER_ENDED, Guard, Replayed, Returned
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Replayed, Returned
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import Step, down, lost_answer, meanwhile
 
+#: The names of the processes that this one is certain of the end of.
+ENDED: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def certainty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process be certain of the end of no others."""
+    ENDED.clear()
+    monkeypatch.setattr(this_process(), "has_ended", ENDED.__contains__)
+
 
 def knowing(bench: Bench, *processes: str, **policy: Any) -> Guard:
-    """Return a guard that is certain of the end of these processes."""
-    ended: Callable[[Record], bool] = lambda holder: holder.process in processes  # noqa: E731 - typed in one line
-    return replace(bench.guard(**policy), holder_has_ended=ended)
+    """Return a guard whose process is certain of the end of these."""
+    ENDED.update(processes)
+    return bench.guard(**policy)
 
 
 def test_it_is_taken_over_at_once_and_the_crash_counts(bench: Bench, store: MemoryStore) -> None:

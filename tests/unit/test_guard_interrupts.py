@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import Guard
-from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.guard import Interrupted, Replayed, Returned
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Interrupted, Replayed, Returned
-from tests.support.guarding import KEY, Bench, Interrupt, done, grant, no_keeping
+from tests.support.guarding import KEY, Bench, Interrupt, done, grant, make_guard
 from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
 
 
@@ -56,7 +54,7 @@ def test_between_the_claim_and_the_body(store: MemoryStore) -> None:
         if isinstance(event, events.Claimed):
             raise Interrupt
 
-    guard = Guard(store=store, policy=Idempotency(), observe=announce, keeping=no_keeping, interrupts=(Interrupt,))
+    guard = make_guard(store, announce)
     with suppress(Interrupt):
         assert isinstance(bench.deliver(guard=guard), Interrupted)
     assert bench.ran == []
@@ -79,7 +77,7 @@ def raising() -> None:
 def test_a_body_that_handles_its_interrupt_returns(bench: Bench) -> None:
     """What the body makes of it is its own business."""
 
-    def body(run: ActiveRun) -> str:
+    def body(run: RunContext) -> str:
         with suppress(Interrupt):
             raising()
         return "in time"
@@ -92,7 +90,7 @@ def test_right_after_the_body(bench: Bench, store: MemoryStore) -> None:
     """The body has returned: its result is committed although the interrupt came before the commit."""
 
     @contextmanager
-    def keeping(run: ActiveRun) -> Iterator[None]:
+    def keeping(run: RunContext) -> Iterator[None]:
         yield
         raise Interrupt
 
@@ -104,7 +102,7 @@ def test_a_keepers_own_error_after_the_body_comes_out(bench: Bench, store: Memor
     """Only interrupts come too late to mean anything; the outcome, which was on record before, stays."""
 
     @contextmanager
-    def keeping(run: ActiveRun) -> Iterator[None]:
+    def keeping(run: RunContext) -> Iterator[None]:
         yield
         raise ZeroDivisionError
 
@@ -143,9 +141,7 @@ def test_while_a_superseding_result_is_read(store: MemoryStore, clock: FakeClock
         for interrupt in interrupts if isinstance(event, events.Superseded) else ():
             raise interrupt
 
-    guard = Guard(
-        store=bench.store, policy=Idempotency(), observe=announce, keeping=no_keeping, interrupts=(Interrupt,)
-    )
+    guard = make_guard(bench.store, announce)
     assert bench.deliver(guard=guard) == Replayed("of the other")
 
 

@@ -4,10 +4,10 @@ from itertools import repeat
 
 import pytest
 
-from idempotent_tasks.active_run import ActiveRun
+from idempotent_tasks.guard import Replayed, Returned, Unclaimed
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Busy, Renewed, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Replayed, Returned, Unclaimed
 from tests.support.guarding import KEY, Broken, done, grant, wish
 from tests.support.stores import FaultyStore, lost_answer, meanwhile, stands_still
 
@@ -21,7 +21,7 @@ def begun() -> list[float]:
 def body(begun: list[float], clock: FakeClock) -> object:
     """Return a body that notes how long its claim lives."""
 
-    def note(run: ActiveRun) -> str:
+    def note(run: RunContext) -> str:
         begun.append(run.claim.expires_at - clock.now())
         return "done"
 

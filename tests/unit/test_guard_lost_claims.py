@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
+from idempotent_tasks.guard import Replayed, Returned
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Busy, Status, Vanished
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Replayed, Returned
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import Step, answers, down, lost_answer, meanwhile
 
@@ -132,7 +132,7 @@ def test_a_record_that_vanishes_at_every_look_is_unrecorded(broken: Broken, stor
 def zombie(bench: Bench, store: MemoryStore, clock: FakeClock, ending: Any) -> Any:
     """Let a body outlive its claim while another delivery runs and finishes, then end; return its verdict."""
 
-    def body(run: ActiveRun) -> Any:
+    def body(run: RunContext) -> Any:
         clock.advance(31)
         assert bench.deliver("two", "first on record") == Returned("first on record")
         if isinstance(ending, BaseException):
@@ -164,7 +164,7 @@ def test_a_zombies_late_failure_leaves_a_running_claim_alone(
 ) -> None:
     """A release with a lost token frees nothing."""
 
-    def body(run: ActiveRun) -> None:
+    def body(run: RunContext) -> None:
         clock.advance(31)
         grant(store, "two")
         raise KeyError("late")

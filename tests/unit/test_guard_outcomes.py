@@ -2,14 +2,12 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery.exceptions import Ignore
 
 from idempotent_tasks import events
-from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.errors import (
     ConfigurationError,
     IdempotencyError,
@@ -20,11 +18,11 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import Guard
+from idempotent_tasks.guard import Failed, Guard, Interrupted, Replayed, Returned, Unreadable
+from idempotent_tasks.lease import RunContext
 from idempotent_tasks.records import Busy, Outcome, Record, Status
 from idempotent_tasks.results import Recalled
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unreadable
 from tests.support.buckets import MemoryBucket
 from tests.support.guarding import KEY, Bench, Broken, Interrupt, grant
 from tests.support.stores import down, meanwhile
@@ -55,7 +53,7 @@ def store(clock: FakeClock) -> MemoryStore:
 def guard(bench: Bench, bucket: MemoryBucket | None = None, **given: Any) -> Guard:
     """Return a guard with a bucket, or with other fields of its own."""
     policy = given.pop("policy", {})
-    return replace(bench.guard(**policy), results=bucket, **given)
+    return bench.guard(bucket=bucket, **given, **policy)
 
 
 class TestBucket:
@@ -124,7 +122,7 @@ class TestBucket:
     ) -> None:
         """A bucket is not asked where the process is killed before a try without an answer would have ended."""
         bucket = MemoryBucket()
-        hurried = replace(bench.guard(dies_at=clock.now() + seconds), results=bucket)
+        hurried = bench.guard(dies_at=clock.now() + seconds, bucket=bucket)
         assert bench.deliver("one", LARGE, guard=hurried) == Returned(LARGE)
         assert bucket.calls == calls
         assert store.get(KEY).status is Status.COMPLETED
@@ -169,32 +167,14 @@ class TestRecall:
 
     @pytest.mark.parametrize("value", ["recalled", None, 0], ids=repr)
     def test_a_recalled_result_is_replayed(self, bench: Bench, value: Any) -> None:
-        """Whoever is asked gets the record, and a falsy answer is one."""
+        """A falsy answer is one."""
         bench.deliver("one", LARGE)
-        asked: list[Record] = []
+        assert bench.deliver("two", recalled=Recalled(value)) == Replayed(value)
 
-        def recall(record: Record) -> Recalled:
-            asked.append(record)
-            return Recalled(value)
-
-        assert bench.deliver("two", guard=guard(bench, recall=recall)) == Replayed(value)
-        assert [record.task_id for record in asked] == ["id-one"]
-
-    def test_nobody_is_asked_for_what_is_stored(self, bench: Bench) -> None:
-        """A replay from the record costs no request more."""
+    def test_nobody_elses_is_replayed_for_what_is_stored(self, bench: Bench) -> None:
+        """The record's own result counts."""
         bench.deliver("one", "small")
-        recalling = guard(bench, recall=lambda _: pytest.fail("asked"))
-        assert bench.deliver("two", guard=recalling) == Replayed("small")
-
-    def test_no_answer_puts_the_replay_off(self, bench: Bench) -> None:
-        """A failure now would be one for ever."""
-        error = StoreUnavailableError("no backend")
-
-        def recall(_: Record) -> Recalled:
-            raise error
-
-        bench.deliver("one", LARGE)
-        assert bench.deliver("two", guard=guard(bench, recall=recall)) == Unreadable(error)
+        assert bench.deliver("two", recalled=Recalled("another")) == Replayed("small")
 
 
 class TestFailures:
@@ -231,7 +211,7 @@ class TestFailures:
     def test_a_retry_is_no_failure(self, bench: Bench) -> None:
         """What a body raises after it has handed its key over is not stored."""
 
-        def body(run: ActiveRun) -> None:
+        def body(run: RunContext) -> None:
             run.hand_over("Retry")
             raise Declined
 
@@ -249,7 +229,7 @@ class TestFailures:
     def test_a_failure_of_a_run_that_was_superseded(self, bench: Bench, clock: FakeClock) -> None:
         """The other's outcome counts, and is returned."""
 
-        def body(run: ActiveRun) -> None:
+        def body(run: RunContext) -> None:
             clock.advance(31)
             bench.deliver("two", "other's")
             raise Declined
@@ -260,7 +240,7 @@ class TestFailures:
     def test_a_failure_of_a_run_whose_successor_runs(self, bench: Bench, clock: FakeClock) -> None:
         """The delivery waits for the other's outcome."""
 
-        def body(run: ActiveRun) -> None:
+        def body(run: RunContext) -> None:
             clock.advance(31)
             grant(bench.store, "two")
             raise Declined
@@ -277,7 +257,7 @@ class TestFailures:
     def test_a_record_that_vanished(self, bench: Bench) -> None:
         """The failure is put back as a whole record."""
 
-        def body(run: ActiveRun) -> None:
+        def body(run: RunContext) -> None:
             bench.store.forget(KEY)  # type: ignore[attr-defined]
             raise Declined("no")
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import MOST_THREADS, Keeper, Term
+from idempotent_tasks.lease import MOST_THREADS, LeaseRenewer, LeaseTerms
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.fast_motion import Hour
 from tests.support.guarding import KEY
-from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.keeping import TERMS, ManualRenewer, start, unseen
 from tests.support.stores import FaultyStore, passes
 
 #: Longer than any of these tests takes, in seconds.
 LONG_SECONDS = 20.0
-HALF_MINUTE = Term(lease_seconds=30, renewed=True, longest_seconds=None)
+HALF_MINUTE = LeaseTerms(lease_seconds=30, renewed=True, longest_seconds=None)
 
 
-class AidedKeeper(Keeper):
+class HelpedRenewer(LeaseRenewer):
     """A keeper that the test drives, and that starts its aides; they are counted."""
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class AidedKeeper(Keeper):
 
 
 @pytest.fixture
-def aided() -> Iterator[AidedKeeper]:
+def aided() -> Iterator[HelpedRenewer]:
     """A keeper with aides, which have all ended afterwards."""
-    keeper = AidedKeeper()
+    keeper = HelpedRenewer()
     yield keeper
     for aide in keeper.aides:
         aide.join(LONG_SECONDS)
@@ -79,7 +79,7 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
         clock.advance(0.05)
         return call()
 
-    keeper, slowed = ManualKeeper(), FaultyStore(store, renew=repeat(slow))
+    keeper, slowed = ManualRenewer(), FaultyStore(store, renew=repeat(slow))
     renewed_at: dict[str, list[float]] = {}
 
     def observe(event: Event) -> None:
@@ -87,7 +87,7 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
 
     for key in map(str, range(100)):
         renewed_at[key] = [clock.now()]
-        blocks.enter_context(keeper.keep(start(store, key, 30, key=key), slowed, HALF_MINUTE, observe))
+        blocks.enter_context(keeper.renewing(start(store, key, 30, key=key), slowed, HALF_MINUTE, observe))
     for _ in range(200):
         pause = keeper.renew_due()
         assert pause is not None
@@ -100,12 +100,12 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
 def test_the_claim_that_expires_first_is_renewed_first(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
     """A short claim that comes due does not wait for the long ones that were due before it."""
     order: list[str] = []
-    keeper = ManualKeeper()
+    keeper = ManualRenewer()
     for number in range(20):
         key, lease = ("short", 3.0) if number == 10 else (f"long-{number}", 60.0)
-        term = replace(TERM, lease_seconds=lease)
+        term = replace(TERMS, lease_seconds=lease)
         run = start(store, key, lease, key=key)
-        blocks.enter_context(keeper.keep(run, store, term, lambda event: order.append(event.key)))
+        blocks.enter_context(keeper.renewing(run, store, term, lambda event: order.append(event.key)))
         clock.advance(0.001)
     clock.advance(21)
     keeper.renew_due()
@@ -113,7 +113,9 @@ def test_the_claim_that_expires_first_is_renewed_first(store: MemoryStore, clock
     assert order[0] == "short"
 
 
-def test_late_renewals_are_shared(aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
+def test_late_renewals_are_shared(
+    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+) -> None:
     """When a claim is late after a call, another thread renews at the same time."""
     both = threading.Barrier(2)
 
@@ -124,7 +126,7 @@ def test_late_renewals_are_shared(aided: AidedKeeper, store: MemoryStore, clock:
     slow = FaultyStore(store, renew=[passes, together, together])
     runs = [start(store, key, key=key) for key in "abc"]
     for run in runs:
-        blocks.enter_context(aided.keep(run, slow, TERM, unseen))
+        blocks.enter_context(aided.renewing(run, slow, TERMS, unseen))
     clock.advance(24)
     aided.renew_due()
     aided.aides[0].join(LONG_SECONDS)
@@ -134,18 +136,18 @@ def test_late_renewals_are_shared(aided: AidedKeeper, store: MemoryStore, clock:
 
 
 def test_renewals_in_time_stay_in_one_thread(
-    aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
     """Many claims that are due at once are no reason to start more threads."""
     for key in map(str, range(50)):
-        blocks.enter_context(aided.keep(start(store, key, key=key), store, TERM, unseen))
+        blocks.enter_context(aided.renewing(start(store, key, key=key), store, TERMS, unseen))
     clock.advance(21)
     aided.renew_due()
     assert not aided.aides
 
 
 def test_a_hanging_store_is_met_by_few_threads(
-    aided: AidedKeeper, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
     """The number of threads has a bound, however many claims are late."""
     proceed, this = threading.Event(), threading.current_thread()
@@ -157,7 +159,7 @@ def test_a_hanging_store_is_met_by_few_threads(
 
     hanging = FaultyStore(store, renew=repeat(hang))
     for key in map(str, range(100)):
-        blocks.enter_context(aided.keep(start(store, key, key=key), hanging, TERM, unseen))
+        blocks.enter_context(aided.renewing(start(store, key, key=key), hanging, TERMS, unseen))
     clock.advance(24)
     aided.renew_due()
     proceed.set()
@@ -169,7 +171,7 @@ def test_a_machine_without_another_thread_keeps_its_keeper(
 ) -> None:
     """Where no aide can be started, the one thread does what it can."""
 
-    class Alone(ManualKeeper):
+    class Alone(ManualRenewer):
         def _spawn(self, work: Callable[[], None]) -> threading.Thread:
             if work != self._work:
                 raise RuntimeError("can't start new thread")
@@ -177,7 +179,7 @@ def test_a_machine_without_another_thread_keeps_its_keeper(
 
     keeper, counted = Alone(), FaultyStore(store)
     for key in "abc":
-        blocks.enter_context(keeper.keep(start(store, key, key=key), counted, TERM, unseen))
+        blocks.enter_context(keeper.renewing(start(store, key, key=key), counted, TERMS, unseen))
     clock.advance(24)
     keeper.renew_due()
     assert counted.calls == ["renew"] * 3
@@ -185,16 +187,16 @@ def test_a_machine_without_another_thread_keeps_its_keeper(
 
 def test_the_keeper_does_not_spin_while_an_aide_renews(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
     """A claim in another thread's hands has no due time; the aide wakes the keeper when it has one again."""
-    keeper = ManualKeeper()
-    blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+    keeper = ManualRenewer()
+    blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
     clock.advance(21)
-    (renewals,) = keeper._renewals.values()
+    (renewals,) = keeper._queues.values()
     kept = renewals.take(clock.now())
     assert kept is not None
     assert keeper.renew_due() is None
     renewals.add(kept)
     keeper._changed.clear()
-    keeper._aid()
+    keeper._help()
     assert keeper._changed.is_set()
     assert store.get(KEY).held_until == pytest.approx(clock.now() + 60, abs=0.001)
 
@@ -203,7 +205,7 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     """The first two claims of a process, taken by two threads at the same moment, are both kept, by one thread."""
     second_start, started = threading.Event(), list[object]()
 
-    class SlowlyStarted(ManualKeeper):
+    class SlowlyStarted(ManualRenewer):
         def _spawn(self, work: Callable[[], None]) -> threading.Thread:
             started.append(work)
             second_start.wait(0.2) if len(started) == 1 else second_start.set()
@@ -213,7 +215,7 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     looked = threading.Barrier(3)
 
     def keep(key: str) -> None:
-        with keeper.keep(start(store, key, key=key), store, TERM, unseen):
+        with keeper.renewing(start(store, key, key=key), store, TERMS, unseen):
             kept.wait(LONG_SECONDS)
             looked.wait(LONG_SECONDS)
 
@@ -221,7 +223,7 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     for thread in threads:
         thread.start()
     kept.wait(LONG_SECONDS)
-    (renewals,) = keeper._renewals.values()
+    (renewals,) = keeper._queues.values()
     count = len(renewals)
     looked.wait(LONG_SECONDS)
     for thread in threads:
@@ -231,13 +233,13 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
 
 def test_a_store_that_joins_within_any_step_of_a_look(blocks: ExitStack) -> None:
     """Python may let another thread run wherever it collects garbage, such as between two entries of a copied dict."""
-    keeper, thresholds = ManualKeeper(), gc.get_threshold()
+    keeper, thresholds = ManualRenewer(), gc.get_threshold()
     stores = [MemoryStore(clock=FakeClock()) for _ in range(50)]
 
     def join(phase: str, _: dict[str, int]) -> None:
         if phase == "start" and stores:
             store = stores.pop()
-            blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+            blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
 
     for _ in range(5):
         join("start", {})
@@ -254,12 +256,12 @@ def test_a_store_that_joins_within_any_step_of_a_look(blocks: ExitStack) -> None
 
 def test_a_store_that_joins_while_the_keeper_looks(blocks: ExitStack) -> None:
     """Another store's first claim, with a clock of its own, never disturbs the thread that keeps all the others."""
-    keeper, over, switch = ManualKeeper(), threading.Event(), sys.getswitchinterval()
+    keeper, over, switch = ManualRenewer(), threading.Event(), sys.getswitchinterval()
     stores = [MemoryStore(clock=FakeClock()) for _ in range(2000)]
 
     def join() -> None:
         for store in stores:
-            blocks.enter_context(keeper.keep(start(store), store, TERM, unseen))
+            blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
         over.set()
 
     sys.setswitchinterval(1e-6)

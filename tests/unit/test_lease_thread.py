@@ -8,11 +8,11 @@ from typing import Any
 
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import Keeper, Term
+from idempotent_tasks.lease import LeaseRenewer, LeaseTerms
 from idempotent_tasks.records import Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import wish
-from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.keeping import TERMS, ManualRenewer, start, unseen
 from tests.support.stores import FaultyStore
 
 #: Longer than any of these tests takes, in seconds.
@@ -20,18 +20,19 @@ LONG_SECONDS = 20.0
 
 FORKED = """
 import os, sys, threading
-from idempotent_tasks.active_run import ActiveRun
-from idempotent_tasks.lease import Keeper, Term
+from idempotent_tasks.lease import LeaseRenewer, LeaseTerms, RunContext
+from idempotent_tasks.processes import this_process
 from idempotent_tasks.records import ClaimRequest
+from idempotent_tasks.retries import RetryingStore
 from idempotent_tasks.testing import MemoryStore
 
 def kept(seconds, renewed):
     request = ClaimRequest(key="k", owner="o", lease_seconds=seconds, retention_seconds=60)
-    run = ActiveRun(store.claim(request).claim, lambda *_: None)
-    term = Term(lease_seconds=seconds, renewed=True, longest_seconds=None)
-    return keeper.keep(run, store, term, lambda _: renewed.set())
+    run = RunContext(store.claim(request).claim, RetryingStore(store=store, observe=print))
+    term = LeaseTerms(lease_seconds=seconds, renewed=True, longest_seconds=None)
+    return this_process().own(LeaseRenewer).renewing(run, store, term, lambda _: renewed.set())
 
-store, keeper, renewed = MemoryStore(), Keeper(), threading.Event()
+store, renewed = MemoryStore(), threading.Event()
 with kept(60, renewed):
     child = os.fork()
     if child == 0:
@@ -52,10 +53,10 @@ def test_the_block_ends_after_the_renewal_that_is_under_way(store: MemoryStore, 
         order.append("renewed")
         return call()
 
-    keeper, faulty = ManualKeeper(), FaultyStore(store, renew=[slow])
+    keeper, faulty = ManualRenewer(), FaultyStore(store, renew=[slow])
     run = start(faulty)
     thread = threading.Thread(target=keeper.renew_due)
-    with keeper.keep(run, faulty, TERM, unseen):
+    with keeper.renewing(run, faulty, TERMS, unseen):
         clock.advance(21)
         thread.start()
         assert renewing.wait(LONG_SECONDS), "the keeper did not renew"
@@ -74,19 +75,19 @@ def test_the_keepers_own_thread_renews() -> None:
     def observe(event: Event) -> None:
         renewed.set()
 
-    term = Term(lease_seconds=0.3, renewed=True, longest_seconds=None)
-    with Keeper().keep(run, store, term, observe):
+    term = LeaseTerms(lease_seconds=0.3, renewed=True, longest_seconds=None)
+    with LeaseRenewer().renewing(run, store, term, observe):
         assert renewed.wait(LONG_SECONDS), "the claim was not renewed"
     assert isinstance(store.claim(wish("one", lease_seconds=0.3)), Granted)
-    assert [thread.daemon for thread in threading.enumerate() if thread.name == "idempotency-keeper"]
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "idempotency-lease-renewer"]
 
 
 def test_a_short_claim_does_not_wait_for_a_long_one() -> None:
     """A claim that joins while the thread waits for another's due time is renewed in its own time."""
-    store, renewed, keeper = MemoryStore(clock=SystemClock()), threading.Event(), Keeper()
+    store, renewed, keeper = MemoryStore(clock=SystemClock()), threading.Event(), LeaseRenewer()
     long, short = start(store, key="a"), start(store, key="b", lease=0.3)
-    term = Term(lease_seconds=0.3, renewed=True, longest_seconds=None)
-    with keeper.keep(long, store, TERM, unseen), keeper.keep(short, store, term, lambda _: renewed.set()):
+    term = LeaseTerms(lease_seconds=0.3, renewed=True, longest_seconds=None)
+    with keeper.renewing(long, store, TERMS, unseen), keeper.renewing(short, store, term, lambda _: renewed.set()):
         assert renewed.wait(LONG_SECONDS), "the short claim was not renewed"
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from idempotent_tasks.processes import current_process, has_ended
-from idempotent_tasks.reaper import gone
+from idempotent_tasks.processes import current_process, has_ended, this_process
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
@@ -20,7 +19,7 @@ SAY_NAME = "from idempotent_tasks.processes import current_process; print(curren
 #: Says its own name; then its first thread ends, and another waits.
 LEADERLESS = """
 import ctypes, threading
-from idempotent_tasks.processes import current_process
+from idempotent_tasks.processes import current_process, this_process
 threading.Thread(target=threading.Event().wait).start()
 print(current_process(), flush=True)
 ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[__import__("platform").machine()], 0)
@@ -56,7 +55,7 @@ def test_another_process_lives_until_it_is_killed(living: subprocess.Popen[str])
     assert name != current_process()
     assert not has_ended(name)
     living.kill()
-    assert gone(living.pid, BOUND_SECONDS)
+    assert this_process().wait_for_end(living.pid, BOUND_SECONDS)
     assert has_ended(name)
     living.wait(BOUND_SECONDS)
     assert has_ended(name)
@@ -137,7 +136,7 @@ def test_a_process_whose_first_thread_ended_lives() -> None:
         wait_for(lambda: state_of(p.pid) == "Z", BOUND_SECONDS, "the first thread did not end")
         assert not has_ended(name)
         p.kill()
-        assert gone(p.pid, BOUND_SECONDS)
+        assert this_process().wait_for_end(p.pid, BOUND_SECONDS)
         assert has_ended(name)
 
 

@@ -26,7 +26,7 @@ from idempotent_tasks import (
     StoreUnavailableError,
 )
 from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
-from idempotent_tasks.reservation import is_reservation
+from idempotent_tasks.records import is_reservation
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.guarding import wish

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from kombu import Queue
 
-from idempotent_tasks import queue_limits
+from idempotent_tasks.processes import this_process
 from idempotent_tasks.queue_limits import LONGEST_AGE, QueueLimits, limits_of
 from idempotent_tasks.testing import FakeClock
 
@@ -97,7 +97,7 @@ class TestSqs:
     def test_it_is_asked_again_when_the_answer_is_old(self, shop: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         """Somebody may have changed it."""
         clock = FakeClock()
-        monkeypatch.setattr(queue_limits, "_clock", clock)
+        monkeypatch.setattr(this_process(), "clock", clock)
         sqs = Sqs({"VisibilityTimeout": "30"}, {"VisibilityTimeout": "60"})
         assert [limits_of(shop, "orders", sqs).hold_seconds for _ in range(3)] == [30.0] * 3
         clock.advance(LONGEST_AGE + 1)

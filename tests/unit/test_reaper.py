@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from threading import Event
 from threading import enumerate as enumerate_threads
@@ -21,16 +22,33 @@ from idempotent_tasks import (
     events,
     reaper,
 )
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
-from idempotent_tasks.handler import Reception
-from idempotent_tasks.reaper import Departed, gone
-from idempotent_tasks.records import Claim, Granted
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.reaper import ClaimReaper
+from idempotent_tasks.records import Claim, ClaimRequest, Granted
+from idempotent_tasks.request import _request_or_none
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """A delivery that was given to a child."""
+
+    task: Any
+    context: Context
+    args: list[Any]
+
+    @property
+    def request(self) -> ClaimRequest:
+        """The claim that the child asks for."""
+        return request_of(self.task, settings_of(self.task.app), self.context, tuple(self.args), {})
 
 
 @pytest.fixture
@@ -50,7 +68,7 @@ def dead_pid(living: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.fixture
-def reception(app: Celery) -> Reception:
+def delivery(app: Celery) -> Given:
     """A delivery that was given to a child with the owner token ``of-the-dead``."""
 
     @app.task(base=IdempotentTask, shared=False, name="shop.charge", idempotency={"key": "order.id"})
@@ -59,10 +77,10 @@ def reception(app: Celery) -> Reception:
 
     request = Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")})
     task: Any = charge
-    return task.reception(request, [{"id": 17}], {})
+    return Given(task, request, [{"id": 17}])
 
 
-def unkeyed(app: Celery) -> Reception:
+def unkeyed(app: Celery) -> Given:
     """Return a delivery, to the app's store as it is set now, whose key is its task id."""
 
     @app.task(base=IdempotentTask, shared=False, name="shop.charge")
@@ -70,27 +88,28 @@ def unkeyed(app: Celery) -> Reception:
         """Be a body."""
 
     task: Any = charge
-    reception: Reception = task.reception(Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [], {})
-    return reception
+    return Given(task, Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [])
 
 
 def join_late_releases() -> None:
     """Wait for the releases that go on after their delivery was given back."""
     for thread in enumerate_threads():
-        if thread.name == "idempotency-departed-later":
+        if thread.name == "idempotency-reaper-later":
             thread.join(BOUND_SECONDS)
 
 
-def claim(store: MemoryStore, reception: Reception) -> Claim:
+def claim(store: MemoryStore, delivery: Given) -> Claim:
     """Claim as the child did."""
-    answer = store.claim(reception.claim_request)
+    answer = store.claim(delivery.request)
     assert isinstance(answer, Granted)
     return answer.claim
 
 
-def release(reception: Reception, pid: int, *, crashed: bool = True) -> None:
+def release(delivery: Given, pid: int, *, crashed: bool = True) -> None:
     """Have the claim released, and return when that is over."""
-    Departed().release(reception, pid, "WorkerLostError", crashed=crashed).result(BOUND_SECONDS)
+    settings = settings_of(delivery.task.app)
+    request = _request_or_none(delivery.task, settings, delivery.context, tuple(delivery.args), {})
+    ClaimReaper().release(settings, request, pid, "WorkerLostError", crashed=crashed).result(BOUND_SECONDS)
 
 
 class TestGone:
@@ -98,58 +117,58 @@ class TestGone:
 
     def test_a_living_process_is_not(self, living: subprocess.Popen[bytes]) -> None:
         """The wait for it is bounded."""
-        assert not gone(living.pid, 0.01)
+        assert not this_process().wait_for_end(living.pid, 0.01)
 
     def test_a_killed_process_is_before_anybody_collects_it(self, living: subprocess.Popen[bytes]) -> None:
         """A zombie runs nothing."""
         living.kill()
-        assert gone(living.pid, BOUND_SECONDS)
+        assert this_process().wait_for_end(living.pid, BOUND_SECONDS)
 
     def test_a_collected_process_is(self, dead_pid: int) -> None:
         """Its id is nobody's."""
-        assert gone(dead_pid, 0.0)
+        assert this_process().wait_for_end(dead_pid, 0.0)
 
     def test_where_the_system_has_no_process_handles(
         self, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is asked again and again instead, until it was collected."""
         monkeypatch.delattr(os, "pidfd_open")
-        assert not gone(living.pid, 0.01)
+        assert not this_process().wait_for_end(living.pid, 0.01)
         living.kill()
         living.wait(BOUND_SECONDS)
-        assert gone(living.pid, BOUND_SECONDS)
+        assert this_process().wait_for_end(living.pid, BOUND_SECONDS)
 
 
 @pytest.mark.parametrize(("crashed", "attempt"), [(True, 2), (False, 1)])
 def test_a_dead_processes_claim_is_released(
-    reception: Reception, store: MemoryStore, seen: list[events.Event], dead_pid: int, *, crashed: bool, attempt: int
+    delivery: Given, store: MemoryStore, seen: list[events.Event], dead_pid: int, *, crashed: bool, attempt: int
 ) -> None:
     """The key is free at once; whether the death counts as a crash is the caller's word."""
-    held = claim(store, reception)
-    release(reception, dead_pid, crashed=crashed)
+    held = claim(store, delivery)
+    release(delivery, dead_pid, crashed=crashed)
     assert store.get(held.key).free
     assert [(type(event), event.key) for event in seen] == [(events.Released, held.key)]
-    assert claim(store, reception).attempt == attempt
+    assert claim(store, delivery).attempt == attempt
 
 
 def test_a_living_processes_claim_stays(
-    reception: Reception, store: MemoryStore, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    delivery: Given, store: MemoryStore, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that does not die in time keeps its claim, which expires by itself."""
-    monkeypatch.setattr(reaper, "EXIT_PATIENCE", 0.01)
-    held = claim(store, reception)
-    release(reception, living.pid)
+    monkeypatch.setattr(reaper, "EXIT_WAIT_SECONDS", 0.01)
+    held = claim(store, delivery)
+    release(delivery, living.pid)
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
 
 
 def test_a_dead_processes_outcome_stays(
-    reception: Reception, store: MemoryStore, seen: list[events.Event], dead_pid: int
+    delivery: Given, store: MemoryStore, seen: list[events.Event], dead_pid: int
 ) -> None:
     """A child that died after its commit has nothing to release, and nobody is told so."""
-    held = claim(store, reception)
+    held = claim(store, delivery)
     store.commit(held, done(), 3600)
     record = store.get(held.key)
-    release(reception, dead_pid)
+    release(delivery, dead_pid)
     assert store.get(held.key) == record
     assert seen == []
 
@@ -158,7 +177,7 @@ def test_a_store_that_is_down_for_long_is_asked_again_later(
     app: Celery, store: MemoryStore, clock: FakeClock, seen: list[events.Event], dead_pid: int
 ) -> None:
     """The delivery goes back to its queue after a while, and the claim is released when the store is back."""
-    back_at = clock.now() + 10 * reaper.RELEASE_PATIENCE
+    back_at = clock.now() + 10 * reaper.RELEASE_RETRY_SECONDS
     waited = Event()
 
     def outage(call: Callable[[], Any]) -> Any:
@@ -168,9 +187,9 @@ def test_a_store_that_is_down_for_long_is_asked_again_later(
         return call()
 
     app.conf.idempotency_store = FaultyStore(store, release=repeat(outage))
-    reception = unkeyed(app)
-    held = claim(store, reception)
-    release(reception, dead_pid)
+    delivery = unkeyed(app)
+    held = claim(store, delivery)
+    release(delivery, dead_pid)
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
     waited.set()
     wait_for(lambda: seen, BOUND_SECONDS, "the claim was not released")
@@ -182,13 +201,13 @@ def test_a_store_that_stays_down_leaves_the_claim_to_expire(
 ) -> None:
     """Nothing is asked for longer than the claim may have lived."""
     app.conf.idempotency_store = FaultyStore(store, release=repeat(down()))
-    reception = unkeyed(app)
-    held = claim(store, reception)
+    delivery = unkeyed(app)
+    held = claim(store, delivery)
     before = clock.now()
-    release(reception, dead_pid)
+    release(delivery, dead_pid)
     join_late_releases()
-    longest = reaper.RELEASE_PATIENCE + reception.claim_request.lease_seconds
-    assert reaper.RELEASE_PATIENCE < clock.now() - before <= longest
+    longest = reaper.RELEASE_RETRY_SECONDS + delivery.request.lease_seconds
+    assert reaper.RELEASE_RETRY_SECONDS < clock.now() - before <= longest
     assert store.get(held.key).in_progress_expiration == held.in_progress_expiration
     assert seen == []
 
@@ -198,7 +217,7 @@ def test_a_store_that_refuses_the_release_is_asked_again(
     app: Celery, store: MemoryStore, clock: FakeClock, dead_pid: int, error: Exception
 ) -> None:
     """It may be a refresh of credentials that stumbled: the delivery goes back after a while, the tries go on."""
-    well_at = clock.now() + 10 * reaper.RELEASE_PATIENCE
+    well_at = clock.now() + 10 * reaper.RELEASE_RETRY_SECONDS
 
     def refused(call: Callable[[], Any]) -> Any:
         if clock.now() < well_at:
@@ -206,9 +225,9 @@ def test_a_store_that_refuses_the_release_is_asked_again(
         return call()
 
     app.conf.idempotency_store = FaultyStore(store, release=repeat(refused))
-    reception = unkeyed(app)
-    held = claim(store, reception)
-    release(reception, dead_pid)
+    delivery = unkeyed(app)
+    held = claim(store, delivery)
+    release(delivery, dead_pid)
     join_late_releases()
     assert store.get(held.key).free
 
@@ -220,12 +239,11 @@ def test_a_claim_that_lands_after_its_release_is_released_again(app: Celery, sto
     late = unkeyed(app)
     release(late, dead_pid)
     join_late_releases()
-    assert store.get(late.claim_request.key).free
+    assert store.get(late.request.key).free
 
 
-def test_a_delivery_without_a_key_claimed_nothing(reception: Reception, store: MemoryStore, dead_pid: int) -> None:
+def test_a_delivery_without_a_key_claimed_nothing(delivery: Given, store: MemoryStore, dead_pid: int) -> None:
     """Arguments that the key cannot be taken from are the child's error to report, not the parent's."""
-    task: Any = reception.task
-    release(task.reception(Context({"id": "4f1c"}), [{}], {}), dead_pid)
-    release(task.reception(Context({"id": "4f1c"}), [1, 2, 3], {}), dead_pid)
+    release(Given(delivery.task, Context({"id": "4f1c"}), [{}]), dead_pid)
+    release(Given(delivery.task, Context({"id": "4f1c"}), [1, 2, 3]), dead_pid)
     assert store.records() == []

@@ -15,10 +15,12 @@ from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.events import Event, Released
 from idempotent_tasks.hooks import release_what_runs
 from idempotent_tasks.records import Granted, Record
 from idempotent_tasks.request import GuardedRequest, remember_worker
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
 from tests.support.inline import InlineWorker
 from tests.support.shop import raising
@@ -35,15 +37,15 @@ class Given:
         task.apply_async()
         self.message: Message = worker.take()
         self.request: GuardedRequest = worker.receive(self.message)
-        self._reception = task.reception(self.request._context, (), {})
+        self._asked = request_of(task, settings_of(task.app), self.request._context, (), {})
         self._store = store
-        assert isinstance(store.claim(self._reception.claim_request), Granted)
+        assert isinstance(store.claim(self._asked), Granted)
         self.request.on_accepted(pid, time.monotonic())
 
     @property
     def record(self) -> Record:
         """What the store holds under the key."""
-        return self._store.get(self._reception.claim_request.key)
+        return self._store.get(self._asked.key)
 
     @property
     def free(self) -> bool:

@@ -8,7 +8,9 @@ from celery.app.task import Context
 
 from idempotent_tasks import Idempotency, KeyEncodingError
 from idempotent_tasks.canonical import canonical
+from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.keys import check_task_id
+from idempotent_tasks.settings import settings_of
 from tests.support.shop import Shop
 
 LONE = "ord-\ud800"
@@ -65,7 +67,7 @@ def test_a_workers_name_is_written_out(shop: Shop) -> None:
     """A name of odd bytes on the command line (``--hostname``) is no reason to put off all that the worker receives."""
     shop.sells(lambda task: "paid")
     context = Context(id=shop.id, hostname="w\udcff@host")
-    assert shop.task.reception(context, (), {}).claim_request.worker == "w\\udcff@host"
+    assert request_of(shop.task, settings_of(shop.app), context, (), {}).worker == "w\\udcff@host"
 
 
 def test_a_pair_is_a_character() -> None:

@@ -30,8 +30,9 @@ from idempotent_tasks import (
     StoredFailureError,
     StoreUnavailableError,
 )
+from idempotent_tasks.delivery import read_delivery
 from idempotent_tasks.events import Dispatched, Event, Replayed
-from idempotent_tasks.handler import SENDING_SECONDS
+from idempotent_tasks.handler import SENDING_SECONDS, handle
 from idempotent_tasks.records import Record, Status
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
@@ -313,13 +314,28 @@ class TestRecall:
         shop.task.backend = None
         shop.deliver()
         with pytest.raises(ResultUnavailableError):
-            shop.task.reception(_request(shop), (), {}).handle(lambda run: "ran")
+            deliver_again(shop)
+
+
+def deliver_again(shop: Shop) -> Any:
+    """Deliver the shop's message again, outside a worker."""
+    settings = settings_of(shop.app)
+    delivery = read_delivery(shop.task.name, _request(shop), (), {})
+    return handle(shop.task, delivery, shop.task.policy_under(settings), settings, lambda run: "ran")
 
 
 def _request(shop: Shop) -> Any:
     context = shop.task.request_stack.top or shop.task.request
     context.update(id="other", hostname="here", is_eager=True)
     return context
+
+
+def test_nobody_is_asked_for_what_is_stored(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay from the record costs no request to the result backend."""
+    shop.sells(lambda task: "small", idempotency={"key": "'one'"})
+    shop.deliver()
+    monkeypatch.setattr(shop.task.backend, "get_task_meta", lambda *_, **__: pytest.fail("asked"))
+    assert deliver_again(shop) == "small"
 
 
 class TestBucket:

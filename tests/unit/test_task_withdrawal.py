@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError, handler
+from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER
 from idempotent_tasks.events import Claimed, Deferred, Released
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.records import reservation_owner
 from idempotent_tasks.request import GuardedRequest
-from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import grant
@@ -170,7 +171,7 @@ def limited_to(shop: Shop, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) ->
 
     def limit(seconds: float) -> None:
         monkeypatch.setattr(GuardedRequest, "_enforced_hard_limit", lambda _: seconds)
-        monkeypatch.setattr(handler, "_local_clock", clock)
+        monkeypatch.setattr(this_process(), "clock", clock)
 
     return limit
 

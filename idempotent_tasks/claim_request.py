@@ -1,0 +1,70 @@
+"""The claim that a delivery asks for: what the handler, the producer and the reaper share."""
+
+from collections.abc import Mapping
+from inspect import Signature
+from typing import Any
+
+from idempotent_tasks.delivery import Delivery, read_delivery
+from idempotent_tasks.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
+from idempotent_tasks.lease import lease_terms
+from idempotent_tasks.policy import Idempotency, seconds
+from idempotent_tasks.processes import this_process
+from idempotent_tasks.records import ClaimRequest
+from idempotent_tasks.settings import Settings
+
+__all__ = ["claim_request", "has_shared_key", "request_of"]
+
+
+def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature) -> ClaimRequest:
+    """Return the claim that a delivery asks for.
+
+    Args:
+        delivery: the delivery.
+        policy: its task's, under the settings of the app.
+        signature: of the task's body.
+
+    Raises:
+        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.keys.record_key`.
+    """
+    prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
+    process = this_process()
+    return ClaimRequest(
+        key=record_key(delivery, prefix, policy.key_selector, signature),
+        owner=delivery.owner or process.token(),
+        lease_seconds=lease_terms(policy, delivery.hard_limit_seconds).lease_seconds,
+        retention_seconds=seconds(policy.expires),
+        validation=_validation(delivery, policy, signature),
+        task=delivery.task,
+        task_id=check_task_id(delivery.task_id, delivery.task),
+        # Named on a command line, in bytes that need not be text; it is for people only.
+        worker=delivery.worker.encode(errors="backslashreplace").decode(),
+        process=process.name(delivery.watcher),
+    )
+
+
+def request_of(
+    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ClaimRequest:
+    """Return the claim that the delivery of a ``celery.app.task.Context`` asks for; raises as `claim_request` does.
+
+    Args:
+        task: the bound `IdempotentTask`.
+        settings: of its app.
+        context: the delivery's.
+        args, kwargs: the body's arguments.
+    """
+    delivery = read_delivery(task.name, context, tuple(args), kwargs)
+    return claim_request(delivery, task.policy_under(settings), task.run_signature)
+
+
+def has_shared_key(delivery: Delivery, policy: Idempotency) -> bool:
+    """Return whether a key may have been handed to several calls: Celery gives a group's options to each member."""
+    # What Powertools wrote validates as Powertools does.
+    checked = policy.validate is not None or policy.powertools is not False
+    return delivery.explicit_key is not None and delivery.grouped and not checked
+
+
+def _validation(delivery: Delivery, policy: Idempotency, signature: Signature) -> str | None:
+    if policy.validate_selector is not None:
+        return payload_digest(delivery, policy.validate_selector, signature)
+    return arguments_digest(delivery, signature) if has_shared_key(delivery, policy) else None
