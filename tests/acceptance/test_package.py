@@ -67,10 +67,15 @@ def test_the_wheel_holds_the_package_its_pytest_plugin_and_nothing_else(wheel_na
 def test_the_sdist_is_enough_to_work_on(sdist_names: set[str]) -> None:
     """Whoever unpacks the source distribution can run, test and build the project."""
     needed = {
+        ".ci/run",
+        ".github/workflows/test.yml",
+        ".pre-commit-config.yaml",
+        ".readthedocs.yaml",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
+        "SECURITY.md",
         "examples/payments/tasks.py",
         "idempotent_tasks/py.typed",
         "pyproject.toml",

@@ -30,7 +30,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.parametrize("source", sorted(DIAGRAMS.glob("*.mmd")), ids=lambda source: source.stem)
 def test_a_picture_is_of_its_source(source: Path) -> None:
-    """The picture names the digest of the source and the style; `scripts/diagrams` renders it anew."""
+    """The picture names the digest of the source and the style; `scripts/diagrams` renders it again."""
     drawn_from = [source, DIAGRAMS / "config.json", DIAGRAMS / "style.css"]
     digest = sha256(b"".join(path.read_bytes() for path in drawn_from)).hexdigest()
     first_line, _, _ = source.with_suffix(".svg").read_text(encoding="utf-8").partition("\n")
