@@ -6,10 +6,9 @@ store cannot be reached or refuses.
 
 import click
 
-from idempotent_tasks.cli.changes import forget, purge, release
-from idempotent_tasks.cli.check import check
+from idempotent_tasks.cli.modify import forget, purge, release
 from idempotent_tasks.cli.records import list_, show
-from idempotent_tasks.cli.table import create_table, template
+from idempotent_tasks.cli.table import check, create_table, template
 from idempotent_tasks.cli.watch import watch
 
 __all__ = ["idempotency"]

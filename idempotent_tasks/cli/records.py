@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import click
 
-from idempotent_tasks.cli.command import Desk, Moment, at_desk, refuse
-from idempotent_tasks.cli.portrait import STATES, columns, facts, state, written_at
+from idempotent_tasks.cli.context import Desk, Moment, at_desk, refuse
+from idempotent_tasks.cli.format import STATES, columns, facts, state, written_at
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.records import Record, Status
 from idempotent_tasks.stores.dynamodb_operations import Corrupt

@@ -1,15 +1,20 @@
-"""``idempotency create-table`` and ``template``: how the table comes to be."""
+"""``idempotency create-table``, ``template`` and ``check``: make the table, and verify it with the configuration."""
+
+import json
 
 import click
+from celery.concurrency import get_implementation
 
-from idempotent_tasks.cli.command import Desk, at_desk
+from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.cli.context import REFUSED, USAGE, Desk, at_desk, end
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3_results import S3Results
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["create_table", "template"]
+__all__ = ["check", "create_table", "template"]
 
 
 @click.command("create-table")
@@ -40,3 +45,27 @@ def _bucket(desk: Desk) -> Bucket | None:
     tasks = [task for task in desk.app.tasks.values() if isinstance(task, IdempotentTask)]
     longest = max((seconds(task.policy_under(settings).expires) for task in tasks), default=0.0)
     return Bucket.of(settings.results, longest)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def check(context: click.Context, *, as_json: bool) -> None:
+    """Compare the app's configuration, its table and this machine with what the promise needs.
+
+    Reads what a worker without options of its own would read.  Exits with 0 if nothing is found, else with 1.
+    """
+    app = context.obj.app
+    try:
+        app.loader.import_default_modules()
+        found = findings(Surroundings.of_app(app, get_implementation(app.conf.worker_pool).__module__))
+    except ConfigurationError as error:
+        end(error, USAGE)
+    if as_json:
+        listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
+        click.echo(json.dumps(listed, indent=2))
+    else:
+        for each in found:
+            click.echo(f"{each.code}: {each.what}\n  why:    {each.why}\n  remedy: {each.remedy}\n")
+        click.echo(f"{len(found)} finding{'' if len(found) == 1 else 's'}")
+    raise SystemExit(REFUSED if found else 0)

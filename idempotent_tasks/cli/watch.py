@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from idempotent_tasks.cli.command import Desk, at_desk
-from idempotent_tasks.cli.portrait import columns, facts
+from idempotent_tasks.cli.context import Desk, at_desk
+from idempotent_tasks.cli.format import columns, facts
 from idempotent_tasks.cli.records import matching
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.observers.celery_events import TOLD, event_type

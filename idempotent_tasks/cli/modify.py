@@ -8,8 +8,8 @@ from itertools import islice
 
 import click
 
-from idempotent_tasks.cli.command import Desk, Moment, at_desk, confirm, refuse
-from idempotent_tasks.cli.portrait import STATES, columns, is_live, state
+from idempotent_tasks.cli.context import Desk, Moment, at_desk, confirm, refuse
+from idempotent_tasks.cli.format import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.records import Record, Status
