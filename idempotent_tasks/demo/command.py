@@ -1,27 +1,41 @@
 """Plays the demo: both phases from one seed, the verdict, and the files that were asked for."""
 
-from contextlib import ExitStack
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 from rich.console import Console
 
 from idempotent_tasks.demo import servers, tasks
-from idempotent_tasks.demo.environment import own_environment
 from idempotent_tasks.demo.ledger import Ledger
 from idempotent_tasks.demo.plan import VISIBILITY_TIMEOUT_SECONDS, Payment, draw
 from idempotent_tasks.demo.scenario import Phase, play
 from idempotent_tasks.demo.screen import Screen
 from idempotent_tasks.demo.timeline import Panel, picture
-from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
-__all__ = ["run"]
+__all__ = ["own_environment", "run", "unwinding_on_signals"]
 
 _PLAIN = "plain Celery task"
 _IDEMPOTENT = "IdempotentTask"
 _TABLE = "demo-payments"
+#: These would lead the demo to other brokers and accounts.
+_FOREIGN_PREFIXES = ("AWS_", "BOTO_", "CELERY_")
+#: The demo speaks to this machine only, which a proxy could not reach.
+_PROXY_SUFFIX = "_PROXY"
+_STAND_IN_ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "demo",
+    "AWS_SECRET_ACCESS_KEY": "demo",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 
 def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: bool) -> bool:
@@ -83,3 +97,41 @@ def _report(seed: int, ledgers: dict[str, Ledger], *, kept: bool) -> str:
         "idempotent": asdict(ledgers[_IDEMPOTENT].figures()),
     }
     return dumps(figures, indent=2) + "\n"
+
+
+@contextmanager
+def own_environment(folder: Path) -> Iterator[None]:
+    """Keep this process and its children away from the caller's brokers and accounts meanwhile.
+
+    Args:
+        folder: where children put their temporary files, which they leave behind when they are killed.
+    """
+    before = dict(os.environ)
+    for name in filter(_foreign, before):
+        del os.environ[name]
+    os.environ.update(_STAND_IN_ACCOUNT, TMPDIR=str(folder))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _foreign(name: str) -> bool:
+    return name.startswith(_FOREIGN_PREFIXES) or name.upper().endswith(_PROXY_SUFFIX)
+
+
+@contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """Turn the signals that ask a program to end into `SystemExit`, so that everything started is ended first."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in asking}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

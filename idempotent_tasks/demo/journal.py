@@ -1,13 +1,12 @@
 """The demo's journal on disk: every process appends lines to it, and what it says is what happened."""
 
+import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from json import dumps, loads
 from pathlib import Path
 
-from idempotent_tasks.demo.lines import LineReader, append_line
-
-__all__ = ["Entry", "Journal", "Reader", "What"]
+__all__ = ["Entry", "Journal", "LineReader", "Reader", "What", "append_line"]
 
 
 class What(StrEnum):
@@ -74,3 +73,32 @@ class Reader:
 def _entry(line: bytes) -> Entry:
     fields = loads(line)
     return Entry(**{**fields, "what": What(fields["what"])})
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Write one line with a single append, so that a killed writer leaves no half of it behind."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+class LineReader:
+    """The reading end: each call returns what was written since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def news(self) -> list[bytes]:
+        """Return the lines that are complete and new, oldest first."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            complete = file.read().rpartition(b"\n")[0]
+        if not complete:
+            return []
+        self._offset += len(complete) + 1
+        return complete.split(b"\n")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from idempotent_tasks.__main__ import main
 from idempotent_tasks.demo import command
-from idempotent_tasks.demo.environment import own_environment
+from idempotent_tasks.demo.command import own_environment
 from idempotent_tasks.demo.errors import PartError
 from idempotent_tasks.demo.journal import Entry, What
 from idempotent_tasks.demo.ledger import Ledger

@@ -8,8 +8,7 @@ from rich.console import Console
 from idempotent_tasks.demo.journal import Entry, What
 from idempotent_tasks.demo.ledger import Ledger
 from idempotent_tasks.demo.plan import draw
-from idempotent_tasks.demo.screen import Screen
-from idempotent_tasks.demo.story import Narrator
+from idempotent_tasks.demo.screen import Narrator, Screen
 
 PAYMENTS = draw(8, 1)
 NAME = PAYMENTS[0].name
