@@ -1,8 +1,4 @@
-"""``celery -A proj idempotency ...``: what the person on call asks and does.
-
-Exit codes: 0 done; 1 refused, not found, or something was found by ``check``; 2 wrong usage or configuration; 3 the
-store cannot be reached or refuses.
-"""
+"""The command line for operators: ``celery -A proj idempotency ...``."""
 
 import click
 

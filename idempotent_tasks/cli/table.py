@@ -1,4 +1,4 @@
-"""``idempotency create-table``, ``template`` and ``check``: make the table, and verify it with the configuration."""
+"""``idempotency create-table``, ``template`` and ``check``: create the table, and check the configuration."""
 
 import json
 
@@ -6,44 +6,42 @@ import click
 from celery.concurrency import get_implementation
 
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.cli.context import REFUSED, USAGE, Desk, at_desk, end
+from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3_results import S3Results
-from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["check", "create_table", "template"]
 
 
 @click.command("create-table")
-@at_desk
-def create_table(desk: Desk) -> None:
+@pass_admin_context
+def create_table(admin: AdminContext) -> None:
     """Create the app's table with on-demand billing and TTL, or complete it; repeating it is harmless."""
-    desk.store.create_table()
-    click.echo(f"table {desk.store.table!r} is ready, with TTL on {desk.store.layout.expiry_attr!r}")
+    admin.store.create_table()
+    click.echo(f"table {admin.store.table!r} is ready, with TTL on {admin.store.layout.expiry_attr!r}")
 
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(sorted(TEMPLATES)), required=True)
 @click.option("--point-in-time-recovery", "recovery", is_flag=True, help="Turn backups on, which cost extra.")
-@at_desk
-def template(desk: Desk, *, form: str, recovery: bool) -> None:
+@pass_admin_context
+def template(admin: AdminContext, *, form: str, recovery: bool) -> None:
     """Print the app's table, or the permissions on it, for a tool that manages infrastructure.
 
     ``iam`` has two statements: what workers need, and what operators need for this command line besides; and two more
     for the bucket of large results, where the app has one.
     """
-    click.echo(TEMPLATES[form](Table.of(desk.store, point_in_time_recovery=recovery, bucket=_bucket(desk))))
+    click.echo(TEMPLATES[form](Table.of(admin.store, point_in_time_recovery=recovery, bucket=_bucket(admin))))
 
 
-def _bucket(desk: Desk) -> Bucket | None:
-    settings = settings_of(desk.app)
+def _bucket(admin: AdminContext) -> Bucket | None:
+    settings = settings_of(admin.app)
     if not isinstance(settings.results, S3Results):
         return None
-    tasks = [task for task in desk.app.tasks.values() if isinstance(task, IdempotentTask)]
-    longest = max((seconds(task.policy_under(settings).expires) for task in tasks), default=0.0)
+    longest = max((seconds(task.policy_under(settings).expires) for task in admin.tasks), default=0.0)
     return Bucket.of(settings.results, longest)
 
 
