@@ -1,4 +1,4 @@
-"""Plays the demo: both phases from one seed, the verdict, and the files that were asked for."""
+"""The command ``demo``: run both phases from one seed, print the verdict, write the files that were asked for."""
 
 import os
 import signal
@@ -25,11 +25,11 @@ __all__ = ["own_environment", "run", "unwinding_on_signals"]
 _PLAIN = "plain Celery task"
 _IDEMPOTENT = "IdempotentTask"
 _TABLE = "demo-payments"
-#: These would lead the demo to other brokers and accounts.
+#: Variables that would direct the demo to other brokers and accounts.
 _FOREIGN_PREFIXES = ("AWS_", "BOTO_", "CELERY_")
-#: The demo speaks to this machine only, which a proxy could not reach.
+#: The demo connects to this machine only, which a proxy could not reach.
 _PROXY_SUFFIX = "_PROXY"
-_STAND_IN_ACCOUNT = {
+_FAKE_ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "demo",
     "AWS_SECRET_ACCESS_KEY": "demo",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -39,20 +39,20 @@ _STAND_IN_ACCOUNT = {
 
 
 def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: bool) -> bool:
-    """Play the demo.
+    """Run the demo.
 
     Args:
-        payments: how many payments are wanted.
-        seed: draws the workload and the kills.
-        svg: where to write the timeline, or None.
-        json: where to write the figures, or None.
+        payments: the number of payments.
+        seed: the seed of the workload and the kills.
+        svg: the file for the timeline, or None.
+        json: the file for the figures, or None.
         live: whether to draw a live display instead of printing lines.
 
     Returns:
-        Whether `IdempotentTask` charged every payment once.
+        Whether `IdempotentTask` charged each payment exactly once.
 
     Raises:
-        DemoError: a part of it did not start, or a phase did not come to its end.
+        DemoError: a server or a worker did not start or died, or a phase took too long.
     """
     screen = Screen(Console(), live=live)
     screen.say(f"{payments} payments, seed {seed}: both tasks get the same payments, duplicates and kills.\n")
@@ -85,7 +85,7 @@ def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledge
 
 def _play(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
     explanation = f"{options}; real workers, visibility timeout {VISIBILITY_TIMEOUT_SECONDS} s"
-    with screen.act(title, explanation) as watch:
+    with screen.phase(title, explanation) as watch:
         return play(phase, workload, watch)
 
 
@@ -101,15 +101,15 @@ def _report(seed: int, ledgers: dict[str, Ledger], *, kept: bool) -> str:
 
 @contextmanager
 def own_environment(folder: Path) -> Iterator[None]:
-    """Keep this process and its children away from the caller's brokers and accounts meanwhile.
+    """Hide the caller's brokers, accounts and proxies from this process and its children.
 
     Args:
-        folder: where children put their temporary files, which they leave behind when they are killed.
+        folder: the children's folder for temporary files, which they cannot remove when they are killed.
     """
     before = dict(os.environ)
     for name in filter(_foreign, before):
         del os.environ[name]
-    os.environ.update(_STAND_IN_ACCOUNT, TMPDIR=str(folder))
+    os.environ.update(_FAKE_ACCOUNT, TMPDIR=str(folder))
     try:
         yield
     finally:
@@ -123,13 +123,12 @@ def _foreign(name: str) -> bool:
 
 @contextmanager
 def unwinding_on_signals() -> Iterator[None]:
-    """Turn the signals that ask a program to end into `SystemExit`, so that everything started is ended first."""
+    """Raise `SystemExit` on SIGINT, SIGTERM and SIGHUP, so that every context manager is left."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in asking}
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

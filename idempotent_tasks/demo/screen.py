@@ -1,4 +1,4 @@
-"""Shows the phases in the terminal while they are played, and the two side by side at the end."""
+"""The demo's terminal output: each phase while it runs, and both side by side at the end."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -43,12 +43,12 @@ _LIMIT = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One sentence."""
+    """One line of the output."""
 
-    #: Seconds since the journal's first entry.
+    #: Seconds since the first entry of the journal.
     seconds: float
     text: str
-    #: A style of rich's.
+    #: A style of rich.
     style: str = ""
 
     def __str__(self) -> str:
@@ -56,33 +56,33 @@ class Line:
 
 
 class Narrator:
-    """Tells one phase as its entries come in."""
+    """Describes the kills, second runs, second charges, replays and deferrals of a phase as its entries arrive."""
 
     def __init__(self) -> None:
         self._begun = 0.0
-        self._told = 0
+        self._described = 0
         self._seen: Counter[tuple[What, str]] = Counter()
 
     def news(self, entries: Sequence[Entry]) -> list[Line]:
-        """Return the sentences on the entries that were not there at the last call.
+        """Return the lines about the entries that were added since the last call.
 
         Args:
             entries: all entries of the phase, oldest first.
         """
-        if entries and not self._told:
+        if entries and not self._described:
             self._begun = entries[0].at
-        new = entries[self._told :]
-        self._told = len(entries)
-        return [line for entry in new if (line := self._tell(entry))]
+        new = entries[self._described :]
+        self._described = len(entries)
+        return [line for entry in new if (line := self._describe(entry))]
 
-    def _tell(self, entry: Entry) -> Line | None:
+    def _describe(self, entry: Entry) -> Line | None:
         self._seen[entry.what, entry.payment] += 1
         text, style = _sentence(entry, self._seen[entry.what, entry.payment])
         return Line(entry.at - self._begun, f"{entry.payment}: {text}", style) if text else None
 
 
 def _sentence(entry: Entry, time: int) -> tuple[str, str]:
-    """Return what to say on an entry, and in which style; the time counts the payment's entries of its kind."""
+    """Return the text about an entry and its style; ``time`` counts the payment's entries of this kind."""
     always = {
         What.CHILD_KILLED: (f"pool child {entry.pid} killed while it charges", "yellow"),
         What.WORKER_KILLED: (f"worker {entry.pid} killed with its whole pool while it charges", "yellow"),
@@ -98,28 +98,28 @@ def _sentence(entry: Entry, time: int) -> tuple[str, str]:
 
 
 class Screen:
-    """The terminal: a live display, or plain lines where there is no terminal to draw on."""
+    """A live display, or plain lines if there is no terminal."""
 
     def __init__(self, console: Console, *, live: bool) -> None:
         self._console = console
         self._live = live
-        #: Each phase's title and its ledger, the present one last.
-        self._acts: dict[str, Ledger] = {}
+        #: The ledger of each phase by its title, the current one last.
+        self._ledgers: dict[str, Ledger] = {}
 
     def say(self, text: str) -> None:
-        """Print some plain text."""
+        """Print plain text."""
         self._console.print(text, highlight=False, markup=False)
 
     @contextmanager
-    def act(self, title: str, explanation: str) -> Iterator[Watcher]:
-        """Show one phase; the yielded function is to be called with its ledger again and again."""
+    def phase(self, title: str, explanation: str) -> Iterator[Watcher]:
+        """Show one phase; call the yielded function with its ledger again and again."""
         self._console.rule(f"[bold]{title}", align="left")
         self.say(explanation)
-        with self._live_act(title) if self._live else self._plain_act(title) as watch:
+        with self._live_phase(title) if self._live else self._plain_phase(title) as watch:
             yield watch
 
     @contextmanager
-    def _live_act(self, title: str) -> Iterator[Watcher]:
+    def _live_phase(self, title: str) -> Iterator[Watcher]:
         progress = Progress(TextColumn("payments charged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         bar = progress.add_task(title, total=None)
         lines: deque[Line] = deque(maxlen=_LAST_LINES)
@@ -127,7 +127,7 @@ class Screen:
         with Live(console=self._console, refresh_per_second=8) as live:
 
             def watch(ledger: Ledger) -> None:
-                self._acts[title] = ledger
+                self._ledgers[title] = ledger
                 lines.extend(narrator.news(ledger.entries))
                 progress.update(bar, total=len(ledger.payments), completed=ledger.charged)
                 live.update(Group(progress, _table(self._figures(), _MIDDLE), _last(lines)))
@@ -135,18 +135,18 @@ class Screen:
             yield watch
 
     @contextmanager
-    def _plain_act(self, title: str) -> Iterator[Watcher]:
+    def _plain_phase(self, title: str) -> Iterator[Watcher]:
         narrator = Narrator()
 
         def watch(ledger: Ledger) -> None:
-            self._acts[title] = ledger
+            self._ledgers[title] = ledger
             for line in narrator.news(ledger.entries):
                 self.say(str(line))
 
         yield watch
 
     def end(self, *, kept: bool) -> None:
-        """Print the phases side by side, and whether the promise was kept."""
+        """Print the phases side by side and the verdict."""
         figures = self._figures()
         self._console.rule("[bold]Side by side", align="left")
         self._console.print(_table(figures, _MIDDLE, _END))
@@ -155,7 +155,7 @@ class Screen:
         self._console.print(_LIMIT, style="dim", highlight=False)
 
     def _figures(self) -> dict[str, Figures]:
-        return {title: ledger.figures() for title, ledger in self._acts.items()}
+        return {title: ledger.figures() for title, ledger in self._ledgers.items()}
 
 
 def _last(lines: deque[Line]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""Draws the phases as a picture: a row for each payment, a bar for each run, a mark for whatever befell it."""
+"""The phases as an SVG timeline: a row for each payment, a bar for each run, a mark for each event."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from idempotent_tasks.demo.ledger import History, Ledger, Run
 __all__ = ["Panel", "picture"]
 
 _FONT = "-apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', Helvetica, Arial, sans-serif"
-#: Half the size of a mark.
+#: Half the width of a mark.
 _MARK = 3.6
 _WIDTH, _MARGIN, _GAP = 1000.0, 14.0, 26.0
 _NAMES, _TALLY = 50.0, 30.0
@@ -26,7 +26,7 @@ _DEFERRED, _REPLAYED, _KEPT = "#8250df", "#1a7f37", "#1a7f37"
 
 
 class _Canvas:
-    """A white picture; lengths are in user units, the origin is the top left corner."""
+    """An SVG document of a few shapes; lengths are in user units, the origin is the top left corner."""
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self._svg = ET.Element(
@@ -62,11 +62,11 @@ class _Canvas:
         self._add("text", x=x, y=y, fill=fill, **style).text = text
 
     def ring(self, x: float, y: float, stroke: str) -> None:
-        """Draw a small circle, empty."""
+        """Draw a small empty circle."""
         self._add("circle", cx=x, cy=y, r=_MARK - 0.8, fill="#ffffff", stroke=stroke, **{"stroke-width": 1.5})
 
     def diamond(self, x: float, y: float, fill: str) -> None:
-        """Draw a small diamond, full, with a white edge."""
+        """Draw a small filled diamond with a white edge."""
         points = f"{x:.1f},{y - _MARK:.1f} {x + _MARK:.1f},{y:.1f} {x:.1f},{y + _MARK:.1f} {x - _MARK:.1f},{y:.1f}"
         self._add("polygon", points=points, fill=fill, stroke="#ffffff", **{"stroke-width": 0.6})
 
@@ -83,7 +83,7 @@ class _Canvas:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One phase with its title."""
+    """One phase and its title."""
 
     title: str
     ledger: Ledger
@@ -95,12 +95,12 @@ class Panel:
 
     @property
     def seconds(self) -> float:
-        """How long it took from there to the last line of the journal."""
+        """Seconds from there to the last entry of the journal."""
         return self.ledger.entries[-1].at - self.begun
 
 
 def picture(panels: Sequence[Panel]) -> str:
-    """Return the panels side by side, on one scale of time, as an SVG document."""
+    """Return an SVG document with the panels side by side, on one time scale."""
     names = [payment.name for payment in panels[0].ledger.payments]
     bottom = _TOP + len(names) * _ROW
     seconds = _TICK_SECONDS * max(1, ceil(max(panel.seconds for panel in panels) / _TICK_SECONDS))
@@ -118,7 +118,7 @@ def picture(panels: Sequence[Panel]) -> str:
 
 
 class _Drawing:
-    """One panel on the canvas: where its seconds and its rows lie."""
+    """Draws one panel onto the canvas."""
 
     def __init__(self, canvas: _Canvas, panel: Panel, left: float, right: float, seconds: int) -> None:
         self._canvas = canvas
@@ -190,7 +190,7 @@ def _tick(canvas: _Canvas, x: float, y: float) -> None:
 
 
 def _lanes(runs: Sequence[Run]) -> Iterator[tuple[Run, int, int]]:
-    """Yield each run, its lane, and how many lanes its row has: runs at the same time lie one below the other."""
+    """Yield each run, its lane, and the number of lanes of its row; runs that overlap have different lanes."""
     ends: list[float] = []
     lanes: list[int] = []
     for run in runs:

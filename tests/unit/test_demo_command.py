@@ -22,9 +22,9 @@ def played(workload: tuple[Payment, ...], charges: int) -> Ledger:
     """Return the ledger of a phase that charged every payment so many times."""
     ledger = Ledger(workload)
     for payment in workload:
-        ledger.take(Entry(at=1.0, what=What.PUBLISHED, payment=payment.name))
+        ledger.add(Entry(at=1.0, what=What.PUBLISHED, payment=payment.name))
         for what in (What.STARTED, What.CHARGED, What.FINISHED) * charges:
-            ledger.take(Entry(at=2.0, what=what, payment=payment.name, pid=1))
+            ledger.add(Entry(at=2.0, what=what, payment=payment.name, pid=1))
     return ledger
 
 
@@ -34,7 +34,7 @@ def play_with(monkeypatch: pytest.MonkeyPatch, charges: int) -> None:
     def play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
         ledgers = {"plain Celery task": played(workload, 2), "IdempotentTask": played(workload, charges)}
         for title, ledger in ledgers.items():
-            with screen.act(title, "") as watch:
+            with screen.phase(title, "") as watch:
                 watch(ledger)
         return ledgers
 

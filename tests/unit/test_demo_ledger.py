@@ -6,14 +6,14 @@ import pytest
 
 from idempotent_tasks.demo.journal import Entry, What
 from idempotent_tasks.demo.ledger import Ledger
-from idempotent_tasks.demo.plan import Fate, Payment
+from idempotent_tasks.demo.plan import Fault, Payment
 
 CHILD, OTHER_CHILD, WORKER, OTHER_WORKER = 11, 22, 10, 20
 
 
 def payment(name: str) -> Payment:
     """Return a payment of 100 cents."""
-    return Payment(name=name, cents=100, fate=Fate.NONE, seconds=1.0, publish_at=(0.0,))
+    return Payment(name=name, cents=100, fault=Fault.NONE, seconds=1.0, publish_at=(0.0,))
 
 
 def entry(what: What, name: str = "a", *, pid: int = CHILD, worker: int = WORKER) -> Entry:
@@ -35,7 +35,7 @@ def ledger() -> Ledger:
 def book(ledger: Ledger, entries: Iterable[Entry]) -> None:
     """Book several entries."""
     for each in entries:
-        ledger.take(each)
+        ledger.add(each)
 
 
 def test_promise_is_kept_when_each_payment_is_charged_once(ledger: Ledger) -> None:
@@ -77,7 +77,7 @@ def test_killed_child_ends_its_run_only(ledger: Ledger) -> None:
 def test_killed_worker_ends_the_runs_of_its_pool(ledger: Ledger) -> None:
     """The runs of another worker go on."""
     book(ledger, [entry(What.STARTED), entry(What.STARTED, "b", pid=OTHER_CHILD, worker=OTHER_WORKER)])
-    ledger.take(entry(What.WORKER_KILLED, pid=WORKER, worker=0))
+    ledger.add(entry(What.WORKER_KILLED, pid=WORKER, worker=0))
     assert [name for name, _ in ledger.open_runs()] == ["b"]
 
 
@@ -85,7 +85,7 @@ def test_run_is_open_until_its_delivery_is_finished(ledger: Ledger) -> None:
     """Between charge and commit the run is still open: there a kill would repeat the charge."""
     book(ledger, [entry(What.STARTED), entry(What.CHARGED)])
     assert [run.charged for _, run in ledger.open_runs()] == [1.0]
-    ledger.take(entry(What.FINISHED))
+    ledger.add(entry(What.FINISHED))
     assert list(ledger.open_runs()) == []
 
 

@@ -1,4 +1,4 @@
-"""What the demo says: the sentences of its story, the plain lines, the live display, the end."""
+"""The demo's output: the lines about entries, plain and live display, the end."""
 
 from io import StringIO
 
@@ -61,7 +61,7 @@ def ledger_of(*entries: Entry) -> Ledger:
     """Return a ledger with these entries booked."""
     ledger = Ledger(PAYMENTS)
     for each in entries:
-        ledger.take(each)
+        ledger.add(each)
     return ledger
 
 
@@ -71,9 +71,9 @@ def test_screen_shows_the_phase_and_then_both_side_by_side(*, live: bool) -> Non
     output = StringIO()
     screen = Screen(Console(file=output, width=120, force_terminal=live), live=live)
     twice = (What.STARTED, What.CHARGED, What.FINISHED) * 2
-    with screen.act("plain", "what it is") as watch:
+    with screen.phase("plain", "what it is") as watch:
         watch(ledger_of(*(entry(1.0, what) for what in twice)))
-    with screen.act("ours", "what it is") as watch:
+    with screen.phase("ours", "what it is") as watch:
         watch(ledger_of(entry(1.0, What.REPLAYED)))
     screen.end(kept=False)
     shown = output.getvalue()

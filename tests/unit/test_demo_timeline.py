@@ -15,9 +15,9 @@ def ledger_of(*happened: tuple[float, What, int], count: int = 8) -> Ledger:
     payments = draw(count, 1)
     ledger = Ledger(payments)
     for payment in payments:
-        ledger.take(Entry(at=100.0, what=What.PUBLISHED, payment=payment.name))
+        ledger.add(Entry(at=100.0, what=What.PUBLISHED, payment=payment.name))
     for seconds, what, pid in happened:
-        ledger.take(Entry(at=100.0 + seconds, what=what, payment=payments[0].name, pid=pid))
+        ledger.add(Entry(at=100.0 + seconds, what=what, payment=payments[0].name, pid=pid))
     return ledger
 
 
