@@ -14,7 +14,7 @@ from idempotent_tasks.cli.context import AdminContext, pass_admin_context
 from idempotent_tasks.cli.format import as_dict, columns
 from idempotent_tasks.cli.records import matching
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.observers.celery_events import TOLD, event_type
+from idempotent_tasks.observers.celery_events import REPORTED, event_type
 from idempotent_tasks.records import Record
 
 __all__ = ["watch"]
@@ -28,7 +28,7 @@ TASK_ID_WIDTH: Final = 36
 #: Seconds between two checks whether to end, and between two attempts to connect.
 RECONNECT_SECONDS: Final = 0.2
 #: The name under which each type of Celery event is counted.
-COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in TOLD}
+COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in REPORTED}
 NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
 _clock = SystemClock()
 
