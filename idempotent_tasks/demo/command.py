@@ -56,7 +56,7 @@ def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: 
     """
     screen = Screen(Console(), live=live)
     screen.say(f"{payments} payments, seed {seed}: both tasks get the same payments, duplicates and kills.\n")
-    ledgers = _play_both(draw(payments, seed), screen)
+    ledgers = _run_both(draw(payments, seed), screen)
     kept = ledgers[_IDEMPOTENT].figures().promise_kept
     screen.end(kept=kept)
     if svg:
@@ -66,7 +66,7 @@ def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: 
     return kept
 
 
-def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
+def _run_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
     with ExitStack() as stack:
         stack.enter_context(unwinding_on_signals())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-demo-")))
@@ -78,12 +78,12 @@ def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledge
             task=tasks.IDEMPOTENT, name="idempotent", broker_url=f"{broker_url}/1", store_url=store_url, folder=folder
         )
         return {
-            _PLAIN: _play(_PLAIN, "acks_late=True, reject_on_worker_lost=True", plain, workload, screen),
-            _IDEMPOTENT: _play(_IDEMPOTENT, 'idempotency=Idempotency(key="payment")', idempotent, workload, screen),
+            _PLAIN: _run_one(_PLAIN, "acks_late=True, reject_on_worker_lost=True", plain, workload, screen),
+            _IDEMPOTENT: _run_one(_IDEMPOTENT, 'idempotency=Idempotency(key="payment")', idempotent, workload, screen),
         }
 
 
-def _play(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
+def _run_one(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
     explanation = f"{options}; real workers, visibility timeout {VISIBILITY_TIMEOUT_SECONDS} s"
     with screen.phase(title, explanation) as watch:
         return play(phase, workload, watch)

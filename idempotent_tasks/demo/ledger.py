@@ -32,7 +32,6 @@ class History:
     """The events of one payment, as their times in epoch seconds."""
 
     published: list[float] = field(default_factory=list)
-    delivered: list[float] = field(default_factory=list)
     replayed: list[float] = field(default_factory=list)
     deferred: list[float] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -138,8 +137,6 @@ class Ledger:
         match entry.what:
             case What.PUBLISHED:
                 history.published.append(entry.at)
-            case What.DELIVERED:
-                history.delivered.append(entry.at)
             case What.REPLAYED:
                 history.replayed.append(entry.at)
             case What.DEFERRED:

@@ -2,8 +2,9 @@
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -64,11 +65,7 @@ class Narrator:
         self._seen: Counter[tuple[What, str]] = Counter()
 
     def news(self, entries: Sequence[Entry]) -> list[Line]:
-        """Return the lines about the entries that were added since the last call.
-
-        Args:
-            entries: all entries of the phase, oldest first.
-        """
+        """Return the lines about the entries since the last call; ``entries`` are all of the phase, oldest first."""
         if entries and not self._described:
             self._begun = entries[0].at
         new = entries[self._described :]
@@ -81,8 +78,8 @@ class Narrator:
         return Line(entry.at - self._begun, f"{entry.payment}: {text}", style) if text else None
 
 
-def _sentence(entry: Entry, time: int) -> tuple[str, str]:
-    """Return the text about an entry and its style; ``time`` counts the payment's entries of this kind."""
+def _sentence(entry: Entry, count: int) -> tuple[str, str]:
+    """Return the text about an entry and its style; ``count`` is that of the payment's entries of this kind."""
     always = {
         What.CHILD_KILLED: (f"pool child {entry.pid} killed while it charges", "yellow"),
         What.WORKER_KILLED: (f"worker {entry.pid} killed with its whole pool while it charges", "yellow"),
@@ -91,10 +88,10 @@ def _sentence(entry: Entry, time: int) -> tuple[str, str]:
     at_first = {What.DEFERRED: ("another delivery is at it; this one is put off until that is done", "magenta")}
     repeated = {
         What.PUBLISHED: ("published a second time", ""),
-        What.STARTED: (f"the body runs again, run {time}", "yellow"),
-        What.CHARGED: (f"CHARGED AGAIN, {entry.cents / 100:.2f}, charge {time}", "bold red"),
+        What.STARTED: (f"the body runs again, run {count}", "yellow"),
+        What.CHARGED: (f"CHARGED AGAIN, {entry.cents / 100:.2f}, charge {count}", "bold red"),
     }
-    return always.get(entry.what) or (at_first if time == 1 else repeated).get(entry.what) or ("", "")
+    return always.get(entry.what) or (at_first if count == 1 else repeated).get(entry.what) or ("", "")
 
 
 class Screen:
@@ -115,7 +112,8 @@ class Screen:
         """Show one phase; call the yielded function with its ledger again and again."""
         self._console.rule(f"[bold]{title}", align="left")
         self.say(explanation)
-        with self._live_phase(title) if self._live else self._plain_phase(title) as watch:
+        plain = nullcontext(partial(self._print_new, title, Narrator()))
+        with self._live_phase(title) if self._live else plain as watch:
             yield watch
 
     @contextmanager
@@ -134,16 +132,10 @@ class Screen:
 
             yield watch
 
-    @contextmanager
-    def _plain_phase(self, title: str) -> Iterator[Watcher]:
-        narrator = Narrator()
-
-        def watch(ledger: Ledger) -> None:
-            self._ledgers[title] = ledger
-            for line in narrator.news(ledger.entries):
-                self.say(str(line))
-
-        yield watch
+    def _print_new(self, title: str, narrator: Narrator, ledger: Ledger) -> None:
+        self._ledgers[title] = ledger
+        for line in narrator.news(ledger.entries):
+            self.say(str(line))
 
     def end(self, *, kept: bool) -> None:
         """Print the phases side by side and the verdict."""
