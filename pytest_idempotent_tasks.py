@@ -1,7 +1,7 @@
-"""The pytest plug-in of idempotent_tasks: fixtures for tests of guarded tasks.
+"""Pytest fixtures for tests of guarded tasks.
 
-It stands beside the package and imports it only where a fixture is used: pytest loads every plug-in in every run, and
-the package brings Celery and boto3.
+The module is outside the package and imports it only inside the fixtures: pytest loads every plugin in every run, and
+the package imports Celery and boto3.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["idempotency_clock", "idempotency_events", "idempotency_in_memory", "
 
 @pytest.fixture
 def idempotency_clock() -> FakeClock:
-    """A clock that stands still until the test moves it."""
+    """A manual clock, which stands still until the test moves it."""
     from idempotent_tasks.testing import FakeClock
 
     return FakeClock()
@@ -29,7 +29,7 @@ def idempotency_clock() -> FakeClock:
 
 @pytest.fixture
 def idempotency_store(idempotency_clock: FakeClock) -> MemoryStore:
-    """An empty store in memory, on the test's clock."""
+    """An empty in-memory store on `idempotency_clock`."""
     from idempotent_tasks.testing import MemoryStore
 
     return MemoryStore(clock=idempotency_clock)
@@ -37,7 +37,7 @@ def idempotency_store(idempotency_clock: FakeClock) -> MemoryStore:
 
 @pytest.fixture
 def idempotency_events() -> list[Event]:
-    """The events of the apps that were given to `idempotency_in_memory`, in order."""
+    """The events of the apps that were passed to `idempotency_in_memory`, in order."""
     return []
 
 
@@ -45,7 +45,7 @@ def idempotency_events() -> list[Event]:
 def idempotency_in_memory(
     idempotency_store: MemoryStore, idempotency_events: list[Event]
 ) -> Iterator[Callable[[Any], None]]:
-    """Lets a Celery app keep its records in the test's own store until the test ends; its configuration stays."""
+    """A function that makes a Celery app use `idempotency_store` until the test ends."""
     from idempotent_tasks.testing import temporary_settings
 
     with ExitStack() as stack:

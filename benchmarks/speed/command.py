@@ -15,7 +15,7 @@ from benchmarks.speed.machine import machine
 from benchmarks.speed.report import Report
 from benchmarks.speed.rows import Row, failed
 from benchmarks.written import add_files, write
-from idempotent_tasks.demo.unwinding import unwinding_on_signals
+from idempotent_tasks.demo.command import unwinding_on_signals
 
 __all__ = ["main"]
 

@@ -22,7 +22,7 @@ from benchmarks.storm.report import Report
 from benchmarks.storm.services import Services
 from benchmarks.storm.tracing import tracing
 from benchmarks.written import add_files, write
-from idempotent_tasks.demo.unwinding import unwinding_on_signals
+from idempotent_tasks.demo.command import unwinding_on_signals
 
 __all__ = ["main"]
 

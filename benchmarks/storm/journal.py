@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.storm.history import Event, What
-from idempotent_tasks.demo.lines import LineReader, append_line
+from idempotent_tasks.demo.journal import LineReader, append_line
 
 __all__ = ["Journal", "Reader", "now"]
 

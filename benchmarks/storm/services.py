@@ -17,7 +17,7 @@ from benchmarks.storm.errors import StormError
 from benchmarks.storm.faults import Faults
 from benchmarks.storm.plan import Outage, Plan
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.demo.environment import own_environment
+from idempotent_tasks.demo.command import own_environment
 from tests.support import brokers
 from tests.support.dynamodb import ministack_server
 from tests.support.rabbitmq_server import rabbitmq_server

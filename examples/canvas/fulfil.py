@@ -1,4 +1,4 @@
-"""The way of an order to the customer: a chain of guarded steps around a chord."""
+"""Fulfil an order: a chain of guarded tasks with a chord in it."""
 
 import sys
 
@@ -9,7 +9,7 @@ ITEMS = ("book", "lamp", "sofa")
 
 
 def main(order: str) -> None:
-    """Publish all the steps of an order, and print the result of the last."""
+    """Publish the chain for an order, and print the result of its last task."""
     packing = chord([pack.si(order, item) for item in ITEMS], ship.s(order))
     print(chain(reserve.s(order), packing, tell.s()).apply_async().get(timeout=90))
 

@@ -1,4 +1,4 @@
-"""The steps of an order on its way to the customer: each is guarded by a key from its arguments."""
+"""The tasks that fulfil an order, each guarded by a key from its arguments."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from celery import Celery
 
 from idempotent_tasks import Idempotency, IdempotentTask
 
-#: What was done in the warehouse, a line for each effect.
+#: The log of the warehouse, one line for each side effect.
 LOG = Path(os.environ.get("LOG", "warehouse.txt"))
 PACK_SECONDS = float(os.environ.get("PACK_SECONDS", "1"))
 
@@ -29,7 +29,7 @@ app.conf.update(
 
 
 def note(effect: str) -> None:
-    """Do what cannot be undone."""
+    """Log a side effect, which stands for one that cannot be undone."""
     with LOG.open("a") as log:
         log.write(f"{effect}\n")
 
@@ -43,7 +43,7 @@ def reserve(order: str) -> str:
 
 @app.task(idempotency=Idempotency(key="[order, item]"))
 def pack(order: str, item: str) -> str:
-    """Pack one item; the sofa takes longest."""
+    """Pack one item; the sofa takes `PACK_SECONDS`."""
     time.sleep(PACK_SECONDS if item == "sofa" else 0)
     note(f"packed {item} of {order}")
     return f"parcel of {item}"
@@ -51,13 +51,13 @@ def pack(order: str, item: str) -> str:
 
 @app.task(idempotency=Idempotency(key="order"))
 def ship(parcels: list[str], order: str) -> str:
-    """Hand the parcels to the carrier, all at once."""
+    """Hand all parcels to the carrier together."""
     note(f"shipped {order}")
     return f"{order}: {', '.join(parcels)}"
 
 
 @app.task(idempotency=Idempotency(key="shipment"))
 def tell(shipment: str) -> str:
-    """Tell the customer."""
+    """Notify the customer."""
     note(f"told the customer of {shipment}")
     return shipment

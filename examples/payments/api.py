@@ -1,4 +1,4 @@
-"""The payment service's HTTP side: what the client's `Idempotency-Key` says to be one payment is charged once."""
+"""The payment service's HTTP API: requests with the same `Idempotency-Key` are charged once."""
 
 from typing import Annotated, Any
 
@@ -12,14 +12,14 @@ api = FastAPI(title="Payments")
 
 
 class Payment(BaseModel):
-    """What a client asks for."""
+    """The body of a request."""
 
     customer: str
     amount_cents: PositiveInt
 
 
 class Outcome(BaseModel):
-    """What became of a payment."""
+    """The state of a payment, with its receipt once it is charged."""
 
     task_id: str
     state: str
@@ -28,7 +28,7 @@ class Outcome(BaseModel):
 
 @api.post("/payments", status_code=status.HTTP_202_ACCEPTED)
 def pay(payment: Payment, idempotency_key: Annotated[str, Header()]) -> Outcome:
-    """Publish the charge; the answer says where its outcome will be."""
+    """Publish the charge; the task id in the answer leads to its outcome."""
     try:
         published = charge.apply_async((payment.customer, payment.amount_cents), idempotency_key=idempotency_key)
     except (KeyEncodingError, MissingKeyError) as error:
@@ -38,7 +38,7 @@ def pay(payment: Payment, idempotency_key: Annotated[str, Header()]) -> Outcome:
 
 @api.get("/payments/{task_id}")
 def outcome(task_id: str, response: Response) -> Outcome:
-    """Return the outcome, 202 while there is none."""
+    """Return the outcome, or 202 while there is none."""
     result = charge.AsyncResult(task_id)
     if not result.ready():
         response.status_code = status.HTTP_202_ACCEPTED

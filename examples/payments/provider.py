@@ -1,4 +1,4 @@
-"""Stands for the card processor: it takes idempotency keys, and its books are a SQLite file."""
+"""A stand-in for a card processor that accepts idempotency keys; its books are a SQLite file."""
 
 import os
 import sqlite3
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 BOOKS = os.environ.get("BOOKS", "books.sqlite")
-#: How long the processor takes to charge, and after that to answer.
+#: Seconds that the processor takes to charge, and after that to answer.
 CHARGE_SECONDS = float(os.environ.get("CHARGE_SECONDS", "0.1"))
 ANSWER_SECONDS = float(os.environ.get("ANSWER_SECONDS", "0.1"))
 
@@ -26,7 +26,7 @@ def books() -> Iterator[sqlite3.Connection]:
 
 
 def charge(key: str, fence: int, customer: str, amount_cents: int) -> int:
-    """Charge a card once for each key, however often it is asked to, and return the number of the receipt."""
+    """Charge a card, once for each key, and return the number of the receipt."""
     with books() as connection:
         connection.execute("INSERT INTO requests VALUES (?, ?)", (key, fence))
     time.sleep(CHARGE_SECONDS)

@@ -1,4 +1,4 @@
-"""The payment service's Celery side: however often a charge is published or redelivered, it has one receipt."""
+"""The payment service's Celery app: a charge that is published or delivered again has one receipt."""
 
 import os
 from typing import Any
@@ -18,7 +18,7 @@ app.conf.update(
     broker_transport_options={
         "region": "eu-west-1",
         "is_secure": False,  # a stand-in on this machine; drop it on AWS
-        # Twice the time limit: a message that a worker holds may wait for one other.
+        # Twice the time limit: a prefetched message may wait for another to finish.
         "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT", "60")),
     },
     idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/payments"),
@@ -36,6 +36,6 @@ app.conf.update(
 )
 def charge(self: Any, customer: str, amount_cents: int) -> dict[str, Any]:
     """Charge a card and return the receipt."""
-    # A worker that dies behind this line charges again; by the key the processor recognises that.
+    # If the worker dies after this line the task runs again, and the processor recognises the key.
     receipt = provider.charge(self.idempotency.key, self.idempotency.fence, customer, amount_cents)
     return {"customer": customer, "amount_cents": amount_cents, "receipt": receipt}

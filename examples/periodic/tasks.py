@@ -1,4 +1,4 @@
-"""Periodic tasks, for any number of beats and workers: one that never overlaps, and one that runs once in a slot."""
+"""Periodic tasks for any number of beats and workers: one never overlaps itself, one runs once in a time slot."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from celery.beat import BeatLazyFunc
 
 from idempotent_tasks import Idempotency, IdempotentTask
 
-#: What ran, a line for each beginning and end.
+#: The log of runs, one line for each start and end.
 RUNS = Path(os.environ.get("RUNS", "runs.txt"))
 TICK_SECONDS = float(os.environ.get("TICK_SECONDS", "10"))
 SWEEP_SECONDS = float(os.environ.get("SWEEP_SECONDS", "15"))
@@ -18,21 +18,21 @@ SLOT_SECONDS = int(os.environ.get("SLOT_SECONDS", "60"))
 
 
 def slot() -> str:
-    """Return the beginning of the slot that it is now: of the minute, the hour or the day."""
+    """Return the start of the current time slot, which is as long as `SLOT_SECONDS`."""
     now = int(time.time())
     return datetime.fromtimestamp(now - now % SLOT_SECONDS, UTC).isoformat()
 
 
 app = Celery("periodic", broker=os.environ.get("BROKER_URL", "redis://localhost:6379/0"), task_cls=IdempotentTask)
 app.conf.update(
-    # A tick that nobody takes before the next one is worth nothing.
+    # A tick that no worker takes before the next one is useless.
     beat_schedule={
         "sweep": {"task": "tasks.sweep", "schedule": TICK_SECONDS, "options": {"expires": TICK_SECONDS}},
         "report": {"task": "tasks.report", "schedule": TICK_SECONDS, "args": (BeatLazyFunc(slot),)},
     },
     broker_connection_retry_on_startup=True,
     idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic"),
-    # A tick that is delivered again when its record has expired is one more tick, and not one more charge.
+    # A tick that is delivered again after its record has expired is only one more tick.
     idempotency_silenced_checks=["expires-before-redelivery"],
     task_default_queue=os.environ.get("QUEUE", "periodic"),
     task_ignore_result=True,
@@ -41,14 +41,14 @@ app.conf.update(
 
 
 def note(event: str) -> None:
-    """Write down what happens, and who does it."""
+    """Log an event with its process."""
     with RUNS.open("a") as runs:
         runs.write(f"{event} (process {os.getpid()})\n")
 
 
 @app.task(idempotency=Idempotency(key=lambda: "sweep", on_busy="skip", expires=1, lease=5))
 def sweep() -> None:
-    """Take longer than a tick."""
+    """Run longer than a tick."""
     note("sweep begins")
     time.sleep(SWEEP_SECONDS)
     note("sweep ends")

@@ -1,15 +1,10 @@
-"""``celery -A proj idempotency ...``: what the person on call asks and does.
-
-Exit codes: 0 done; 1 refused, not found, or something was found by ``check``; 2 wrong usage or configuration; 3 the
-store cannot be reached or refuses.
-"""
+"""The command line for operators: ``celery -A proj idempotency ...``."""
 
 import click
 
-from idempotent_tasks.cli.changes import forget, purge, release
-from idempotent_tasks.cli.check import check
+from idempotent_tasks.cli.modify import forget, purge, release
 from idempotent_tasks.cli.records import list_, show
-from idempotent_tasks.cli.table import create_table, template
+from idempotent_tasks.cli.table import check, create_table, template
 from idempotent_tasks.cli.watch import watch
 
 __all__ = ["idempotency"]

@@ -1,4 +1,4 @@
-"""``idempotency list`` and ``show``: what the table says."""
+"""``idempotency list`` and ``show``: print records."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,17 +6,16 @@ from contextlib import suppress
 
 import click
 
-from idempotent_tasks.cli.command import Desk, Moment, at_desk, refuse
-from idempotent_tasks.cli.portrait import STATES, columns, facts, state, written_at
+from idempotent_tasks.cli.context import AdminContext, Moment, pass_admin_context, refuse
+from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written_at
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.records import Record, Status
 from idempotent_tasks.stores.dynamodb_operations import Corrupt
-from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["list_", "matching", "show"]
 
 _LINE = "{:<10}{:>6}{:>7}{:>9}  {:<38}{}"
-#: The status that is stored where the record says so, by what it says now.
+#: The stored status of each state that the table can filter by.
 _STORED = {
     "running": Status.INPROGRESS,
     "free": Status.INPROGRESS,
@@ -26,7 +25,7 @@ _STORED = {
 
 
 def matching(
-    desk: Desk,
+    admin: AdminContext,
     *,
     states: tuple[str, ...],
     task: str | None,
@@ -34,12 +33,12 @@ def matching(
     after: float | None = None,
     data: bool = False,
 ) -> Iterator[Record | Corrupt]:
-    """Go through the records of certain states, of one task, written before or after moments in epoch seconds.
+    """Scan for records by state (any if ``states`` is empty), task, and when they were last written, in epoch seconds.
 
     ``data`` is as for `Operations.records`.
     """
     stored = _STORED.get(states[0]) if len(states) == 1 else None
-    for record in desk.operations.records(status=stored, task=task, data=data):
+    for record in admin.operations.records(status=stored, task=task, data=data):
         if isinstance(record, Corrupt):
             yield record
             continue
@@ -47,7 +46,7 @@ def matching(
         in_time = (before is None or (written is not None and written < before)) and (
             after is None or (written is not None and written >= after)
         )
-        if in_time and (not states or state(record, desk.now()) in states):
+        if in_time and (not states or state(record, admin.now()) in states):
             yield record
 
 
@@ -58,9 +57,9 @@ def matching(
 @click.option("--after", type=Moment(), help="Only records last written after.")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object a line.")
-@at_desk
+@pass_admin_context
 def list_(
-    desk: Desk,
+    admin: AdminContext,
     *,
     states: tuple[str, ...],
     task: str | None,
@@ -76,15 +75,15 @@ def list_(
     listed, corrupt = 0, 0
     if not as_json:
         click.echo(_LINE.format("STATE", "AGE", "LEFT", "ATTEMPT", "TASK ID", "KEY"))
-    # How large the data is, only the data says.
-    for record in matching(desk, states=states, task=task, before=before, after=after, data=as_json):
+    # The size of the data is computed from the data.
+    for record in matching(admin, states=states, task=task, before=before, after=after, data=as_json):
         if isinstance(record, Corrupt):
             corrupt += 1
             click.echo(f"{record.key!r} is no record: {record.why}", err=True)
             continue
         listed += 1
-        now = desk.now()
-        click.echo(json.dumps(facts(record, now, data=False)) if as_json else _LINE.format(*columns(record, now)))
+        now = admin.now()
+        click.echo(json.dumps(as_dict(record, now, data=False)) if as_json else _LINE.format(*columns(record, now)))
         if listed == limit:
             break
     click.echo(f"{listed} records" + (f", {corrupt} items that are none" if corrupt else ""), err=as_json)
@@ -95,48 +94,47 @@ def list_(
 @click.option("--data", is_flag=True, help="Show the stored result too.")
 @click.option("--scan", is_flag=True, help="Look through the whole table for a task id whose key is something else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
-@at_desk
-def show(desk: Desk, key: str, *, data: bool, scan: bool, as_json: bool) -> None:
+@pass_admin_context
+def show(admin: AdminContext, key: str, *, data: bool, scan: bool, as_json: bool) -> None:
     """Show one record: who holds the key, since when, for how long, how often it crashed, what came of it.
 
     A task id finds the records of tasks whose key is the task id; with --scan also those that were last claimed by it.
     """
-    told = [facts(record, desk.now(), data=data) for record in found(desk, key, scan=scan)]
+    shown = [as_dict(record, admin.now(), data=data) for record in found(admin, key, scan=scan)]
     if as_json:
-        click.echo(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
         return
-    click.echo("\n\n".join(_text(each) for each in told))
+    click.echo("\n\n".join(_text(each) for each in shown))
 
 
-def found(desk: Desk, key: str, *, scan: bool) -> list[Record]:
-    """Return the record of a key, or those of a task id; ends the command where there is none."""
-    names = [key] if "#" in key else sorted(f"{prefix}#{key}" for prefix in _prefixes(desk))
-    records = _read(desk, names)
+def found(admin: AdminContext, key: str, *, scan: bool) -> list[Record]:
+    """Return the record of a key, or those of a task id; exit with `REFUSED` if there is none."""
+    names = [key] if "#" in key else sorted(f"{prefix}#{key}" for prefix in _prefixes(admin))
+    records = _read(admin, names)
     if not records and scan and "#" not in key:
-        scanned = desk.operations.records()
-        # The scan finds keys and leaves the data behind.
-        records = _read(desk, [each.key for each in scanned if isinstance(each, Record) and each.task_id == key])
+        scanned = admin.operations.records()
+        # The scan returns records without their data.
+        records = _read(admin, [each.key for each in scanned if isinstance(each, Record) and each.task_id == key])
     if not records:
         hint = "" if scan or "#" in key else "; --scan looks for a task id whose key is something else"
         refuse(f"no record: {key!r}{hint}")
     return records
 
 
-def _read(desk: Desk, keys: Iterable[str]) -> list[Record]:
-    """Return the records of these keys, those that there are, with their data."""
+def _read(admin: AdminContext, keys: Iterable[str]) -> list[Record]:
+    """Return the records that exist under these keys, with their data."""
     records = []
     for key in keys:
         with suppress(RecordNotFoundError):
-            records.append(desk.store.get(key))
+            records.append(admin.store.get(key))
     return records
 
 
-def _prefixes(desk: Desk) -> set[str]:
-    tasks = [task for task in desk.app.tasks.values() if isinstance(task, IdempotentTask)]
-    return {task.idempotency_policy.prefix or task.name for task in tasks}
+def _prefixes(admin: AdminContext) -> set[str]:
+    return {task.idempotency_policy.prefix or task.name for task in admin.tasks}
 
 
-def _text(told: dict[str, object]) -> str:
-    shown = {name: value for name, value in told.items() if value is not None}
+def _text(fields: dict[str, object]) -> str:
+    shown = {name: value for name, value in fields.items() if value is not None}
     width = max(map(len, shown)) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in shown.items())

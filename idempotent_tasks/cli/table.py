@@ -1,42 +1,69 @@
-"""``idempotency create-table`` and ``template``: how the table comes to be."""
+"""``idempotency create-table``, ``template`` and ``check``: create the table, and check the configuration."""
+
+import json
 
 import click
+from celery.concurrency import get_implementation
 
-from idempotent_tasks.cli.command import Desk, at_desk
+from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3_results import S3Results
-from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["create_table", "template"]
+__all__ = ["check", "create_table", "template"]
 
 
 @click.command("create-table")
-@at_desk
-def create_table(desk: Desk) -> None:
+@pass_admin_context
+def create_table(admin: AdminContext) -> None:
     """Create the app's table with on-demand billing and TTL, or complete it; repeating it is harmless."""
-    desk.store.create_table()
-    click.echo(f"table {desk.store.table!r} is ready, with TTL on {desk.store.layout.expiry_attr!r}")
+    admin.store.create_table()
+    click.echo(f"table {admin.store.table!r} is ready, with TTL on {admin.store.layout.expiry_attr!r}")
 
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(sorted(TEMPLATES)), required=True)
 @click.option("--point-in-time-recovery", "recovery", is_flag=True, help="Turn backups on, which cost extra.")
-@at_desk
-def template(desk: Desk, *, form: str, recovery: bool) -> None:
+@pass_admin_context
+def template(admin: AdminContext, *, form: str, recovery: bool) -> None:
     """Print the app's table, or the permissions on it, for a tool that manages infrastructure.
 
     ``iam`` has two statements: what workers need, and what operators need for this command line besides; and two more
     for the bucket of large results, where the app has one.
     """
-    click.echo(TEMPLATES[form](Table.of(desk.store, point_in_time_recovery=recovery, bucket=_bucket(desk))))
+    click.echo(TEMPLATES[form](Table.of(admin.store, point_in_time_recovery=recovery, bucket=_bucket(admin))))
 
 
-def _bucket(desk: Desk) -> Bucket | None:
-    settings = settings_of(desk.app)
+def _bucket(admin: AdminContext) -> Bucket | None:
+    settings = settings_of(admin.app)
     if not isinstance(settings.results, S3Results):
         return None
-    tasks = [task for task in desk.app.tasks.values() if isinstance(task, IdempotentTask)]
-    longest = max((seconds(task.policy_under(settings).expires) for task in tasks), default=0.0)
+    longest = max((seconds(task.policy_under(settings).expires) for task in admin.tasks), default=0.0)
     return Bucket.of(settings.results, longest)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def check(context: click.Context, *, as_json: bool) -> None:
+    """Compare the app's configuration, its table and this machine with what the promise needs.
+
+    Reads what a worker without options of its own would read.  Exits with 0 if nothing is found, else with 1.
+    """
+    app = context.obj.app
+    try:
+        app.loader.import_default_modules()
+        found = findings(Surroundings.of_app(app, get_implementation(app.conf.worker_pool).__module__))
+    except ConfigurationError as error:
+        end(error, USAGE)
+    if as_json:
+        listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
+        click.echo(json.dumps(listed, indent=2))
+    else:
+        for each in found:
+            click.echo(f"{each.code}: {each.what}\n  why:    {each.why}\n  remedy: {each.remedy}\n")
+        click.echo(f"{len(found)} finding{'' if len(found) == 1 else 's'}")
+    raise SystemExit(REFUSED if found else 0)

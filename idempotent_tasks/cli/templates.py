@@ -1,4 +1,4 @@
-"""The table and its permissions as text for CloudFormation, Terraform, CDK and IAM; pure."""
+"""CloudFormation, Terraform, CDK and IAM templates for the table and the bucket of large results; no I/O."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ __all__ = ["TEMPLATES", "Bucket", "Table"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """A bucket for large results, and after how many days it forgets them."""
+    """A bucket for large results, and the days after which its objects expire."""
 
     name: str
     prefix: str
@@ -23,25 +23,25 @@ class Bucket:
 
     @classmethod
     def of(cls, results: S3Results, longest_seconds: float) -> Self:
-        """Return the bucket of an app whose records are kept for so many seconds at most."""
+        """Return the bucket of an app whose longest record retention is this many seconds."""
         return cls(name=results.bucket, prefix=results.prefix, days=days_of(longest_seconds))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """What a template says."""
+    """The table that a template describes."""
 
     name: str
     partition_key: str
     sort_key: str | None
     ttl_attribute: str
     point_in_time_recovery: bool
-    #: For results that a record is too small for.
+    #: Stores results that are too large for a record.
     bucket: Bucket | None = None
 
     @classmethod
     def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool, bucket: Bucket | None = None) -> Self:
-        """Return the table that a store needs; one that is named by its ARN keeps only its name."""
+        """Return the table that a store needs; of an ARN only the table's name is used."""
         layout = store.layout
         return cls(
             name=store.table.rpartition("/")[2],
@@ -54,7 +54,7 @@ class Table:
 
     @property
     def keys(self) -> Mapping[str, str]:
-        """Each key attribute and its role."""
+        """The key attributes, each with its role in the key schema."""
         sort = {} if self.sort_key is None else {self.sort_key: "RANGE"}
         return {self.partition_key: "HASH", **sort}
 
@@ -70,7 +70,7 @@ def _cloudformation(table: Table) -> str:
     }
     resource = {
         "Type": "AWS::DynamoDB::Table",
-        # Records are the memory of what has run: a stack that goes must not take them along.
+        # Without its records every task could run again: deleting the stack must not delete them.
         "DeletionPolicy": "Retain",
         "UpdateReplacePolicy": "Retain",
         "Properties": properties,

@@ -1,4 +1,4 @@
-"""``idempotency watch``: claims in flight with the time they have left, and what workers report, as it happens."""
+"""``idempotency watch``: a live view of the claims in flight, and of the rates of the events that workers send."""
 
 import json
 import threading
@@ -10,45 +10,45 @@ from typing import Any, Final
 
 import click
 
-from idempotent_tasks.cli.command import Desk, at_desk
-from idempotent_tasks.cli.portrait import columns, facts
+from idempotent_tasks.cli.context import AdminContext, pass_admin_context
+from idempotent_tasks.cli.format import as_dict, columns
 from idempotent_tasks.cli.records import matching
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.observers.celery_events import TOLD, event_type
+from idempotent_tasks.observers.celery_events import REPORTED, event_type
 from idempotent_tasks.records import Record
 
 __all__ = ["watch"]
 
-#: Seconds over which rates are counted.
+#: Seconds over which rates are averaged.
 WINDOW: Final = 10.0
-#: Rows of the screen that are no claims.
+#: Rows of the screen that do not show claims.
 FRAME_ROWS: Final = 6
-#: Columns of a UUID.
+#: Characters of a UUID.
 TASK_ID_WIDTH: Final = 36
-#: Seconds between two looks at whether to end, or to connect again.
+#: Seconds between two checks whether to end, and between two attempts to connect.
 RECONNECT_SECONDS: Final = 0.2
-#: What is counted: the type of the Celery event, and its name here.
-COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in TOLD}
+#: The name under which each type of Celery event is counted.
+COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in REPORTED}
 NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
 _clock = SystemClock()
 
 
 @dataclass
 class Rates:
-    """How many events of each kind came in the last seconds."""
+    """A sliding window over the events that came in."""
 
     seen: deque[tuple[float, str]] = field(default_factory=deque)
     total: int = 0
 
     def add(self, event: dict[str, Any]) -> None:
-        """Count one Celery event, if it is one of ours."""
+        """Count a Celery event, if it is one of this library."""
         kind = COUNTED.get(event["type"])
         if kind is not None:
             self.total += 1
             self.seen.append((_clock.now(), kind))
 
     def per_second(self) -> dict[str, float]:
-        """Return the rate of each kind over the last `WINDOW` seconds."""
+        """Return the events a second of each kind, averaged over the last `WINDOW` seconds."""
         oldest = _clock.now() - WINDOW
         while self.seen and self.seen[0][0] < oldest:
             self.seen.popleft()
@@ -60,25 +60,25 @@ class Rates:
 @click.option("--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, help="Seconds.")
 @click.option("--task", help="Only claims of this task.")
 @click.option("--once", is_flag=True, help="Print one picture as an object of JSON, after one interval, and end.")
-@at_desk
-def watch(desk: Desk, *, interval: float, task: str | None, once: bool) -> None:
+@pass_admin_context
+def watch(admin: AdminContext, *, interval: float, task: str | None, once: bool) -> None:
     """Watch the claims in flight, and how many replays, deferrals and crash loops a second workers report.
 
     Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers with the
     observer "celery".  Ends with Ctrl-C.
     """
     rates = Rates()
-    with _receiving(desk.app, rates):
+    with _receiving(admin.app, rates):
         if once:
             _clock.sleep(interval)
-            told = [facts(claim, desk.now(), data=False) for claim in _claims(desk, task)]
-            click.echo(json.dumps({"in_flight": told, "per_second": rates.per_second(), "events": rates.total}))
+            claims = [as_dict(claim, admin.now(), data=False) for claim in _claims(admin, task)]
+            click.echo(json.dumps({"in_flight": claims, "per_second": rates.per_second(), "events": rates.total}))
             return
         with suppress(KeyboardInterrupt):
-            _show(desk, task, rates, interval)
+            _show(admin, task, rates, interval)
 
 
-def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
+def _show(admin: AdminContext, task: str | None, rates: Rates, interval: float) -> None:
     try:
         from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - needs the optional extra
         from rich.console import Console, Group  # noqa: PLC0415
@@ -92,9 +92,9 @@ def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
 
     console = Console()
 
-    def picture() -> Group:
-        claims = _claims(desk, task)
-        told = "   ".join(f"{kind} {rate:g}" for kind, rate in rates.per_second().items() if rate) or "nothing"
+    def frame() -> Group:
+        claims = _claims(admin, task)
+        shown = "   ".join(f"{kind} {rate:g}" for kind, rate in rates.per_second().items() if rate) or "nothing"
         table = Table(box=SIMPLE_HEAD, expand=True)
         for name in ("age", "left", "attempt"):
             table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
@@ -102,29 +102,29 @@ def _show(desk: Desk, task: str | None, rates: Rates, interval: float) -> None:
         for name in ("worker", "key"):
             table.add_column(name, no_wrap=True)
         for claim in claims[: max(1, console.height - FRAME_ROWS)]:
-            _, age, left, attempt, task_id, key = columns(claim, desk.now())
+            _, age, left, attempt, task_id, key = columns(claim, admin.now())
             table.add_row(age, left, attempt, task_id, claim.worker or "?", key)
         return Group(
-            Text(f"{len(claims)} claims in flight in {desk.store.table}; those that expire first come first"),
-            Text(f"a second, over {WINDOW:g} s:   {told}" if rates.total else NO_EVENTS),
+            Text(f"{len(claims)} claims in flight in {admin.store.table}; those that expire first come first"),
+            Text(f"a second, over {WINDOW:g} s:   {shown}" if rates.total else NO_EVENTS),
             table,
         )
 
-    with Live(picture(), console=console, refresh_per_second=4, screen=True) as live:
+    with Live(frame(), console=console, refresh_per_second=4, screen=True) as live:
         while True:
             _clock.sleep(interval)
-            live.update(picture())
+            live.update(frame())
 
 
-def _claims(desk: Desk, task: str | None) -> list[Record]:
-    """Return the claims in flight, those that expire first before the others."""
-    running = matching(desk, states=("running",), task=task, before=None)
+def _claims(admin: AdminContext, task: str | None) -> list[Record]:
+    """Return the claims in flight, the soonest to expire first."""
+    running = matching(admin, states=("running",), task=task, before=None)
     return sorted((each for each in running if isinstance(each, Record)), key=lambda claim: claim.held_until)
 
 
 @contextmanager
 def _receiving(app: Any, rates: Rates) -> Iterator[None]:
-    """Count the events of the broker from a thread; without a broker there are none."""
+    """Count the broker's events in a thread, which connects again whenever the broker is away."""
     ended = threading.Event()
 
     def receive() -> None:

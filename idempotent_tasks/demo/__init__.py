@@ -1,5 +1,5 @@
-"""The demo: embedded broker and store, real workers, the same payments and the same kills with and without the library.
+"""The demo: kill workers of an embedded broker and store, with and without the library, and count the charges.
 
-The flow: `plan` (what happens), `servers` and `workers` (to whom), `tasks` (the payment itself), `scenario` (makes it
-happen), `journal` and `ledger` (what did happen), `screen` and `timeline` (show it), `command` (all of it).
+In the order of the flow: `plan` draws the workload, `servers` runs broker and store, `tasks` is the workers' app,
+`scenario` publishes and kills, `journal` and `ledger` record and count, `screen` and `timeline` show, `command` is all.
 """

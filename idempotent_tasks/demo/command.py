@@ -1,48 +1,62 @@
-"""Plays the demo: both phases from one seed, the verdict, and the files that were asked for."""
+"""The command ``demo``: run both phases from one seed, print the verdict, write the files that were asked for."""
 
-from contextlib import ExitStack
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 from rich.console import Console
 
 from idempotent_tasks.demo import servers, tasks
-from idempotent_tasks.demo.environment import own_environment
 from idempotent_tasks.demo.ledger import Ledger
 from idempotent_tasks.demo.plan import VISIBILITY_TIMEOUT_SECONDS, Payment, draw
 from idempotent_tasks.demo.scenario import Phase, play
 from idempotent_tasks.demo.screen import Screen
 from idempotent_tasks.demo.timeline import Panel, picture
-from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
-__all__ = ["run"]
+__all__ = ["own_environment", "run", "unwinding_on_signals"]
 
 _PLAIN = "plain Celery task"
 _IDEMPOTENT = "IdempotentTask"
 _TABLE = "demo-payments"
+#: Variables that would direct the demo to other brokers and accounts.
+_FOREIGN_PREFIXES = ("AWS_", "BOTO_", "CELERY_")
+#: The demo connects to this machine only, which a proxy could not reach.
+_PROXY_SUFFIX = "_PROXY"
+_FAKE_ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "demo",
+    "AWS_SECRET_ACCESS_KEY": "demo",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 
 def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: bool) -> bool:
-    """Play the demo.
+    """Run the demo.
 
     Args:
-        payments: how many payments are wanted.
-        seed: draws the workload and the kills.
-        svg: where to write the timeline, or None.
-        json: where to write the figures, or None.
+        payments: the number of payments.
+        seed: the seed of the workload and the kills.
+        svg: the file for the timeline, or None.
+        json: the file for the figures, or None.
         live: whether to draw a live display instead of printing lines.
 
     Returns:
-        Whether `IdempotentTask` charged every payment once.
+        Whether `IdempotentTask` charged each payment exactly once.
 
     Raises:
-        DemoError: a part of it did not start, or a phase did not come to its end.
+        DemoError: a server or a worker did not start or died, or a phase took too long.
     """
     screen = Screen(Console(), live=live)
     screen.say(f"{payments} payments, seed {seed}: both tasks get the same payments, duplicates and kills.\n")
-    ledgers = _play_both(draw(payments, seed), screen)
+    ledgers = _run_both(draw(payments, seed), screen)
     kept = ledgers[_IDEMPOTENT].figures().promise_kept
     screen.end(kept=kept)
     if svg:
@@ -52,7 +66,7 @@ def run(*, payments: int, seed: int, svg: Path | None, json: Path | None, live: 
     return kept
 
 
-def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
+def _run_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
     with ExitStack() as stack:
         stack.enter_context(unwinding_on_signals())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-demo-")))
@@ -64,14 +78,14 @@ def _play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledge
             task=tasks.IDEMPOTENT, name="idempotent", broker_url=f"{broker_url}/1", store_url=store_url, folder=folder
         )
         return {
-            _PLAIN: _play(_PLAIN, "acks_late=True, reject_on_worker_lost=True", plain, workload, screen),
-            _IDEMPOTENT: _play(_IDEMPOTENT, 'idempotency=Idempotency(key="payment")', idempotent, workload, screen),
+            _PLAIN: _run_one(_PLAIN, "acks_late=True, reject_on_worker_lost=True", plain, workload, screen),
+            _IDEMPOTENT: _run_one(_IDEMPOTENT, 'idempotency=Idempotency(key="payment")', idempotent, workload, screen),
         }
 
 
-def _play(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
+def _run_one(title: str, options: str, phase: Phase, workload: tuple[Payment, ...], screen: Screen) -> Ledger:
     explanation = f"{options}; real workers, visibility timeout {VISIBILITY_TIMEOUT_SECONDS} s"
-    with screen.act(title, explanation) as watch:
+    with screen.phase(title, explanation) as watch:
         return play(phase, workload, watch)
 
 
@@ -83,3 +97,40 @@ def _report(seed: int, ledgers: dict[str, Ledger], *, kept: bool) -> str:
         "idempotent": asdict(ledgers[_IDEMPOTENT].figures()),
     }
     return dumps(figures, indent=2) + "\n"
+
+
+@contextmanager
+def own_environment(folder: Path) -> Iterator[None]:
+    """Hide the caller's brokers, accounts and proxies from this process and its children.
+
+    Args:
+        folder: the children's folder for temporary files, which they cannot remove when they are killed.
+    """
+    before = dict(os.environ)
+    for name in filter(_foreign, before):
+        del os.environ[name]
+    os.environ.update(_FAKE_ACCOUNT, TMPDIR=str(folder))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _foreign(name: str) -> bool:
+    return name.startswith(_FOREIGN_PREFIXES) or name.upper().endswith(_PROXY_SUFFIX)
+
+
+@contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """Raise `SystemExit` on SIGINT, SIGTERM and SIGHUP, so that every context manager is left."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

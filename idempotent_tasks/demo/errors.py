@@ -1,4 +1,4 @@
-"""Why the demo could not be played to its end, which says nothing on the promise; shown by the command line."""
+"""Errors of the demo itself, which click prints; they say nothing about the library's promise."""
 
 from click import ClickException
 
@@ -6,18 +6,18 @@ __all__ = ["DemoError", "MissingExtraError", "PartError", "UnsettledError"]
 
 
 class DemoError(ClickException):
-    """The demo could not be played."""
+    """The demo could not run; the base of the others."""
 
     exit_code = 2
 
 
 class MissingExtraError(DemoError):
-    """The demo's own dependencies are not installed."""
+    """The extra ``demo`` is not installed."""
 
 
 class PartError(DemoError):
-    """A server or a worker did not come up, or ended unasked."""
+    """A server or a worker did not start, or exited unexpectedly."""
 
 
 class UnsettledError(DemoError):
-    """The broker still holds messages at the end of a phase's time."""
+    """The broker still held messages when a phase's time was over."""

@@ -1,76 +1,104 @@
-"""The demo's journal on disk: every process appends lines to it, and what it says is what happened."""
+"""The demo's journal: an append-only file of JSON lines, to which every process writes what it does."""
 
+import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from json import dumps, loads
 from pathlib import Path
 
-from idempotent_tasks.demo.lines import LineReader, append_line
-
-__all__ = ["Entry", "Journal", "Reader", "What"]
+__all__ = ["Entry", "Journal", "LineReader", "Reader", "What", "append_line"]
 
 
 class What(StrEnum):
-    """What a line reports."""
+    """The kind of an entry."""
 
-    #: By a worker: it takes messages now.
+    #: By a worker: it is ready to take messages.
     READY = "ready"
-    #: By the producer: a message is with the broker.
+    #: By the producer: the broker has the message.
     PUBLISHED = "published"
-    #: By a pool child: a message reached it, whether or not the body runs for it.
+    #: By a pool child: it received a message, whether or not the body runs.
     DELIVERED = "delivered"
-    #: By the body: it runs.
+    #: By the body: it begins.
     STARTED = "started"
-    #: By the body: its side effect, the money has moved.
+    #: By the body: its side effect, money was moved.
     CHARGED = "charged"
-    #: By a pool child: it is done with a message.
+    #: By a pool child: it has finished with the message.
     FINISHED = "finished"
     #: By the library: a stored result was returned instead of running the body.
     REPLAYED = "replayed"
-    #: By the library: another delivery is at it, the message was put off.
+    #: By the library: another delivery holds the claim, so the message was deferred.
     DEFERRED = "deferred"
-    #: By the demo: a pool child, or a whole worker, was killed.
+    #: By the demo: a pool child or a whole worker was killed.
     CHILD_KILLED = "child killed"
     WORKER_KILLED = "worker killed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One line."""
+    """One line of the journal."""
 
     #: Epoch seconds.
     at: float
     what: What
     payment: str = ""
-    #: The process that did it, or that was killed; and the worker that it belongs to.
+    #: The process that did it or was killed, and the worker that it belongs to.
     pid: int = 0
     worker: int = 0
-    #: The money that moved.
+    #: The money that was moved.
     cents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The writing end; safe to use from any number of processes at once."""
+    """Writes entries; any number of processes may write at once."""
 
     path: Path
 
     def append(self, entry: Entry) -> None:
-        """Write one line; see `append_line`."""
+        """Append an entry as one line; see `append_line`."""
         append_line(self.path, dumps(asdict(entry)).encode())
 
 
 class Reader:
-    """The reading end: each call returns what was written since the one before."""
+    """Reads the entries that were appended since the last read."""
 
     def __init__(self, path: Path) -> None:
         self._lines = LineReader(path)
 
     def news(self) -> list[Entry]:
-        """Return the entries that are new, oldest first."""
+        """Return the new entries, oldest first."""
         return [_entry(line) for line in self._lines.news()]
 
 
 def _entry(line: bytes) -> Entry:
     fields = loads(line)
     return Entry(**{**fields, "what": What(fields["what"])})
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line in one write, so that a writer that is killed leaves no partial line."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, line + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+class LineReader:
+    """Reads the lines that were appended to a file since the last read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def news(self) -> list[bytes]:
+        """Return the new complete lines, oldest first, without their newlines."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            complete = file.read().rpartition(b"\n")[0]
+        if not complete:
+            return []
+        self._offset += len(complete) + 1
+        return complete.split(b"\n")

@@ -1,4 +1,4 @@
-"""Judges the journal: which payments were charged, how often, by which runs, and what became of every delivery."""
+"""The figures of a phase from its journal: charges, runs, replays, deferrals and kills, by payment."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Run:
 
     pid: int
     worker: int
-    #: Epoch seconds, as are the other times; None for what has not happened.
+    #: Epoch seconds, like the other times; None if it has not happened.
     started: float
     charged: float | None = None
     ended: float | None = None
@@ -23,35 +23,34 @@ class Run:
 
     @property
     def open(self) -> bool:
-        """Whether it is still going on, its acknowledgement included."""
+        """Whether it still goes on: neither finished, acknowledgement included, nor killed."""
         return self.ended is None
 
 
 @dataclass(slots=True)
 class History:
-    """All that happened to one payment: epoch seconds of each."""
+    """The events of one payment, as their times in epoch seconds."""
 
     published: list[float] = field(default_factory=list)
-    delivered: list[float] = field(default_factory=list)
     replayed: list[float] = field(default_factory=list)
     deferred: list[float] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
     @property
     def charges(self) -> int:
-        """How often the money moved."""
+        """How often it was charged."""
         return sum(run.charged is not None for run in self.runs)
 
     @property
     def recoveries(self) -> int:
-        """How many runs died and were made good by a later one."""
+        """How many runs were killed before their charge and replaced by a later run."""
         killed = [index for index, run in enumerate(self.runs) if run.killed and run.charged is None]
         return sum(any(not later.killed for later in self.runs[index + 1 :]) for index in killed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """One phase in numbers; money in cents."""
+    """The figures of one phase; money in cents."""
 
     wanted: int
     charges: int
@@ -70,12 +69,12 @@ class Figures:
 
     @property
     def promise_kept(self) -> bool:
-        """Whether every payment was charged once: nothing twice, nothing lost."""
+        """Whether each payment was charged exactly once."""
         return self.charges == self.wanted and not self.charged_twice and not self.lost
 
 
 class Ledger:
-    """The state of one phase, from the journal alone."""
+    """The state of one phase, computed from the journal alone."""
 
     def __init__(self, payments: Iterable[Payment]) -> None:
         self.payments = tuple(payments)
@@ -83,8 +82,8 @@ class Ledger:
         #: Every entry so far, oldest first.
         self.entries: list[Entry] = []
 
-    def take(self, entry: Entry) -> None:
-        """Book one line of the journal."""
+    def add(self, entry: Entry) -> None:
+        """Add the next entry of the journal."""
         self.entries.append(entry)
         match entry.what:
             case What.CHILD_KILLED | What.WORKER_KILLED:
@@ -92,10 +91,10 @@ class Ledger:
             case What.READY:
                 pass
             case _:
-                self._book(entry, self.histories[entry.payment])
+                self._add_to(entry, self.histories[entry.payment])
 
     def open_runs(self) -> Iterator[tuple[str, Run]]:
-        """Yield the payment's name and the run, of every run that goes on now."""
+        """Yield the runs that have not ended, each after its payment's name."""
         for name, history in self.histories.items():
             for run in history.runs:
                 if run.open:
@@ -103,7 +102,7 @@ class Ledger:
 
     @property
     def workers_ready(self) -> int:
-        """How many workers have come up."""
+        """How many workers have become ready."""
         return self._count(What.READY)
 
     @property
@@ -112,7 +111,7 @@ class Ledger:
         return sum(history.charges > 0 for history in self.histories.values())
 
     def figures(self) -> Figures:
-        """Count."""
+        """Return the figures so far."""
         histories = self.histories.values()
         return Figures(
             wanted=len(self.payments),
@@ -134,12 +133,10 @@ class Ledger:
     def _count(self, what: What) -> int:
         return sum(entry.what is what for entry in self.entries)
 
-    def _book(self, entry: Entry, history: History) -> None:
+    def _add_to(self, entry: Entry, history: History) -> None:
         match entry.what:
             case What.PUBLISHED:
                 history.published.append(entry.at)
-            case What.DELIVERED:
-                history.delivered.append(entry.at)
             case What.REPLAYED:
                 history.replayed.append(entry.at)
             case What.DEFERRED:
@@ -163,5 +160,5 @@ def _open_runs_of(pid: int, history: History) -> list[Run]:
     return [run for run in history.runs if run.open and run.pid == pid]
 
 
-#: Is shown the ledger again and again while a phase is played.
+#: Called with the ledger again and again while a phase runs.
 Watcher = Callable[[Ledger], None]

@@ -1,4 +1,4 @@
-"""The demo's two servers, both from their wheels: a Valkey as broker, a DynamoDB stand-in as store."""
+"""The demo's servers, both installed from wheels: a Valkey as broker, a DynamoDB stand-in as store."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def store(folder: Path, table: str) -> Iterator[str]:
     """Run a DynamoDB stand-in that logs into the folder, create the table, and yield the store's URL.
 
     Raises:
-        PartError: it is not installed, or did not answer in time.
+        PartError: it is not installed, or did not start in time.
     """
     port = _free_port()
     with (folder / "store.log").open("wb") as log:

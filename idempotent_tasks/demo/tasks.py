@@ -1,4 +1,4 @@
-"""The Celery app of the demo's workers: one body, declared as a plain task and as an idempotent one."""
+"""The Celery app of the demo's workers: one function as a plain task and as an `IdempotentTask`."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ from idempotent_tasks.events import Deferred, Replayed
 
 __all__ = ["BROKER_VARIABLE", "IDEMPOTENT", "JOURNAL_VARIABLE", "PLAIN", "STORE_VARIABLE", "app", "configure"]
 
-#: The environment variables by which the demo tells its workers where everything is.
+#: Environment variables that pass the addresses to the workers.
 BROKER_VARIABLE = "IDEMPOTENT_TASKS_DEMO_BROKER"
 STORE_VARIABLE = "IDEMPOTENT_TASKS_DEMO_STORE"
 JOURNAL_VARIABLE = "IDEMPOTENT_TASKS_DEMO_JOURNAL"
 #: The names of the two tasks.
 PLAIN = "demo.charge_plain"
 IDEMPOTENT = "demo.charge_idempotent"
-#: How long the body works between two looks at the clock.
+#: Seconds that the body sleeps between two checks of the clock.
 _STEP_SECONDS = 0.05
 
 clock = SystemClock()
@@ -29,13 +29,13 @@ journal = Journal(Path(os.environ.get(JOURNAL_VARIABLE, os.devnull)))
 
 
 def configure(app: Celery, broker_url: str) -> Celery:
-    """Point an app to the demo's broker, with a visibility timeout short enough to watch it pass."""
+    """Configure an app for the demo's broker, with a visibility timeout short enough to watch."""
     app.conf.broker_url = broker_url
     app.conf.broker_transport_options = {
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-        # A worker that is killed while it gives messages back keeps the others from it for so long: 300 s by default.
+        # A worker that is killed while it restores messages blocks the others for this long; the default is 300 s.
         "unacked_mutex_expire": 3,
     }
     app.conf.broker_connection_retry_on_startup = True
@@ -44,12 +44,12 @@ def configure(app: Celery, broker_url: str) -> Celery:
 
 
 def record(what: What, payment: str, cents: int = 0) -> None:
-    """Write to the journal what this process just did."""
+    """Append to the journal what this process has done."""
     journal.append(Entry(at=clock.now(), what=what, payment=payment, pid=os.getpid(), worker=os.getppid(), cents=cents))
 
 
 def charge(payment: str, cents: int, seconds: float) -> str:
-    """Charge a card, by a gateway that moves the money whenever it is asked to."""
+    """Charge a card through a gateway that is not idempotent."""
     record(What.STARTED, payment)
     finish_at = clock.now() + seconds
     while (left := finish_at - clock.now()) > 0:
@@ -59,7 +59,7 @@ def charge(payment: str, cents: int, seconds: float) -> str:
 
 
 def observe(event: object) -> None:
-    """Write to the journal what the library did instead of running the body."""
+    """Append replays and deferrals to the journal; an observer of the library."""
     match event:
         case Replayed():
             record(What.REPLAYED, _payment_of(event.task_id))
@@ -96,7 +96,7 @@ def _finished(task_id: str, **_: Any) -> None:
 
 
 def _payment_of(task_id: str) -> str:
-    """Return the payment's name from a task id of the demo, ``NAME.MESSAGE``."""
+    """Return the payment's name from a task id, ``NAME.MESSAGE``."""
     return task_id.partition(".")[0]
 
 

@@ -1,15 +1,18 @@
-"""Draws the phases as a picture: a row for each payment, a bar for each run, a mark for whatever befell it."""
+"""The phases as an SVG timeline: a row for each payment, a bar for each run, a mark for each event."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
+from xml.etree import ElementTree as ET
 
 from idempotent_tasks.demo.journal import What
 from idempotent_tasks.demo.ledger import History, Ledger, Run
-from idempotent_tasks.demo.svg import Canvas
 
 __all__ = ["Panel", "picture"]
 
+_FONT = "-apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', Helvetica, Arial, sans-serif"
+#: Half the width of a mark.
+_MARK = 3.6
 _WIDTH, _MARGIN, _GAP = 1000.0, 14.0, 26.0
 _NAMES, _TALLY = 50.0, 30.0
 _TOP, _ROW, _FOOT = 60.0, 13.0, 62.0
@@ -22,9 +25,65 @@ _KILLED_INK = "#7d4e00"
 _DEFERRED, _REPLAYED, _KEPT = "#8250df", "#1a7f37", "#1a7f37"
 
 
+class _Canvas:
+    """An SVG document of a few shapes; lengths are in user units, the origin is the top left corner."""
+
+    def __init__(self, width: float, height: float, title: str) -> None:
+        self._svg = ET.Element(
+            "svg",
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "viewBox": f"0 0 {width:g} {height:g}",
+                "font-family": _FONT,
+                "role": "img",
+            },
+        )
+        ET.SubElement(self._svg, "title").text = title
+        self.box(0, 0, width, height, "#ffffff", radius=6)
+
+    def __str__(self) -> str:
+        ET.indent(self._svg)
+        return ET.tostring(self._svg, encoding="unicode") + "\n"
+
+    def box(self, x: float, y: float, width: float, height: float, fill: str, *, radius: float = 0) -> None:
+        """Fill a rectangle."""
+        self._add("rect", fill=fill, x=x, y=y, width=width, height=height, rx=radius)
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, stroke: str, *, width: float = 1) -> None:
+        """Draw a straight line."""
+        self._add("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, **{"stroke-width": width})
+
+    def text(
+        self, x: float, y: float, text: str, fill: str, *, size: float, bold: bool = False, anchor: str = "start"
+    ) -> None:
+        """Write one line of text; ``y`` is its baseline."""
+        weight = "600" if bold else "400"
+        style: dict[str, float | str] = {"font-size": size, "font-weight": weight, "text-anchor": anchor}
+        self._add("text", x=x, y=y, fill=fill, **style).text = text
+
+    def ring(self, x: float, y: float, stroke: str) -> None:
+        """Draw a small empty circle."""
+        self._add("circle", cx=x, cy=y, r=_MARK - 0.8, fill="#ffffff", stroke=stroke, **{"stroke-width": 1.5})
+
+    def diamond(self, x: float, y: float, fill: str) -> None:
+        """Draw a small filled diamond with a white edge."""
+        points = f"{x:.1f},{y - _MARK:.1f} {x + _MARK:.1f},{y:.1f} {x:.1f},{y + _MARK:.1f} {x - _MARK:.1f},{y:.1f}"
+        self._add("polygon", points=points, fill=fill, stroke="#ffffff", **{"stroke-width": 0.6})
+
+    def cross(self, x: float, y: float, stroke: str) -> None:
+        """Draw a small bold X."""
+        arm = _MARK - 0.4
+        for slope in (arm, -arm):
+            self.line(x - arm, y - slope, x + arm, y + slope, stroke, width=2)
+
+    def _add(self, tag: str, **attributes: float | str) -> ET.Element:
+        written = {name: value if isinstance(value, str) else f"{value:.1f}" for name, value in attributes.items()}
+        return ET.SubElement(self._svg, tag, written)
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One phase with its title."""
+    """One phase and its title."""
 
     title: str
     ledger: Ledger
@@ -36,16 +95,16 @@ class Panel:
 
     @property
     def seconds(self) -> float:
-        """How long it took from there to the last line of the journal."""
+        """Seconds from there to the last entry of the journal."""
         return self.ledger.entries[-1].at - self.begun
 
 
 def picture(panels: Sequence[Panel]) -> str:
-    """Return the panels side by side, on one scale of time, as an SVG document."""
+    """Return an SVG document with the panels side by side, on one time scale."""
     names = [payment.name for payment in panels[0].ledger.payments]
     bottom = _TOP + len(names) * _ROW
     seconds = _TICK_SECONDS * max(1, ceil(max(panel.seconds for panel in panels) / _TICK_SECONDS))
-    canvas = Canvas(_WIDTH, bottom + _FOOT, "What became of each payment: " + ", ".join(each.title for each in panels))
+    canvas = _Canvas(_WIDTH, bottom + _FOOT, "What became of each payment: " + ", ".join(each.title for each in panels))
     for row, name in enumerate(names):
         if row % 2 == 0:
             canvas.box(_MARGIN, _TOP + row * _ROW, _WIDTH - 2 * _MARGIN, _ROW, _ZEBRA)
@@ -59,9 +118,9 @@ def picture(panels: Sequence[Panel]) -> str:
 
 
 class _Drawing:
-    """One panel on the canvas: where its seconds and its rows lie."""
+    """Draws one panel onto the canvas."""
 
-    def __init__(self, canvas: Canvas, panel: Panel, left: float, right: float, seconds: int) -> None:
+    def __init__(self, canvas: _Canvas, panel: Panel, left: float, right: float, seconds: int) -> None:
         self._canvas = canvas
         self._panel = panel
         self._left = left
@@ -126,12 +185,12 @@ class _Drawing:
         ]
 
 
-def _tick(canvas: Canvas, x: float, y: float) -> None:
+def _tick(canvas: _Canvas, x: float, y: float) -> None:
     canvas.line(x, y - _ROW / 2 + 1, x, y + _ROW / 2 - 1, _INK, width=1.3)
 
 
 def _lanes(runs: Sequence[Run]) -> Iterator[tuple[Run, int, int]]:
-    """Yield each run, its lane, and how many lanes its row has: runs at the same time lie one below the other."""
+    """Yield each run, its lane, and the number of lanes of its row; runs that overlap have different lanes."""
     ends: list[float] = []
     lanes: list[int] = []
     for run in runs:
@@ -142,7 +201,7 @@ def _lanes(runs: Sequence[Run]) -> Iterator[tuple[Run, int, int]]:
         yield run, lane, len(ends)
 
 
-def _legend(canvas: Canvas, y: float) -> None:
+def _legend(canvas: _Canvas, y: float) -> None:
     entries: list[tuple[str, Callable[[float], None]]] = [
         ("published", lambda x: _tick(canvas, x + 6, y)),
         ("run that charged", lambda x: canvas.box(x, y - 4, 13, 8, _CHARGED, radius=1.5)),
@@ -158,6 +217,6 @@ def _legend(canvas: Canvas, y: float) -> None:
         x += 18 + len(label) * 5.6 + 18
 
 
-def _killed_sample(canvas: Canvas, x: float, y: float) -> None:
+def _killed_sample(canvas: _Canvas, x: float, y: float) -> None:
     canvas.box(x, y - 4, 10, 8, _KILLED, radius=1.5)
     canvas.cross(x + 10, y, _INK)

@@ -1,13 +1,13 @@
-"""Observers for what people run anyway: a log, Celery's events, Prometheus, OpenTelemetry.
+"""Observers for Celery events, Prometheus and OpenTelemetry.
 
-Each is a module with a function ``observe(event)``, imported only by who names it in ``idempotency_observers``.
+Each module has a function ``observe(event)``, and is imported only if ``idempotency_observers`` names it.
 """
 
 from typing import Final
 
 __all__ = ["SHORT_NAMES"]
 
-#: What ``idempotency_observers`` may say instead of ``module:name``.
+#: The names that ``idempotency_observers`` accepts instead of ``module:name``.
 SHORT_NAMES: Final = {
     "log": "idempotent_tasks.events:log_event",
     "celery": "idempotent_tasks.observers.celery_events:observe",

@@ -1,7 +1,7 @@
-"""Celery events, so that ``celery events``, Flower and ``idempotency watch`` see a replay as a replay.
+"""Send the library's events as Celery events, for ``celery events``, Flower and ``idempotency watch``.
 
-They go over a connection of their own that waits a second at most, and not at all for a while after that was in vain:
-a body must not stand still because nobody can be told.
+They use their own connection with a timeout of a second, and pause after a failure, so that a broker that is away does
+not hold up task bodies.
 """
 
 import logging
@@ -17,24 +17,24 @@ from kombu import pools
 from idempotent_tasks import events
 from idempotent_tasks.clock import SystemClock
 
-__all__ = ["TOLD", "event_type", "observe"]
+__all__ = ["REPORTED", "event_type", "observe"]
 
-#: What is told: all but what every first run does, which would cost a message each.
-TOLD: Final = tuple(kind for kind in events.KINDS if kind.level > logging.DEBUG)
-#: What Celery's own events do not show: these become the task's state in a monitor.  A monitor takes an event
-#: ``task-replayed`` for the state ``REPLAYED``, and ranks it above ``STARTED``, below ``SUCCESS``
-#: (``celery.events.state.Task.event``); so what the delivery may outlive, such as a release, must not be one.
+#: The events that are sent: all but those of every first run, each of which would cost a message.
+REPORTED: Final = tuple(kind for kind in events.KINDS if kind.level > logging.DEBUG)
+#: The events that become the task's state in a monitor, because Celery's own do not show them.  A monitor takes
+#: ``task-replayed`` as the state ``REPLAYED`` and ranks it above ``STARTED``, below ``SUCCESS``
+#: (``celery.events.state.Task.event``), so an event after which the delivery may go on, such as a release, is none.
 STATES: Final = (events.Replayed, events.Deferred, events.Skipped)
-#: Seconds to wait for a connection, and for each answer.
-PATIENCE: Final = 1.0
-#: Seconds for which nothing is sent after the broker did not take an event.
-SILENCE: Final = 30.0
-#: What a broker's transport calls its waiting times.
+#: Seconds to wait for a connection, and for each answer of the broker.
+TIMEOUT_SECONDS: Final = 1.0
+#: Seconds without sending after an event could not be sent.
+PAUSE_SECONDS: Final = 30.0
+#: The transport options for timeouts, by kombu driver type.
 _TIMEOUTS: Final = {
     "amqp": ("read_timeout", "write_timeout"),
     "redis": ("socket_timeout", "socket_connect_timeout"),
 }
-#: Once more on a new connection: the broker may have closed one that was idle.
+#: Retry once, on a new connection: the broker may have closed an idle one.
 _RETRY: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
@@ -44,61 +44,61 @@ def event_type(kind: type[events.Event]) -> str:
 
 
 def observe(event: events.Event) -> None:
-    """Send the event to the broker's event exchange.
+    """Send an event to the broker's event exchange.
 
-    Its fields are ``uuid`` (the task id), ``name`` (the task) and the event's own.
+    Its fields are ``uuid`` (the task id), ``name`` (the task name) and those of the event.
 
     Raises:
-        kombu.exceptions.OperationalError: the broker does not take it; nothing is sent for `SILENCE` seconds.
+        kombu.exceptions.OperationalError: the event could not be sent; no other is tried for `PAUSE_SECONDS`.
     """
-    if isinstance(event, TOLD):
-        _line.send(event)
+    if isinstance(event, REPORTED):
+        _sender.send(event)
 
 
-class _Line:
-    """The line to the broker, which is left alone for a while after it failed."""
+class _Sender:
+    """Sends to the broker, and pauses after a failure."""
 
     def __init__(self) -> None:
         self._clock = SystemClock()
-        self._silent_until = 0.0
-        #: By app: a connection that is never opened, and stands for the pool of those that are.
-        self._impatient: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._paused_until = 0.0
+        #: By app: a connection that is never opened, the key of the pool of open ones.
+        self._connections: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def send(self, event: events.Event) -> None:
-        if self._clock.now() < self._silent_until:
+        if self._clock.now() < self._paused_until:
             return
-        told = {field.name: getattr(event, field.name) for field in fields(event)}
-        task, task_id, hostname = told.pop("task"), told.pop("task_id"), told.pop("worker")
+        values = {field.name: getattr(event, field.name) for field in fields(event)}
+        task, task_id, hostname = values.pop("task"), values.pop("task_id"), values.pop("worker")
         try:
             with self._dispatcher(_state.get_current_app(), hostname or None) as dispatcher:
                 dispatcher.send(
-                    event_type(type(event)), uuid=task_id, name=task, retry=True, retry_policy=_RETRY, **told
+                    event_type(type(event)), uuid=task_id, name=task, retry=True, retry_policy=_RETRY, **values
                 )
         except Exception:
-            self._silent_until = self._clock.now() + SILENCE
+            self._paused_until = self._clock.now() + PAUSE_SECONDS
             raise
 
     @contextmanager
     def _dispatcher(self, app: Any, hostname: str | None) -> Iterator[Any]:
-        # kombu forgets its pools in a forked child.
-        with pools.producers[self._connection(app)].acquire(block=True, timeout=PATIENCE) as producer:
+        # After a fork, kombu makes new pools in the child.
+        with pools.producers[self._connection(app)].acquire(block=True, timeout=TIMEOUT_SECONDS) as producer:
             try:
                 with app.events.Dispatcher(
                     producer.connection, hostname, channel=producer.channel, buffer_while_offline=False
                 ) as dispatcher:
                     yield dispatcher
             except BaseException:
-                # An answer that comes late would be taken for that of the next event.
+                # A late answer would be read as the answer to the next event.
                 producer.connection.collect()
                 raise
 
     def _connection(self, app: Any) -> Any:
-        if app not in self._impatient:
+        if app not in self._connections:
             timeouts = _TIMEOUTS.get(app.connection_for_write().transport.driver_type, ())
-            self._impatient[app] = app.connection_for_write(
-                connect_timeout=PATIENCE, transport_options=dict.fromkeys(timeouts, PATIENCE)
+            self._connections[app] = app.connection_for_write(
+                connect_timeout=TIMEOUT_SECONDS, transport_options=dict.fromkeys(timeouts, TIMEOUT_SECONDS)
             )
-        return self._impatient[app]
+        return self._connections[app]
 
 
-_line: Final = _Line()
+_sender: Final = _Sender()

@@ -1,7 +1,7 @@
 """OpenTelemetry: attributes and events of the task's span, and metrics; needs the extra ``opentelemetry``.
 
-The span is the current one, as opentelemetry-instrumentation-celery opens it around a task.  What exports spans and
-metrics is the application's own choice of an SDK; without one this does nothing.
+The span is the current one, which opentelemetry-instrumentation-celery opens around a task.  The application chooses
+the SDK that exports spans and metrics; without one this does nothing.
 """
 
 from dataclasses import fields
@@ -22,12 +22,12 @@ _runs: Final = _meter.create_histogram(
 _ages: Final = _meter.create_histogram(
     "idempotent_tasks.replay.age", unit="s", description="How old replayed outcomes were."
 )
-#: What happens on the way, and says nothing of how the delivery ended.
-_ON_THE_WAY: Final = (events.Claimed, events.Renewed, events.Dispatched)
+#: Events that do not say how the delivery ended.
+_INTERMEDIATE: Final = (events.Claimed, events.Renewed, events.Dispatched)
 
 
 def observe(event: events.Event) -> None:
-    """Count the event, and write it into the current span: as an event of it, and as attributes to search for."""
+    """Count the event, and add it to the current span as an event and as searchable attributes."""
     name = type(event).__name__.lower()
     task = {"celery.task_name": event.task}
     _events.add(1, {**task, "idempotency.event": name})
@@ -39,12 +39,12 @@ def observe(event: events.Event) -> None:
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    told = {f"idempotency.{each.name}": getattr(event, each.name) for each in fields(event)}
-    span.add_event(f"idempotency.{name}", {each: value for each, value in told.items() if value is not None})
+    values = {f"idempotency.{each.name}": getattr(event, each.name) for each in fields(event)}
+    span.add_event(f"idempotency.{name}", {each: value for each, value in values.items() if value is not None})
     span.set_attribute("idempotency.key", event.key)
     if isinstance(event, events.Claimed):
         span.set_attribute("idempotency.attempt", event.attempt)
-    if not isinstance(event, _ON_THE_WAY) and not _follows_a_crash_loop(event):
+    if not isinstance(event, _INTERMEDIATE) and not _follows_a_crash_loop(event):
         span.set_attribute("idempotency.outcome", name)
 
 

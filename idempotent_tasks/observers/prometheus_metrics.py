@@ -1,7 +1,7 @@
 """Prometheus metrics; needs the extra ``prometheus``.
 
-Labels are the task and the event, never a key or a task id.  In a prefork worker each child counts for itself: set
-``PROMETHEUS_MULTIPROC_DIR`` to a folder for all of its processes, and let the parent `serve` their sum
+Labels are the task and the event, never a key or a task id.  Each child of a prefork worker counts separately: set
+``PROMETHEUS_MULTIPROC_DIR`` to a folder for all processes of the worker, and let the parent `serve` their sum
 (https://prometheus.github.io/client_python/multiprocess/).
 """
 
@@ -17,9 +17,9 @@ from idempotent_tasks import events
 
 __all__ = ["FOLDER_VARIABLE", "observe", "serve"]
 
-#: Where prometheus_client keeps what the processes of one worker count.
+#: The variable with the folder in which prometheus_client keeps the counts of a worker's processes.
 FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-#: Seconds.
+#: Histogram buckets in seconds.
 BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0)
 COUNT_BUCKETS: Final = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 
@@ -38,16 +38,17 @@ _deferrals = Histogram(
     "idempotent_tasks_deferrals", "How often a message had been deferred.", ["task"], buckets=COUNT_BUCKETS
 )
 
-#: By task: a series for each kind of event.  All begin at 0: Prometheus sees no increase where a series begins at 1.
+#: By task: the counter of each kind of event.  All start at 0, because Prometheus sees no increase in a series that
+#: starts at 1.
 _series: Final[dict[str, dict[type[events.Event], Counter]]] = {}
-#: After these a body does not run under its claim any more.
+#: Events that end the run under a claim.
 _ENDS: Final = (events.Committed, events.Released, events.Superseded, events.Unrecorded, events.Lost)
-#: The claims under which this process runs bodies, by key and task id.
+#: Key and task id of the claims under which this process runs bodies.
 _claimed: Final[set[tuple[str, str]]] = set()
 
 
 def observe(event: events.Event) -> None:
-    """Count the event, in memory or in this process's file."""
+    """Count the event, in memory or in the file of this process."""
     task = event.task
     if task not in _series:
         for metric in (_running, _runs, _ages, _attempts, _deferrals):
@@ -77,14 +78,14 @@ def _count_claim(event: events.Event) -> None:
 
 
 def serve(port: int, address: str = "127.0.0.1") -> int:
-    """Serve the metrics of this process and of its pool from a thread; call it once, in the worker's parent process.
+    """Serve the metrics of a worker and its pool over HTTP, in a thread; call it once, in the parent process.
 
     Args:
-        port: 0 for any that is free.
-        address: ``0.0.0.0`` lets other machines scrape.
+        port: the port, 0 for any free one.
+        address: the address to listen on; ``0.0.0.0`` lets other machines scrape.
 
     Returns:
-        The port.
+        The port that it listens on.
 
     Raises:
         OSError: the port is taken.
@@ -99,19 +100,19 @@ def serve(port: int, address: str = "127.0.0.1") -> int:
 
 
 class _PoolCollector(MultiProcessCollector):
-    """Sums up what the processes of a pool wrote; nothing runs any more in those that are gone."""
+    """Sums the counts of a pool's processes, and drops the live gauges of those that have exited."""
 
     def collect(self) -> Iterable[Metric]:
-        """Return the sums."""
+        """Return the summed metrics."""
         for file in Path(os.environ[FOLDER_VARIABLE]).glob("gauge_live*.db"):
             pid = file.stem.rpartition("_")[2]
-            if pid.isdecimal() and not _lives(int(pid)):
+            if pid.isdecimal() and not _is_alive(int(pid)):
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
         metrics: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
         return metrics
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

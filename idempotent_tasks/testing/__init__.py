@@ -1,6 +1,6 @@
-"""What users need to test their own tasks: a store in memory, a clock that only a test moves, deliveries cut short.
+"""Tools to test guarded tasks: an in-memory store, a manual clock, and `redeliver` for crashes and redeliveries.
 
-The fixtures of the pytest plug-in are in the module ``pytest_idempotent_tasks``, beside this package.
+The pytest fixtures are in the module ``pytest_idempotent_tasks``, beside this package.
 """
 
 from idempotent_tasks.settings import temporary_settings

@@ -1,13 +1,13 @@
-"""A clock that only a test moves."""
+"""A manual clock for tests."""
 
 __all__ = ["FakeClock"]
 
 
 class FakeClock:
-    """A clock that stands still until it is moved; sleeping moves it.
+    """A clock that stands still until `advance` or `sleep` moves it.
 
     Args:
-        now: the time at which it stands first, in epoch seconds.
+        now: the initial time in epoch seconds.
     """
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
@@ -18,13 +18,13 @@ class FakeClock:
         return self._now
 
     def monotonic(self) -> float:
-        """Return the same as `now`: time goes on only where a test moves it."""
+        """Return the same as `now`, which only a test changes."""
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        """Move the clock by this many seconds and return at once."""
+        """Advance the clock by this many seconds and return at once."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward, or back where negative, by this many seconds."""
+        """Move the clock forward by this many seconds, or back if they are negative."""
         self._now += seconds

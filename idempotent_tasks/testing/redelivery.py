@@ -1,4 +1,4 @@
-"""`redeliver`: a task delivered again and again in this process, each time but the last cut short where a test says."""
+"""`redeliver`: crash a task's deliveries at chosen points and deliver its message again, in this process."""
 
 import functools
 import sys
@@ -20,47 +20,47 @@ from idempotent_tasks.testing.clock import FakeClock
 
 __all__ = ["Crash", "Redelivery", "WorkerDied", "redeliver"]
 
-#: What the worker's parent process names as the reason when it releases the claim of a child that died.
+#: The reason with which the worker's parent process releases the claim of a child that died.
 _LOST: Final = "WorkerLostError"
-#: More deaths in a row than this are a plan that never ends.
+#: The most deliveries of one message; a plan that crashes all of them has no end.
 _MOST_DELIVERIES: Final = 100
 
 
 class Crash(StrEnum):
-    """Where the process of a delivery dies."""
+    """The point at which the process of a delivery dies."""
 
-    #: Nothing has happened yet.
+    #: Before anything has happened.
     BEFORE_CLAIM = "before-claim"
-    #: The key is claimed; the body dies at its first line.  To die further in, let a double raise `WorkerDied`.
+    #: The key is claimed, and the body dies at its first line.  To die later, let a test double raise `WorkerDied`.
     IN_BODY = "in-body"
-    #: The body has returned, so its effects are done; the result is not stored.  No lock closes this window.
+    #: The body has returned, so its effects are done, but the result is not stored.  No lock closes this window.
     BEFORE_COMMIT = "before-commit"
-    #: The result is stored, and all is done but to acknowledge the message.
+    #: The result is stored, but the message is not acknowledged.
     BEFORE_ACK = "before-ack"
 
 
 class WorkerDied(BaseException):
-    """The process has died here.  Raised by `redeliver`, or by a test's own double inside a body.
+    """Simulates the death of the worker process; raised by `redeliver`, or by a test double inside a body.
 
-    ``except Exception`` does not catch it.  ``finally`` runs all the same, which it would not in a killed process.
+    ``except Exception`` does not catch it.  ``finally`` does run, which it would not in a killed process.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Redelivery:
-    """What became of the deliveries of one message."""
+    """The deliveries of one message: results, runs, events, and the store."""
 
-    #: For each delivery Celery's ``EagerResult``, or None where its process died.
+    #: Celery's ``EagerResult`` of each delivery, or None if its process died.
     results: tuple[Any, ...]
-    #: How often the body was begun.
+    #: How often the body was started.
     runs: int
-    #: What observers were told, over all deliveries.
+    #: The events of all deliveries.
     events: tuple[Event, ...]
-    #: Where the record is.
+    #: The store that holds the record.
     store: Store
 
     def get(self) -> Any:
-        """Return what the last delivery returned, or raise what it raised."""
+        """Return the result of the last delivery, or raise its error."""
         return self.results[-1].get()
 
 
@@ -73,23 +73,21 @@ def redeliver(
     store: Store | None = None,
     **options: Any,
 ) -> Redelivery:
-    """Deliver one message to a task until a delivery comes to its end.
+    """Deliver one message to a task, crash its deliveries as planned, and redeliver until one finishes.
 
-    The task runs in this process (``apply``).  After a death its claim is released as the worker's parent process
+    The task runs in this process (``apply``).  After a crash the claim is released as the worker's parent process
     releases it, and the message is delivered again.
 
     Args:
         task: the guarded task.
         args, kwargs: its arguments.
-        crashes: where the first delivery dies, the second, and so on.
-        store: where the record lives meanwhile, instead of where the app's setting says; a new store in memory, on a
-            clock that stands still, by default.
+        crashes: where the first delivery dies, where the second, and so on.
+        store: the store to use instead of the app's; by default a new `MemoryStore` on a `FakeClock`.
         options: further options of ``apply``, such as ``task_id`` or ``idempotency_key``.
 
     Raises:
-        ValueError: a crash is none of `Crash`.
-        AssertionError: a delivery never came to where it was to die, for example because it was a replay; or there is
-            no end to the deaths.
+        ValueError: a value of ``crashes`` is not in `Crash`.
+        AssertionError: a delivery did not reach its crash, for example because it was a replay; or all of 100 crashed.
     """
     plan: list[Crash | None] = [Crash(each) for each in crashes]
     real = task.app.tasks[task.name]
@@ -102,14 +100,14 @@ def redeliver(
             results.append(process.deliver(real, tuple(args), dict(kwargs or {}), options))
             if results[-1] is not None:
                 break
-            process.bury()
+            process.release_claims()
         else:
             raise AssertionError(f"{_MOST_DELIVERIES} deliveries died and none came to its end")
     return Redelivery(results=tuple(results), runs=process.runs, events=tuple(process.events), store=process.inner)
 
 
 class _Process:
-    """The store as one process after another sees it: a dead one takes no step any more."""
+    """A store that acts as one worker process after another, and raises `WorkerDied` once the current one is dead."""
 
     def __init__(self, task: str, inner: Store) -> None:
         self.inner = inner
@@ -118,60 +116,60 @@ class _Process:
         self._task = task
         self._crash: Crash | None = None
         self._dead = False
-        self._asked: list[ClaimRequest] = []
+        self._requests: list[ClaimRequest] = []
 
     @property
     def clock(self) -> Clock:
-        """The inner store's: time goes on for the dead too."""
+        """The inner store's clock, also of a dead process."""
         return self.inner.clock
 
     def __getattr__(self, name: str) -> Any:
-        """Take every other step as the inner store does, while alive."""
-        self._live()
+        """Delegate everything else to the inner store, while alive."""
+        self._reach()
         return getattr(self.inner, name)
 
     def observe(self, event: Event) -> None:
-        """Note what this process tells, while alive."""
+        """Collect the events of this process, while alive."""
         if not self._dead:
             self.events.append(event)
 
     def claim(self, request: ClaimRequest) -> Any:
-        """Claim, or die before."""
-        self._live(Crash.BEFORE_CLAIM, request.task)
+        """Die before the claim if planned, else claim."""
+        self._reach(Crash.BEFORE_CLAIM, request.task)
         if request.task == self._task:
-            self._asked.append(request)
+            self._requests.append(request)
         return self.inner.claim(request)
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
-        """Commit, or die before."""
-        self._live(Crash.BEFORE_COMMIT, claim.request.task)
+        """Die before the commit if planned, else commit."""
+        self._reach(Crash.BEFORE_COMMIT, claim.request.task)
         return self.inner.commit(claim, outcome, retention_seconds)
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
-        """Renew, or seem to: it is another thread that asks, which may not have noticed the death."""
+        """Renew; pretend to if dead, as the renewing thread may still ask."""
         return Renewed(claim) if self._dead else self.inner.renew(claim, lease_seconds, retention_seconds)
 
     @contextmanager
     def running(self, task: Any) -> Iterator[None]:
-        """Count the task's bodies for the length of a block."""
+        """Count the runs of the task's body inside a with block."""
         body = task.run
 
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
             self.runs += 1
-            self._live(Crash.IN_BODY, task.name)
+            self._reach(Crash.IN_BODY, task.name)
             return body(*args, **kwargs)
 
         with patch.object(task, "run", run):
             yield
 
     def start(self, crash: Crash | None) -> None:
-        """Be a new process, which dies as planned."""
+        """Become a new process, which dies at this point."""
         self._crash, self._dead = crash, False
-        self._asked.clear()
+        self._requests.clear()
 
     def deliver(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]) -> Any:
-        """Return the result of one delivery, or None where this process died."""
+        """Return the result of one delivery, or None if this process died."""
         try:
             result = task.apply(args, kwargs, **options)
         except WorkerDied:
@@ -180,13 +178,14 @@ class _Process:
             return None if self._crash else result
         raise AssertionError(f"this delivery never came to {self._crash.value!r}: it ended with {result.state}")
 
-    def bury(self) -> None:
-        """Release what this process claimed, as the worker's parent process does."""
-        for request in self._asked:
+    def release_claims(self) -> None:
+        """Release what the dead process claimed, as the worker's parent process does."""
+        for request in self._requests:
             self.inner.release(Claim.unseen(request), _LOST, crashed=True)
 
-    def _live(self, window: Crash | None = None, task: str = "") -> None:
-        # A body that dies by a double's hand would release its claim on its way out.
+    def _reach(self, window: Crash | None = None, task: str = "") -> None:
+        """Raise `WorkerDied` if this process is dead, or is to die in this window of the task under test."""
+        # While `WorkerDied` of a test double unwinds the body, the guard would release the claim.
         if self._dead or isinstance(sys.exception(), WorkerDied):
             raise WorkerDied
         if window is not None and window is self._crash and task == self._task:

@@ -1,4 +1,4 @@
-"""The operator's commands against a real table: what they print, what they change, what they refuse."""
+"""The admin commands against a real table: what they print, change and refuse."""
 
 import json
 from collections.abc import Callable
@@ -25,13 +25,13 @@ RESULT = '"of which nobody is to know"'
 
 
 def charge(order: int) -> int:
-    """Be a body."""
+    """A task body."""
     return order
 
 
 @pytest.fixture
 def app(dynamodb: DynamoDBStore) -> Celery:
-    """An app over this test's table."""
+    """An app with this test's table."""
     app = Celery("shop", broker="amqp://localhost", set_as_current=False)
     app.conf.idempotency_store = dynamodb
     app.task(charge, name="shop.charge", base=IdempotentTask, shared=False)
@@ -51,7 +51,7 @@ def run(app: Celery) -> Run:
 
 @pytest.fixture
 def records(dynamodb: DynamoDBStore) -> DynamoDBStore:
-    """A table with one record of each state; keys are named after it."""
+    """A table with one record of each state, whose key ends with the state."""
     grant(dynamodb, "r", key="shop.charge#running", lease_seconds=600)
     dynamodb.release(grant(dynamodb, "f", key="shop.charge#free"), "Retry")
     dynamodb.commit(grant(dynamodb, "c", key="shop.charge#completed"), done(RESULT), 3600)
@@ -88,14 +88,14 @@ class TestList:
         ids=" ".join,
     )
     def test_selections(self, run: Run, records: DynamoDBStore, words: list[str], keys: list[str]) -> None:
-        """By state, task and age; each object on a line of its own for a program."""
+        """Filters by state, task and age; ``--json`` prints one object a line."""
         result = run("list", "--json", *words)
         assert sorted(json.loads(line)["key"] for line in result.stdout.splitlines()) == keys
 
     def test_sizes_for_a_program(self, run: Run, records: DynamoDBStore) -> None:
-        """Each object says how large the data is, None where there is none, and never what it is."""
+        """``--json`` prints the size of the data, None if there is none, and never the data."""
         result = run("list", "--json")
-        sizes = {told["key"]: told["data_bytes"] for told in map(json.loads, result.stdout.splitlines())}
+        sizes = {shown["key"]: shown["data_bytes"] for shown in map(json.loads, result.stdout.splitlines())}
         assert sizes == {
             "shop.charge#running": None,
             "shop.charge#free": None,
@@ -104,18 +104,18 @@ class TestList:
         assert RESULT not in result.output
 
     def test_a_limit(self, run: Run, records: DynamoDBStore) -> None:
-        """The command ends when it has shown enough."""
+        """``--limit`` stops the list."""
         assert len(run("list", "--json", "--limit", "2").stdout.splitlines()) == 2
 
     def test_what_is_no_record_is_counted(self, run: Run, records: DynamoDBStore, raw: Any) -> None:
-        """Somebody else's item is told beside the list."""
+        """An item of somebody else is reported on stderr and counted."""
         raw.put_item(TableName=records.table, Item={"id": {"S": "other"}, "status": {"S": "odd"}})
         result = run("list")
         assert "'other' is no record" in result.stderr
         assert result.stdout.splitlines()[-1] == "3 records, 1 items that are none"
 
     def test_a_page_that_fails_is_asked_for_again(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
-        """A list of many pages must not end with the first hiccup."""
+        """A list of many pages is not ended by one failed request."""
         wire.clear()
         wire.break_nth("Scan", 1, refuse)
         assert run("list").stdout.splitlines()[-1] == "3 records"
@@ -125,19 +125,19 @@ class TestShow:
     """``show``."""
 
     def test_who_holds_a_key(self, run: Run, records: DynamoDBStore) -> None:
-        """Holder, time left and attempts."""
-        told = json.loads(run("show", "shop.charge#running", "--json").stdout)
-        assert (told["state"], told["task_id"], told["worker"], told["attempt"]) == (
+        """Holder, time left and attempts of a claim are shown."""
+        shown = json.loads(run("show", "shop.charge#running", "--json").stdout)
+        assert (shown["state"], shown["task_id"], shown["worker"], shown["attempt"]) == (
             "running",
             "id-r",
             "worker@host",
             1,
         )
-        assert 590 < told["seconds_left"] <= 600
-        assert told["held_until"] > told["claimed_at"]
+        assert 590 < shown["seconds_left"] <= 600
+        assert shown["held_until"] > shown["claimed_at"]
 
     def test_the_result_only_on_demand(self, run: Run, records: DynamoDBStore) -> None:
-        """Its size is told, it is not."""
+        """Without ``--data`` only the size of the result is shown."""
         quiet = run("show", "shop.charge#completed")
         assert RESULT not in quiet.output
         assert f"data_bytes    {len(RESULT)}" in quiet.stdout
@@ -153,23 +153,23 @@ class TestShow:
 
     @pytest.mark.parametrize("words", [[], ["--scan"]], ids=["by-key", "by-scan"])
     def test_the_data_however_it_was_found(self, run: Run, records: DynamoDBStore, words: list[str]) -> None:
-        """A scan leaves data behind; what it finds is read whole."""
+        """A record that a scan without data has found is read again with its data."""
         name = "id-c" if words else "shop.charge#completed"
-        told = json.loads(run("show", name, "--json", "--data", *words).stdout)
-        assert (told["key"], told["data"], told["data_bytes"]) == ("shop.charge#completed", RESULT, len(RESULT))
+        shown = json.loads(run("show", name, "--json", "--data", *words).stdout)
+        assert (shown["key"], shown["data"], shown["data_bytes"]) == ("shop.charge#completed", RESULT, len(RESULT))
         assert json.loads(run("show", name, "--json", *words).stdout)["data_bytes"] == len(RESULT)
 
     def test_data_of_a_failure_and_of_two_records(self, run: Run, dynamodb: DynamoDBStore) -> None:
-        """Each record that a task id has is shown with its own; one without data has none."""
+        """Each record of a task id is shown with its own data, if it has any."""
         dynamodb.commit(grant(dynamodb, "a", key="shop.charge#a", task_id="t1"), encode_failure(ValueError(17)), 3600)
         grant(dynamodb, "b", key="shop.charge#b", task_id="t1")
-        told = {each["key"]: each for each in json.loads(run("show", "t1", "--scan", "--data", "--json").stdout)}
-        assert json.loads(told["shop.charge#a"]["data"])["args"] == [17]
-        assert told["shop.charge#b"]["data_bytes"] is None
-        assert "data" not in told["shop.charge#b"]
+        shown = {each["key"]: each for each in json.loads(run("show", "t1", "--scan", "--data", "--json").stdout)}
+        assert json.loads(shown["shop.charge#a"]["data"])["args"] == [17]
+        assert shown["shop.charge#b"]["data_bytes"] is None
+        assert "data" not in shown["shop.charge#b"]
 
     def test_nothing_there(self, run: Run, dynamodb: DynamoDBStore) -> None:
-        """Exit code 1, and how to look further."""
+        """A record that is not found ends with 1 and the hint to ``--scan``."""
         result = run("show", "t1")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "no record: 't1'; --scan" in result.stderr
@@ -179,14 +179,14 @@ class TestRelease:
     """``release``."""
 
     def test_a_claim_of_a_process_that_has_ended(self, run: Run, dynamodb: DynamoDBStore) -> None:
-        """Nobody runs under it any more, as this machine can tell: no force is needed, and the next delivery runs."""
+        """The claim of a process of this machine that has exited is released without ``--force``."""
         grant(dynamodb, key="shop.charge#1", process=Child(current_process).result(), lease_seconds=600)
         assert json.loads(run("show", "shop.charge#1", "--json").stdout)["process_has_ended"] is True
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
         assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
 
     def test_a_reservation(self, run: Run, dynamodb: DynamoDBStore) -> None:
-        """Its message was lost: no body can run under it, so no force is needed, and a producer gets the key."""
+        """A reservation is released without ``--force``, because no body runs under it."""
         reserver = wish(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
         dynamodb.claim(reserver)
         assert json.loads(run("list", "--status", "reserved", "--json").stdout)["task_id"] == "id-lost"
@@ -194,12 +194,12 @@ class TestRelease:
         assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
 
     def test_by_force(self, run: Run, records: DynamoDBStore) -> None:
-        """An operator who knows better frees a live claim."""
+        """``--force`` releases a live claim."""
         assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 0
         assert isinstance(records.claim(wish("second", key="shop.charge#running")), Granted)
 
     def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
-        """Who holds it and for how long is said; nothing changes."""
+        """The holder and the time left are printed; nothing changes."""
         result = run("release", "shop.charge#running", "--yes")
         assert result.exit_code == 1
         assert "is held by id-r on worker@host for another" in result.stderr
@@ -216,20 +216,20 @@ class TestRelease:
         ],
     )
     def test_nothing_to_release(self, run: Run, records: DynamoDBStore, key: str, why: str) -> None:
-        """Exit code 1 and the reason."""
+        """Releasing what is no claim ends with 1 and the reason."""
         result = run("release", key, "--yes", "--force")
         assert result.exit_code == 1
         assert why in result.stderr
 
     def test_nobody_to_ask(self, run: Run, records: DynamoDBStore) -> None:
-        """A script that does not say --yes changes nothing."""
+        """Without a terminal and without ``--yes`` nothing changes."""
         result = run("release", "shop.charge#running", "--force")
         assert result.exit_code == 1
         assert "say --yes" in result.stderr
         assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
 
     def test_a_record_that_changed_meanwhile(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
-        """Whoever was faster wins, and the operator is told."""
+        """A record that has changed since it was read is left alone, and the operator sees that."""
 
         def successor(forward: Any) -> Any:
             wire.mend()
@@ -245,7 +245,7 @@ class TestRelease:
 
 
 def grant_of(store: DynamoDBStore, owner: str) -> Any:
-    """Return the claim that this owner holds already."""
+    """Return the claim that this owner already holds."""
     return grant(store, owner, key="shop.charge#running")
 
 
@@ -253,13 +253,13 @@ class TestForget:
     """``forget``."""
 
     def test_an_outcome(self, run: Run, records: DynamoDBStore) -> None:
-        """The next delivery is a first one."""
+        """``forget`` deletes a stored outcome."""
         assert run("forget", "shop.charge#completed", "--yes").exit_code == 0
         with pytest.raises(RecordNotFoundError):
             records.get("shop.charge#completed")
 
     def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
-        """As with `release`."""
+        """``forget`` deletes a live claim only with ``--force``."""
         assert run("forget", "shop.charge#running", "--yes").exit_code == 1
         assert records.get("shop.charge#running").owner == "r"
         assert run("forget", "shop.charge#running", "--yes", "--force").exit_code == 0
@@ -269,7 +269,7 @@ class TestPurge:
     """``purge``."""
 
     def test_counted_shown_asked(self, run: Run, records: DynamoDBStore) -> None:
-        """Without --yes it is a dry run where nobody can be asked."""
+        """Without a terminal and without ``--yes`` it is a dry run."""
         result = run("purge", "--status", "completed", "--before", "2099-01-01")
         assert result.exit_code == 1
         assert "1 records" in result.stdout
@@ -277,7 +277,7 @@ class TestPurge:
         assert records.get("shop.charge#completed").status is Status.COMPLETED
 
     def test_deleted(self, run: Run, dynamodb: DynamoDBStore) -> None:
-        """Everything that was selected, and nothing else."""
+        """All selected records are deleted, and no others."""
         for number in range(300):
             dynamodb.commit(grant(dynamodb, key=f"shop.charge#{number}"), done(), 3600)
         grant(dynamodb, key="shop.charge#running")
@@ -288,7 +288,7 @@ class TestPurge:
         assert [each.key for each in Operations(dynamodb).records()] == ["shop.charge#running"]
 
     def test_an_answer_that_is_lost_is_not_counted(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
-        """Nobody knows whether it was deleted: the exit code says so, and another run finishes it."""
+        """A deletion without an answer ends with 1; running the command again finishes it."""
         wire.clear()
         wire.break_nth("DeleteItem", 1, lose_answer)
         words = ["purge", "--status", "completed", "--before", "2099-01-01", "--yes"]
@@ -298,16 +298,16 @@ class TestPurge:
         assert run(*words).stdout == "no such records\n"
 
     def test_nothing_old_enough(self, run: Run, records: DynamoDBStore) -> None:
-        """Not even asked."""
+        """If no record is old enough, the command does not ask."""
         result = run("purge", "--status", "completed", "--before", "1d")
         assert (result.exit_code, result.stdout) == (0, "no such records\n")
 
 
 class TestErrors:
-    """One line, the right exit code, no traceback."""
+    """Errors are one line and an exit code, without a traceback."""
 
     def test_a_store_that_is_away(self, run: Run, dynamodb: DynamoDBStore, wire: Wire) -> None:
-        """Exit code 3."""
+        """A store that cannot be reached ends with 3."""
         with wire.outage(refuse):
             result = run("show", "shop.charge#17")
         assert result.exit_code == 3
@@ -316,7 +316,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("words", [["list"], ["show", "shop.charge#17"], ["create-table"]], ids=" ".join)
     def test_no_credentials(self, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-        """Exit code 3 at once, also of what asks for a page again and again where the network is to blame."""
+        """Missing credentials end with 3 at once, without the retries of a network error."""
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setattr("idempotent_tasks.clock.SystemClock.sleep", lambda *_: pytest.fail("it waits"))
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
@@ -327,7 +327,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("words", [["list"], ["check"]], ids=" ".join)
     def test_a_wrong_setting(self, run: Run, words: list[str]) -> None:
-        """Exit code 2."""
+        """A wrong setting ends with 2."""
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = "nonsense"
         result = run(*words, app=app)
@@ -335,15 +335,15 @@ class TestErrors:
         assert "unusable idempotency store" in result.stderr
 
     def test_a_store_in_memory(self, run: Run) -> None:
-        """Only its own process can look into it."""
+        """A memory store, which no other process can read, ends with 2."""
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = "memory://"
         result = run("list", app=app)
         assert result.exit_code == 2
         assert "which only the process that made it can look into" in result.stderr
 
-    def test_a_lost_answer_is_told(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
-        """The operator does not know whether it was done, and learns that from the exit code; a second look tells."""
+    def test_a_lost_answer_is_reported(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
+        """A release whose answer is lost ends with 3; a second one shows that it was done."""
         wire.clear()
         wire.break_nth("UpdateItem", 1, lose_answer)
         assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 3
@@ -354,12 +354,12 @@ class TestCheck:
     """``check``."""
 
     def test_nothing_found(self, run: Run, app: Celery) -> None:
-        """Exit code 0."""
+        """No finding ends with 0."""
         result = run("check")
         assert (result.exit_code, result.stdout) == (0, "0 findings\n")
 
     def test_findings(self, run: Run, app: Celery) -> None:
-        """Exit code 1, what, why and the remedy; the same for programs."""
+        """Findings end with 1, and are printed with reason and remedy, as text or JSON."""
         app.conf.result_expires = 60
         app.tasks.pop("shop.old")
         result = run("check")
@@ -371,26 +371,26 @@ class TestCheck:
 
 
 def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:
-    """Its rule outlives the longest-lived records of the app's tasks by a day."""
+    """The bucket's rule keeps objects a day longer than the longest expiry of the app's tasks."""
     assert "AWS::S3::Bucket" not in run("template", "--format", "cloudformation").stdout
     app.conf.idempotency_store = app.conf.idempotency_store.for_app("shop")
     app.conf.idempotency_results_bucket = "s3://large-results/shop"
     policy = Idempotency(expires=7 * 86_400)
     app.task(charge, name="shop.weekly", base=IdempotentTask, shared=False, idempotency=policy)
-    told = json.loads(run("template", "--format", "cloudformation").stdout)["Resources"]["IdempotencyResults"]
-    (rule,) = told["Properties"]["LifecycleConfiguration"]["Rules"]
+    shown = json.loads(run("template", "--format", "cloudformation").stdout)["Resources"]["IdempotencyResults"]
+    (rule,) = shown["Properties"]["LifecycleConfiguration"]["Rules"]
     assert (rule["Prefix"], rule["ExpirationInDays"]) == ("shop/", 8)
 
 
 def test_watch_once(run: Run, records: DynamoDBStore) -> None:
-    """One picture for a script: the claims in flight and the rates, which are 0 where nobody reports."""
-    told = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
-    assert [each["key"] for each in told["in_flight"]] == ["shop.charge#running"]
-    assert set(told["per_second"].values()) == {0.0}
+    """``--once`` prints the claims in flight and the rates, which are 0 without events."""
+    shown = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
+    assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
+    assert set(shown["per_second"].values()) == {0.0}
 
 
 def test_the_table_is_made_by_the_command(run: Run, dynamodb: DynamoDBStore, raw: Any) -> None:
-    """And completed by it."""
+    """``create-table`` creates the table, and repeating it is harmless."""
     raw.delete_table(TableName=dynamodb.table)
     assert "table-missing" in run("check").stdout
     assert run("create-table").exit_code == run("create-table").exit_code == 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idempotent_tasks.demo.lines import LineReader, append_line
+from idempotent_tasks.demo.journal import LineReader, append_line
 from tests.support.waiting import wait_for
 
 Entry = dict[str, Any]

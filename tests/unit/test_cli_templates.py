@@ -1,4 +1,4 @@
-"""The templates, read by the parsers and linters of the tools that they are for."""
+"""The templates, checked with the parsers and linters of their tools."""
 
 import ast
 import io
@@ -33,7 +33,7 @@ each_table = pytest.mark.parametrize(
 
 @each_table
 def test_cloudformation(table: Table, tmp_path: Path) -> None:
-    """cfn-lint, CloudFormation's own linter, has nothing to say, and the template says what the store needs."""
+    """cfn-lint accepts the template, and it has what the store needs."""
     file = tmp_path / "template.json"
     file.write_text(TEMPLATES["cloudformation"](table))
     lint = [str(Path(sys.executable).with_name("cfn-lint")), "--template", str(file), "--regions", "eu-west-1"]
@@ -54,14 +54,14 @@ def test_cloudformation(table: Table, tmp_path: Path) -> None:
 
 @each_table
 def test_terraform(table: Table) -> None:
-    """The text is HCL, and says what the store needs."""
+    """The text is HCL, and has what the store needs."""
     resource, *others = hcl2.load(io.StringIO(TEMPLATES["terraform"](table)))["resource"]
-    told = plain(resource)["aws_dynamodb_table"]["idempotency"]
-    assert (told["name"], told["billing_mode"]) == ("records", "PAY_PER_REQUEST")
-    assert (told["hash_key"], told.get("range_key")) == (table.partition_key, table.sort_key)
-    assert [each["name"] for each in told["attribute"]] == list(table.keys)
-    assert told["ttl"][0] == {"attribute_name": table.ttl_attribute, "enabled": True}
-    assert told["point_in_time_recovery"][0]["enabled"] is table.point_in_time_recovery
+    shown = plain(resource)["aws_dynamodb_table"]["idempotency"]
+    assert (shown["name"], shown["billing_mode"]) == ("records", "PAY_PER_REQUEST")
+    assert (shown["hash_key"], shown.get("range_key")) == (table.partition_key, table.sort_key)
+    assert [each["name"] for each in shown["attribute"]] == list(table.keys)
+    assert shown["ttl"][0] == {"attribute_name": table.ttl_attribute, "enabled": True}
+    assert shown["point_in_time_recovery"][0]["enabled"] is table.point_in_time_recovery
     named = {kind: each for other in others for kind, each in plain(other).items()}
     assert bool(named) is (table.bucket is not None)
     if named:
@@ -71,7 +71,7 @@ def test_terraform(table: Table) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return what hcl2 read without the quotes and marks that it keeps."""
+    """Return a value of hcl2 without its quotes and marks."""
     if isinstance(value, dict):
         return {plain(name): plain(each) for name, each in value.items() if not str(name).startswith("__")}
     if isinstance(value, list):
@@ -92,7 +92,7 @@ def test_cdk_python(table: Table) -> None:
 
 @each_table
 def test_iam(table: Table) -> None:
-    """Two statements on one table: workers may less than operators, and nobody may everything; two on a bucket."""
+    """Workers are allowed less than operators, and no one a wildcard; a bucket adds two statements."""
     policy = json.loads(TEMPLATES["iam"](table))
     worker, operator, *results = policy["Statement"]
     assert [each["Resource"] for each in results] == (

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from idempotent_tasks.__main__ import main
 from idempotent_tasks.demo import command
-from idempotent_tasks.demo.environment import own_environment
+from idempotent_tasks.demo.command import own_environment
 from idempotent_tasks.demo.errors import PartError
 from idempotent_tasks.demo.journal import Entry, What
 from idempotent_tasks.demo.ledger import Ledger
@@ -18,27 +18,27 @@ from idempotent_tasks.demo.plan import Payment
 from idempotent_tasks.demo.screen import Screen
 
 
-def played(workload: tuple[Payment, ...], charges: int) -> Ledger:
-    """Return the ledger of a phase that charged every payment so many times."""
+def ledger_of(workload: tuple[Payment, ...], charges: int) -> Ledger:
+    """Return the ledger of a phase that charged each payment so many times."""
     ledger = Ledger(workload)
     for payment in workload:
-        ledger.take(Entry(at=1.0, what=What.PUBLISHED, payment=payment.name))
+        ledger.add(Entry(at=1.0, what=What.PUBLISHED, payment=payment.name))
         for what in (What.STARTED, What.CHARGED, What.FINISHED) * charges:
-            ledger.take(Entry(at=2.0, what=what, payment=payment.name, pid=1))
+            ledger.add(Entry(at=2.0, what=what, payment=payment.name, pid=1))
     return ledger
 
 
-def play_with(monkeypatch: pytest.MonkeyPatch, charges: int) -> None:
-    """Let the demo find that the library charged every payment so many times, and the plain task twice."""
+def charge_with(monkeypatch: pytest.MonkeyPatch, charges: int) -> None:
+    """Make the library charge each payment so many times, and the plain task twice."""
 
-    def play_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
-        ledgers = {"plain Celery task": played(workload, 2), "IdempotentTask": played(workload, charges)}
+    def run_both(workload: tuple[Payment, ...], screen: Screen) -> dict[str, Ledger]:
+        ledgers = {"plain Celery task": ledger_of(workload, 2), "IdempotentTask": ledger_of(workload, charges)}
         for title, ledger in ledgers.items():
-            with screen.act(title, "") as watch:
+            with screen.phase(title, "") as watch:
                 watch(ledger)
         return ledgers
 
-    monkeypatch.setattr(command, "_play_both", play_both)
+    monkeypatch.setattr(command, "_run_both", run_both)
 
 
 @pytest.mark.parametrize(("charges", "exit_code"), [(0, 1), (1, 0), (2, 1)])
@@ -46,7 +46,7 @@ def test_exit_code_is_the_verdict(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, charges: int, exit_code: int
 ) -> None:
     """Lost payments and second charges of `IdempotentTask` end with 1; the files are written all the same."""
-    play_with(monkeypatch, charges)
+    charge_with(monkeypatch, charges)
     files = {name: tmp_path / name for name in ("svg", "json")}
     options = ["--payments", "8", "--svg", str(files["svg"]), "--json", str(files["json"])]
     result = CliRunner().invoke(main, ["demo", *options])
@@ -58,13 +58,13 @@ def test_exit_code_is_the_verdict(
     assert files["svg"].read_text(encoding="utf-8").startswith("<svg")
 
 
-def test_demo_that_cannot_be_played_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_that_cannot_run_has_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not start ends with 2 and says why."""
 
     def fail(*_: object) -> None:
         raise PartError("no port is free")
 
-    monkeypatch.setattr(command, "_play_both", fail)
+    monkeypatch.setattr(command, "_run_both", fail)
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 2
     assert "no port is free" in result.output
@@ -80,7 +80,7 @@ def test_number_of_payments_is_checked(count: str) -> None:
 
 @pytest.mark.parametrize("option", ["--svg", "--json"])
 def test_file_in_no_folder_is_refused_before_the_demo(tmp_path: Path, option: str) -> None:
-    """A minute of playing must not end with a file that cannot be written."""
+    """A file that cannot be written is refused before the demo runs for a minute."""
     result = CliRunner().invoke(main, ["demo", option, str(tmp_path / "absent" / "file")])
     assert result.exit_code == 2
     assert "there is no folder" in result.output

@@ -1,4 +1,4 @@
-"""The demo's judge: charges, losses, kills and recoveries from the journal alone."""
+"""The demo's ledger: charges, losses, kills and recoveries from the journal alone."""
 
 from collections.abc import Iterable
 
@@ -6,14 +6,14 @@ import pytest
 
 from idempotent_tasks.demo.journal import Entry, What
 from idempotent_tasks.demo.ledger import Ledger
-from idempotent_tasks.demo.plan import Fate, Payment
+from idempotent_tasks.demo.plan import Fault, Payment
 
 CHILD, OTHER_CHILD, WORKER, OTHER_WORKER = 11, 22, 10, 20
 
 
 def payment(name: str) -> Payment:
     """Return a payment of 100 cents."""
-    return Payment(name=name, cents=100, fate=Fate.NONE, seconds=1.0, publish_at=(0.0,))
+    return Payment(name=name, cents=100, fault=Fault.NONE, seconds=1.0, publish_at=(0.0,))
 
 
 def entry(what: What, name: str = "a", *, pid: int = CHILD, worker: int = WORKER) -> Entry:
@@ -32,17 +32,17 @@ def ledger() -> Ledger:
     return Ledger([payment("a"), payment("b")])
 
 
-def book(ledger: Ledger, entries: Iterable[Entry]) -> None:
-    """Book several entries."""
+def add(ledger: Ledger, entries: Iterable[Entry]) -> None:
+    """Add several entries."""
     for each in entries:
-        ledger.take(each)
+        ledger.add(each)
 
 
 def test_promise_is_kept_when_each_payment_is_charged_once(ledger: Ledger) -> None:
     """Replays and deferrals are no charges."""
-    book(ledger, [entry(What.PUBLISHED), entry(What.PUBLISHED, "b"), *run_of("a"), *run_of("b")])
-    book(ledger, [entry(What.DELIVERED), entry(What.DEFERRED), entry(What.FINISHED)])
-    book(ledger, [entry(What.DELIVERED), entry(What.REPLAYED), entry(What.FINISHED)])
+    add(ledger, [entry(What.PUBLISHED), entry(What.PUBLISHED, "b"), *run_of("a"), *run_of("b")])
+    add(ledger, [entry(What.DELIVERED), entry(What.DEFERRED), entry(What.FINISHED)])
+    add(ledger, [entry(What.DELIVERED), entry(What.REPLAYED), entry(What.FINISHED)])
     figures = ledger.figures()
     assert figures.promise_kept
     assert (figures.wanted, figures.charges, figures.charged_twice, figures.lost) == (2, 2, 0, 0)
@@ -53,15 +53,15 @@ def test_promise_is_kept_when_each_payment_is_charged_once(ledger: Ledger) -> No
 
 def test_second_charge_breaks_the_promise(ledger: Ledger) -> None:
     """A payment that was charged twice counts once as charged twice, and with all its money."""
-    book(ledger, [*run_of("a"), *run_of("a", OTHER_CHILD), *run_of("b")])
+    add(ledger, [*run_of("a"), *run_of("a", OTHER_CHILD), *run_of("b")])
     figures = ledger.figures()
     assert not figures.promise_kept
     assert (figures.charges, figures.charged_twice, figures.lost, figures.charged_cents) == (3, 1, 0, 300)
 
 
 def test_missing_charge_breaks_the_promise(ledger: Ledger) -> None:
-    """A surplus charge elsewhere does not make good for a lost payment."""
-    book(ledger, [*run_of("a"), *run_of("a")])
+    """A second charge of one payment does not make up for a lost one."""
+    add(ledger, [*run_of("a"), *run_of("a")])
     figures = ledger.figures()
     assert not figures.promise_kept
     assert (figures.charges, figures.charged_twice, figures.lost) == (2, 1, 1)
@@ -69,30 +69,30 @@ def test_missing_charge_breaks_the_promise(ledger: Ledger) -> None:
 
 def test_killed_child_ends_its_run_only(ledger: Ledger) -> None:
     """The run of another child goes on."""
-    book(ledger, [entry(What.STARTED), entry(What.STARTED, "b", pid=OTHER_CHILD), entry(What.CHILD_KILLED)])
+    add(ledger, [entry(What.STARTED), entry(What.STARTED, "b", pid=OTHER_CHILD), entry(What.CHILD_KILLED)])
     assert [name for name, _ in ledger.open_runs()] == ["b"]
     assert ledger.histories["a"].runs[0].killed
 
 
 def test_killed_worker_ends_the_runs_of_its_pool(ledger: Ledger) -> None:
     """The runs of another worker go on."""
-    book(ledger, [entry(What.STARTED), entry(What.STARTED, "b", pid=OTHER_CHILD, worker=OTHER_WORKER)])
-    ledger.take(entry(What.WORKER_KILLED, pid=WORKER, worker=0))
+    add(ledger, [entry(What.STARTED), entry(What.STARTED, "b", pid=OTHER_CHILD, worker=OTHER_WORKER)])
+    ledger.add(entry(What.WORKER_KILLED, pid=WORKER, worker=0))
     assert [name for name, _ in ledger.open_runs()] == ["b"]
 
 
 def test_run_is_open_until_its_delivery_is_finished(ledger: Ledger) -> None:
     """Between charge and commit the run is still open: there a kill would repeat the charge."""
-    book(ledger, [entry(What.STARTED), entry(What.CHARGED)])
+    add(ledger, [entry(What.STARTED), entry(What.CHARGED)])
     assert [run.charged for _, run in ledger.open_runs()] == [1.0]
-    ledger.take(entry(What.FINISHED))
+    ledger.add(entry(What.FINISHED))
     assert list(ledger.open_runs()) == []
 
 
 def test_recovery_is_a_run_that_survives_after_one_that_was_killed(ledger: Ledger) -> None:
-    """Two kills of one payment and a run that lasts are two recoveries; a kill that nobody makes good is none."""
+    """Two kills of one payment and a run that lasts are two recoveries; a kill without a later run is none."""
     killed = [entry(What.STARTED), entry(What.CHILD_KILLED)]
-    book(ledger, [*killed, *killed])
+    add(ledger, [*killed, *killed])
     assert ledger.figures().recoveries == 0
-    book(ledger, run_of("a"))
+    add(ledger, run_of("a"))
     assert ledger.figures().recoveries == 2

@@ -1,4 +1,4 @@
-"""The demo's picture: well-formed, a row for each payment, a shape for each thing that happened."""
+"""The demo's timeline: well-formed SVG, a row for each payment, a shape for each event."""
 
 from xml.etree import ElementTree as ET
 
@@ -11,13 +11,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def ledger_of(*happened: tuple[float, What, int], count: int = 8) -> Ledger:
-    """Return a ledger in which all of it, by these processes, happened to the first of some published payments."""
+    """Return a ledger of published payments, the first of them with these events, as seconds, kind and process."""
     payments = draw(count, 1)
     ledger = Ledger(payments)
     for payment in payments:
-        ledger.take(Entry(at=100.0, what=What.PUBLISHED, payment=payment.name))
+        ledger.add(Entry(at=100.0, what=What.PUBLISHED, payment=payment.name))
     for seconds, what, pid in happened:
-        ledger.take(Entry(at=100.0 + seconds, what=what, payment=payments[0].name, pid=pid))
+        ledger.add(Entry(at=100.0 + seconds, what=what, payment=payments[0].name, pid=pid))
     return ledger
 
 
@@ -27,12 +27,12 @@ def shapes(svg: str, tag: str) -> list[ET.Element]:
 
 
 def texts(svg: str) -> list[str]:
-    """Return everything that is written in the picture."""
+    """Return the texts of the picture."""
     return [element.text or "" for element in shapes(svg, "text")]
 
 
 def test_each_payment_has_a_row_in_each_panel() -> None:
-    """The names stand once, the charges once a panel, titles and sums above."""
+    """Names appear once, charges once a panel, titles and sums above."""
     charged = ledger_of((1, What.STARTED, 1), (2, What.CHARGED, 1), (2, What.FINISHED, 1))
     written = texts(picture([Panel("plain <task>", ledger_of()), Panel("ours", charged)]))
     assert [text for text in written if text.startswith("pay-")] == [f"pay-{number:02d}" for number in range(1, 9)]
@@ -58,7 +58,7 @@ def test_killed_worker_is_written_above_its_line() -> None:
 
 
 def test_runs_at_the_same_time_do_not_cover_each_other() -> None:
-    """Two overlapping runs lie in two lanes, in different colours as the second one charged again."""
+    """Two overlapping runs have two lanes, and two colours as the second charged again."""
     both = ledger_of(
         *((1, What.STARTED, 1), (2, What.STARTED, 2)),
         *((3, What.CHARGED, 1), (3, What.FINISHED, 1), (4, What.CHARGED, 2), (4, What.FINISHED, 2)),

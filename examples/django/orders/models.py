@@ -1,10 +1,10 @@
-"""What a customer ordered."""
+"""The model of an order."""
 
 from django.db import models
 
 
 class Order(models.Model):
-    """An order, known to the customer by its reference."""
+    """An order, which the customer identifies by its reference."""
 
     reference = models.CharField(max_length=40, unique=True)
     email = models.EmailField()

@@ -1,4 +1,4 @@
-"""What happens to an order behind the customer's back."""
+"""The task that mails the confirmation of an order."""
 
 import os
 import time
@@ -12,12 +12,12 @@ from django.utils import timezone
 from idempotent_tasks import Idempotency, IdempotentTask
 from orders.models import Order
 
-#: How long the mail server takes to accept a mail.
+#: Seconds that the mail server takes to accept a mail.
 MAIL_SECONDS = float(os.environ.get("MAIL_SECONDS", "0"))
 
 
 class GuardedTask(IdempotentTask, DjangoTask):
-    """A guarded task that has Django's ``delay_on_commit`` too."""
+    """A guarded task with ``delay_on_commit`` of Celery's Django integration."""
 
     abstract = True
 

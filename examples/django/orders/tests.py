@@ -1,4 +1,4 @@
-"""The shop, posted to by Django's test client, with a real worker on the test database."""
+"""Tests with Django's test client and a real worker on the test database."""
 
 import os
 import subprocess
@@ -22,10 +22,10 @@ PATIENCE_SECONDS = 60.0
 
 
 class OrdersTest(TransactionTestCase):
-    """Orders, with a worker that runs for the length of a test."""
+    """Orders, with a worker that runs during each test."""
 
     def setUp(self) -> None:
-        """Start a worker with mails and records of its own: the test database gives its first order an old number."""
+        """Start a worker with its own mails and records: a new test database repeats the ids of orders."""
         mails = TemporaryDirectory()
         self.addCleanup(mails.cleanup)
         self.mails = Path(mails.name)
@@ -38,23 +38,23 @@ class OrdersTest(TransactionTestCase):
         self.addCleanup(worker.terminate)
 
     def post(self, reference: str) -> None:
-        """Place an order as a browser does."""
+        """Post an order as a browser does."""
         answer = self.client.post("/orders", {"reference": reference, "email": "ann@example.com"})
         self.assertEqual(answer.status_code, 202)
 
     def is_confirmed(self, reference: str) -> bool:
-        """Tell whether the shop says that the order is confirmed."""
+        """Return whether the shop reports the order as confirmed."""
         return bool(self.client.get(f"/orders/{reference}").json()["confirmed"])
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Return when a condition holds, and fail if it does not in time."""
+        """Wait for a condition; fail if it does not hold in time."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             self.assertLess(time.monotonic(), deadline, "the worker did not do it")
             time.sleep(0.1)
 
     def test_order_that_is_posted_twice_has_one_mail(self) -> None:
-        """Both posts publish the confirmation, and both messages come to the one mail's result."""
+        """Both posts publish the confirmation; one message sends the mail, the other returns the stored result."""
         self.post("ord-17")
         self.post("ord-17")
         again = confirm.delay(Order.objects.get().pk)
@@ -63,7 +63,7 @@ class OrdersTest(TransactionTestCase):
         self.assertEqual(len(list(self.mails.iterdir())), 1)
 
     def test_order_that_is_rolled_back_is_not_published(self) -> None:
-        """What the transaction does not commit, no worker hears of."""
+        """A task that is published in a transaction that is rolled back reaches no worker."""
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
             placed = Order.objects.create(reference="ord-18", email="ann@example.com")
             confirm.delay_on_commit(placed.pk)

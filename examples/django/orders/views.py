@@ -1,4 +1,4 @@
-"""The shop over HTTP."""
+"""The HTTP views of the shop."""
 
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
@@ -14,17 +14,17 @@ from orders.tasks import confirm
 @require_POST
 @transaction.atomic
 def orders(request: HttpRequest) -> JsonResponse:
-    """Take an order; one that is posted again is the same order, and its confirmation is published again."""
+    """Store an order and publish its confirmation; posting it again publishes the confirmation again."""
     placed, _ = Order.objects.get_or_create(
         reference=request.POST["reference"], defaults={"email": request.POST["email"]}
     )
-    # Not delay(): a worker that is quick would look for an order that is not committed yet, or never will be.
+    # Not delay(): a fast worker would look for an order that is not committed yet, or never will be.
     confirm.delay_on_commit(placed.pk)
     return JsonResponse({"reference": placed.reference}, status=202)
 
 
 @require_GET
 def order(request: HttpRequest, reference: str) -> JsonResponse:
-    """Tell whether an order is confirmed."""
+    """Return whether an order is confirmed."""
     found = get_object_or_404(Order, reference=reference)
     return JsonResponse({"reference": reference, "confirmed": found.confirmed_at is not None})

@@ -1,4 +1,4 @@
-"""Django's settings; those of Celery and of idempotent_tasks are among them."""
+"""Settings of Django, Celery and idempotent_tasks."""
 
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ DATABASES = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("DATABASE", BASE / "db.sqlite3"),
         "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
-        # A file, so that the worker of the tests sees it too.
+        # A file, which the worker of the tests can open too.
         "TEST": {"NAME": BASE / "test.sqlite3"},
     }
 }
-#: Every mail is a file in this folder.
+#: Each mail is written as a file to this folder.
 EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_FILE_PATH = os.environ.get("MAILS", BASE / "mails")
 

@@ -1,4 +1,4 @@
-"""The project's two addresses."""
+"""The URLs of the project."""
 
 from django.urls import path
 from orders.views import order, orders

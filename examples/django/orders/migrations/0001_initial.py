@@ -1,10 +1,10 @@
-"""Orders."""
+"""Create the table of orders."""
 
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """Make the table of orders."""
+    """Create the table of orders."""
 
     initial = True
     dependencies = []

@@ -1,1 +1,1 @@
-"""The database's history."""
+"""Database migrations of the orders."""

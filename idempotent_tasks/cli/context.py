@@ -1,4 +1,4 @@
-"""What all commands share: the app's store, errors as one line with an exit code, ages and moments as arguments."""
+"""What the admin commands share: the app's store, exit codes, confirmation, and an argument type for moments."""
 
 import re
 import sys
@@ -15,9 +15,11 @@ from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreE
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["REFUSED", "USAGE", "Desk", "Moment", "at_desk", "confirm", "end", "refuse"]
+__all__ = ["REFUSED", "USAGE", "AdminContext", "Moment", "confirm", "end", "pass_admin_context", "refuse"]
 
+#: Exit codes: nothing done, or something found; wrong usage or configuration; the store away, or refusing.
 REFUSED: Final = 1
 USAGE: Final = 2
 STORE: Final = 3
@@ -26,29 +28,34 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
-    """What a command works on."""
+class AdminContext:
+    """The app and the DynamoDB store that a command works on."""
 
     app: Any
     store: DynamoDBStore
 
     @property
     def operations(self) -> Operations:
-        """The table as an operator sees it."""
+        """The operations on the whole table."""
         return Operations(self.store)
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The app's guarded tasks."""
+        return [task for task in self.app.tasks.values() if isinstance(task, IdempotentTask)]
 
     def now(self) -> float:
         """Return epoch seconds by DynamoDB's clock."""
         return self.store.clock.now()
 
 
-def at_desk(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command its `Desk`, and end it with one line instead of a traceback where the library raises."""
+def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:
+    """Pass a command its `AdminContext`; exit with one line instead of a traceback where the library raises."""
 
     @click.pass_context
     def run(context: click.Context, *args: Any, **options: Any) -> None:
         try:
-            command(_desk(context.obj.app), *args, **options)
+            command(_admin_context(context.obj.app), *args, **options)
         except StoreError as error:
             end(error, STORE)
         except ConfigurationError as error:
@@ -59,30 +66,30 @@ def at_desk(command: Callable[..., None]) -> Callable[..., None]:
     return update_wrapper(run, command)
 
 
-def _desk(app: Any) -> Desk:
-    # The tasks have the prefixes of the keys.
+def _admin_context(app: Any) -> AdminContext:
+    # Commands need all tasks: their prefixes are those of the keys.
     app.loader.import_default_modules()
     store = settings_of(app).store
     if not isinstance(store, DynamoDBStore):
         kind = type(store).__name__
         raise ConfigurationError(f"the app's store is a {kind}, which only the process that made it can look into")
-    return Desk(app=app, store=store)
+    return AdminContext(app=app, store=store)
 
 
 def end(error: IdempotencyError, code: int) -> NoReturn:
-    """End the command with an error as one line."""
+    """Print an error on one line and exit with this code."""
     click.echo(f"Error: {error}", err=True)
     raise SystemExit(code)
 
 
 def refuse(why: str) -> NoReturn:
-    """End the command: it did nothing, for this reason."""
+    """Print why nothing was done, and exit with `REFUSED`."""
     click.echo(why, err=True)
     raise SystemExit(REFUSED)
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is changed; ``yes`` was said already, and a script that has not said it is refused."""
+    """Confirm unless ``yes``; exit with `REFUSED` if stdin is not a terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -96,7 +103,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic only since c
     name = "AGE|DATE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return epoch seconds; what is a moment already stays."""
+        """Return epoch seconds, as which a float is taken."""
         if isinstance(value, float):
             return value
         ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value)

@@ -1,4 +1,4 @@
-"""``idempotency release``, ``forget`` and ``purge``: what changes the table, if it is still as it was shown."""
+"""``idempotency release``, ``forget`` and ``purge``: change records, each only if it is unchanged since it was read."""
 
 import sys
 from collections import Counter
@@ -8,18 +8,19 @@ from itertools import islice
 
 import click
 
-from idempotent_tasks.cli.command import Desk, Moment, at_desk, confirm, refuse
-from idempotent_tasks.cli.portrait import STATES, columns, is_live, state
+from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
+from idempotent_tasks.cli.format import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.records import Record, Status
 
 __all__ = ["forget", "purge", "release"]
 
-#: Why an operator's release says that the key is free.
+#: The reason that an operator's release stores in the record.
 REASON = "released by an operator"
-#: Records that are deleted at one time, each by a request of its own.
+#: Records that `purge` deletes in parallel, each with its own request.
 PARALLEL = 16
+#: Records that `purge` shows before it asks.
 SAMPLE = 5
 
 _force = click.option("--force", is_flag=True, help="Also a claim whose body may still run: it may then run twice.")
@@ -30,20 +31,20 @@ _yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.argument("key")
 @_force
 @_yes
-@at_desk
-def release(desk: Desk, key: str, *, force: bool, yes: bool) -> None:
+@pass_admin_context
+def release(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
     """Free the key of a claim, so that the next delivery runs its body now instead of when the claim expires.
 
     Outcomes are never released: see `forget`.  A body that runs is not ended: with --force a second may run beside it.
     """
-    record = _the_record(desk, key)
+    record = _record_of(admin, key)
     if record.status is not Status.INPROGRESS:
         refuse(f"{key!r} has an outcome, there is no claim to release; forget it to have the next delivery run")
-    if state(record, desk.now()) == "free":
+    if state(record, admin.now()) == "free":
         refuse(f"{key!r} is free already; the next delivery runs")
-    _refuse_live(desk, record, force=force)
+    _refuse_live(admin, record, force=force)
     confirm(f"Release {key!r}, held by {record.task_id} on {record.worker}?", yes=yes)
-    _done_or_refuse(desk.operations.release(record, REASON, force=force), key)
+    _refuse_unless(admin.operations.release(record, REASON, force=force), key)
     click.echo(f"released {key!r}; the next delivery runs its body")
 
 
@@ -51,13 +52,13 @@ def release(desk: Desk, key: str, *, force: bool, yes: bool) -> None:
 @click.argument("key")
 @_force
 @_yes
-@at_desk
-def forget(desk: Desk, key: str, *, force: bool, yes: bool) -> None:
+@pass_admin_context
+def forget(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
     """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence."""
-    record = _the_record(desk, key)
-    _refuse_live(desk, record, force=force)
-    confirm(f"Delete the record of {key!r} ({state(record, desk.now())})?", yes=yes)
-    _done_or_refuse(desk.operations.delete(record, force=force), key)
+    record = _record_of(admin, key)
+    _refuse_live(admin, record, force=force)
+    confirm(f"Delete the record of {key!r} ({state(record, admin.now())})?", yes=yes)
+    _refuse_unless(admin.operations.delete(record, force=force), key)
     click.echo(f"forgot {key!r}")
 
 
@@ -71,39 +72,41 @@ def forget(desk: Desk, key: str, *, force: bool, yes: bool) -> None:
 @click.option("--task", help="Only records that this task claimed.")
 @_force
 @_yes
-@at_desk
-def purge(desk: Desk, *, states: tuple[str, ...], before: float, task: str | None, force: bool, yes: bool) -> None:
+@pass_admin_context
+def purge(
+    admin: AdminContext, *, states: tuple[str, ...], before: float, task: str | None, force: bool, yes: bool
+) -> None:
     """Delete many records: counts and shows some of them first, then asks.
 
     Each is deleted only if it is still as it was found; running the command again goes on where it was ended.  TTL
     deletes expired records by itself and for nothing.
     """
 
-    def condemned() -> Iterator[Record]:
-        for each in matching(desk, states=states, task=task, before=before):
-            if isinstance(each, Record) and (force or not is_live(each, desk.now())):
+    def selected() -> Iterator[Record]:
+        for each in matching(admin, states=states, task=task, before=before):
+            if isinstance(each, Record) and (force or not is_live(each, admin.now())):
                 yield each
 
-    records = condemned()
+    records = selected()
     sample = list(islice(records, SAMPLE))
     count = len(sample) + sum(1 for _ in records)
     if not count:
         click.echo("no such records")
         return
     for record in sample:
-        click.echo("  ".join(columns(record, desk.now())))
+        click.echo("  ".join(columns(record, admin.now())))
     click.echo(f"{count} records" + (f", {SAMPLE} of them above" if count > SAMPLE else ""))
     confirm(f"Delete {count} records?", yes=yes)
-    done = _delete_all(desk, condemned(), count, force=force)
+    done = _delete_all(admin, selected(), count, force=force)
     click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
     if done[None]:
         refuse(f"{done[None]} deletions had no answer; run the command again")
 
 
-def _delete_all(desk: Desk, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool | None]:
-    """Return how many were deleted (True), had changed (False), or may have been deleted (None)."""
+def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool | None]:
+    """Count the records that were deleted (True), had changed (False), or whose deletion had no answer (None)."""
     done: Counter[bool | None] = Counter()
-    operations = desk.operations
+    operations = admin.operations
 
     def delete(record: Record) -> bool | None:
         try:
@@ -116,28 +119,28 @@ def _delete_all(desk: Desk, records: Iterable[Record], count: int, *, force: boo
         click.progressbar(length=count, label="deleting", file=sys.stderr) as bar,
     ):
         source = iter(records)
-        # In batches, so that a table of any size fits into memory.
+        # In batches, because `map` would read the whole table into memory.
         while batch := list(islice(source, PARALLEL * 8)):
             done.update(threads.map(delete, batch))
             bar.update(len(batch))
     return done
 
 
-def _the_record(desk: Desk, key: str) -> Record:
+def _record_of(admin: AdminContext, key: str) -> Record:
     if "#" not in key:
         refuse(f"{key!r} is no key: it has no prefix with a '#'; `idempotency show {key}` finds the key of a task id")
-    return found(desk, key, scan=False)[0]
+    return found(admin, key, scan=False)[0]
 
 
-def _refuse_live(desk: Desk, record: Record, *, force: bool) -> None:
-    if not force and is_live(record, desk.now()):
-        left = record.held_until - desk.now()
+def _refuse_live(admin: AdminContext, record: Record, *, force: bool) -> None:
+    if not force and is_live(record, admin.now()):
+        left = record.held_until - admin.now()
         refuse(
             f"{record.key!r} is held by {record.task_id} on {record.worker} for another {left:.0f} s, and its body may "
             "be running; --force does it all the same, and the body may then run twice"
         )
 
 
-def _done_or_refuse(done: bool, key: str) -> None:  # noqa: FBT001 - the answer of the operation
+def _refuse_unless(done: bool, key: str) -> None:  # noqa: FBT001 - what the operation returned
     if not done:
         refuse(f"{key!r} changed since it was read, nothing was done; look again")

@@ -1,4 +1,4 @@
-"""A record as people and as programs read it; pure."""
+"""Format a record as columns for people, or as a dict for JSON; no I/O."""
 
 import zlib
 from datetime import UTC, datetime
@@ -8,16 +8,16 @@ from idempotent_tasks.codec import as_bytes, text_of
 from idempotent_tasks.processes import has_ended
 from idempotent_tasks.records import Record, Status, is_reservation
 
-__all__ = ["STATES", "columns", "facts", "is_live", "state", "written_at"]
+__all__ = ["STATES", "as_dict", "columns", "is_live", "state", "written_at"]
 
-#: What a record says now.
+#: The states that a record can be shown in.
 STATES: Final = ("reserved", "running", "free", "completed", "failed", "expired")
 
 
 def state(record: Record, now: float) -> str:
     """Return one of `STATES`: a claim in progress is ``running`` until it expires, and ``free`` after that.
 
-    A key is ``reserved`` whose message was published, and nobody has begun to run.
+    A key is ``reserved`` while its message is published and no delivery has claimed it.
 
     Args:
         record: the record.
@@ -33,18 +33,18 @@ def state(record: Record, now: float) -> str:
 
 
 def is_live(record: Record, now: float) -> bool:
-    """Return whether a claim may still have a body that runs under it."""
+    """Return whether a body may still be running under this claim."""
     return state(record, now) == "running" and not has_ended(record.process)
 
 
 def written_at(record: Record) -> float | None:
-    """Return when the record was last committed or claimed, in epoch seconds; None where it does not say so."""
+    """Return when the record was last committed or claimed, in epoch seconds, or None if it has neither time."""
     moment = record.completed_at or record.claimed_at
     return None if moment is None else moment / 1000
 
 
 def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:
-    """Return state, age, time left, attempt, task id and key, for a line of a list."""
+    """Return state, age, time left, attempt, task id and key, for one row of a list."""
     written = written_at(record)
     return (
         state(record, now),
@@ -56,16 +56,16 @@ def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def facts(record: Record, now: float, *, data: bool) -> dict[str, Any]:
-    """Return everything about a record by name, in JSON's types; moments as ISO 8601 in UTC.
+def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
+    """Return the fields of a record as JSON types, times in ISO 8601 and UTC.
 
     Args:
         record: the record.
         now: epoch seconds by the store's clock.
-        data: whether the outcome's data is shown, or only its size.
+        data: whether to include the stored result, and not only its size.
     """
     size = None if record.data is None else len(record.data if isinstance(record.data, bytes) else record.data.encode())
-    told = {
+    fields = {
         "key": record.key,
         "state": state(record, now),
         "task": record.task,
@@ -90,12 +90,12 @@ def facts(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "dispatched": sorted(record.dispatched) or None,
     }
     if data and record.data is not None:
-        told["data"] = _readable(record)
-    return told
+        fields["data"] = _readable(record)
+    return fields
 
 
 def _readable(record: Record) -> str:
-    """Return the data as text, without its compression; in hexadecimal where it is none."""
+    """Return the data decompressed, as text; in hexadecimal if it is not text."""
     try:
         text = text_of(record)
         return text if isinstance(text, str) else text.decode()
@@ -104,7 +104,7 @@ def _readable(record: Record) -> str:
 
 
 def _time_left(record: Record, now: float) -> float:
-    """Return for how long a claim lives, or an outcome is kept, in seconds."""
+    """Return the seconds until a claim or a stored outcome expires."""
     if record.free:
         return 0.0
     until = record.held_until if record.status is Status.INPROGRESS else float(record.expiration)
