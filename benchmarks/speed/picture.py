@@ -19,7 +19,7 @@ _OUR_NAMES: Final = ("IdempotentTask", "guarded run")
 _TITLE_CHARACTERS: Final = 110
 _DRAWN: Final = ("throughput", "micro", "memory")
 _NOT_DRAWN: Final = ("x", "%")
-#: What an argument as a key takes is no part of a run's comparison, and a large one would leave the others no bar to see.
+#: Of calls that take an argument of a size: beside a large one the other calls would have no bar to see.
 _UNLIKE: Final = (" KB", " MB")
 #: The same picture for the same report.
 _SALT: Final = "speed"

@@ -72,7 +72,7 @@ def test_the_table_of_settings_is_complete_and_its_defaults_are_the_codes() -> N
     """Each setting has a row; the default of each option of a task is that of `Idempotency`."""
     page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `idempotency_(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
-    assert set(rows) == set(settings._KNOWN)
+    assert set(rows) == {setting.name for setting in settings.SETTINGS}
     for field in fields(Idempotency):
         if field.default is not None:
             shown = f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
