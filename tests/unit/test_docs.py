@@ -5,7 +5,10 @@ import subprocess
 import sys
 from dataclasses import fields
 from hashlib import sha256
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -68,21 +71,51 @@ def test_the_incident_page_has_every_event() -> None:
     assert {kind.__name__.lower() for kind in events.KINDS} - named == set()
 
 
-def test_the_table_of_settings_is_complete_and_its_defaults_are_the_codes() -> None:
-    """Each setting has a row; the default of each option of a task is that of `Idempotency`."""
-    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `idempotency_(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
-    assert set(rows) == {setting.name for setting in settings.SETTINGS}
-    for field in fields(Idempotency):
-        if field.default is not None:
-            shown = f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
-            assert rows[field.name] == shown
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What writes the tables of the reference."""
+    monkeypatch.syspath_prepend(DOCS)
+    return import_module("tables")
 
 
-def test_the_options_of_a_task_are_shown_with_their_defaults() -> None:
-    """The reference spells out a signature that the class itself leaves open."""
-    (shown,) = re.findall(r"idempotent_tasks\.Idempotency\(\*, (.*)\)$", REFERENCE, re.MULTILINE)
-    assert shown == ", ".join(f"{field.name}={field.default!r}" for field in fields(Idempotency))
+def rows_of(table: str) -> dict[str, tuple[str, str]]:
+    """Return the default and the meaning of each row of a Markdown table, by what the row describes."""
+    found = [re.findall(r"(?<= )(?!\|)(\S.*?)(?= \|)", line) for line in table.splitlines()[2:]]
+    return {name.strip("`"): (default, meaning) for name, default, meaning in found}
+
+
+def test_the_table_of_settings_is_complete(tables: ModuleType) -> None:
+    """Each setting has a row with its default and its meaning."""
+    rows = rows_of(tables.TABLES["settings"]())
+    assert list(rows) == [setting.key for setting in settings.SETTINGS]
+    assert rows["idempotency_checks"][0] == '`"warn"`'
+    assert rows["idempotency_cache_outcomes"][0] == "`10_000`"
+    assert rows["idempotency_prometheus_port"][0] == "none"
+    assert rows["idempotency_disabled"][1].endswith("; the environment's `IDEMPOTENCY_DISABLED` counts before it")
+
+
+def test_the_table_of_options_is_complete(tables: ModuleType) -> None:
+    """Each option has a row with the default of `Idempotency`, and the meaning that its docstring gives."""
+    rows = rows_of(tables.TABLES["options"]())
+    assert list(rows) == [field.name for field in fields(Idempotency)]
+    assert rows["store_failures"][0] == "`()`"
+    assert rows["expires"] == ("`3_600`", "how long an outcome is kept and replayed, in seconds")
+    assert "{py:obj}`PayloadMismatchError`" in rows["validate"][1]
+
+
+def test_the_options_of_a_task_are_shown_with_their_defaults(tables: ModuleType) -> None:
+    """The reference spells out a signature that the class leaves open, and the options in the table alone."""
+    assert tables.signature().startswith("(*, key=None, validate=None, prefix=None, expires=3600, on_busy='defer', ")
+    shown = tables.without_arguments(cleandoc(Idempotency.__doc__ or ""))
+    assert "Args:" not in shown
+    assert "max_crashes" not in shown
+    assert "Raises:\n    ConfigurationError: " in shown
+
+
+@pytest.mark.parametrize("table", ["settings", "options"])
+def test_each_table_is_in_the_reference(table: str) -> None:
+    """No table of the code is kept by hand."""
+    assert f"```{{table-of}} {table}\n```" in REFERENCE
 
 
 def test_the_reference_needs_no_extra() -> None:
