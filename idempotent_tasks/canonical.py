@@ -1,4 +1,4 @@
-"""One written form for each value: equal values give equal text, different ones different text.
+"""Canonical JSON of a value: equal values give equal text, different values different text.
 
 The form survives Celery's JSON serialisation: a value and what a worker receives of it have the same form, so a
 tuple is a list, an enumeration member is its value, a dataclass or pydantic model is a mapping of its fields.
@@ -21,9 +21,9 @@ __all__ = ["UncanonicalError", "canonical", "fields_of"]
 #: The one member of an object that stands for a value JSON has no type for: ``{"": [type, text]}``.
 _TAG: Final = ""
 _LEAF_TYPES: Final = frozenset({str, int, float, bool, type(None)})
-#: How many levels a value may have that is its own form: one that contains itself has no end.
+#: How many levels plain JSON is used for: a value that contains itself has no end.
 _DEEPEST: Final = 100
-#: Made once: `json.dumps` makes one for each call that has options. What it is given does not contain itself.
+#: Made once: `json.dumps` makes one for each call that has options. Nothing that it is given contains itself.
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
@@ -32,7 +32,7 @@ class UncanonicalError(ValueError):
 
 
 def canonical(value: Any) -> str:
-    """Return the written form of a value, as ASCII JSON.
+    """Return the canonical form of a value, as ASCII JSON.
 
     Raises:
         UncanonicalError: the value, or a part of it, has no canonical form.
@@ -49,7 +49,7 @@ def canonical(value: Any) -> str:
 
 
 def _text_at_once(value: Any) -> str | None:
-    """Return the written form of a value that is its own form, which most are, and None for any other."""
+    """Return the canonical form of a value that plain JSON writes canonically, as most are, and None for any other."""
     if not _is_plain(value):
         return None
     try:
@@ -184,7 +184,7 @@ def _plain(kind: str, text: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
     return lambda value, _path: _tagged(kind, text(value))
 
 
-#: A type comes before those that it is a kind of.
+#: The first that fits is used, so that a subclass stands before its base.
 _WRITERS: Final[tuple[tuple[type | tuple[type, ...], Callable[[Any, str], Any]], ...]] = (
     (str, lambda value, _path: str.__str__(value)),
     (int, lambda value, _path: int(value)),

@@ -33,7 +33,7 @@ LAYERS = {
     "powertools": 1,
     "keys": 2,
     "stores": 2,
-    "events": 2,
+    "events": 0,
     "observers": 2,
     "observers.*": 3,
     "stores.aws_*": 3,
