@@ -35,24 +35,17 @@ __all__ = [
 logger = logging.getLogger("idempotent_tasks")
 
 
-class Subject(Protocol):
-    """What an event is about: a claim request, or anything else with the fields that all events have."""
+class _Subject(Protocol):
+    """What an event is about, such as a claim request."""
 
     @property
-    def task(self) -> str:
-        """The Celery task's name."""
-
+    def task(self) -> str: ...
     @property
-    def task_id(self) -> str:
-        """The delivery's task id."""
-
+    def task_id(self) -> str: ...
     @property
-    def key(self) -> str:
-        """The record's key."""
-
+    def key(self) -> str: ...
     @property
-    def worker(self) -> str:
-        """The worker's node name; empty outside a worker."""
+    def worker(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +64,7 @@ class Event:
     worker: str
 
     @classmethod
-    def about(cls, subject: Subject, **details: Any) -> Self:
+    def about(cls, subject: _Subject, **details: Any) -> Self:
         """Return the event of one delivery, such as its claim request, with the event's own fields."""
         return cls(task=subject.task, task_id=subject.task_id, key=subject.key, worker=subject.worker, **details)
 

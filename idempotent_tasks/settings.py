@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -38,7 +37,6 @@ __all__ = [
     "SETTINGS",
     "Setting",
     "Settings",
-    "SettingsRegistry",
     "changed_settings",
     "codec_of",
     "settings_of",
@@ -56,11 +54,9 @@ _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
 _LAST_PORT: Final = 65_535
 _CHECK_MODES: Final = ("ignore", "warn", "error")
-#: kombu's content type of pickle.
-_PICKLE_CONTENT: Final = "application/x-python-serialize"
 
 
-def _observers(raw: Any) -> list[Observer]:
+def _observers(key: str, raw: Any) -> list[Observer]:
     listed = raw if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
     try:
         observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
@@ -68,49 +64,46 @@ def _observers(raw: Any) -> list[Observer]:
         hint = "short names are " + ", ".join(SHORT_NAMES)
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
             hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
-        raise ConfigurationError(f"idempotency_observers cannot be imported: {error}; {hint}") from error
+        raise ConfigurationError(f"{key} cannot be imported: {error}; {hint}") from error
     for observer in observers:
         if not callable(observer):
-            raise ConfigurationError(f"idempotency_observers holds {observer!r}, which is not callable")
+            raise ConfigurationError(f"{key} holds {observer!r}, which is not callable")
     return observers
 
 
-def _check_mode(raw: Any) -> str:
+def _check_mode(key: str, raw: Any) -> str:
     if raw not in _CHECK_MODES:
-        raise ConfigurationError(f"idempotency_checks={raw!r} is not one of {_CHECK_MODES}")
+        raise ConfigurationError(f"{key}={raw!r} is not one of {_CHECK_MODES}")
     return str(raw)
 
 
-def _codes(raw: Any) -> frozenset[str]:
+def _codes(key: str, raw: Any) -> frozenset[str]:
     """Return the codes of findings; whether there are such findings is asked by the checks themselves."""
     if isinstance(raw, str) or not isinstance(raw, Collection) or not all(isinstance(each, str) for each in raw):
-        raise ConfigurationError(f"idempotency_silenced_checks={raw!r} is not a list of codes of findings")
+        raise ConfigurationError(f"{key}={raw!r} is not a list of codes of findings")
     return frozenset(raw)
 
 
-def _switch(raw: Any) -> bool:
+def _switch(key: str, raw: Any) -> bool:
     text = str(raw).strip().lower()
     if text not in _ON + _OFF:
-        msg = f"idempotency_disabled, or {DISABLED_VARIABLE}, is {raw!r}, not one of {', '.join(_ON + _OFF)}"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{key}, or {DISABLED_VARIABLE}, is {raw!r}, not one of {', '.join(_ON + _OFF)}")
     return text in _ON
 
 
-def _address(raw: Any) -> tuple[str, int]:
+def _address(key: str, raw: Any) -> tuple[str, int]:
     address, _, port = str(raw).rpartition(":")
     if not port.isascii() or not port.isdecimal() or int(port) > _LAST_PORT:
-        msg = f"idempotency_prometheus_port, or {PORT_VARIABLE}, is {raw!r}, neither PORT nor ADDRESS:PORT"
-        raise ConfigurationError(msg)
+        raise ConfigurationError(f"{key}, or {PORT_VARIABLE}, is {raw!r}, neither PORT nor ADDRESS:PORT")
     return address.strip("[]") or "127.0.0.1", int(port)
 
 
-def _results_bucket(raw: Any) -> ResultStore:
+def _results_bucket(key: str, raw: Any) -> ResultStore:
     if isinstance(raw, str):
         return S3Results.from_url(raw)
     if isinstance(raw, ResultStore):
         return raw
-    kind = type(raw).__name__
-    raise ConfigurationError(f"idempotency_results_bucket is a {kind}; write s3://BUCKET/PREFIX, or give an S3Results")
+    raise ConfigurationError(f"{key} is a {type(raw).__name__}; write s3://BUCKET/PREFIX, or give an S3Results")
 
 
 def _whole_number(key: str, raw: Any) -> int:
@@ -127,8 +120,9 @@ class Setting:
     name: str
     #: The raw value of an app that sets none; None for nothing.
     default: Any = None
-    #: Returns what the library uses for a raw value, or raises `ConfigurationError`; None where that takes more.
-    parse: Callable[[Any], Any] | None = None
+    #: Takes `key` and a raw value, and returns what the library uses or raises `ConfigurationError`; None where other
+    #: values are needed too.
+    parse: Callable[[str, Any], Any] | None = None
     #: For the reference, as Markdown; empty for an option of a task, whose meaning `Idempotency` documents.
     meaning: str = ""
     #: The environment variable that counts before ``app.conf``; none if empty.
@@ -143,7 +137,7 @@ class Setting:
         """Return the parsed value: the environment's, else the raw one of ``app.conf``, else the default."""
         given = os.environ.get(self.variable) or raw
         given = self.default if given is None else given
-        return given if given is None or self.parse is None else self.parse(given)
+        return given if given is None or self.parse is None else self.parse(self.key, given)
 
 
 #: Every setting. An option of a task has one for its default, which `Idempotency` checks.
@@ -185,18 +179,8 @@ SETTINGS: Final = (
         'where [large results](../results.md#large-results) are stored: `"s3://BUCKET/PREFIX"`, or an '
         "[`S3Results`](store.md#large-results)",
     ),
-    Setting(
-        "cache_outcomes",
-        10_000,
-        partial(_whole_number, "idempotency_cache_outcomes"),
-        "how many outcomes a process [remembers](../cache.md), those used last",
-    ),
-    Setting(
-        "cache_bytes",
-        20_000_000,
-        partial(_whole_number, "idempotency_cache_bytes"),
-        "how much memory they take at most, in bytes; a larger outcome is not kept",
-    ),
+    Setting("cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../cache.md) at most"),
+    Setting("cache_bytes", 20_000_000, _whole_number, "how many bytes of memory they take at most"),
     *(Setting(option.name, option.default) for option in fields(Idempotency)),
 )
 _OPTIONS: Final = frozenset(option.name for option in fields(Idempotency))
@@ -220,14 +204,17 @@ class Settings:
     prometheus: tuple[str, int] | None = None
     #: Where results are stored that are larger than the store takes; None for nowhere.
     results: ResultStore | None = None
-    #: Whether the app reads pickle from its broker or its result backend.
-    accepts_pickle: bool = False
-    #: The names of all serializers that it reads from there.
+    #: The names of the serializers that the app reads from its broker or its result backend.
     accepted: frozenset[str] = frozenset()
     #: The raw value of every setting, by its name, when it was read.
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: The store that the app used in this process before it was given another; None where there is none.
     former_store: Store | None = None
+
+    @property
+    def accepts_pickle(self) -> bool:
+        """Whether pickle is one of the serializers that the app reads."""
+        return PICKLE in self.accepted
 
     def store_under(self, policy: Idempotency) -> Store:
         """Return the store, or for a task with ``cache`` this process's memory in front of it."""
@@ -237,84 +224,17 @@ class Settings:
 
 
 class SettingsRegistry:
-    """The settings of one process's apps, each read once, and again when the app is given another store."""
+    """The settings that the apps of one process have been read with."""
 
     def __init__(self) -> None:
         #: By app: the raw store that the settings were read with, and the settings.
-        self._read: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
+        self.read: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
         self.lock = threading.Lock()
 
-    def settings_of(self, app: Any) -> Settings:
-        """Return the settings of an app; raises as the function of this name."""
-        raw_store = app.conf.get("idempotency_store")
-        # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
-        settings = self._known(app, raw_store)
-        if settings is None:
-            with self.lock:
-                settings = self._known(app, raw_store) or self._load(app, raw_store)
-                self._read[app] = (raw_store, settings)
-        return settings
-
-    @contextmanager
-    def replaced(self, app: Any, settings: Settings) -> Iterator[None]:
-        """Give an app other settings for the length of a block."""
-        with self.lock:
-            before = self._read.get(app)
-            self._read[app] = (app.conf.get("idempotency_store"), settings)
-        try:
-            yield
-        finally:
-            with self.lock:
-                del self._read[app]
-                if before is not None:
-                    self._read[app] = before
-
-    def _known(self, app: Any, raw_store: Any) -> Settings | None:
-        known = self._read.get(app)
-        return known[1] if known is not None and known[0] is raw_store else None
-
-    def _load(self, app: Any, raw_store: Any) -> Settings:
-        _refuse_unknown(app)
-        store = _store(raw_store, app.main or "")
-        self._refuse_other_layout(app, store)
-        settings, known = _parsed(app, store), self._read.get(app)
-        if known is None:
-            return settings
-        former = known[1].store
-        logger.warning(
-            "the store of app %r is %r from now on; what %r holds does not count any more", app.main, store, former
-        )
-        return replace(settings, former_store=former)
-
-    def _refuse_other_layout(self, app: Any, store: Store) -> None:
-        """Refuse a table that another app uses with other attribute names: neither would see the other's records."""
-        if self._contradicted(app, store) is None:
-            return
-        # It may be an app that nobody has any more.
-        gc.collect()
-        contradicted = self._contradicted(app, store)
-        if contradicted is not None:
-            other, differences = contradicted
-            msg = (
-                f"apps {app.main!r} and {other.main!r} use one table, {store!r}, with different attribute names "
-                f"({', '.join(differences)}), so that neither sees the other's records; "
-                "give both the same names, or each a table of its own"
-            )
-            raise ConfigurationError(msg)
-
-    def _contradicted(self, app: Any, store: Store) -> tuple[Any, list[str]] | None:
-        """Return another app that has the store's table under other names, and which."""
-        if not isinstance(store, DynamoDBStore) or store.connection.place is None:
-            return None
-        for other, (_, settings) in list(self._read.items()):
-            theirs = settings.store
-            if other is app or not isinstance(theirs, DynamoDBStore):
-                continue
-            if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
-                differences = store.layout.differences(theirs.layout)
-                if differences:
-                    return other, differences
-        return None
+    def known(self, app: Any, raw_store: Any) -> Settings | None:
+        """Return the settings of an app that were read with this store."""
+        read_with, settings = self.read.get(app, (None, None))
+        return settings if read_with is raw_store else None
 
 
 _apps: Final = SettingsRegistry()
@@ -326,7 +246,14 @@ def settings_of(app: Any) -> Settings:
     Raises:
         ConfigurationError: a setting is missing, unknown or wrong, or contradicts another app's.
     """
-    return _apps.settings_of(app)
+    raw_store = app.conf.get("idempotency_store")
+    # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
+    settings = _apps.known(app, raw_store)
+    if settings is None:
+        with _apps.lock:
+            settings = _apps.known(app, raw_store) or _load(app, raw_store)
+            _apps.read[app] = (raw_store, settings)
+    return settings
 
 
 @contextmanager
@@ -339,10 +266,19 @@ def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] 
     Raises:
         ConfigurationError: another setting is wrong.
     """
+    raw_store = app.conf.get("idempotency_store")
     _refuse_unknown(app)
     settings = replace(_parsed(app, store), observe=_as_observers(observers), results=None)
-    with _apps.replaced(app, settings):
+    with _apps.lock:
+        before = _apps.read.get(app)
+        _apps.read[app] = (raw_store, settings)
+    try:
         yield
+    finally:
+        with _apps.lock:
+            del _apps.read[app]
+            if before is not None:
+                _apps.read[app] = before
 
 
 def changed_settings(app: Any) -> list[str]:
@@ -362,7 +298,7 @@ def codec_of(conf: Any, serializer: str | None) -> str:
         serializer: the task's own, which is the app's where it has none.
     """
     written = (conf.result_serializer, serializer or conf.task_serializer)
-    used = [name for name in written if name != JSON and name in _accepted(_content_types(conf))]
+    used = [name for name in written if name != JSON and name in _accepted(conf)]
     return PICKLE if PICKLE in used else next(iter(used), JSON)
 
 
@@ -375,9 +311,8 @@ def _parsed(app: Any, store: Store) -> Settings:
     observers, prometheus = value.pop("observers"), value.pop("prometheus_port")
     if prometheus is not None:
         # What is served must be counted, and once.
-        observers += [each for each in _observers("prometheus") if each not in observers]
+        observers += [each for each in _observers("idempotency_observers", "prometheus") if each not in observers]
     most, most_bytes = value.pop("cache_outcomes"), value.pop("cache_bytes")
-    content_types = _content_types(app.conf)
     return Settings(
         store=store,
         outcomes=OutcomeCache(store.clock, most=most, most_bytes=most_bytes),
@@ -385,11 +320,56 @@ def _parsed(app: Any, store: Store) -> Settings:
         defaults=defaults,
         prometheus=prometheus,
         results=value.pop("results_bucket"),
-        accepts_pickle=_PICKLE_CONTENT in content_types,
-        accepted=_accepted(content_types),
+        accepted=_accepted(app.conf),
         raw=raw,
         **value,
     )
+
+
+def _load(app: Any, raw_store: Any) -> Settings:
+    _refuse_unknown(app)
+    store = _store(raw_store, app.main or "")
+    _refuse_other_layout(app, store)
+    settings = _parsed(app, store)
+    if app not in _apps.read:
+        return settings
+    former = _apps.read[app][1].store
+    logger.warning(
+        "the store of app %r is %r from now on; what %r holds does not count any more", app.main, store, former
+    )
+    return replace(settings, former_store=former)
+
+
+def _refuse_other_layout(app: Any, store: Store) -> None:
+    """Refuse a table that another app uses with other attribute names: neither would see the other's records."""
+    if _contradicted(app, store) is None:
+        return
+    # It may be an app that nobody has any more.
+    gc.collect()
+    contradicted = _contradicted(app, store)
+    if contradicted is not None:
+        other, differences = contradicted
+        msg = (
+            f"apps {app.main!r} and {other.main!r} use one table, {store!r}, with different attribute names "
+            f"({', '.join(differences)}), so that neither sees the other's records; "
+            "give both the same names, or each a table of its own"
+        )
+        raise ConfigurationError(msg)
+
+
+def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
+    """Return another app that has the store's table under other names, and which."""
+    if not isinstance(store, DynamoDBStore) or store.connection.place is None:
+        return None
+    for other, (_, settings) in list(_apps.read.items()):
+        theirs = settings.store
+        if other is app or not isinstance(theirs, DynamoDBStore):
+            continue
+        if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
+            differences = store.layout.differences(theirs.layout)
+            if differences:
+                return other, differences
+    return None
 
 
 def _raw(app: Any) -> dict[str, Any]:
@@ -419,17 +399,10 @@ def _as_observers(observers: Sequence[Observer]) -> Observers:
     return Observers(list(observers), (SoftTimeLimitExceeded,))
 
 
-def _content_types(conf: Any) -> Collection[str]:
-    """Return the content types that an app reads from its broker or its result backend."""
-    accepted: Collection[str] = prepare_accept_content(
-        [*(conf.accept_content or ()), *(conf.result_accept_content or ())]
-    )
-    return accepted
-
-
-def _accepted(content_types: Collection[str]) -> frozenset[str]:
-    """Return the names of the serializers of these content types."""
-    return frozenset(name for name, content_type in registry.name_to_type.items() if content_type in content_types)
+def _accepted(conf: Any) -> frozenset[str]:
+    """Return the names of the serializers that an app reads from its broker or its result backend."""
+    types = prepare_accept_content([*(conf.accept_content or ()), *(conf.result_accept_content or ())])
+    return frozenset(name for name, content_type in registry.name_to_type.items() if content_type in types)
 
 
 def _refuse_unknown(app: Any) -> None:
