@@ -1,6 +1,8 @@
 """The documentation site: ``sphinx-build -W -n --keep-going docs docs/_build``."""
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -8,7 +10,11 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
 
 project = "idempotent_tasks"
 author = "the authors of idempotent_tasks"
@@ -37,10 +43,30 @@ html_show_copyright = False
 html_show_sphinx = False
 
 EVENTS = "idempotent_tasks.events"
+OPTIONS = "idempotent_tasks.Idempotency"
 
 
-def read_google_style(_app: Sphinx, what: str, _name: str, _obj: object, _options: Any, lines: list[str]) -> None:
+class TableOf(SphinxDirective):
+    """A table that is written from the code: ``settings`` or ``options``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        self.env.note_reread()
+        return self.parse_text_to_nodes(tables.TABLES[self.arguments[0]]())
+
+
+def write_signature(_app: Sphinx, _what: str, name: str, *_rest: Any) -> tuple[str, None] | None:
+    """Show the options of a task with their defaults."""
+    return (tables.signature(), None) if name == OPTIONS else None
+
+
+def read_google_style(_app: Sphinx, what: str, name: str, _obj: object, _options: Any, lines: list[str]) -> None:
     """Turn a docstring's sections into fields; napoleon itself would take an attribute's first words for a type."""
+    if name == OPTIONS:
+        # The table of options says it.
+        lines[:] = tables.without_arguments("\n".join(lines)).splitlines()
     if what not in {"attribute", "property"}:
         lines[:] = GoogleDocstring(lines, what=what).lines()
 
@@ -64,6 +90,8 @@ def resolve_short_name(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the two."""
+    """Connect them."""
+    app.add_directive("table-of", TableOf)
+    app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-docstring", read_google_style)
     app.connect("missing-reference", resolve_short_name)

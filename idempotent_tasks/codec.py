@@ -1,4 +1,4 @@
-"""A result to text or bytes under a codec's name, and back.
+"""Encode results to text or bytes under a codec's name, and decode them.
 
 JSON as Celery writes it, or what the app's own serializer writes, so that a replay equals the result; compressed where
 it is long.  A codec's name says all that a reader must know, and a reader that does not know the name refuses.
@@ -49,7 +49,7 @@ POWERTOOLS: Final = "powertools"
 NONE: Final = "none"
 #: Follows the name of the codec whose data was compressed (:rfc:`1950`).
 COMPRESSED: Final = "+zlib"
-#: What a task may ask for, beside the name of any other serializer that kombu knows (``kombu.serialization``).
+#: The codecs of this library; a task may also name another serializer that kombu knows (``kombu.serialization``).
 CODECS: Final = (JSON, PICKLE)
 
 #: Shorter data stays as it is, in bytes: a person can read it, and it costs a unit or two.
@@ -70,7 +70,7 @@ Interrupts = tuple[type[BaseException], ...]
 
 
 def is_codec(name: object) -> bool:
-    """Return whether results can be written under a name: one of `CODECS`, or a serializer that kombu knows."""
+    """Return whether a name is a codec: one of `CODECS`, or a serializer that kombu knows."""
     return name in CODECS or (isinstance(name, str) and name in serialization.registry.name_to_type)
 
 
@@ -89,7 +89,7 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
         data = _WRITERS[codec](value) if codec in _WRITERS else _dumps_as(codec, value)
     except interrupts:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the forms of the user's own types raise
+    except Exception as error:  # noqa: BLE001 - whatever the user's own types raise
         # The error's own text may quote the result.
         kind = type(value).__qualname__
         remedy = {JSON: "return JSON types, or register_type() its own", PICKLE: "have it picklable"}.get(
@@ -105,7 +105,7 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
 
 
 def compressed(outcome: Outcome) -> Outcome:
-    """Return an outcome compressed where its data is long and that makes it smaller; without data that is too long."""
+    """Return an outcome with its data compressed where that saves bytes, and without data above `MAX_RESULT_BYTES`."""
     if outcome.data is None or size_of(outcome) <= COMPRESS_ABOVE:
         return outcome
     if size_of(outcome) > MAX_RESULT_BYTES:
@@ -123,7 +123,7 @@ def size_of(outcome: Outcome | Record) -> int:
 
 
 def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
-    """Return the outcome of a body that came to an end, with a result that is not stored."""
+    """Return the outcome of a finished body whose result is not stored."""
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
@@ -136,7 +136,7 @@ def decode_result(
 
     Args:
         record: the record, with its data in it.
-        accepts_pickle: whether what only running code can read may be read.
+        accepts_pickle: whether pickle may be read, which runs code.
         accepted: the names of further serializers of kombu's that the app accepts.
         interrupts: as for `encode_result`.
 
@@ -161,12 +161,12 @@ def decode_result(
         raise
     except _UnreadableError as error:
         raise _unavailable(record, f"its stored result is {error}") from None
-    except Exception:  # noqa: BLE001 - the same; its text may quote the result
+    except Exception:  # noqa: BLE001 - the same
         raise _unavailable(record, f"its stored result is not readable {codec.upper()}") from None
 
 
 def text_of(record: Record) -> str | bytes:
-    """Return a record's data without its compression.
+    """Return a record's data, decompressed.
 
     Raises:
         ValueError, zlib.error: it has none, it is not compressed as its codec says, or it is larger than any that this
@@ -188,7 +188,7 @@ def text_of(record: Record) -> str | bytes:
 
 def loads(data: str | bytes) -> Any:
     """Read JSON as Celery does; raises what reading raises."""
-    return json.loads(data, object_hook=_made)
+    return json.loads(data, object_hook=_decoded_object)
 
 
 def _dumps_as(codec: str, value: Any) -> str | bytes:
@@ -224,10 +224,10 @@ def _loads_as(codec: str, data: str | bytes) -> Any:
 
 
 class _UnreadableError(ValueError):
-    """Data that is not read; says why, and quotes nothing of it."""
+    """Stored data cannot be read; the message says why and quotes none of it."""
 
 
-def _made(found: dict[str, Any]) -> Any:
+def _decoded_object(found: dict[str, Any]) -> Any:
     try:
         return json.object_hook(found)
     except Exception as error:

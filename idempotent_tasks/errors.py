@@ -52,12 +52,12 @@ class IdempotencyError(Exception):
     """Something went wrong in idempotent_tasks.
 
     Attributes:
-        message: what happened and what to do about it; `default_message` where the code that raises it says nothing.
+        message: what happened and what to do about it; by default `default_message`.
         task: the Celery task's name, where there is one.
         key: the record's key, where there is one.
     """
 
-    #: What an error of the class says by itself; text of its own, because ``python -OO`` has no docstrings.
+    #: The message of an error that is raised without one; not the docstring, which ``python -OO`` removes.
     default_message: ClassVar[str] = "Something went wrong in idempotent_tasks."
 
     def __init__(self, message: str = "", task: str | None = None, key: str | None = None, *more: object) -> None:
@@ -180,9 +180,9 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreMisconfiguredError(StoreError):
-    """The idempotency store refuses until its configuration is mended."""
+    """The idempotency store refuses until its configuration is fixed."""
 
-    default_message = "The idempotency store refuses until its configuration is mended."
+    default_message = "The idempotency store refuses until its configuration is fixed."
 
 
 class RecordCorruptError(StoreError):

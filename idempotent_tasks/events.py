@@ -1,4 +1,4 @@
-"""What happened to a delivery, as frozen events, and who is told: observers that can never change an outcome."""
+"""Events of deliveries, as frozen dataclasses, and the observers that they are sent to."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ __all__ = [
 logger = logging.getLogger("idempotent_tasks")
 
 
-class About(Protocol):
-    """What tells of which delivery an event is; `idempotent_tasks.records.ClaimRequest` does."""
+class _Subject(Protocol):
+    """What an event is about, such as a claim request."""
 
     @property
     def task(self) -> str: ...
@@ -50,7 +50,7 @@ class About(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened to one delivery of one key, or to one that a producer was about to publish."""
+    """Base of all events: something happened to a delivery of a key, or to a message before it was published."""
 
     #: The severity under which `log_event` logs it.
     level: ClassVar[int] = logging.INFO
@@ -64,9 +64,9 @@ class Event:
     worker: str
 
     @classmethod
-    def about(cls, delivery: About, **details: Any) -> Self:
-        """Return the event of one delivery, with the event's own fields."""
-        return cls(task=delivery.task, task_id=delivery.task_id, key=delivery.key, worker=delivery.worker, **details)
+    def about(cls, subject: _Subject, **details: Any) -> Self:
+        """Return the event of one delivery, such as its claim request, with the event's own fields."""
+        return cls(task=subject.task, task_id=subject.task_id, key=subject.key, worker=subject.worker, **details)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +137,7 @@ class Unreplayable(Event):
 class Released(Event):
     """The body did not finish; the key is free for the next delivery.
 
-    Told once for each claim that ends without an outcome, also where the release found the claim lost or the store took
+    Sent once for each claim that ends without an outcome, also where the release found the claim lost or the store took
     none: the reason says so.
     """
 
@@ -170,7 +170,7 @@ class Deferred(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged(Event):
-    """The key was running and a copy of this very message waits for it already; this copy was dropped."""
+    """The key was running and another copy of the same message waits for it already; this copy was dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,7 +220,7 @@ class CrashLooped(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Renewed(Event):
-    """The claim of a running body was prolonged."""
+    """The claim of a running body was renewed."""
 
     level = logging.DEBUG
 
@@ -257,7 +257,7 @@ KINDS: Final[tuple[type[Event], ...]] = (
 
 Observer = Callable[[Event], None]
 
-#: What the log's text says in its own way, or leaves to the ``extra``.
+#: The fields that the log's text has at its beginning or, as the worker, only in the ``extra``.
 _EVENT_FIELDS: Final = ("task", "task_id", "key", "worker")
 
 
@@ -281,21 +281,20 @@ def log_event(event: Event) -> None:
 
 
 class Observers:
-    """Tells each observer of each event; a failing one is logged and changes nothing.
+    """Notifies each observer of each event; one that raises is logged and changes nothing.
 
     Args:
-        observers: in the order in which they are told.
+        observers: in the order in which they are notified.
         interrupts: exceptions that something outside raises into this thread; they are no observer's failure.
     """
 
     def __init__(self, observers: Sequence[Observer], interrupts: tuple[type[BaseException], ...] = ()) -> None:
-        #: In this order.
-        self.told = tuple(observers)
+        self.observers = tuple(observers)
         self._interrupts = interrupts
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on."""
-        for observer in self.told:
+        """Notify the observers of an event."""
+        for observer in self.observers:
             try:
                 observer(event)
             except self._interrupts:

@@ -1,4 +1,4 @@
-"""A task's final failure as an outcome, and the same exception again from it; no type is imported by a stored name."""
+"""Encode a task's final failure, and rebuild the same exception from it; no type is imported by a stored name."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,14 +16,14 @@ FAILURE: Final = "failure"
 
 
 def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outcome:
-    """Return an exception as the outcome of its key; without data where it has no JSON form.
+    """Encode an exception as the outcome of its key, without data where it has no JSON form.
 
     Args:
-        error: what the body raised for good.
+        error: the final failure that the body raised.
         interrupts: exceptions that something outside raises into this thread.
     """
     named = _name(type(error))
-    # As pickle has it, but for what the type itself says to that: `args` is not all that an OSError has.
+    # As pickle would, but without the type's own `__reduce__`; an OSError has more than its `args`.
     _, args, *state = _builtin(type(error)).__reduce__(error)
     try:
         data = json.dumps({"type": named, "args": list(args), "state": state[0] if state else {}})
@@ -41,15 +41,15 @@ def decode_failure(
     never: tuple[type[BaseException], ...] = (),
     interrupts: Interrupts = (),
 ) -> BaseException:
-    """Return the exception in a failed record: same type, same arguments, same attributes.
+    """Rebuild the exception in a failed record: same type, same arguments, same attributes.
 
     The exception's own initialiser is not called, because it takes other arguments than ``args`` as a rule.
 
     Args:
         record: the record, with its data in it.
         types: what may be raised, subclasses included; other types are named, never imported.
-        never: what may not, subclasses included, though it be of these types: what says to a worker what to do with a
-            message is no failure of a body, and a record must not say it.  This library's errors never are.
+        never: what may not be raised although it is of these types, subclasses included: exceptions that tell a worker
+            what to do with a message, which a record must not decide.  This library's errors never are raised.
         interrupts: as for `encode_failure`.
 
     Raises:
@@ -106,5 +106,5 @@ def _rebuilt(kind: type[BaseException], args: list[Any], state: dict[str, Any]) 
 
 
 def _builtin(kind: type[BaseException]) -> Any:
-    """Return Python's own type that a type is derived from, which knows what it keeps beside ``__dict__``."""
+    """Return the built-in exception that a type is derived from, which knows what it keeps beside ``__dict__``."""
     return next(each for each in kind.__mro__ if each.__module__ == "builtins")

@@ -1,4 +1,4 @@
-"""From a delivery to the record's key and the payload's digest: canonical, typed, pure."""
+"""Derive a record's key and the payload's digest from a delivery."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -34,15 +34,15 @@ KeySource = str | Callable[..., Any] | None
 MAX_EXPLICIT_KEY_CHARACTERS: Final = 255
 #: With the digest it stays below DynamoDB's 1,024 bytes of a sort key.
 MAX_PREFIX_BYTES: Final = 512
-#: Part of what is digested, so that another canonical form would never be taken for this one.
+#: Digested before the canonical form, so that the digests of another version of the form differ from these.
 FORM_VERSION: Final = b"1:"
 
 
 class _Interpreter(TreeInterpreter):
-    """JMESPath that also looks into dataclasses and pydantic models, without copying them into dictionaries."""
+    """A JMESPath interpreter that reads fields of dataclasses and pydantic models without copying them."""
 
     def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take a tuple for the list that it would be after a message's journey."""
+        """Visit a node with tuples as lists, which is what JSON makes of them in a message."""
         return super().visit(node, *(list(each) if isinstance(each, tuple) else each for each in args), **kwargs)
 
     def visit_field(self, node: dict[str, Any], value: Any) -> Any:
@@ -54,11 +54,11 @@ class _Interpreter(TreeInterpreter):
 
 
 class _NothingSelectedError(Exception):
-    """A part selects nothing; says which one, in the expression's own terms."""
+    """A part of an expression selects nothing; the message names the part."""
 
 
 class _StrictInterpreter(_Interpreter):
-    """JMESPath in which everything that an expression puts together must select something.
+    """A JMESPath interpreter that refuses null where an expression puts parts together.
 
     JMESPath has null for what is not there.  Two different calls whose parts are null would share one key, so a part
     that is null is an error: a member of a list or of a mapping, an argument of a function, what is selected of an
@@ -67,26 +67,26 @@ class _StrictInterpreter(_Interpreter):
     """
 
     def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return a list for a tuple, too."""
+        """Visit a node; a tuple that it selects is a list."""
         found = super().visit(node, *args, **kwargs)
         return list(found) if isinstance(found, tuple) else found
 
     def visit_multi_select_list(self, node: dict[str, Any], value: Any) -> Any:
-        """Return a list of parts, each of which is something; None of nothing."""
+        """Return the selected parts, none of which may be null; None if the value is null."""
         parts = super().visit_multi_select_list(node, value)
         for number, part in enumerate(parts or (), 1):
             _require(part, f"part {number} of a list")
         return parts
 
     def visit_multi_select_dict(self, node: dict[str, Any], value: Any) -> Any:
-        """Return a mapping of parts, each of which is something; None of nothing."""
+        """Return the selected parts by name, none of which may be null; None if the value is null."""
         parts = super().visit_multi_select_dict(node, value)
         for name, part in (parts or {}).items():
             _require(part, f"part {name!r}")
         return parts
 
     def visit_function_expression(self, node: dict[str, Any], value: Any) -> Any:
-        """Return what a function makes of arguments, each of which is something."""
+        """Call a function; none of its arguments may be null, but for those of ``not_null()``."""
         name, given = node["value"], [self.visit(child, value) for child in node["children"]]
         if name == "not_null":
             return self._functions.call_function(name, given)
@@ -98,17 +98,17 @@ class _StrictInterpreter(_Interpreter):
         return result
 
     def visit_projection(self, node: dict[str, Any], value: Any) -> Any:
-        """Return what is selected of each element; None of what is no list."""
+        """Select from each element of a list; None if it is no list."""
         elements = self.visit(node["children"][0], value)
         return self._of_each(node["children"][1], elements) if isinstance(elements, list) else None
 
     def visit_value_projection(self, node: dict[str, Any], value: Any) -> Any:
-        """Return what is selected of each value of a mapping; None of what is none."""
+        """Select from each value of a mapping; None if it is no mapping."""
         whole = self.visit(node["children"][0], value)
         return self._of_each(node["children"][1], whole.values()) if isinstance(whole, Mapping) else None
 
     def visit_filter_projection(self, node: dict[str, Any], value: Any) -> Any:
-        """Return what is selected of each element that fits a condition; None where none does."""
+        """Select from each element of a list that meets a condition; None if none does."""
         base, selected, condition = node["children"]
         elements = self.visit(base, value)
         if not isinstance(elements, list):
@@ -130,7 +130,7 @@ class _StrictInterpreter(_Interpreter):
 
 @dataclass(frozen=True)
 class Selector:
-    """A key source made ready: an expression compiled once, or a callable."""
+    """A compiled key source: a JMESPath expression, or a callable."""
 
     #: The option's name and the source, for messages.
     option: str
@@ -162,7 +162,7 @@ class Selector:
         return cls(option, source, powertools_hash, _parsed=parsed)
 
     def select(self, delivery: Delivery, signature: inspect.Signature, *, required: bool = True) -> Any:
-        """Return what the source selects from a delivery's arguments.
+        """Return the value that the source selects from a delivery's arguments.
 
         Raises:
             MissingKeyError: it selects nothing, and something is required; or a part of it selects nothing, where
@@ -255,7 +255,7 @@ def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Si
 
 
 def check_explicit_key(key: object, task: str) -> str:
-    """Return a key given with a call, if it is 1 to 255 printable characters of text.
+    """Validate a key given with a call: 1 to 255 printable characters.  Return it.
 
     Raises:
         MissingKeyError: it is empty.
@@ -275,7 +275,7 @@ def check_explicit_key(key: object, task: str) -> str:
 
 
 def check_task_id(task_id: str, task: str) -> str:
-    """Return a task id, if it has a form in UTF-8: no store and no broker takes it otherwise.
+    """Validate that a task id can be encoded in UTF-8, as stores and brokers need it.  Return it.
 
     JSON can carry half of a surrogate pair (:rfc:`8259`, section 8.2), and UTF-8 cannot.
 
@@ -291,7 +291,7 @@ def check_task_id(task_id: str, task: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return a key prefix, if it is printable text of at most 512 bytes.
+    """Validate a key prefix: printable text of at most 512 bytes.  Return it.
 
     Raises:
         ConfigurationError: it is not.

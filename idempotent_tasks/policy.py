@@ -1,4 +1,4 @@
-"""`Idempotency`: what one task asks of the library, checked when the task is declared."""
+"""`Idempotency`: the options of one task, checked when the task is declared."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -41,29 +41,31 @@ _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 
 @dataclass(frozen=True, kw_only=True)
 class Idempotency:
-    """How one task's deliveries are recognised, and what happens to duplicates.
+    """The options of one task: what makes deliveries the same, and what happens to duplicates.
 
-    A field that is not given comes from the app's setting ``idempotency_<field>``, else from the default here.
+    An option that is not given comes from the app's setting ``idempotency_<option>``, else from the default here.
+    Durations are seconds or a ``timedelta``.
 
     Args:
         key: what makes two deliveries the same: a JMESPath expression over the arguments by name, a callable that
             takes the arguments and returns the key, or None for the task id.
-        validate: a JMESPath expression or a callable for the part of the arguments that must not change between
-            deliveries of one key; a delivery that differs fails with `PayloadMismatchError`.
-        prefix: what keys of different tasks are kept apart by; the task's name by default.
+        validate: the part of the arguments that must not change between deliveries of one key, as an expression or a
+            callable, or None for no part; a delivery that differs fails with `PayloadMismatchError`.
+        prefix: separates the keys of different tasks; None for the task's name.  Set it before you rename a task.
         expires: how long an outcome is kept and replayed, in seconds.
         on_busy: what a delivery does whose key is running: ``defer`` publishes it again for later, ``wait`` waits
-            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it, unless a
-            link, a chain or a chord waits for it.
-        wait_timeout: how long ``wait`` waits, in seconds.
-        on_store_error: what a delivery does that cannot claim: ``defer``, ``raise`` the `StoreError`, or ``run``
-            the body unguarded.
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
+            periodic tasks), unless a link, a chain or a chord waits for it.
+        wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
+        on_store_error: what a delivery does that cannot claim its key, because the store does not answer: ``defer``,
+            ``raise`` the `StoreError`, or ``run`` the body unguarded.
         missing_key: what a delivery does whose key, or a part of it, selects nothing: ``raise`` `MissingKeyError`, or
             ``run`` the body unguarded.
-        lease: let a claim live this many seconds and renew it while the body runs, instead of holding it for the
-            whole time limit: a machine that vanishes is then recovered from after one lease.
+        lease: claim a key for this many seconds and renew the claim while the body runs; None to claim it for the
+            task's whole time limit.  With a lease, a machine that vanishes is recovered from after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
-        max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`.
+        max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`; ``sys.exit()`` in a body
+            is a crash too.
         codec: how results are stored: ``json``, or ``pickle`` or another of kombu's serializers, where the app accepts
             it; by default as the app writes results and messages.
         store_failures: types of exceptions that are final: one of them, raised by the body, is stored as the key's
@@ -74,13 +76,13 @@ class Idempotency:
             nothing and publishes, ``join`` publishes nothing and returns that task's result, ``raise`` raises
             `DuplicateError`.
         reserve: how long a message may wait in its queue while its key stays reserved for it, in seconds.
-        cache: how long an outcome may be replayed from this process's memory, in seconds, without asking the store;
+        cache: how long an outcome may be replayed from this process's memory without asking the store, in seconds;
             None for not at all.
         powertools: share records with a function under Powertools for AWS Lambda (Python): True, or the name of its
             ``hash_function`` where that is not md5.  ``key`` must be given, and ``prefix`` be its ``key_prefix``.
 
     Raises:
-        ConfigurationError: an unknown field, or a value that a field does not take.
+        ConfigurationError: an unknown option, or a value that an option does not take.
     """
 
     key: KeySource = None
@@ -103,7 +105,7 @@ class Idempotency:
     powertools: bool | str = False
 
     def __new__(cls, **given: Any) -> Self:
-        """Remember which fields were given, so that settings fill the others only."""
+        """Remember which options were given, so that settings fill the others only."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -115,7 +117,7 @@ class Idempotency:
         return self
 
     def __post_init__(self) -> None:
-        """Check every value; selectors are compiled here, once."""
+        """Check every value, and compile the selectors once."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
@@ -175,7 +177,7 @@ class Idempotency:
 
     @property
     def final_errors(self) -> tuple[type[Exception], ...]:
-        """`store_failures`, but for what is only named; see `imported`."""
+        """The exception types of `store_failures`; those that it only names come with `imported`."""
         return tuple(each for each in self._failures() if isinstance(each, type))
 
     def imported(self) -> "Idempotency":
@@ -203,7 +205,7 @@ class Idempotency:
 
     @classmethod
     def of(cls, value: "Idempotency | Mapping[str, Any] | None") -> "Idempotency":
-        """Return a policy from what a task declares: itself, its fields in a mapping, or nothing.
+        """Return the policy that a task declares: a policy, a mapping of its fields, or None for the defaults.
 
         Raises:
             ConfigurationError: it is something else, or names a field that does not exist.
@@ -218,12 +220,12 @@ class Idempotency:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were given explicitly."""
+        """The options that were given, without those that are open."""
         names: frozenset[str] = self.__dict__["_given"]
         return {name: getattr(self, name) for name in names}
 
     def over(self, defaults: Mapping[str, Any]) -> "Idempotency":
-        """Return this policy with the fields that it leaves open taken from ``defaults``."""
+        """Return this policy with the options that it leaves open taken from ``defaults``."""
         return Idempotency(**{**defaults, **self.given})
 
 

@@ -1,6 +1,6 @@
-"""The written forms of Powertools for AWS Lambda (Python), byte for byte: what it digests, and what it stores.
+"""Digests and results as Powertools for AWS Lambda (Python) writes them, byte for byte.
 
-Pure, and without the package itself, which a worker need not have.
+Without the package itself, which a worker need not have.
 """
 
 import base64
@@ -24,16 +24,16 @@ __all__ = ["DEFAULT_HASH", "HASHES", "PowertoolsFunctions", "digest", "prepared"
 
 #: What ``IdempotencyConfig(hash_function=...)`` is by default.
 DEFAULT_HASH: Final = "md5"
-#: The hash functions that need no length.
+#: The hash functions whose digests have a fixed length.
 HASHES: Final = frozenset(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_"))
 
 
-#: What a compressed argument may inflate to, in bytes: a message is small, and what is in it need not be.
+#: The largest size that a compressed argument is decompressed to, in bytes: a small message can hold a huge one.
 MAX_INFLATED_BYTES: Final = 32 * 1024 * 1024
 
 
 class PowertoolsFunctions(Functions):
-    """JMESPath's functions and the three that Powertools adds; what they cannot read raises `ValueError`."""
+    """JMESPath's functions and the three that Powertools adds; those raise `ValueError` for what they cannot read."""
 
     @signature({"types": ["string"]})
     def _func_powertools_json(self, value: str) -> Any:
@@ -78,7 +78,7 @@ class _DigestEncoder(_ResultEncoder):
 
 
 def prepared(value: Any) -> Any:
-    """Return the fields of a dataclass instance or a pydantic model as a dictionary; any other value as it is."""
+    """Return a dataclass instance or a pydantic model as a dictionary, and any other value unchanged."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     dump = getattr(value, "model_dump", None)

@@ -1,4 +1,4 @@
-"""Types of the user's own in results: registered once, under a name that is stored with each value."""
+"""Register user types for results, each under a name that is stored with its values."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -12,9 +12,9 @@ __all__ = ["register_type"]
 
 T = TypeVar("T")
 
-#: What kombu's JSON names its own types.
+#: The names of the types that kombu's JSON has registered itself.
 _KOMBUS: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
-#: JSON writes these, and all that are derived from them, without asking anybody.
+#: JSON writes these and their subclasses without looking for a registered type.
 _JSONS: Final = (str, int, float, list, tuple, dict)
 _LONGEST_NAME: Final = 100
 
@@ -24,17 +24,18 @@ _registered: Final[dict[str, type[Any]]] = {}
 def register_type(
     cls: type[T], name: str, *, encode: Callable[[T], Any] | None = None, decode: Callable[[Any], T] | None = None
 ) -> None:
-    """Have values of a type replay as that type; call it where the type is defined, so that every process does.
+    """Register a type, so that its values in results replay as that type.
 
-    The type is registered with kombu's JSON (``kombu.utils.json.register_type``), and so with everything that Celery
-    writes as JSON: results for the result backend, and arguments of the tasks that follow.
+    Call it where the type is defined, so that every process does.  The type is registered with kombu's JSON
+    (``kombu.utils.json.register_type``), and so with everything that Celery writes as JSON: results for the result
+    backend, and arguments of the tasks that follow.
 
     Args:
         cls: a dataclass, a pydantic model, or any other class; values of subclasses need a registration of their own.
         name: stored with each value; keep it when the class is renamed.
-        encode: returns what JSON can write, and ``decode`` the value again; without both pydantic does it, which must
-            be installed.
-        decode: see ``encode``.
+        encode: returns what JSON can write of a value; without it and ``decode`` pydantic does both, which must be
+            installed.
+        decode: returns the value of what ``encode`` returned.
 
     Raises:
         ConfigurationError: the name is taken or no short printable text; JSON never asks for such a type; or nothing

@@ -1,11 +1,14 @@
-"""An app's configuration, validated in one place: the store, the observers, the default of each policy field."""
+"""Parse and validate the ``idempotency_*`` settings of an app: ``app.conf`` -> `Settings`.
+
+A setting is a row of `SETTINGS` and a field of `Settings`; the reference's tables are made from the rows.
+"""
 
 import gc
 import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -14,91 +17,204 @@ from weakref import WeakKeyDictionary
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.app import utils
+from kombu.serialization import prepare_accept_content, registry
+from kombu.utils.imports import symbol_by_name
 
+from idempotent_tasks.codec import JSON, PICKLE
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
+from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.spellings import (
-    DISABLED_VARIABLE,
-    PORT_VARIABLE,
-    accepted,
-    accepts_pickle,
-    check_mode,
-    codes,
-    endpoint,
-    observers_of,
-    results_of,
-    store_of,
-    switch,
-)
 from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.memory import MemoryStore
+from idempotent_tasks.stores.s3_results import S3Results
 
-__all__ = ["Settings", "changed_settings", "settings_of", "temporary_settings"]
+__all__ = [
+    "DISABLED_VARIABLE",
+    "PORT_VARIABLE",
+    "SETTINGS",
+    "Setting",
+    "Settings",
+    "changed_settings",
+    "codec_of",
+    "settings_of",
+    "temporary_settings",
+]
 
 logger = logging.getLogger("idempotent_tasks")
 
 _PREFIX: Final = "idempotency_"
-_FIELDS: Final = tuple(field.name for field in fields(Idempotency))
-#: How many outcomes one process remembers, and how much memory they take in bytes, where the settings
-#: ``idempotency_cache_<limit>`` do not say so.
-_CACHE_LIMITS: Final = {"outcomes": 10_000, "bytes": 20_000_000}
-_KNOWN: Final = (
-    *("store", "observers", "checks", "silenced_checks", "disabled", "prometheus_port", "results_bucket"),
-    *(f"cache_{limit}" for limit in _CACHE_LIMITS),
-    *_FIELDS,
+#: The environment variable of the setting ``idempotency_disabled``.
+DISABLED_VARIABLE: Final = "IDEMPOTENCY_DISABLED"
+#: The environment variable of the setting ``idempotency_prometheus_port``.
+PORT_VARIABLE: Final = "IDEMPOTENCY_PROMETHEUS_PORT"
+_ON: Final = ("1", "true", "yes", "on")
+_OFF: Final = ("0", "false", "no", "off")
+_LAST_PORT: Final = 65_535
+_CHECK_MODES: Final = ("ignore", "warn", "error")
+
+
+def _observers(key: str, raw: Any) -> list[Observer]:
+    listed = raw if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
+    try:
+        observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "short names are " + ", ".join(SHORT_NAMES)
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
+            hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
+        raise ConfigurationError(f"{key} cannot be imported: {error}; {hint}") from error
+    for observer in observers:
+        if not callable(observer):
+            raise ConfigurationError(f"{key} holds {observer!r}, which is not callable")
+    return observers
+
+
+def _check_mode(key: str, raw: Any) -> str:
+    if raw not in _CHECK_MODES:
+        raise ConfigurationError(f"{key}={raw!r} is not one of {_CHECK_MODES}")
+    return str(raw)
+
+
+def _codes(key: str, raw: Any) -> frozenset[str]:
+    """Return the codes of findings; whether there are such findings is asked by the checks themselves."""
+    if isinstance(raw, str) or not isinstance(raw, Collection) or not all(isinstance(each, str) for each in raw):
+        raise ConfigurationError(f"{key}={raw!r} is not a list of codes of findings")
+    return frozenset(raw)
+
+
+def _switch(key: str, raw: Any) -> bool:
+    text = str(raw).strip().lower()
+    if text not in _ON + _OFF:
+        raise ConfigurationError(f"{key}, or {DISABLED_VARIABLE}, is {raw!r}, not one of {', '.join(_ON + _OFF)}")
+    return text in _ON
+
+
+def _address(key: str, raw: Any) -> tuple[str, int]:
+    address, _, port = str(raw).rpartition(":")
+    if not port.isascii() or not port.isdecimal() or int(port) > _LAST_PORT:
+        raise ConfigurationError(f"{key}, or {PORT_VARIABLE}, is {raw!r}, neither PORT nor ADDRESS:PORT")
+    return address.strip("[]") or "127.0.0.1", int(port)
+
+
+def _results_bucket(key: str, raw: Any) -> ResultStore:
+    if isinstance(raw, str):
+        return S3Results.from_url(raw)
+    if isinstance(raw, ResultStore):
+        return raw
+    raise ConfigurationError(f"{key} is a {type(raw).__name__}; write s3://BUCKET/PREFIX, or give an S3Results")
+
+
+def _whole_number(key: str, raw: Any) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 1:
+        raise ConfigurationError(f"{key}={raw!r} is not a whole number of at least 1")
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its name, default, parser and meaning."""
+
+    #: The key of ``app.conf`` without ``idempotency_``.
+    name: str
+    #: The raw value of an app that sets none; None for nothing.
+    default: Any = None
+    #: Takes `key` and a raw value, and returns what the library uses or raises `ConfigurationError`; None where other
+    #: values are needed too.
+    parse: Callable[[str, Any], Any] | None = None
+    #: For the reference, as Markdown; empty for an option of a task, whose meaning `Idempotency` documents.
+    meaning: str = ""
+    #: The environment variable that counts before ``app.conf``; none if empty.
+    variable: str = ""
+
+    @property
+    def key(self) -> str:
+        """The key of ``app.conf``."""
+        return _PREFIX + self.name
+
+    def value(self, raw: Any) -> Any:
+        """Return the parsed value: the environment's, else the raw one of ``app.conf``, else the default."""
+        given = os.environ.get(self.variable) or raw
+        given = self.default if given is None else given
+        return given if given is None or self.parse is None else self.parse(self.key, given)
+
+
+#: Every setting. An option of a task has one for its default, which `Idempotency` checks.
+SETTINGS: Final = (
+    Setting("store", meaning='always needed: a [URL or a store](store.md), `"dynamodb://REGION/TABLE"`, `"memory://"`'),
+    Setting(
+        "observers",
+        ["log"],
+        _observers,
+        'who is notified of each [event](events.md): `"log"`, `"celery"`, `"prometheus"`, `"opentelemetry"`, '
+        'callables, or `"module:name"` of one',
+    ),
+    Setting(
+        "checks",
+        "warn",
+        _check_mode,
+        'what a worker that starts does with [findings](../checks.md): `"warn"`, `"error"`, `"ignore"`',
+    ),
+    Setting("silenced_checks", [], _codes, "codes of findings that are known and accepted"),
+    Setting(
+        "disabled",
+        False,
+        _switch,
+        "`True` turns the guard off: every delivery runs its body, as plain Celery does. "
+        "[What you do without](../observability.md#the-kill-switch)",
+        DISABLED_VARIABLE,
+    ),
+    Setting(
+        "prometheus_port",
+        None,
+        _address,
+        'the port, or `"ADDRESS:PORT"`, on which a worker serves [Prometheus metrics](../observability.md#prometheus)',
+        PORT_VARIABLE,
+    ),
+    Setting(
+        "results_bucket",
+        None,
+        _results_bucket,
+        'where [large results](../results.md#large-results) are stored: `"s3://BUCKET/PREFIX"`, or an '
+        "[`S3Results`](store.md#large-results)",
+    ),
+    Setting("cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../cache.md) at most"),
+    Setting("cache_bytes", 20_000_000, _whole_number, "how many bytes of memory they take at most"),
+    *(Setting(option.name, option.default) for option in fields(Idempotency)),
 )
-
-
-#: The settings whose URLs may have a secret in them, under whatever namespace.
-_SECRETIVE: Final = r"IDEMPOTENCY_(STORE|RESULTS_BUCKET)$"
-
-
-def _mask_in_reports() -> None:
-    """Have ``celery report`` and ``celery inspect conf`` mask the settings that may have a secret in them.
-
-    Celery masks what a pattern of its own finds, and has no other way to name more
-    (``celery.app.utils.filter_hidden_settings``).  A text that looks otherwise when it is printed would not do:
-    ``inspect conf`` sends the text itself.
-    """
-    masked = utils.HIDDEN_SETTINGS
-    if _SECRETIVE not in masked.pattern:
-        utils.HIDDEN_SETTINGS = re.compile(f"{masked.pattern}|{_SECRETIVE}", masked.flags)
-
-
-_mask_in_reports()
+_OPTIONS: Final = frozenset(option.name for option in fields(Idempotency))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
-    """What an app's ``idempotency_*`` settings say."""
+    """The parsed settings of an app. A field whose name is a setting's has that setting's value."""
 
     store: Store
     #: What tasks with ``Idempotency(cache=...)`` remember.
     outcomes: OutcomeCache
-    #: Tells every observer of an event.
+    #: Notifies every observer of an event.
     observe: Observers
-    #: ``idempotency_<field>``, by the field of `Idempotency`.
+    #: ``idempotency_<option>``, by the field of `Idempotency`; only what the app sets.
     defaults: Mapping[str, Any]
-    #: What a worker does with what its checks find: ``ignore`` asks nothing, ``warn`` logs, ``error`` does not start.
     checks: str = "warn"
-    #: The codes of findings that are known and accepted.
     silenced_checks: frozenset[str] = frozenset()
-    #: Where results lie that are larger than the store takes; None for nowhere.
-    results: ResultStore | None = None
-    #: Whether the app reads pickle from its broker or its result backend.
-    accepts_pickle: bool = False
-    #: The names of all serializers that it reads from there.
-    accepted: frozenset[str] = frozenset()
-    #: The kill switch: bodies run as plain Celery runs them, and the store is not asked anything.
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
     prometheus: tuple[str, int] | None = None
-    #: Every setting as it was spelled when it was read.
-    spelled: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: Where results are stored that are larger than the store takes; None for nowhere.
+    results: ResultStore | None = None
+    #: The names of the serializers that the app reads from its broker or its result backend.
+    accepted: frozenset[str] = frozenset()
+    #: The raw value of every setting, by its name, when it was read.
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: The store that the app used in this process before it was given another; None where there is none.
     former_store: Store | None = None
+
+    @property
+    def accepts_pickle(self) -> bool:
+        """Whether pickle is one of the serializers that the app reads."""
+        return PICKLE in self.accepted
 
     def store_under(self, policy: Idempotency) -> Store:
         """Return the store, or for a task with ``cache`` this process's memory in front of it."""
@@ -107,8 +223,21 @@ class Settings:
         return CachedStore(inner=self.store, cache=self.outcomes, max_age=seconds(policy.cache))
 
 
-_loaded: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
-_loading = threading.Lock()
+class SettingsRegistry:
+    """The settings that the apps of one process have been read with."""
+
+    def __init__(self) -> None:
+        #: By app: the raw store that the settings were read with, and the settings.
+        self.read: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
+        self.lock = threading.Lock()
+
+    def known(self, app: Any, raw_store: Any) -> Settings | None:
+        """Return the settings of an app that were read with this store."""
+        read_with, settings = self.read.get(app, (None, None))
+        return settings if read_with is raw_store else None
+
+
+_apps: Final = SettingsRegistry()
 
 
 def settings_of(app: Any) -> Settings:
@@ -117,13 +246,13 @@ def settings_of(app: Any) -> Settings:
     Raises:
         ConfigurationError: a setting is missing, unknown or wrong, or contradicts another app's.
     """
-    spelled = app.conf.get("idempotency_store")
+    raw_store = app.conf.get("idempotency_store")
     # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
-    settings = _known(app, spelled)
+    settings = _apps.known(app, raw_store)
     if settings is None:
-        with _loading:
-            settings = _known(app, spelled) or _load(app, spelled)
-            _loaded[app] = (spelled, settings)
+        with _apps.lock:
+            settings = _apps.known(app, raw_store) or _load(app, raw_store)
+            _apps.read[app] = (raw_store, settings)
     return settings
 
 
@@ -137,83 +266,82 @@ def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] 
     Raises:
         ConfigurationError: another setting is wrong.
     """
-    spelled = app.conf.get("idempotency_store")
+    raw_store = app.conf.get("idempotency_store")
     _refuse_unknown(app)
-    settings = replace(_settings(app, store), observe=_as_observers(observers), results=None)
-    with _loading:
-        before = _loaded.get(app)
-        _loaded[app] = (spelled, settings)
+    settings = replace(_parsed(app, store), observe=_as_observers(observers), results=None)
+    with _apps.lock:
+        before = _apps.read.get(app)
+        _apps.read[app] = (raw_store, settings)
     try:
         yield
     finally:
-        with _loading:
-            del _loaded[app]
+        with _apps.lock:
+            del _apps.read[app]
             if before is not None:
-                _loaded[app] = before
-
-
-def _known(app: Any, spelled: Any) -> Settings | None:
-    known = _loaded.get(app)
-    return known[1] if known is not None and known[0] is spelled else None
-
-
-def _load(app: Any, spelled_store: Any) -> Settings:
-    _refuse_unknown(app)
-    store = store_of(spelled_store, app.main or "")
-    _refuse_other_layout(app, store)
-    return replace(_settings(app, store), former_store=_former_store(app, store))
-
-
-def _settings(app: Any, store: Store) -> Settings:
-    given = {name: app.conf.get(_PREFIX + name) for name in _FIELDS}
-    defaults = {name: value for name, value in given.items() if value is not None}
-    Idempotency.of(defaults)
-    prometheus = endpoint(os.environ.get(PORT_VARIABLE) or app.conf.get("idempotency_prometheus_port"))
-    observers = observers_of(app.conf.get("idempotency_observers"), served=prometheus is not None)
-    limits = {limit: _cache_limit(app, limit) for limit in _CACHE_LIMITS}
-    return Settings(
-        store=store,
-        outcomes=OutcomeCache(store.clock, most=limits["outcomes"], most_bytes=limits["bytes"]),
-        observe=_as_observers(observers),
-        defaults=defaults,
-        results=results_of(app.conf.get("idempotency_results_bucket")),
-        accepts_pickle=accepts_pickle(app.conf),
-        accepted=accepted(app.conf),
-        checks=check_mode(app.conf.get("idempotency_checks")),
-        silenced_checks=codes(app.conf.get("idempotency_silenced_checks")),
-        disabled=switch(os.environ.get(DISABLED_VARIABLE) or app.conf.get("idempotency_disabled")),
-        prometheus=prometheus,
-        spelled=_spelled(app),
-    )
-
-
-def _as_observers(observers: Sequence[Observer]) -> Observers:
-    return Observers(list(observers), (SoftTimeLimitExceeded,))
+                _apps.read[app] = before
 
 
 def changed_settings(app: Any) -> list[str]:
     """Return the settings of an app that were changed since they were read, which is without effect."""
-    spelled, now = settings_of(app).spelled, _spelled(app)
-    return [_PREFIX + name for name in _KNOWN if spelled[name] is not now[name] and spelled[name] != now[name]]
+    read, now = settings_of(app).raw, _raw(app)
+    return [_PREFIX + name for name in now if read[name] is not now[name] and read[name] != now[name]]
 
 
-def _spelled(app: Any) -> dict[str, Any]:
-    return {name: app.conf.get(_PREFIX + name) for name in _KNOWN}
+def codec_of(conf: Any, serializer: str | None) -> str:
+    """Return how a task's results are stored so that a replay is what the first delivery gave.
+
+    That was written by the result backend's serializer for who waits for it, and by the messages' for the tasks that
+    follow.  pickle keeps what either does.
+
+    Args:
+        conf: the app's.
+        serializer: the task's own, which is the app's where it has none.
+    """
+    written = (conf.result_serializer, serializer or conf.task_serializer)
+    used = [name for name in written if name != JSON and name in _accepted(conf)]
+    return PICKLE if PICKLE in used else next(iter(used), JSON)
 
 
-def _former_store(app: Any, store: Store) -> Store | None:
-    known = _loaded.get(app)
-    if known is None:
-        return None
-    former = known[1].store
+def _parsed(app: Any, store: Store) -> Settings:
+    """Return an app's settings with a store that has been parsed already."""
+    raw = _raw(app)
+    defaults = {name: raw[name] for name in _OPTIONS if raw[name] is not None}
+    Idempotency.of(defaults)
+    value = {setting.name: setting.value(raw[setting.name]) for setting in SETTINGS if setting.parse}
+    observers, prometheus = value.pop("observers"), value.pop("prometheus_port")
+    if prometheus is not None:
+        # What is served must be counted, and once.
+        observers += [each for each in _observers("idempotency_observers", "prometheus") if each not in observers]
+    most, most_bytes = value.pop("cache_outcomes"), value.pop("cache_bytes")
+    return Settings(
+        store=store,
+        outcomes=OutcomeCache(store.clock, most=most, most_bytes=most_bytes),
+        observe=_as_observers(observers),
+        defaults=defaults,
+        prometheus=prometheus,
+        results=value.pop("results_bucket"),
+        accepted=_accepted(app.conf),
+        raw=raw,
+        **value,
+    )
+
+
+def _load(app: Any, raw_store: Any) -> Settings:
+    _refuse_unknown(app)
+    store = _store(raw_store, app.main or "")
+    _refuse_other_layout(app, store)
+    settings = _parsed(app, store)
+    if app not in _apps.read:
+        return settings
+    former = _apps.read[app][1].store
     logger.warning(
         "the store of app %r is %r from now on; what %r holds does not count any more", app.main, store, former
     )
-    return former
+    return replace(settings, former_store=former)
 
 
 def _refuse_other_layout(app: Any, store: Store) -> None:
-    """Refuse a table that another app of this process uses with other attribute names: neither would see the other."""
+    """Refuse a table that another app uses with other attribute names: neither would see the other's records."""
     if _contradicted(app, store) is None:
         return
     # It may be an app that nobody has any more.
@@ -233,7 +361,7 @@ def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
     """Return another app that has the store's table under other names, and which."""
     if not isinstance(store, DynamoDBStore) or store.connection.place is None:
         return None
-    for other, (_, settings) in list(_loaded.items()):
+    for other, (_, settings) in list(_apps.read.items()):
         theirs = settings.store
         if other is app or not isinstance(theirs, DynamoDBStore):
             continue
@@ -244,20 +372,65 @@ def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
     return None
 
 
-def _cache_limit(app: Any, limit: str) -> int:
-    given = app.conf.get(f"idempotency_cache_{limit}")
-    number = _CACHE_LIMITS[limit] if given is None else given
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigurationError(f"idempotency_cache_{limit}={given!r} is not a whole number of at least 1")
-    return number
+def _raw(app: Any) -> dict[str, Any]:
+    return {setting.name: app.conf.get(setting.key) for setting in SETTINGS}
+
+
+def _store(raw: Any, app_name: str) -> Store:
+    if isinstance(raw, DynamoDBStore):
+        return raw.for_app(app_name)
+    if isinstance(raw, Store):
+        return raw
+    if isinstance(raw, str):
+        if raw.startswith("dynamodb://"):
+            return DynamoDBStore.from_url(raw).for_app(app_name)
+        if raw == "memory://":
+            return MemoryStore()
+    remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
+    if raw is None:
+        raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
+    # Of a text only what cannot be a password: a secret is quoted by nobody.
+    begins = re.match(r"[a-z][a-z0-9+]*(?=:|$)", raw) if isinstance(raw, str) else None
+    scheme = begins[0] if begins else type(raw).__name__
+    raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
+
+
+def _as_observers(observers: Sequence[Observer]) -> Observers:
+    return Observers(list(observers), (SoftTimeLimitExceeded,))
+
+
+def _accepted(conf: Any) -> frozenset[str]:
+    """Return the names of the serializers that an app reads from its broker or its result backend."""
+    types = prepare_accept_content([*(conf.accept_content or ()), *(conf.result_accept_content or ())])
+    return frozenset(name for name, content_type in registry.name_to_type.items() if content_type in types)
 
 
 def _refuse_unknown(app: Any) -> None:
+    names = [setting.name for setting in SETTINGS]
     namespace = (getattr(app.conf, "prefix", "") or "").lower()
     for key in app.conf:
         name = str(key).lower().removeprefix(namespace)
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _KNOWN:
-            close = get_close_matches(name.removeprefix(_PREFIX), _KNOWN, n=1)
-            known = [_PREFIX + each for each in close or _KNOWN]
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in names:
+            close = get_close_matches(name.removeprefix(_PREFIX), names, n=1)
+            known = [_PREFIX + each for each in close or names]
             hint = f"did you mean {known[0]!r}?" if close else f"known are {known}"
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
+
+
+#: The settings whose URLs may have a secret in them, under whatever namespace.
+_SECRETIVE: Final = r"IDEMPOTENCY_(STORE|RESULTS_BUCKET)$"
+
+
+def _mask_in_reports() -> None:
+    """Have ``celery report`` and ``celery inspect conf`` mask the settings that may have a secret in them.
+
+    Celery masks what a pattern of its own finds, and has no other way to name more
+    (``celery.app.utils.filter_hidden_settings``).  A text that looks otherwise when it is printed would not do:
+    ``inspect conf`` sends the text itself.
+    """
+    masked = utils.HIDDEN_SETTINGS
+    if _SECRETIVE not in masked.pattern:
+        utils.HIDDEN_SETTINGS = re.compile(f"{masked.pattern}|{_SECRETIVE}", masked.flags)
+
+
+_mask_in_reports()

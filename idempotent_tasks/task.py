@@ -27,8 +27,7 @@ from idempotent_tasks.lease import RunContext
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.publication import publication_of
 from idempotent_tasks.request_state import state_of
-from idempotent_tasks.settings import Settings, settings_of
-from idempotent_tasks.spellings import codec_of
+from idempotent_tasks.settings import Settings, codec_of, settings_of
 
 __all__ = ["IdempotentTask"]
 

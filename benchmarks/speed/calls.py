@@ -24,8 +24,8 @@ __all__ = ["CALLS", "Call", "guarded", "recorded_writes"]
 Call = Callable[[], object]
 
 TABLE: Final = "speed"
-#: Characters of a large argument's JSON text.
-LARGE: Final = 1_000_000
+#: Characters of an argument's JSON text.
+SIZES: Final = {"1 KB": 1_000, "100 KB": 100_000, "1 MB": 1_000_000}
 
 
 def _plain() -> Call:
@@ -118,11 +118,11 @@ def _client() -> Any:
     return boto3.client("dynamodb", region_name=REGION, endpoint_url=ENDPOINT, **account)
 
 
-def _large_order() -> Order:
+def _order(size: str) -> Order:
     lines: list[dict[str, Any]] = []
     order = {"id": "ord-17", "customer": "Zoë", "lines": lines}
     line = json.dumps(_line(0))
-    lines += map(_line, range(LARGE // len(line)))
+    lines += map(_line, range(SIZES[size] // len(line)))
     return order
 
 
@@ -138,20 +138,20 @@ def _line(number: int) -> dict[str, Any]:
     }
 
 
-def _dumps() -> Call:
-    return partial(json.dumps, _large_order())
+def _dumps(size: str) -> Call:
+    return partial(json.dumps, _order(size))
 
 
-def _key(source: str) -> Call:
-    return partial(record_key, _delivery(), "speed", Selector.of("key", source), inspect.signature(charge))
+def _key(source: str, size: str) -> Call:
+    return partial(record_key, _delivery(size), "speed", Selector.of("key", source), inspect.signature(charge))
 
 
-def _digest() -> Call:
-    return partial(payload_digest, _delivery(), Selector.of("validate", "order"), inspect.signature(charge))
+def _digest(size: str) -> Call:
+    return partial(payload_digest, _delivery(size), Selector.of("validate", "order"), inspect.signature(charge))
 
 
-def _delivery() -> Delivery:
-    return Delivery(task="speed.ours", task_id="one", args=(_large_order(),), kwargs={})
+def _delivery(size: str) -> Delivery:
+    return Delivery(task="speed.ours", task_id="one", args=(_order(size),), kwargs={})
 
 
 #: What makes each call, by the call's name.
@@ -161,8 +161,8 @@ CALLS: Final[dict[str, Callable[[], Call]]] = {
     "Powertools": _powertools,
     "guarded run": guarded,
     "guarded run over boto3": partial(guarded, stock=True),
-    "json.dumps of 1 MB": _dumps,
-    "key of 1 MB, one field": partial(_key, "order.id"),
-    "key of 1 MB, all of it": partial(_key, "order"),
-    "digest of 1 MB, all of it": _digest,
+    **{f"json.dumps of {size}": partial(_dumps, size) for size in SIZES},
+    "key of 1 MB, one field": partial(_key, "order.id", "1 MB"),
+    **{f"key of {size}, all of it": partial(_key, "order", size) for size in SIZES},
+    "digest of 1 MB, all of it": partial(_digest, "1 MB"),
 }

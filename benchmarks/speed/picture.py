@@ -19,8 +19,8 @@ _OUR_NAMES: Final = ("IdempotentTask", "guarded run")
 _TITLE_CHARACTERS: Final = 110
 _DRAWN: Final = ("throughput", "micro", "memory")
 _NOT_DRAWN: Final = ("x", "%")
-#: What a large argument takes would leave the other calls no bar to see.
-_UNLIKE: Final = "1 MB"
+#: Of calls that take an argument of a size: beside a large one the other calls would have no bar to see.
+_UNLIKE: Final = (" KB", " MB")
 #: The same picture for the same report.
 _SALT: Final = "speed"
 
@@ -47,7 +47,7 @@ def _panels(report: Report) -> list[list[Row]]:
 
 
 def _alike(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if _UNLIKE not in row.subject]
+    return [row for row in rows if not any(size in row.subject for size in _UNLIKE)]
 
 
 def _fill(axes: Any, rows: list[Row]) -> None:

@@ -1,13 +1,12 @@
-"""The README tells the truth: its code runs, its commands and pictures exist, and its table is the code's."""
+"""The README tells the truth: its code runs, its commands and pictures exist."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from idempotent_tasks import Idempotency, MemoryStore
+from idempotent_tasks import MemoryStore
 from tests.support.documents import Book
 
 ROOT = Path(__file__).parents[2]
@@ -51,16 +50,6 @@ def test_a_reminder_with_another_total_is_refused(shop: dict[str, Any]) -> None:
     assert shop["remind"].apply(("ann", invoice, "sms")).get() == "ann reminded by mail"
     changed = shop["remind"].apply(("ann", {**invoice, "total": 11}))
     assert type(changed.result).__name__ == "PayloadMismatchError"
-
-
-def test_the_table_of_options_is_complete_and_its_defaults_are_the_codes() -> None:
-    """Each field of Idempotency has a row with its default."""
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", README, re.MULTILINE))
-    assert list(rows) == [field.name for field in fields(Idempotency)]
-    for field in fields(Idempotency):
-        if field.default is not None:
-            shown = f'`"{field.default}"`' if isinstance(field.default, str) else str(field.default)
-            assert rows[field.name].strip() == shown
 
 
 def test_every_local_file_that_it_names_exists() -> None:

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from dataclasses import fields
 from hashlib import sha256
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +20,8 @@ DOCS = ROOT / "docs"
 DIAGRAMS = DOCS / "diagrams"
 REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
 AUTODOC = re.compile(r"^\.\. auto(?:module|class|function|data):: ([\w.]+)", re.MULTILINE)
+#: Of the table of settings or of options: name, default, meaning.
+ROW = re.compile(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", re.MULTILINE)
 #: What `pip install idempotent-tasks` does not bring.
 EXTRAS = ("django", "eventlet", "fastapi", "gevent", "opentelemetry", "prometheus_client", "pydantic", "redis", "rich")
 IMPORTING = f"""
@@ -68,21 +73,31 @@ def test_the_incident_page_has_every_event() -> None:
     assert {kind.__name__.lower() for kind in events.KINDS} - named == set()
 
 
-def test_the_table_of_settings_is_complete_and_its_defaults_are_the_codes() -> None:
-    """Each setting has a row; the default of each option of a task is that of `Idempotency`."""
-    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `idempotency_(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
-    assert set(rows) == set(settings._KNOWN)
-    for field in fields(Idempotency):
-        if field.default is not None:
-            shown = f'`"{field.default}"`' if isinstance(field.default, str) else f"`{field.default}`"
-            assert rows[field.name] == shown
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """What writes the tables of the reference."""
+    monkeypatch.syspath_prepend(DOCS)
+    return import_module("tables")
 
 
-def test_the_options_of_a_task_are_shown_with_their_defaults() -> None:
-    """The reference spells out a signature that the class itself leaves open."""
-    (shown,) = re.findall(r"idempotent_tasks\.Idempotency\(\*, (.*)\)$", REFERENCE, re.MULTILINE)
-    assert shown == ", ".join(f"{field.name}={field.default!r}" for field in fields(Idempotency))
+def test_the_tables_of_settings_and_options_are_complete(tables: ModuleType) -> None:
+    """Each setting and each option has a row with its default and its meaning, in a table that a page shows."""
+    own, options = (ROW.findall(write()) for write in tables.TABLES.values())
+    assert [name for name, _, _ in own] == [setting.key for setting in settings.SETTINGS]
+    assert [name for name, _, _ in options] == [field.name for field in fields(Idempotency)]
+    assert {'`"warn"`', "`10_000`", "none"} <= {default for _, default, _ in own}
+    assert ("expires", "`3_600`", "how long an outcome is kept and replayed, in seconds") in options
+    (disabled,) = (meaning for name, _, meaning in own if name == "idempotency_disabled")
+    assert disabled.endswith("; the environment's `IDEMPOTENCY_DISABLED` counts before it")
+    assert [name for name in tables.TABLES if f"```{{table-of}} {name}\n```" not in REFERENCE] == []
+
+
+def test_the_options_of_a_task_are_shown_with_their_defaults(tables: ModuleType) -> None:
+    """The reference spells out a signature that the class leaves open, and the options in the table alone."""
+    assert tables.signature().startswith("(*, key=None, validate=None, prefix=None, expires=3600, on_busy='defer', ")
+    shown = tables.without_arguments(cleandoc(Idempotency.__doc__ or ""))
+    assert "max_crashes" not in shown
+    assert "Raises:\n    ConfigurationError: " in shown
 
 
 def test_the_reference_needs_no_extra() -> None:

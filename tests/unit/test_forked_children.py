@@ -57,7 +57,7 @@ def test_a_key_that_a_thread_of_the_parent_works_out(app: Celery) -> None:
 def test_settings_that_a_thread_of_the_parent_reads(app: Celery) -> None:
     """Another app's settings may be read at that moment; those that were read before are at hand."""
     known = settings_of(app)
-    with settings._loading:
+    with settings._apps.lock:
         assert Child(lambda: settings_of(app) is known).result()
 
 

@@ -9,8 +9,7 @@ from celery import Celery, Task
 from celery.worker import WorkController
 
 from idempotent_tasks import ConfigurationError, IdempotentTask
-from idempotent_tasks.settings import settings_of
-from idempotent_tasks.spellings import DISABLED_VARIABLE
+from idempotent_tasks.settings import DISABLED_VARIABLE, settings_of
 from idempotent_tasks.testing import MemoryStore
 from tests.support.stores import FaultyStore, down
 

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from idempotent_tasks import events
 from idempotent_tasks.observers import SHORT_NAMES, celery_events, prometheus_metrics
-from idempotent_tasks.spellings import _OFF, _ON, DISABLED_VARIABLE, PORT_VARIABLE
+from idempotent_tasks.settings import _OFF, _ON, DISABLED_VARIABLE, PORT_VARIABLE
 
 PAGE = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
 OWN = {field.name for field in fields(events.Event)}

@@ -220,6 +220,6 @@ def test_what_is_no_port(spelled: Any) -> None:
 def test_what_is_served_is_counted_once() -> None:
     """The port brings the observer along, beside the log or what is named, unless that is the observer itself."""
     port = {"idempotency_store": "memory://", "idempotency_prometheus_port": 9464}
-    assert settings_of(app_with(**port)).observe.told == (log_event, prometheus_metrics.observe)
+    assert settings_of(app_with(**port)).observe.observers == (log_event, prometheus_metrics.observe)
     named = app_with(**port, idempotency_observers=["prometheus", observer])
-    assert settings_of(named).observe.told == (prometheus_metrics.observe, observer)
+    assert settings_of(named).observe.observers == (prometheus_metrics.observe, observer)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pyperf
 
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.calls import CALLS
+from benchmarks.speed.calls import CALLS, SIZES
 from benchmarks.speed.contenders import names
 from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.rounds import interleaved
@@ -28,8 +28,8 @@ RATIOS: Final = (
     ("guarded run", "Powertools", None),
     ("guarded run over boto3", "two stock update_item", None),
     ("key of 1 MB, one field", "json.dumps of 1 MB", None),
-    ("key of 1 MB, all of it", "json.dumps of 1 MB", 1.5),
-    ("digest of 1 MB, all of it", "json.dumps of 1 MB", 1.5),
+    *((f"key of {size}, all of it", f"json.dumps of {size}", None) for size in SIZES),
+    ("digest of 1 MB, all of it", "json.dumps of 1 MB", 2.0),
 )
 
 
