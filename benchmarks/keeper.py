@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final
 
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.lease import RENEW_AFTER, LeaseRenewer, LeaseTerms
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import RENEW_AFTER, LeaseRenewer, LeaseTerms
-from idempotent_tasks.stores import Store
 from idempotent_tasks.testing import MemoryStore
 from tests.support.fast_motion import Hour
 from tests.support.keeping import start

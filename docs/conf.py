@@ -31,7 +31,10 @@ autodoc_typehints_format = "short"
 nitpick_ignore_regex = [
     (r"py:.*", r"(boto3|botocore|celery|collections|dataclasses|datetime|enum|kombu|typing)\..*"),
     # Internals that docstrings name.
-    (r"py:.*", r"idempotent_tasks\.(liveness|result_types\.T|stores\.aws_client\.Credentials)"),
+    (
+        r"py:.*",
+        r"idempotent_tasks\.(core\.(processes|encoding\.T|records\.Reserver|retry\.RetryingStore)|stores\.aws_client\.Credentials)",
+    ),
 ]
 
 html_theme = "furo"

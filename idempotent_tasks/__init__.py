@@ -4,6 +4,10 @@ The limit: a body that dies after its side effect and before its commit runs aga
 """
 
 from idempotent_tasks import hooks as _hooks
+from idempotent_tasks.core.encoding import register_type
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import (
     ConfigurationError,
     CrashLoopError,
@@ -23,10 +27,6 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Record, Status
-from idempotent_tasks.result_types import register_type
-from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.stores.s3_results import S3Results

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from inspect import Signature
 from typing import Any
 
-from idempotent_tasks.delivery import Delivery, read_delivery
-from idempotent_tasks.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
-from idempotent_tasks.lease import lease_terms
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import ClaimRequest
+from idempotent_tasks.core.delivery import Delivery, read_delivery
+from idempotent_tasks.core.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
+from idempotent_tasks.core.lease import lease_terms
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.settings import Settings
 
 __all__ = ["claim_request", "has_shared_key", "request_of"]
@@ -24,7 +24,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         signature: of the task's body.
 
     Raises:
-        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.keys.record_key`.
+        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.core.keys.record_key`.
     """
     prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
     process = this_process()

@@ -8,7 +8,7 @@ from celery import current_task
 from kombu import Producer, pools
 from kombu.exceptions import OperationalError
 
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.request_state import state_of
 
 __all__ = ["CONFIRM_SECONDS", "confirm_publishes"]

@@ -12,8 +12,8 @@ from kombu.compression import compress
 from kombu.serialization import dumps
 
 from idempotent_tasks.confirms import confirm_publishes
-from idempotent_tasks.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.queue_limits import QueueLimits, limits_of
 from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
 

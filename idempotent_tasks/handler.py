@@ -17,19 +17,10 @@ from celery.exceptions import (
 
 from idempotent_tasks import continuation, events
 from idempotent_tasks.claim_request import claim_request, has_shared_key
-from idempotent_tasks.codec import NONE
 from idempotent_tasks.confirms import confirm_publishes
-from idempotent_tasks.deferral import Publisher
-from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
-from idempotent_tasks.errors import (
-    IdempotencyError,
-    InProgressError,
-    MissingKeyError,
-    PayloadMismatchError,
-    ResultUnavailableError,
-    StoreError,
-)
-from idempotent_tasks.guard import (
+from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
+from idempotent_tasks.core.encoding import NONE
+from idempotent_tasks.core.guard import (
     Failed,
     Guard,
     Interrupted,
@@ -40,11 +31,10 @@ from idempotent_tasks.guard import (
     Unreadable,
     Verdict,
 )
-from idempotent_tasks.lease import Lease, RunContext, lease_terms
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.recall import ResultBackend
-from idempotent_tasks.records import (
+from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import (
     Busy,
     Claim,
     ClaimRequest,
@@ -56,10 +46,20 @@ from idempotent_tasks.records import (
     Superseded,
     Unanswered,
 )
-from idempotent_tasks.results import Results
-from idempotent_tasks.retries import Deadline, RetryingStore
+from idempotent_tasks.core.results import Results
+from idempotent_tasks.core.retry import Deadline, RetryingStore
+from idempotent_tasks.core.store import Store
+from idempotent_tasks.deferral import Publisher
+from idempotent_tasks.errors import (
+    IdempotencyError,
+    InProgressError,
+    MissingKeyError,
+    PayloadMismatchError,
+    ResultUnavailableError,
+    StoreError,
+)
+from idempotent_tasks.recall import ResultBackend
 from idempotent_tasks.settings import Settings
-from idempotent_tasks.stores import Store
 
 __all__ = ["NEVER_FINAL", "UnguardedRun", "handle"]
 

@@ -18,9 +18,9 @@ from celery.signals import (
 
 from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.delivery import KEY_HEADER, KEY_OPTION
+from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
+from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
-from idempotent_tasks.keys import check_explicit_key
 from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
@@ -58,8 +58,8 @@ def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], 
 
     Celery puts options that it does not know among the message's properties (``celery.app.amqp.AMQP``): those of
     ``send_task``, and of a signature whose task the publishing process does not have.  The publish raises what
-    `idempotent_tasks.keys.check_explicit_key` does, and `ConfigurationError` where the task is known here and is not
-    guarded.
+    `idempotent_tasks.core.keys.check_explicit_key` does, and `ConfigurationError` where the task is known here and is
+    not guarded.
 
     Args:
         sender: the task's name.

@@ -15,13 +15,11 @@ from kombu import serialization
 
 from idempotent_tasks import events
 from idempotent_tasks.claim_request import claim_request
-from idempotent_tasks.clock import Clock
-from idempotent_tasks.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
-from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.recall import ResultBackend
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import (
     Busy,
     Claim,
     ClaimAnswer,
@@ -36,7 +34,9 @@ from idempotent_tasks.records import (
     reservation_owner,
     reservation_seconds,
 )
-from idempotent_tasks.retries import Deadline, RetryingStore
+from idempotent_tasks.core.retry import Deadline, RetryingStore
+from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
+from idempotent_tasks.recall import ResultBackend
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["Publication", "publication_of"]
@@ -186,7 +186,7 @@ def publication_of(
 
     Raises:
         ConfigurationError: a setting of the app is wrong.
-        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.keys.record_key`.
+        MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.core.keys.record_key`.
         kombu.exceptions.EncodeError: the arguments cannot be sent.
     """
     conf = task.app.conf

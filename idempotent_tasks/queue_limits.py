@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.processes import this_process
 
 __all__ = ["QueueLimits", "limits_of", "sqs_attributes"]
 

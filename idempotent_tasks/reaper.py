@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from idempotent_tasks.core.processes import ForkGate, Process, this_process
+from idempotent_tasks.core.records import Claim, ClaimRequest, Released, reservation_owner
+from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.events import Event
-from idempotent_tasks.processes import ForkGate, Process, this_process
-from idempotent_tasks.records import Claim, ClaimRequest, Released, reservation_owner
-from idempotent_tasks.retries import RetryingStore
 from idempotent_tasks.settings import Settings
 
 __all__ = ["ChildExitWatcher", "ClaimReaper"]

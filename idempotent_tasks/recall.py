@@ -8,9 +8,9 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.worker import state
 
+from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.results import Recalled
 from idempotent_tasks.errors import StoreUnavailableError
-from idempotent_tasks.records import Record
-from idempotent_tasks.results import Recalled
 
 __all__ = ["ResultBackend"]
 

@@ -14,8 +14,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from idempotent_tasks.claim_request import request_of
-from idempotent_tasks.deferral import GivenBack
-from idempotent_tasks.delivery import (
+from idempotent_tasks.core.delivery import (
     HARD_LIMIT_ENTRY,
     MESSAGE_ENTRY,
     OWNER_ENTRY,
@@ -23,10 +22,11 @@ from idempotent_tasks.delivery import (
     OwnerToken,
     ReceivedMessage,
 )
-from idempotent_tasks.guard import PROCESS_ENDS
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.guard import PROCESS_ENDS
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import ClaimRequest
+from idempotent_tasks.deferral import GivenBack
 from idempotent_tasks.reaper import ChildExitWatcher, ClaimReaper
-from idempotent_tasks.records import ClaimRequest
 from idempotent_tasks.route import name_queues, received_message
 from idempotent_tasks.settings import Settings, settings_of
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.processes import this_process
 
 __all__ = ["RequestState", "state_of"]
 

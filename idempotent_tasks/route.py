@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from idempotent_tasks.delivery import ReceivedMessage
+from idempotent_tasks.core.delivery import ReceivedMessage
 
 __all__ = ["DelayQueue", "consumed_queue", "delay_queue", "name_queues", "received_message", "subscribed_queues"]
 

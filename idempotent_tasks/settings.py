@@ -20,12 +20,12 @@ from celery.app import utils
 from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.imports import symbol_by_name
 
-from idempotent_tasks.codec import JSON, PICKLE
+from idempotent_tasks.core.encoding import JSON, PICKLE
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
 from idempotent_tasks.observers import SHORT_NAMES
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore

@@ -10,8 +10,7 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from idempotent_tasks.codec import JSON, PICKLE
-from idempotent_tasks.delivery import (
+from idempotent_tasks.core.delivery import (
     KEY_HEADER,
     KEY_OPTION,
     chord_with_key,
@@ -20,11 +19,12 @@ from idempotent_tasks.delivery import (
     inherited_headers,
     read_delivery,
 )
+from idempotent_tasks.core.encoding import JSON, PICKLE
+from idempotent_tasks.core.keys import check_explicit_key
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.handler import NEVER_FINAL, UnguardedRun, handle
-from idempotent_tasks.keys import check_explicit_key
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.publication import publication_of
 from idempotent_tasks.request_state import state_of
 from idempotent_tasks.settings import Settings, codec_of, settings_of
@@ -268,7 +268,7 @@ class IdempotentTask(Task):
         guarded task, or is not known here, it may have been given the member's key on purpose.
 
         Args:
-            key, chord, chain: as for `idempotent_tasks.delivery.chord_with_key`.
+            key, chord, chain: as for `idempotent_tasks.core.delivery.chord_with_key`.
 
         Raises:
             ConfigurationError: the body is this task too, or is not guarded.

@@ -16,8 +16,8 @@ from benchmarks.speed.guards import IN_PROGRESS_SECONDS, Order, charge, guarded_
 from benchmarks.speed.place import REGION
 from benchmarks.speed.stubbing import ENDPOINT, stub, stubbed
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery, OwnerToken
-from idempotent_tasks.keys import Selector, payload_digest, record_key
+from idempotent_tasks.core.delivery import HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY, Delivery, OwnerToken
+from idempotent_tasks.core.keys import Selector, payload_digest, record_key
 
 __all__ = ["CALLS", "Call", "guarded", "recorded_writes"]
 

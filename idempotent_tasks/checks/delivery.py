@@ -6,8 +6,8 @@ from typing import Any, Final
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.checks.surroundings import Surroundings
+from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.findings import Finding
-from idempotent_tasks.policy import seconds
 from idempotent_tasks.request import GuardedRequest
 
 __all__ = [

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.codec import PICKLE
+from idempotent_tasks.core.encoding import PICKLE
+from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.findings import Finding
-from idempotent_tasks.policy import seconds
 from idempotent_tasks.stores.s3_probe import probe_bucket
 from idempotent_tasks.stores.s3_results import S3Results
 

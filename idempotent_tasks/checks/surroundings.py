@@ -5,7 +5,7 @@ from typing import Any, Final, Self
 
 import celery
 
-from idempotent_tasks.policy import Idempotency
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore

@@ -4,9 +4,9 @@ import zlib
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from idempotent_tasks.codec import as_bytes, text_of
-from idempotent_tasks.processes import has_ended
-from idempotent_tasks.records import Record, Status, is_reservation
+from idempotent_tasks.core.encoding import as_bytes, text_of
+from idempotent_tasks.core.processes import has_ended
+from idempotent_tasks.core.records import Record, Status, is_reservation
 
 __all__ = ["STATES", "as_dict", "columns", "is_live", "state", "written_at"]
 

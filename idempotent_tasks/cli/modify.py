@@ -11,8 +11,8 @@ import click
 from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
 from idempotent_tasks.cli.format import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
+from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import StoreUnavailableError
-from idempotent_tasks.records import Record, Status
 
 __all__ = ["forget", "purge", "release"]
 

@@ -8,8 +8,8 @@ import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, pass_admin_context, refuse
 from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written_at
+from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import RecordNotFoundError
-from idempotent_tasks.records import Record, Status
 from idempotent_tasks.stores.dynamodb_operations import Corrupt
 
 __all__ = ["list_", "matching", "show"]

@@ -8,8 +8,8 @@ from celery.concurrency import get_implementation
 from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
+from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.policy import seconds
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3_results import S3Results
 

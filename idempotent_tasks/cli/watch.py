@@ -13,9 +13,9 @@ import click
 from idempotent_tasks.cli.context import AdminContext, pass_admin_context
 from idempotent_tasks.cli.format import as_dict, columns
 from idempotent_tasks.cli.records import matching
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.observers.celery_events import REPORTED, event_type
-from idempotent_tasks.records import Record
 
 __all__ = ["watch"]
 

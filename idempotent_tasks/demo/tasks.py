@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery, signals
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.demo.journal import Entry, Journal, What
 from idempotent_tasks.demo.plan import TIME_LIMIT_SECONDS, VISIBILITY_TIMEOUT_SECONDS
 from idempotent_tasks.events import Deferred, Replayed

@@ -15,7 +15,7 @@ from celery import _state
 from kombu import pools
 
 from idempotent_tasks import events
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 
 __all__ = ["REPORTED", "event_type", "observe"]
 

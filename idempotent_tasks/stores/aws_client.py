@@ -15,9 +15,9 @@ from botocore.credentials import Credentials as BotoCredentials
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import NoCredentialsError
 
-from idempotent_tasks.clock import Clock, SystemClock
+from idempotent_tasks.core.clock import Clock, SystemClock
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
 from idempotent_tasks.stores.aws_timeouts import obey_time_left
 
@@ -77,7 +77,7 @@ class ProcessClient:
 
     Nothing that was absent is kept: without credentials no client is made, and one that was made with substitutes, or
     whose credentials are refused, is made again when others are found.  Every request ends within the time that its
-    caller has left (`idempotent_tasks.retries.time_left`); so do those for the credentials of a session of our own.
+    caller has left (`idempotent_tasks.core.retry.time_left`); so do those for the credentials of a session of our own.
 
     Args:
         service: by boto3's name, such as ``dynamodb``.

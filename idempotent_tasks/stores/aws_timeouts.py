@@ -1,4 +1,4 @@
-"""Time-outs of boto3's clients that never exceed the time that is left for a call (`idempotent_tasks.retries`)."""
+"""Time-outs of boto3's clients that never exceed the time that is left for a call (`idempotent_tasks.core.retry`)."""
 
 import math
 from typing import Any, Self
@@ -6,7 +6,7 @@ from typing import Any, Self
 from botocore.httpsession import URLLib3Session
 from urllib3.util import Timeout
 
-from idempotent_tasks.retries import time_left
+from idempotent_tasks.core.retry import time_left
 
 __all__ = ["obey_time_left"]
 

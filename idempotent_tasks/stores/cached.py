@@ -10,8 +10,8 @@ from typing import Final
 
 from cachetools import LRUCache
 
-from idempotent_tasks.clock import Clock
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
     ClaimRequest,
@@ -26,7 +26,7 @@ from idempotent_tasks.records import (
     answer_refusal,
     committed_record,
 )
-from idempotent_tasks.stores import Store
+from idempotent_tasks.core.store import Store
 
 __all__ = ["CachedStore", "OutcomeCache"]
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import RecordCorruptError, RecordExistsError, RecordNotFoundError, StoreUnavailableError
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
     ClaimRequest,
@@ -29,7 +28,8 @@ from idempotent_tasks.records import (
     release_time,
     was_released,
 )
-from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS
+from idempotent_tasks.errors import RecordCorruptError, RecordExistsError, RecordNotFoundError, StoreUnavailableError
 from idempotent_tasks.stores import dynamodb_writes as writes
 from idempotent_tasks.stores.aws_client import Credentials
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written

@@ -11,9 +11,9 @@ import boto3
 from botocore.exceptions import ClientError
 from botocore.utils import ensure_boolean
 
-from idempotent_tasks.clock import Clock, ServerClock, SystemClock
+from idempotent_tasks.core.clock import Clock, ServerClock, SystemClock
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavailableError
-from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_client import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
@@ -107,7 +107,7 @@ class Connection(ProcessClient):
 
         Raises:
             StoreUnavailableError: whatever may pass: the network, a time-out, throttling, the credentials; or no time
-                is left (`idempotent_tasks.retries.time_left`), and nothing was sent.
+                is left (`idempotent_tasks.core.retry.time_left`), and nothing was sent.
             StoreMisconfiguredError: what is certain to stay until somebody acts; the message holds the remedy.
             RecordCorruptError: the item under the key is no record.
         """

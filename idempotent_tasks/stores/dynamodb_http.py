@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import SSLError as URLLib3SSLError
 from urllib3.util import wait_for_read
 
-from idempotent_tasks.retries import time_left
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.stores.dynamodb_reply import Reply, read_reply
 
 __all__ = ["FEW", "IDLE_SECONDS", "KeptConnections", "Limits"]
@@ -90,7 +90,7 @@ class KeptConnections:
         """Send one ``POST`` request, once, and return the answer.
 
         Connecting, sending and reading take no longer than the limits allow, nor together longer than the store call
-        under way may still take (`idempotent_tasks.retries.time_left`), however slowly the server sends.
+        under way may still take (`idempotent_tasks.core.retry.time_left`), however slowly the server sends.
 
         Args:
             headers: of the request, ``content-length`` among them.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
-from idempotent_tasks.records import Record, Status
 
 __all__ = ["BOOKKEEPING", "Item", "Layout", "Update"]
 

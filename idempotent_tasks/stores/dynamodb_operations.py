@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from idempotent_tasks.core.records import Claim, Record, Status, release_time
+from idempotent_tasks.core.retry import persistently
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.records import Claim, Record, Status, release_time
-from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_client import Written

@@ -11,7 +11,7 @@ from hmac import digest
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from idempotent_tasks.clock import ServerClock
+from idempotent_tasks.core.clock import ServerClock
 
 __all__ = ["DATE", "TOKEN", "Signer", "SigningTime"]
 

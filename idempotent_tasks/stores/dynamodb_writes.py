@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from idempotent_tasks.records import (
+from idempotent_tasks.core.records import (
     Claim,
     ClaimRequest,
     Outcome,
@@ -12,7 +12,7 @@ from idempotent_tasks.records import (
     is_reservation,
     reservation_owner,
 )
-from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
+from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.stores.dynamodb_layout import Update, Value
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "renew_update",
 ]
 
-#: `idempotent_tasks.records.claimable` as a condition.
+#: `idempotent_tasks.core.records.claimable` as a condition.
 _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR #expiration < :now OR "
     "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload})"

@@ -4,9 +4,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from idempotent_tasks.clock import Clock, SystemClock
-from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock, SystemClock
+from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
     ClaimRequest,
@@ -29,7 +28,8 @@ from idempotent_tasks.records import (
     release_time,
     was_released,
 )
-from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
+from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
 
 __all__ = ["MemoryStore"]
 

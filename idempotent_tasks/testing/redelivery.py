@@ -10,11 +10,11 @@ from typing import Any, Final
 from unittest.mock import patch
 from uuid import uuid4
 
-from idempotent_tasks.clock import Clock
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.records import Claim, ClaimRequest, CommitAnswer, Lost, Outcome, Renewed
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event
-from idempotent_tasks.records import Claim, ClaimRequest, CommitAnswer, Lost, Outcome, Renewed
 from idempotent_tasks.settings import temporary_settings
-from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.testing.clock import FakeClock
 

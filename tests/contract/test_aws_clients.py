@@ -11,8 +11,8 @@ import pytest
 from botocore.exceptions import NoCredentialsError
 
 from idempotent_tasks import StoreUnavailableError
+from idempotent_tasks.core.retry import limited
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.aws_client import LONGEST_LOOK, Credentials
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.testing import FakeClock

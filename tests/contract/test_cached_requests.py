@@ -1,7 +1,7 @@
 """What replays from this process's memory cost, counted on the wire."""
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.records import Committed, Finished
+from idempotent_tasks.core.records import Committed, Finished
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.records import Claim
-from idempotent_tasks.stores import MOST_NOTED
+from idempotent_tasks.core.records import Claim
+from idempotent_tasks.core.store import MOST_NOTED
 from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of, token_of, write_units
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire

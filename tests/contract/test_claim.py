@@ -3,7 +3,7 @@
 import pytest
 
 from idempotent_tasks import RecordNotFoundError, Status, Store
-from idempotent_tasks.records import Busy, Finished, Granted, Mismatch, Outcome, Released
+from idempotent_tasks.core.records import Busy, Finished, Granted, Mismatch, Outcome, Released
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 

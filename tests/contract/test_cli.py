@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
 from idempotent_tasks.cli import idempotency
-from idempotent_tasks.failures import encode_failure
-from idempotent_tasks.processes import current_process
-from idempotent_tasks.records import Busy, Granted, reservation_owner
+from idempotent_tasks.core.encoding import encode_failure
+from idempotent_tasks.core.processes import current_process
+from idempotent_tasks.core.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
@@ -318,7 +318,7 @@ class TestErrors:
     def test_no_credentials(self, run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
         """Missing credentials end with 3 at once, without the retries of a network error."""
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.setattr("idempotent_tasks.clock.SystemClock.sleep", lambda *_: pytest.fail("it waits"))
+        monkeypatch.setattr("idempotent_tasks.core.clock.SystemClock.sleep", lambda *_: pytest.fail("it waits"))
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = "dynamodb://eu-west-1/records"
         result = run(*words, app=app)

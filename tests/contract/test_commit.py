@@ -3,7 +3,7 @@
 import pytest
 
 from idempotent_tasks import RecordExistsError, RecordNotFoundError, Status
-from idempotent_tasks.records import Committed, Finished, Lost, Outcome, Superseded, Vanished
+from idempotent_tasks.core.records import Committed, Finished, Lost, Outcome, Superseded, Vanished
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 

@@ -21,9 +21,9 @@ from idempotent_tasks import (
     StoreUnavailableError,
 )
 from idempotent_tasks.checks import Surroundings, findings
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.retry import limited
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
 from tests.support.canned import Canned

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.records import Busy, Finished, Renewed
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.records import Busy, Finished, Renewed
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Answer, Fault, Forward, Selector, Wire, refuse, shift_date

@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.records import Claim, Committed, Granted, Released, Renewed
+from idempotent_tasks.core.records import Claim, Committed, Granted, Released, Renewed
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, Interrupt, done, grant, wish
 from tests.support.processes import free_port

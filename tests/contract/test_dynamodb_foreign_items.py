@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, RecordCorruptError, Status
-from idempotent_tasks.codec import decode_result
-from idempotent_tasks.records import Busy, Finished, Lost, Mismatch, Superseded
+from idempotent_tasks.core.encoding import decode_result
+from idempotent_tasks.core.records import Busy, Finished, Lost, Mismatch, Superseded
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, done, grant, wish
 

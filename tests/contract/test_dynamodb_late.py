@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
-from idempotent_tasks.records import Busy, Finished, Released, Renewed, Superseded
+from idempotent_tasks.core.records import Busy, Finished, Released, Renewed, Superseded
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Answer, Fault, Forward, Wire, shift_date

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, Record, Status
-from idempotent_tasks.records import Busy, Committed, Finished, Outcome, Released, Renewed, Vanished
+from idempotent_tasks.core.records import Busy, Committed, Finished, Outcome, Released, Renewed, Vanished
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, done, grant, wish
 

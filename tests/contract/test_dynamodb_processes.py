@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.loaders import JSONFileLoader
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreMisconfiguredError
-from idempotent_tasks.records import Busy, Committed
+from idempotent_tasks.core.records import Busy, Committed
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
 from tests.support.forking import Child

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
-from idempotent_tasks.records import Vanished
+from idempotent_tasks.core.records import Vanished
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Answer, Forward, Wire
 

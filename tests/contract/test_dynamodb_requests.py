@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, Status, StoreError
-from idempotent_tasks.records import Busy, Committed, Finished, Outcome, Superseded, reservation_owner
+from idempotent_tasks.core.records import Busy, Committed, Finished, Outcome, Superseded, reservation_owner
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.wire import Wire

@@ -12,7 +12,7 @@ import pytest
 from botocore.config import Config
 
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError
-from idempotent_tasks.records import Claim, Outcome
+from idempotent_tasks.core.records import Claim, Outcome
 from idempotent_tasks.stores.dynamodb_client import Connection, Written
 from idempotent_tasks.stores.dynamodb_road import MOST_UNLIKE, ShortRoad
 from tests.conftest import REGION

@@ -15,7 +15,7 @@ from botocore.config import Config
 from botocore.handlers import add_retry_headers
 
 from idempotent_tasks import StoreError
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
 from tests.contract.conftest import MovableClock

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.records import Busy
+from idempotent_tasks.core.records import Busy
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import grant, wish
 from tests.support.wire import Answer, Fault, Forward, Wire, answer, lose_answer

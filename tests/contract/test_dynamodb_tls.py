@@ -14,7 +14,7 @@ import trustme
 from urllib3.exceptions import InsecureRequestWarning
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
-from idempotent_tasks.records import CommitAnswer, Committed
+from idempotent_tasks.core.records import CommitAnswer, Committed
 from tests.conftest import REGION
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish

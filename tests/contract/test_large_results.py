@@ -14,10 +14,10 @@ import boto3
 import pytest
 
 from idempotent_tasks import DynamoDBStore, S3Results
-from idempotent_tasks.codec import size_of
-from idempotent_tasks.guard import Failed, Guard, Replayed, Returned
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Status
+from idempotent_tasks.core.encoding import size_of
+from idempotent_tasks.core.guard import Failed, Guard, Replayed, Returned
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Status
 from tests.conftest import REGION
 from tests.support.capacity import size_of as item_bytes
 from tests.support.guarding import KEY, Bench, make_guard

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from idempotent_tasks.records import Busy, Finished, Released, committed_record
-from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
+from idempotent_tasks.core.records import Busy, Finished, Released, committed_record
+from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 

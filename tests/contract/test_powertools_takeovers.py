@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from idempotent_tasks import DynamoDBStore, Record, Status
-from idempotent_tasks.records import Claim, Granted, Lost, Superseded
+from idempotent_tasks.core.records import Claim, Granted, Lost, Superseded
 from tests.contract.conftest import MakeLambda
 from tests.support.guarding import done, wish
 from tests.support.powertools import KEY, OTHER_ORDER, Tasks, never

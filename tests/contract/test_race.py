@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from idempotent_tasks import Record, Status
-from idempotent_tasks.records import Busy, Claim, ClaimAnswer, Granted, reservation_owner
+from idempotent_tasks.core.records import Busy, Claim, ClaimAnswer, Granted, reservation_owner
 from tests.contract.conftest import AnyStore
 from tests.support.guarding import wish
 

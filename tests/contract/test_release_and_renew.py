@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from idempotent_tasks import Status
-from idempotent_tasks.records import Busy, Claim, Finished, Lost, Released, Renewed, Superseded, reservation_owner
+from idempotent_tasks.core.records import Busy, Claim, Finished, Lost, Released, Renewed, Superseded, reservation_owner
 from tests.contract.conftest import AnyStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 

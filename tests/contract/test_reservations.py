@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import Status
-from idempotent_tasks.records import (
+from idempotent_tasks.core.records import (
     Busy,
     Claim,
     ClaimRequest,

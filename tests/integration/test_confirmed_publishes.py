@@ -10,8 +10,8 @@ from typing import Any
 import amqp
 import pytest
 
+from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.deferral import Publisher
-from idempotent_tasks.delivery import Delivery, ReceivedMessage
 from tests.integration.conftest import MakeRig
 from tests.support.backlog import backlog
 from tests.support.rig import Rig

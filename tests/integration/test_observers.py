@@ -15,7 +15,7 @@ from celery import Celery, _state
 from celery.events.state import State
 from prometheus_client.parser import text_string_to_metric_families
 
-from idempotent_tasks.delivery import DEFERRALS_HEADER
+from idempotent_tasks.core.delivery import DEFERRALS_HEADER
 from idempotent_tasks.events import Replayed
 from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig

@@ -10,7 +10,7 @@ from benchmarks.speed.contenders import CHARGE
 from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.guards import store_at
 from benchmarks.speed.worker import running
-from idempotent_tasks.records import Status
+from idempotent_tasks.core.records import Status
 
 
 @pytest.fixture

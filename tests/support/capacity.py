@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from idempotent_tasks.processes import current_process
+from idempotent_tasks.core.processes import current_process
 
 __all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "size_of", "token_of", "write_units"]
 
@@ -58,5 +58,5 @@ def claimed_by(owner: str) -> dict[str, Any]:
 
 
 def token_of(number: int) -> str:
-    """Return what names a waiting copy in a record, for one of many (`idempotent_tasks.delivery.Delivery`)."""
+    """Return what names a waiting copy in a record, for one of many (`idempotent_tasks.core.delivery.Delivery`)."""
     return f"{number:032x}"

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from idempotent_tasks.core.lease import RENEW_AFTER, LeaseTerms
+from idempotent_tasks.core.records import Busy, Claim, Finished, Granted, Record
 from idempotent_tasks.deferral import countdown_seconds
-from idempotent_tasks.lease import RENEW_AFTER, LeaseTerms
-from idempotent_tasks.records import Busy, Claim, Finished, Granted, Record
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.capacity import KEY, RETENTION, claimed_by, size_of, token_of, write_units
@@ -20,7 +20,7 @@ from tests.support.guarding import done, grant, wish
 __all__ = ["Crowd", "Write"]
 
 _LAYOUT = DynamoDBStore("any").layout
-#: As `idempotent_tasks.processes` names a pool's process, of fixed length: the machine's own would move the figures.
+#: A pool's process as the package names it, of fixed length: the machine's own would move the figures.
 _PROCESS = "ip-10-0-12-34/f6aeb598-bba5-46b4-a74f-750b049d580f/4026531836/4026531834/21445@269157^21440@269150"
 
 

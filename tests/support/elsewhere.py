@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.records import ClaimAnswer, ClaimRequest
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.records import ClaimAnswer, ClaimRequest
 
 __all__ = ["StoreElsewhere", "store_elsewhere"]
 

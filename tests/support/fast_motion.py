@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from idempotent_tasks.lease import LeaseTerms
+from idempotent_tasks.core.lease import LeaseTerms
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.keeping import ManualRenewer, start, unseen
 from tests.support.stores import FaultyStore

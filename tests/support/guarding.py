@@ -8,14 +8,14 @@ from typing import Any, Protocol, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from idempotent_tasks.core.guard import Guard, Replay, Verdict
+from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Claim, ClaimRequest, Finished, Granted, Outcome, Status, Superseded
+from idempotent_tasks.core.results import Recalled, Results
+from idempotent_tasks.core.retry import Deadline, RetryingStore
+from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import Guard, Replay, Verdict
-from idempotent_tasks.lease import Lease, RunContext, lease_terms
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Claim, ClaimRequest, Finished, Granted, Outcome, Status, Superseded
-from idempotent_tasks.results import Recalled, Results
-from idempotent_tasks.retries import Deadline, RetryingStore
-from idempotent_tasks.stores import ResultStore, Store
 from tests.support.stores import Step
 
 __all__ = [

@@ -4,10 +4,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from idempotent_tasks.core.lease import LeaseRenewer, LeaseTerms, RunContext
+from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import LeaseRenewer, LeaseTerms, RunContext
-from idempotent_tasks.retries import RetryingStore
-from idempotent_tasks.stores import Store
 from tests.support.guarding import grant
 
 __all__ = ["TERMS", "ManualRenewer", "start", "unseen"]

@@ -4,8 +4,8 @@ import gc
 import tracemalloc
 from uuid import uuid4
 
-from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.records import Record, Status
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.stores.cached import OutcomeCache
 
 __all__ = ["remember_ten_thousand"]

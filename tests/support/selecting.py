@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.keys import Selector, record_key
+from idempotent_tasks.core.delivery import Delivery
+from idempotent_tasks.core.keys import Selector, record_key
 
 __all__ = ["SECRET", "TASK", "charge", "deliver", "key_of"]
 

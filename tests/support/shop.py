@@ -7,8 +7,8 @@ from uuid import uuid4
 from celery import Celery
 
 from idempotent_tasks import IdempotentTask
+from idempotent_tasks.core.records import Claim, Granted, Record
 from idempotent_tasks.events import Deferred, Event
-from idempotent_tasks.records import Claim, Granted, Record
 from idempotent_tasks.testing import MemoryStore
 from tests.support.guarding import wish
 from tests.support.inline import InlineWorker

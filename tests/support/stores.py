@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import StoreUnavailableError
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
     ClaimRequest,
@@ -16,8 +15,9 @@ from idempotent_tasks.records import (
     Released,
     Renewed,
 )
-from idempotent_tasks.retries import time_left
-from idempotent_tasks.stores import Store
+from idempotent_tasks.core.retry import time_left
+from idempotent_tasks.core.store import Store
+from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.testing import FakeClock
 
 __all__ = ["FaultyStore", "Step", "answers", "down", "hangs", "lost_answer", "meanwhile", "passes", "stands_still"]

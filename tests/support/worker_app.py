@@ -9,7 +9,7 @@ from celery.concurrency.asynpool import AsynPool
 from celery.worker.request import Request
 
 from idempotent_tasks import IdempotentTask, S3Results
-from idempotent_tasks.delivery import DEFERRALS_HEADER
+from idempotent_tasks.core.delivery import DEFERRALS_HEADER
 from tests.support.app import VARIABLE, AppConfig, build_app
 from tests.support.sweeping import sweep_each_second
 

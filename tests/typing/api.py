@@ -18,7 +18,7 @@ from idempotent_tasks import (
     Store,
     register_type,
 )
-from idempotent_tasks.clock import Clock
+from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.events import Deferred, Event, Replayed
 from idempotent_tasks.testing import Crash, FakeClock, Redelivery, redeliver, temporary_settings
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 from pydantic import BaseModel, ConfigDict
 
-from idempotent_tasks.canonical import UncanonicalError, _form, _text, _text_at_once, canonical, fields_of
+from idempotent_tasks.core.canonical import UncanonicalError, _form, _text, _text_at_once, canonical, fields_of
 
 SECRET = "4111111111111111"
 #: A key of a mapping that could be a field's name, and is somebody's.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.clock import Clock, ServerClock, SystemClock
+from idempotent_tasks.core.clock import Clock, ServerClock, SystemClock
 from idempotent_tasks.testing import FakeClock
 
 NOW = 1_700_000_000.0

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import serialization
 
-from idempotent_tasks.codec import (
+from idempotent_tasks.core.encoding import (
     COMPRESS_ABOVE,
     JSON,
     MAX_RESULT_BYTES,
@@ -30,8 +30,8 @@ from idempotent_tasks.codec import (
     text_of,
     unreplayable,
 )
+from idempotent_tasks.core.records import Outcome, Record, Status
 from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
-from idempotent_tasks.records import Outcome, Record, Status
 from tests.support.guarding import Interrupt
 
 SECRET = "4111111111111111"

@@ -10,8 +10,8 @@ from celery.app.task import Context
 
 from idempotent_tasks import ResultUnavailableError, continuation
 from idempotent_tasks.claim_request import request_of
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.handler import SENDING_SECONDS
-from idempotent_tasks.records import Record
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import done

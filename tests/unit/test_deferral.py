@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
+from idempotent_tasks.core.records import Claim, Granted
 from idempotent_tasks.deferral import (
     EXPIRY_MARGIN,
     EXPIRY_PART,
@@ -22,7 +23,6 @@ from idempotent_tasks.deferral import (
     countdown_seconds,
 )
 from idempotent_tasks.events import Deferred, Event
-from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import MemoryStore
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker

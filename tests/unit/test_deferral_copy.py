@@ -13,8 +13,8 @@ from kombu.compression import compress
 from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
+from idempotent_tasks.core.delivery import ReceivedMessage
 from idempotent_tasks.deferral import _message
-from idempotent_tasks.delivery import ReceivedMessage
 from idempotent_tasks.events import Deferred
 from tests.support.guarding import wish
 from tests.support.shop import Shop

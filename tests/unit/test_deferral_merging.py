@@ -8,9 +8,9 @@ import pytest
 from kombu.message import Message
 
 from idempotent_tasks import confirms
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import Granted, Record, Status
 from idempotent_tasks.events import Deferred, Merged
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import Granted, Record, Status
 from tests.support.guarding import done, wish
 from tests.support.inline import UNREACHABLE
 from tests.support.shop import Shop

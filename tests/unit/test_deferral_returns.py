@@ -13,6 +13,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu import Exchange, Queue
 
+from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.deferral import (
     FIRST_COUNTDOWN,
     LONGEST_COUNTDOWN,
@@ -22,7 +23,6 @@ from idempotent_tasks.deferral import (
     Publisher,
     _hiding_seconds,
 )
-from idempotent_tasks.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.events import Deferred
 from idempotent_tasks.queue_limits import QueueLimits
 from idempotent_tasks.request import MOST_RETURNED, GuardedRequest, _Workers

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from celery.app.task import Context
 
-from idempotent_tasks.delivery import (
+from idempotent_tasks.core.delivery import (
     COPY_HEADER,
     DEFERRALS_HEADER,
     HARD_LIMIT_ENTRY,

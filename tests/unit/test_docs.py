@@ -53,7 +53,7 @@ def test_every_picture_has_a_source_and_is_shown() -> None:
 def test_the_reference_has_every_public_name() -> None:
     """Each name of the package is documented by itself, or is an error, all of which one module holds."""
     documented = {name.rpartition(".")[2] for name in AUTODOC.findall(REFERENCE)}
-    whole_modules = {"Record", "Status"}  # with all of idempotent_tasks.records
+    whole_modules = {"Record", "Status"}  # with all of idempotent_tasks.core.records
     for name in idempotent_tasks.__all__:
         thing = getattr(idempotent_tasks, name)
         is_error = isinstance(thing, type) and issubclass(thing, IdempotencyError)

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks.codec import MAX_RESULT_BYTES, NONE
+from idempotent_tasks.core.encoding import FAILURE, MAX_RESULT_BYTES, NONE, decode_failure, encode_failure
+from idempotent_tasks.core.records import Outcome, Record, Status
 from idempotent_tasks.errors import StoredFailureError
-from idempotent_tasks.failures import FAILURE, decode_failure, encode_failure
-from idempotent_tasks.records import Outcome, Record, Status
 from tests.support.guarding import Interrupt
 
 SECRET = "4111111111111111"

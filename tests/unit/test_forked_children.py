@@ -8,13 +8,14 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, processes, settings
+from idempotent_tasks import IdempotentTask, settings
 from idempotent_tasks.claim_request import request_of
-from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
+from idempotent_tasks.core import processes
+from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
+from idempotent_tasks.core.processes import ForkGate, this_process
+from idempotent_tasks.core.records import ClaimRequest, Granted
 from idempotent_tasks.events import Event
-from idempotent_tasks.processes import ForkGate, this_process
 from idempotent_tasks.reaper import ClaimReaper
-from idempotent_tasks.records import ClaimRequest, Granted
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
 from tests.support.forking import Child

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import continuation
-from idempotent_tasks.codec import CODECS, COMPRESSED, NONE, decode_result
+from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, decode_result
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.results import Results
+from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.errors import ResultUnavailableError
-from idempotent_tasks.failures import FAILURE
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Record
-from idempotent_tasks.results import Results
-from idempotent_tasks.retries import RetryingStore
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_layout import Item
 from idempotent_tasks.testing import MemoryStore

@@ -7,7 +7,10 @@ import pytest
 from celery.exceptions import Ignore, Reject, Retry
 
 from idempotent_tasks import events
-from idempotent_tasks.codec import NONE
+from idempotent_tasks.core.encoding import NONE
+from idempotent_tasks.core.guard import Replayed, Returned
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Busy, Status
 from idempotent_tasks.errors import (
     CrashLoopError,
     PayloadMismatchError,
@@ -15,9 +18,6 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
 )
 from idempotent_tasks.events import log_event
-from idempotent_tasks.guard import Replayed, Returned
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Busy, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, wish
 from tests.support.stores import FaultyStore, meanwhile

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.core.guard import Replayed, Returned
+from idempotent_tasks.core.lease import LeaseTerms, RunContext
+from idempotent_tasks.core.records import Busy
+from idempotent_tasks.core.retry import COMMIT_RETRY_SECONDS
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.guard import Replayed, Returned
-from idempotent_tasks.lease import LeaseTerms, RunContext
-from idempotent_tasks.records import Busy
-from idempotent_tasks.retries import COMMIT_RETRY_SECONDS
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket
 from tests.support.guarding import KEY, Bench, Broken, Keeping, done, grant, make_guard, wish

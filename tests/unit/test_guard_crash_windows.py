@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.core.guard import Returned, Unclaimed
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Busy, Status, Superseded
+from idempotent_tasks.core.retry import STORE_RETRY_SECONDS
 from idempotent_tasks.errors import (
     CrashLoopError,
     RecordCorruptError,
@@ -14,10 +18,6 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import Returned, Unclaimed
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Busy, Status, Superseded
-from idempotent_tasks.retries import STORE_RETRY_SECONDS
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import FaultyStore, answers, down, lost_answer, passes

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import CrashLoopError, events
-from idempotent_tasks.guard import HOLDER_ENDED, Guard, Replayed, Returned
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import Busy
+from idempotent_tasks.core.guard import HOLDER_ENDED, Guard, Replayed, Returned
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import Step, down, lost_answer, meanwhile

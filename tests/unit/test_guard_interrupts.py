@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.core.guard import Interrupted, Replayed, Returned
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Status
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import Interrupted, Replayed, Returned
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Interrupt, done, grant, make_guard
 from tests.support.stores import FaultyStore, down, lost_answer, meanwhile

@@ -4,9 +4,9 @@ from itertools import repeat
 
 import pytest
 
-from idempotent_tasks.guard import Replayed, Returned, Unclaimed
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Busy, Renewed, Status
+from idempotent_tasks.core.guard import Replayed, Returned, Unclaimed
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Busy, Renewed, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Broken, done, grant, wish
 from tests.support.stores import FaultyStore, lost_answer, meanwhile, stands_still

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
-from idempotent_tasks.guard import Replayed, Returned
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Busy, Status, Vanished
+from idempotent_tasks.core.guard import Replayed, Returned
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Busy, Status, Vanished
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, done, grant
 from tests.support.stores import Step, answers, down, lost_answer, meanwhile

@@ -8,6 +8,10 @@ import pytest
 from celery.exceptions import Ignore
 
 from idempotent_tasks import events
+from idempotent_tasks.core.guard import Failed, Guard, Interrupted, Replayed, Returned, Unreadable
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.records import Busy, Outcome, Record, Status
+from idempotent_tasks.core.results import Recalled
 from idempotent_tasks.errors import (
     ConfigurationError,
     IdempotencyError,
@@ -18,10 +22,6 @@ from idempotent_tasks.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.guard import Failed, Guard, Interrupted, Replayed, Returned, Unreadable
-from idempotent_tasks.lease import RunContext
-from idempotent_tasks.records import Busy, Outcome, Record, Status
-from idempotent_tasks.results import Recalled
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket
 from tests.support.guarding import KEY, Bench, Broken, Interrupt, grant

@@ -10,7 +10,7 @@ from celery import Celery
 from celery.worker import WorkController
 
 from idempotent_tasks import IdempotentTask
-from idempotent_tasks.delivery import HARD_LIMIT_ENTRY
+from idempotent_tasks.core.delivery import HARD_LIMIT_ENTRY
 from idempotent_tasks.settings import PORT_VARIABLE
 from tests.support.inline import InlineWorker
 from tests.support.processes import free_port, listening

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from idempotent_tasks.canonical import canonical
-from idempotent_tasks.delivery import Delivery
-from idempotent_tasks.keys import Selector, check_explicit_key, payload_digest
+from idempotent_tasks.core.canonical import canonical
+from idempotent_tasks.core.delivery import Delivery
+from idempotent_tasks.core.keys import Selector, check_explicit_key, payload_digest
 from tests.support.selecting import TASK, charge, deliver, key_of
 
 

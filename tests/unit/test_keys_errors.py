@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from idempotent_tasks.core.keys import Selector, check_prefix, payload_digest
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, KeyEncodingError, MissingKeyError
-from idempotent_tasks.keys import Selector, check_prefix, payload_digest
 from tests.support.selecting import SECRET, TASK, charge, deliver, key_of
 
 

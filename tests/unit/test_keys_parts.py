@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.core.delivery import Delivery
+from idempotent_tasks.core.keys import Selector, payload_digest
 from idempotent_tasks.errors import KeyEncodingError, MissingKeyError
-from idempotent_tasks.keys import Selector, payload_digest
 from tests.support.selecting import SECRET, TASK, charge, deliver, key_of
 from tests.support.shop import Shop
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import events
+from idempotent_tasks.core.guard import Returned
+from idempotent_tasks.core.lease import DEFAULT_LEASE_SECONDS, LeaseRenewer, LeaseTerms, RunContext, lease_terms
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Busy
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.events import Event
-from idempotent_tasks.guard import Returned
-from idempotent_tasks.lease import DEFAULT_LEASE_SECONDS, LeaseRenewer, LeaseTerms, RunContext, lease_terms
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Busy
-from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, done, grant, wish
 from tests.support.keeping import TERMS, ManualRenewer, start, unseen

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from idempotent_tasks.core.lease import MOST_THREADS, LeaseRenewer, LeaseTerms
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import MOST_THREADS, LeaseRenewer, LeaseTerms
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.fast_motion import Hour
 from tests.support.guarding import KEY

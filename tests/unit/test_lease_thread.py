@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from idempotent_tasks.clock import SystemClock
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.lease import LeaseRenewer, LeaseTerms
+from idempotent_tasks.core.records import Granted
 from idempotent_tasks.events import Event
-from idempotent_tasks.lease import LeaseRenewer, LeaseTerms
-from idempotent_tasks.records import Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import wish
 from tests.support.keeping import TERMS, ManualRenewer, start, unseen
@@ -20,10 +20,10 @@ LONG_SECONDS = 20.0
 
 FORKED = """
 import os, sys, threading
-from idempotent_tasks.lease import LeaseRenewer, LeaseTerms, RunContext
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import ClaimRequest
-from idempotent_tasks.retries import RetryingStore
+from idempotent_tasks.core.lease import LeaseRenewer, LeaseTerms, RunContext
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import ClaimRequest
+from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.testing import MemoryStore
 
 def kept(seconds, renewed):

@@ -8,10 +8,10 @@ import pytest
 from celery import Celery, chain
 
 from idempotent_tasks import ConfigurationError, PayloadMismatchError
+from idempotent_tasks.core.records import Busy, Finished, Mismatch, Outcome, Record, Status
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event, Replayed
-from idempotent_tasks.records import Busy, Finished, Mismatch, Outcome, Record, Status
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
+from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.policy import Idempotency, seconds
 
 
 def test_the_defaults() -> None:

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from idempotent_tasks.codec import POWERTOOLS, decode_result, encode_result
+from idempotent_tasks.core.encoding import POWERTOOLS, decode_result, encode_result
+from idempotent_tasks.core.keys import Selector, payload_digest, record_key
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.powertools import MAX_INFLATED_BYTES, digest, prepared, result_text
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError, ResultEncodingError
-from idempotent_tasks.keys import Selector, payload_digest, record_key
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.powertools import MAX_INFLATED_BYTES, digest, prepared, result_text
-from idempotent_tasks.records import Record
 from tests.support.selecting import SECRET, charge, deliver
 
 PREFIX = "shop"

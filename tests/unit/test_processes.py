@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from idempotent_tasks.processes import current_process, has_ended, this_process
+from idempotent_tasks.core.processes import current_process, has_ended, this_process
 from tests.support.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 #: Above the largest that Linux gives.
 NO_PID = 999_999_999
 #: Says its own name, then lives until it is told to end.
-SAY_NAME = "from idempotent_tasks.processes import current_process; print(current_process(), flush=True); input()"
+SAY_NAME = "from idempotent_tasks.core.processes import current_process; print(current_process(), flush=True); input()"
 #: Says its own name; then its first thread ends, and another waits.
 LEADERLESS = """
 import ctypes, threading
-from idempotent_tasks.processes import current_process, this_process
+from idempotent_tasks.core.processes import current_process, this_process
 threading.Thread(target=threading.Event().wait).start()
 print(current_process(), flush=True)
 ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[__import__("platform").machine()], 0)
@@ -122,7 +122,7 @@ def test_nothing_is_certain_of_what_is_hidden(monkeypatch: pytest.MonkeyPatch) -
     place, _, _ = str(current_process()).rpartition("/")
     assert has_ended(f"{place}/1@elsewhen")
     with monkeypatch.context() as patch:
-        patch.setattr("idempotent_tasks.processes._PROC", Path(os.devnull))
+        patch.setattr("idempotent_tasks.core.processes._PROC", Path(os.devnull))
         patch.setattr("os.kill", not_permitted)
         assert not has_ended(f"{place}/1@elsewhen")
 

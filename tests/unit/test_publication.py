@@ -25,8 +25,8 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
+from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
-from idempotent_tasks.records import is_reservation
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.guarding import wish

@@ -9,8 +9,8 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.schedules import schedule
 
 from idempotent_tasks import DuplicateError
+from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.events import Event
-from idempotent_tasks.records import is_reservation
 from idempotent_tasks.testing import MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.inline import InlineWorker

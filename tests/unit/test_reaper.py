@@ -23,10 +23,10 @@ from idempotent_tasks import (
     reaper,
 )
 from idempotent_tasks.claim_request import request_of
-from idempotent_tasks.delivery import OWNER_ENTRY, OwnerToken
-from idempotent_tasks.processes import this_process
+from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import Claim, ClaimRequest, Granted
 from idempotent_tasks.reaper import ClaimReaper
-from idempotent_tasks.records import Claim, ClaimRequest, Granted
 from idempotent_tasks.request import _request_or_none
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.records import (
+from idempotent_tasks.core.records import (
     Busy,
     Claim,
     Finished,

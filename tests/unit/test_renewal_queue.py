@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.lease import MOST_OVER, RenewalQueue
+from idempotent_tasks.core.lease import MOST_OVER, RenewalQueue
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from celery import Celery, Task
 from celery.worker import WorkController
 
 from idempotent_tasks import IdempotentTask
-from idempotent_tasks.delivery import HARD_LIMIT_ENTRY, MESSAGE_ENTRY, ReceivedMessage
+from idempotent_tasks.core.delivery import HARD_LIMIT_ENTRY, MESSAGE_ENTRY, ReceivedMessage
 from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.testing import MemoryStore
 from tests.support.inline import InlineWorker

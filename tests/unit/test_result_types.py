@@ -12,14 +12,9 @@ import pydantic
 import pytest
 from kombu.utils import json as kombu_json
 
-from idempotent_tasks import (
-    ConfigurationError,
-    ResultEncodingError,
-    ResultUnavailableError,
-    register_type,
-    result_types,
-)
-from idempotent_tasks.codec import decode_result, encode_result
+from idempotent_tasks import ConfigurationError, ResultEncodingError, ResultUnavailableError, register_type
+from idempotent_tasks.core import encoding as result_types
+from idempotent_tasks.core.encoding import decode_result, encode_result
 from tests.unit.test_codec import record, stored
 
 SECRET = "4111111111111111"

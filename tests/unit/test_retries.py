@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from idempotent_tasks.core.retry import FIRST_PAUSE, LONGEST_PAUSE, SHORTEST_TRY, limited, persistently, time_left
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.retries import FIRST_PAUSE, LONGEST_PAUSE, SHORTEST_TRY, limited, persistently, time_left
 from idempotent_tasks.testing import FakeClock
 
 

@@ -11,7 +11,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue, binding
 from kombu.common import Broadcast
 from kombu.message import Message
 
-from idempotent_tasks.delivery import ReceivedMessage
+from idempotent_tasks.core.delivery import ReceivedMessage
 from idempotent_tasks.route import (
     DELAYS,
     DELIVERY_EXCHANGE,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Event, Lost, log_event
 from idempotent_tasks.observers import prometheus_metrics
-from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.s3_results import S3Results

@@ -9,8 +9,8 @@ import pytest
 from celery import chord
 
 from idempotent_tasks import IdempotentTask, InProgressError, ResultUnavailableError, StoreUnavailableError
+from idempotent_tasks.core.records import Claim, Status
 from idempotent_tasks.errors import CrashLoopError, PayloadMismatchError, ResultEncodingError
-from idempotent_tasks.records import Claim, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
 from tests.support.shop import Shop, raising

@@ -30,10 +30,10 @@ from idempotent_tasks import (
     StoredFailureError,
     StoreUnavailableError,
 )
-from idempotent_tasks.delivery import read_delivery
+from idempotent_tasks.core.delivery import read_delivery
+from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.events import Dispatched, Event, Replayed
 from idempotent_tasks.handler import SENDING_SECONDS, handle
-from idempotent_tasks.records import Record, Status
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket
@@ -206,7 +206,7 @@ class Odd(ValueError, Reject):  # noqa: N818
         *("idempotent_tasks.errors.StoreUnavailableError", "idempotent_tasks.errors.ConfigurationError"),
         *("celery.exceptions.WorkerShutdown", "celery.exceptions.WorkerTerminate"),
         *("builtins.SystemExit", "builtins.KeyboardInterrupt", "builtins.GeneratorExit", "builtins.BaseException"),
-        *("builtins.exec", "os.system", "subprocess.Popen", "idempotent_tasks.failures.decode_failure"),
+        *("builtins.exec", "os.system", "subprocess.Popen", "idempotent_tasks.core.encoding.decode_failure"),
         *(f"{__name__}.LostCard", f"{__name__}.Odd"),
     ],
 )

@@ -8,12 +8,12 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from idempotent_tasks import StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.delivery import MOST_UNSEEN, UNSEEN_HEADER
+from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import reservation_owner
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.events import Claimed, Deferred, Released
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import reservation_owner
 from idempotent_tasks.request import GuardedRequest
-from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import grant
 from tests.support.shop import Shop

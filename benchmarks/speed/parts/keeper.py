@@ -7,7 +7,7 @@ from benchmarks.keeper import LEASES_MEASURED, measure_over
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.guards import store_at
 from benchmarks.speed.rows import Reach, Row
-from idempotent_tasks.lease import LATE_AFTER, RENEW_AFTER
+from idempotent_tasks.core.lease import LATE_AFTER, RENEW_AFTER
 
 __all__ = ["measure"]
 

@@ -10,11 +10,11 @@ from pkgutil import resolve_name
 from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
-from idempotent_tasks.codec import CODECS, JSON, is_codec
+from idempotent_tasks.core.encoding import CODECS, JSON, is_codec
+from idempotent_tasks.core.keys import KeySource, Selector, check_prefix
+from idempotent_tasks.core.powertools import DEFAULT_HASH, HASHES
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.keys import KeySource, Selector, check_prefix
-from idempotent_tasks.powertools import DEFAULT_HASH, HASHES
-from idempotent_tasks.records import Record
 
 __all__ = ["AtPublish", "Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
 

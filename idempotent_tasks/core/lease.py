@@ -13,13 +13,13 @@ from itertools import count
 from typing import Any, Final
 
 from idempotent_tasks import events
-from idempotent_tasks.clock import Clock
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import Claim, Lost
+from idempotent_tasks.core.retry import LEASE_PART, RetryingStore, limited
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import Claim, Lost
-from idempotent_tasks.retries import LEASE_PART, RetryingStore, limited
-from idempotent_tasks.stores import Store
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "RenewalQueue", "RunContext", "lease_terms"]
 

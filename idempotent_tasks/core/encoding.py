@@ -1,4 +1,4 @@
-"""Encode results to text or bytes under a codec's name, and decode them.
+"""Encode results and final failures to text or bytes under a codec's name, decode them, and register users' types.
 
 JSON as Celery writes it, or what the app's own serializer writes, so that a replay equals the result; compressed where
 it is long.  A codec's name says all that a reader must know, and a reader that does not know the name refuses.
@@ -7,21 +7,29 @@ it is long.  A codec's name says all that a reader must know, and a reader that 
 import json as plain_json
 import pickle
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from importlib import import_module
+from typing import Any, Final, TypeVar
 
 from kombu import serialization
 from kombu.exceptions import DecodeError, EncodeError
 from kombu.utils import json
 
-from idempotent_tasks.errors import ResultEncodingError, ResultUnavailableError, StoredFailureError
-from idempotent_tasks.powertools import result_text
-from idempotent_tasks.records import Outcome, Record, Status
+from idempotent_tasks.core.powertools import result_text
+from idempotent_tasks.core.records import Outcome, Record, Status
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    IdempotencyError,
+    ResultEncodingError,
+    ResultUnavailableError,
+    StoredFailureError,
+)
 
 __all__ = [
     "CODECS",
     "COMPRESSED",
+    "FAILURE",
     "JSON",
     "MAX_RESULT_BYTES",
     "NONE",
@@ -30,14 +38,18 @@ __all__ = [
     "Interrupts",
     "as_bytes",
     "compressed",
+    "decode_failure",
     "decode_result",
+    "encode_failure",
     "encode_result",
     "is_codec",
-    "loads",
+    "register_type",
     "size_of",
     "text_of",
     "unreplayable",
 ]
+
+T = TypeVar("T")
 
 #: JSON text with kombu's tags for dates, Decimal, UUID, bytes and registered types (``kombu.utils.json``).
 JSON: Final = "json"
@@ -58,6 +70,15 @@ COMPRESS_ABOVE: Final = 4096
 #: few kilobytes can be made to inflate to all the memory that a process has.
 MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
 _TAG: Final = {"__type__", "__value__"}
+#: JSON text, as a result's: ``type`` by module and name; ``args`` and ``state`` as in ``BaseException.__reduce__``.
+FAILURE: Final = "failure"
+#: The names of the types that kombu's JSON has registered itself.
+_KOMBUS: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
+#: JSON writes these and their subclasses without looking for a registered type.
+_JSONS: Final = (str, int, float, list, tuple, dict)
+_LONGEST_NAME: Final = 100
+
+_registered: Final[dict[str, type[Any]]] = {}
 _LONGEST_TAG: Final = 100
 
 _WRITERS: Final[Mapping[str, Callable[[Any], str | bytes]]] = {
@@ -249,3 +270,178 @@ def as_bytes(data: str | bytes) -> bytes:
 def _unavailable(record: Record, why: str) -> ResultUnavailableError:
     msg = f"task {record.task_id or 'of another writer'} ran already, but {why}; the body does not run again"
     return ResultUnavailableError(msg, record.task, record.key)
+
+
+def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outcome:
+    """Encode an exception as the outcome of its key, without data where it has no JSON form.
+
+    Args:
+        error: the final failure that the body raised.
+        interrupts: exceptions that something outside raises into this thread.
+    """
+    named = _name(type(error))
+    # As pickle would, but without the type's own `__reduce__`; an OSError has more than its `args`.
+    _, args, *state = _builtin(type(error)).__reduce__(error)
+    try:
+        data = json.dumps({"type": named, "args": list(args), "state": state[0] if state else {}})
+    except interrupts:
+        raise
+    except Exception:  # noqa: BLE001 - whatever the forms of its arguments raise: it has none
+        return unreplayable(named, Status.FAILED)
+    return compressed(Outcome(status=Status.FAILED, codec=FAILURE, data=data, error=named))
+
+
+def decode_failure(
+    record: Record,
+    types: Sequence[type[BaseException]],
+    *,
+    never: tuple[type[BaseException], ...] = (),
+    interrupts: Interrupts = (),
+) -> BaseException:
+    """Rebuild the exception in a failed record: same type, same arguments, same attributes.
+
+    The exception's own initialiser is not called, because it takes other arguments than ``args`` as a rule.
+
+    Args:
+        record: the record, with its data in it.
+        types: what may be raised, subclasses included; other types are named, never imported.
+        never: what may not be raised although it is of these types, subclasses included: exceptions that tell a worker
+            what to do with a message, which a record must not decide.  This library's errors never are raised.
+        interrupts: as for `encode_failure`.
+
+    Raises:
+        StoredFailureError: the record holds no failure of these types that can be read here.
+    """
+
+    def refused(why: str) -> StoredFailureError:
+        return StoredFailureError.of(record.error, why, record.task, record.key)
+
+    if record.codec == NONE:
+        raise refused("its arguments or attributes have no JSON form, or are too large; give it others")
+    if record.codec not in (FAILURE, FAILURE + COMPRESSED):
+        raise refused(f"it was stored with the unknown codec {record.codec!r}")
+    try:
+        stored = loads(text_of(record))
+        found = _find(stored["type"], types, (*never, IdempotencyError))
+        if found is not None:
+            return _rebuilt(found, stored["args"], stored["state"])
+    except interrupts:
+        raise
+    except Exception:  # noqa: BLE001 - its text may quote what is stored
+        raise refused("what is stored of it cannot be read") from None
+    raise refused(
+        "it is none of the task's store_failures, nor of their subclasses that this process has imported and that "
+        "can be final"
+    )
+
+
+def _name(kind: type[BaseException]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _find(
+    name: str, types: Sequence[type[BaseException]], never: tuple[type[BaseException], ...]
+) -> type[BaseException] | None:
+    waiting = list(types)
+    while waiting:
+        kind = waiting.pop()
+        # Its subclasses are none either.
+        if issubclass(kind, never):
+            continue
+        if _name(kind) == name:
+            return kind
+        waiting.extend(kind.__subclasses__())
+    return None
+
+
+def _rebuilt(kind: type[BaseException], args: list[Any], state: dict[str, Any]) -> BaseException:
+    builtin = _builtin(kind)
+    error: BaseException = builtin.__new__(kind, *args)
+    builtin.__init__(error, *args)
+    builtin.__setstate__(error, state)
+    return error
+
+
+def _builtin(kind: type[BaseException]) -> Any:
+    """Return the built-in exception that a type is derived from, which knows what it keeps beside ``__dict__``."""
+    return next(each for each in kind.__mro__ if each.__module__ == "builtins")
+
+
+def register_type(
+    cls: type[T], name: str, *, encode: Callable[[T], Any] | None = None, decode: Callable[[Any], T] | None = None
+) -> None:
+    """Register a type, so that its values in results replay as that type.
+
+    Call it where the type is defined, so that every process does.  The type is registered with kombu's JSON
+    (``kombu.utils.json.register_type``), and so with everything that Celery writes as JSON: results for the result
+    backend, and arguments of the tasks that follow.
+
+    Args:
+        cls: a dataclass, a pydantic model, or any other class; values of subclasses need a registration of their own.
+        name: stored with each value; keep it when the class is renamed.
+        encode: returns what JSON can write of a value; without it and ``decode`` pydantic does both, which must be
+            installed.
+        decode: returns the value of what ``encode`` returned.
+
+    Raises:
+        ConfigurationError: the name is taken or no short printable text; JSON never asks for such a type; or nothing
+            says how it is written.
+    """
+    _check(cls, name)
+    if encode is None or decode is None:
+        if encode is not decode:
+            raise ConfigurationError(f"register_type({cls.__qualname__}) has one of encode= and decode=; give both")
+        encode, decode = _pydantics(cls)
+    write = encode
+
+    def encode_exactly(value: T) -> Any:
+        if type(value) is not cls:
+            msg = f"{type(value).__qualname__} is a subclass of the registered {cls.__qualname__}; register it before"
+            raise TypeError(msg)
+        return write(value)
+
+    json.register_type(cls, name, encode_exactly, decode)
+    _registered[name] = cls
+
+
+def _check(cls: type[Any], name: str) -> None:
+    def refused(why: str) -> ConfigurationError:
+        return ConfigurationError(f"register_type({getattr(cls, '__qualname__', cls)!s}, {name!r}): {why}")
+
+    if not isinstance(cls, type):
+        raise refused("it is no class")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise refused(f"the name is not 1 to {_LONGEST_NAME} printable characters")
+    holder = _registered.get(name)
+    if name in _KOMBUS or (holder is not None and _path(holder) != _path(cls)):
+        raise refused(f"the name is taken by {'kombu' if holder is None else _path(holder)}")
+    if issubclass(cls, _JSONS):
+        raise refused(f"it is a {next(each for each in _JSONS if issubclass(cls, each)).__name__}, written as such")
+    if hasattr(cls, "__json__"):
+        raise refused("it has __json__(), which kombu prefers and which says nothing about the way back")
+    base = next((each for each in _registered.values() if each in cls.__mro__[1:]), None)
+    if base is not None:
+        raise refused(f"register it before {_path(base)}, which it is derived from: kombu takes the first that fits")
+
+
+def _path(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _pydantics(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
+    try:
+        adapter: Any = import_module("pydantic").TypeAdapter(cls)
+    except ImportError as error:
+        remedy = "pip install 'idempotent-tasks[pydantic]'"
+        msg = f"register_type({cls.__qualname__}) needs encode= and decode=, or: {remedy}"
+        raise ConfigurationError(msg) from error
+    except Exception as error:
+        msg = f"register_type({cls.__qualname__}) needs encode= and decode=: pydantic does not know the class"
+        raise ConfigurationError(msg) from error
+
+    def encode(value: T) -> str:
+        # A field that holds something else than it says would come back as something else.
+        text: bytes = adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+        return text.decode()
+
+    return encode, adapter.validate_json

@@ -13,10 +13,9 @@ from typing import Final, Protocol, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from idempotent_tasks import events
-from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import RecordExistsError, StoreError, StoreUnavailableError
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import (
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
     ClaimRequest,
@@ -31,7 +30,8 @@ from idempotent_tasks.records import (
     Vanished,
     committed_record,
 )
-from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS, ResultStore, Store
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, ResultStore, Store
+from idempotent_tasks.errors import RecordExistsError, StoreError, StoreUnavailableError
 
 __all__ = [
     "LEASE_PART",

@@ -11,10 +11,10 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 from jmespath.visitor import Options, TreeInterpreter
 
-from idempotent_tasks.canonical import UncanonicalError, canonical, fields_of
-from idempotent_tasks.delivery import Delivery
+from idempotent_tasks.core.canonical import UncanonicalError, canonical, fields_of
+from idempotent_tasks.core.delivery import Delivery
+from idempotent_tasks.core.powertools import PowertoolsFunctions, digest, prepared
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
-from idempotent_tasks.powertools import PowertoolsFunctions, digest, prepared
 
 __all__ = [
     "KeySource",

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from kombu.asynchronous import get_event_loop
 
-from idempotent_tasks.clock import Clock, SystemClock
+from idempotent_tasks.core.clock import Clock, SystemClock
 
 __all__ = ["ForkGate", "Process", "current_process", "has_ended", "running_as", "this_process"]
 

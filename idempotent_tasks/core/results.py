@@ -4,21 +4,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from idempotent_tasks.codec import (
+from idempotent_tasks.core.encoding import (
     NONE,
     POWERTOOLS,
     as_bytes,
+    decode_failure,
     decode_result,
+    encode_failure,
     encode_result,
     size_of,
     unreplayable,
 )
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Claim, Outcome, Record, expiration_seconds
+from idempotent_tasks.core.retry import RetryingResults, RetryingStore
+from idempotent_tasks.core.store import ResultStore
 from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoredFailureError, StoreError
-from idempotent_tasks.failures import decode_failure, encode_failure
-from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.records import Claim, Outcome, Record, expiration_seconds
-from idempotent_tasks.retries import RetryingResults, RetryingStore
-from idempotent_tasks.stores import ResultStore
 
 __all__ = ["Recalled", "Results"]
 

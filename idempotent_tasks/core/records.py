@@ -81,7 +81,7 @@ class ClaimRequest:
     #: Of a reservation: until when its message may stand in for another publish of the key, in epoch milliseconds by
     #: the store's clock; None for always.
     stands_in_until: int | None = None
-    #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.processes`.
+    #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.core.processes`.
     process: str | None = None
 
 

@@ -8,18 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from idempotent_tasks import events
-from idempotent_tasks.codec import NONE, unreplayable
-from idempotent_tasks.errors import (
-    CrashLoopError,
-    PayloadMismatchError,
-    ResultEncodingError,
-    ResultUnavailableError,
-    StoreError,
-)
-from idempotent_tasks.lease import Lease, RunContext
-from idempotent_tasks.policy import Idempotency, seconds
-from idempotent_tasks.processes import this_process
-from idempotent_tasks.records import (
+from idempotent_tasks.core.encoding import NONE, unreplayable
+from idempotent_tasks.core.lease import Lease, RunContext
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import (
     Busy,
     Claim,
     ClaimAnswer,
@@ -34,8 +27,15 @@ from idempotent_tasks.records import (
     Superseded,
     Unanswered,
 )
-from idempotent_tasks.results import Recalled, Results
-from idempotent_tasks.retries import RetryingStore
+from idempotent_tasks.core.results import Recalled, Results
+from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.errors import (
+    CrashLoopError,
+    PayloadMismatchError,
+    ResultEncodingError,
+    ResultUnavailableError,
+    StoreError,
+)
 
 __all__ = [
     "PROCESS_ENDS",

@@ -1,0 +1,1 @@
+"""The protocol: claim, run, commit, replay.  No Celery app and no DynamoDB here."""
