@@ -16,11 +16,11 @@ from celery.signals import (
     worker_shutdown,
 )
 
-from idempotent_tasks import continuation
 from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
+from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
@@ -148,7 +148,7 @@ def check_worker(worker: Any) -> None:
 def note_dispatch(sender: Any, **_: Any) -> None:
     """Note that what follows a task was sent: Celery tells of its end after that, and after the chord's count."""
     if isinstance(sender, IdempotentTask):
-        continuation.sent(sender.request)
+        callbacks.sent(sender.request)
 
 
 @task_revoked.connect(weak=False, dispatch_uid="idempotent_tasks.free_reservation")

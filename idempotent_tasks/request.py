@@ -13,7 +13,6 @@ from celery.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.core.delivery import (
     HARD_LIMIT_ENTRY,
     MESSAGE_ENTRY,
@@ -25,9 +24,10 @@ from idempotent_tasks.core.delivery import (
 from idempotent_tasks.core.guard import PROCESS_ENDS
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import ClaimRequest
-from idempotent_tasks.deferral import GivenBack
+from idempotent_tasks.messaging.claim_request import request_of
+from idempotent_tasks.messaging.deferral import GivenBack
+from idempotent_tasks.messaging.queues import name_queues, received_message
 from idempotent_tasks.reaper import ChildExitWatcher, ClaimReaper
-from idempotent_tasks.route import name_queues, received_message
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker", "withdraw_reservation"]

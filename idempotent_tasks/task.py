@@ -24,9 +24,9 @@ from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.handler import NEVER_FINAL, UnguardedRun, handle
-from idempotent_tasks.publication import publication_of
-from idempotent_tasks.request_state import state_of
+from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, handle
+from idempotent_tasks.messaging.publish import publication_of
+from idempotent_tasks.messaging.request_state import state_of
 from idempotent_tasks.settings import Settings, codec_of, settings_of
 
 __all__ = ["IdempotentTask"]

@@ -5,8 +5,7 @@ from typing import Any
 
 from idempotent_tasks.checks.surroundings import Surroundings
 from idempotent_tasks.findings import Finding
-from idempotent_tasks.queue_limits import sqs_attributes
-from idempotent_tasks.route import subscribed_queues
+from idempotent_tasks.messaging.queues import sqs_attributes, subscribed_queues
 
 __all__ = ["check_queue_limits", "check_subscribers"]
 

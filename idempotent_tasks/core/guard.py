@@ -1,6 +1,6 @@
 """The guard: claim the key, run the body, commit its outcome; or replay, or say who holds the key.
 
-No Celery and no DynamoDB here.  What a verdict means for the message is `idempotent_tasks.handler`'s business.
+No Celery and no DynamoDB here.  What a verdict means for the message is the business of `messaging`.
 """
 
 from collections.abc import Callable

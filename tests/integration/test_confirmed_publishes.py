@@ -11,7 +11,7 @@ import amqp
 import pytest
 
 from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
-from idempotent_tasks.deferral import Publisher
+from idempotent_tasks.messaging.deferral import Publisher
 from tests.integration.conftest import MakeRig
 from tests.support.backlog import backlog
 from tests.support.rig import Rig

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from idempotent_tasks.deferral import SHORTEST_COUNTDOWN
+from idempotent_tasks.messaging.deferral import SHORTEST_COUNTDOWN
 from tests.integration.conftest import MakeRig
 from tests.support.backlog import backlog
 from tests.support.journal import Journal

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from idempotent_tasks.core.lease import RENEW_AFTER, LeaseTerms
 from idempotent_tasks.core.records import Busy, Claim, Finished, Granted, Record
-from idempotent_tasks.deferral import countdown_seconds
+from idempotent_tasks.messaging.deferral import countdown_seconds
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.capacity import KEY, RETENTION, claimed_by, size_of, token_of, write_units

@@ -8,7 +8,7 @@ from typing import Any, Self
 from celery import _state
 from celery.result import AsyncResult
 
-from idempotent_tasks.route import DELAYS
+from idempotent_tasks.messaging.queues import DELAYS
 from tests.support.app import AppConfig, build_app
 from tests.support.worker import Worker
 

@@ -24,16 +24,8 @@ LAYERS = {
     "observers": 2,
     "observers.*": 2,
     "settings": 3,
-    "claim_request": 4,
-    "request_state": 4,
-    "route": 4,
-    "queue_limits": 4,
-    "confirms": 4,
-    "deferral": 4,
-    "continuation": 4,
-    "recall": 4,
-    "handler": 4,
-    "publication": 4,
+    "messaging": 4,
+    "messaging.*": 4,
     "testing": 4,
     "testing.*": 4,
     "task": 5,
@@ -52,14 +44,11 @@ LAYERS = {
 
 CELERY_SIDE = (
     "checks.*",
+    "messaging.*",
     "task",
-    "handler",
-    "publication",
     "request",
+    "reaper",
     "hooks",
-    "deferral",
-    "confirms",
-    "recall",
     "settings",
     "observers.celery_events",
     "cli",
@@ -69,7 +58,7 @@ CELERY_SIDE = (
 )
 
 #: What knows kombu's JSON.
-CODECS = ("core.encoding", "continuation")
+CODECS = ("core.encoding",)
 
 #: Who may import a dependency: patterns of module names.
 HOMES = {

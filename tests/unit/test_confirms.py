@@ -11,8 +11,8 @@ from celery.exceptions import Reject
 from kombu import Producer
 from kombu.exceptions import EncodeError, OperationalError
 
-from idempotent_tasks import confirms, continuation
-from idempotent_tasks.confirms import CONFIRM_SECONDS, confirm_publishes
+from idempotent_tasks.messaging import callbacks, confirms
+from idempotent_tasks.messaging.confirms import CONFIRM_SECONDS, confirm_publishes
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ class TestWhatFollows:
     @pytest.mark.parametrize("error", [OperationalError("away"), ConnectionResetError(), TimeoutError()], ids=repr)
     def test_its_message_goes_back(self, task: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         """By what the delivery has for it, which knows the error."""
-        continuation.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        callbacks.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
         with pytest.raises(Reject) as raised:
             self.publish(monkeypatch, error)
         assert raised.value.requeue
@@ -126,7 +126,7 @@ class TestWhatFollows:
 
     def test_what_cannot_be_sent_at_all_is_no_reason(self, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """It would come back again and again."""
-        continuation.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        callbacks.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
         with pytest.raises(EncodeError):
             self.publish(monkeypatch, EncodeError())
 
@@ -134,8 +134,8 @@ class TestWhatFollows:
         """What the body itself publishes, and what comes after the last that follows, is its own."""
         with pytest.raises(OperationalError):
             self.publish(monkeypatch, OperationalError())
-        continuation.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
-        continuation.sent(task.request)
+        callbacks.notify_when_sent(task.request, lambda: None, lambda error: Reject(repr(error), requeue=True))
+        callbacks.sent(task.request)
         with pytest.raises(OperationalError):
             self.publish(monkeypatch, OperationalError())
 

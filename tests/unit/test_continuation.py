@@ -9,9 +9,10 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, continuation, events
-from idempotent_tasks.continuation import follows, name_links
-from idempotent_tasks.handler import SENDING_SECONDS
+from idempotent_tasks import IdempotentTask, events
+from idempotent_tasks.messaging import callbacks
+from idempotent_tasks.messaging.callbacks import follows, name_links
+from idempotent_tasks.messaging.handler import SENDING_SECONDS
 from idempotent_tasks.testing import FakeClock
 from tests.support.shop import Shop, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer
@@ -278,5 +279,5 @@ class TestNames:
         """Links, chain and chord are all that Celery sends on success."""
         request = request_of(**{name: [step.s()]})
         assert follows(request)
-        continuation.suppress(request)
+        callbacks.suppress(request)
         assert not follows(request)

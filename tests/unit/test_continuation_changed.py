@@ -8,10 +8,11 @@ import pytest
 from celery import chain
 from celery.app.task import Context
 
-from idempotent_tasks import ResultUnavailableError, continuation
-from idempotent_tasks.claim_request import request_of
+from idempotent_tasks import ResultUnavailableError
 from idempotent_tasks.core.records import Record
-from idempotent_tasks.handler import SENDING_SECONDS
+from idempotent_tasks.messaging import callbacks
+from idempotent_tasks.messaging.claim_request import request_of
+from idempotent_tasks.messaging.handler import SENDING_SECONDS
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import done
@@ -278,19 +279,19 @@ class TestTooMuch:
 def test_what_cannot_be_read_is_an_error(text: str) -> None:
     """It quotes nothing of the record."""
     with pytest.raises(ResultUnavailableError) as caught:
-        continuation.recorded(text)
+        callbacks.recorded(text)
     assert text not in str(caught.value).split()
 
 
 def test_arguments_without_a_json_form_are_compared_by_their_places() -> None:
     """As in messages that were pickled: what the body does not touch has not changed."""
     request = Context({"chain": [{"task": "shop.step", "args": [{1, 2}], "kwargs": {}, "options": {}}]})
-    continuation.remember(request)
-    assert continuation.changed(request) is None
+    callbacks.remember(request)
+    assert callbacks.changed(request) is None
     first = request.chain
     request.chain = None
-    assert continuation.changed(request) is not None
-    continuation.restore(request, None)
+    assert callbacks.changed(request) is not None
+    callbacks.restore(request, None)
     assert request.chain == first
 
 

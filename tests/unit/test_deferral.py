@@ -12,7 +12,8 @@ from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.records import Claim, Granted
-from idempotent_tasks.deferral import (
+from idempotent_tasks.events import Deferred, Event
+from idempotent_tasks.messaging.deferral import (
     EXPIRY_MARGIN,
     EXPIRY_PART,
     FIRST_COUNTDOWN,
@@ -22,7 +23,6 @@ from idempotent_tasks.deferral import (
     SHORTEST_OF_ALL,
     countdown_seconds,
 )
-from idempotent_tasks.events import Deferred, Event
 from idempotent_tasks.testing import MemoryStore
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker

@@ -14,8 +14,8 @@ from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import ReceivedMessage
-from idempotent_tasks.deferral import _message
 from idempotent_tasks.events import Deferred
+from idempotent_tasks.messaging.deferral import _message
 from tests.support.guarding import wish
 from tests.support.shop import Shop
 

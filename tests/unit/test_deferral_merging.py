@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from kombu.message import Message
 
-from idempotent_tasks import confirms
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Granted, Record, Status
 from idempotent_tasks.events import Deferred, Merged
+from idempotent_tasks.messaging import confirms
 from tests.support.guarding import done, wish
 from tests.support.inline import UNREACHABLE
 from tests.support.shop import Shop

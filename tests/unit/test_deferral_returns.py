@@ -14,7 +14,8 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu import Exchange, Queue
 
 from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
-from idempotent_tasks.deferral import (
+from idempotent_tasks.events import Deferred
+from idempotent_tasks.messaging.deferral import (
     FIRST_COUNTDOWN,
     LONGEST_COUNTDOWN,
     LONGEST_HIDING,
@@ -23,8 +24,7 @@ from idempotent_tasks.deferral import (
     Publisher,
     _hiding_seconds,
 )
-from idempotent_tasks.events import Deferred
-from idempotent_tasks.queue_limits import QueueLimits
+from idempotent_tasks.messaging.queues import QueueLimits
 from idempotent_tasks.request import MOST_RETURNED, GuardedRequest, _Workers
 from idempotent_tasks.testing import FakeClock
 from tests.support.guarding import wish

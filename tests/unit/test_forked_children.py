@@ -9,12 +9,12 @@ from celery import Celery
 from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, settings
-from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.core import processes
 from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.core.processes import ForkGate, this_process
 from idempotent_tasks.core.records import ClaimRequest, Granted
 from idempotent_tasks.events import Event
+from idempotent_tasks.messaging.claim_request import request_of
 from idempotent_tasks.reaper import ClaimReaper
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks import continuation
 from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, decode_result
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.errors import ResultUnavailableError
+from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb_layout import Item
 from idempotent_tasks.testing import MemoryStore
@@ -133,5 +133,5 @@ def test_a_changed_continuation_is_read() -> None:
     """What follows a task, where its body has changed that; older items have none."""
     text = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
     changed = read(RESULTS["json"][0], {"continuation": {"S": text}})
-    assert not any(continuation.recorded(changed.continuation or "").values())
+    assert not any(callbacks.recorded(changed.continuation or "").values())
     assert read(RESULTS["json"][0]).continuation is None

@@ -9,7 +9,7 @@ from celery import Celery
 from kombu import Queue
 
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.queue_limits import LONGEST_AGE, QueueLimits, limits_of
+from idempotent_tasks.messaging.queues import LONGEST_AGE, QueueLimits, limits_of
 from idempotent_tasks.testing import FakeClock
 
 PLAIN = SimpleNamespace()

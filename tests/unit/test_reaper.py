@@ -22,10 +22,10 @@ from idempotent_tasks import (
     events,
     reaper,
 )
-from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Claim, ClaimRequest, Granted
+from idempotent_tasks.messaging.claim_request import request_of
 from idempotent_tasks.reaper import ClaimReaper
 from idempotent_tasks.request import _request_or_none
 from idempotent_tasks.settings import settings_of

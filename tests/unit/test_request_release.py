@@ -15,10 +15,10 @@ from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
-from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.core.records import Granted, Record
 from idempotent_tasks.events import Event, Released
 from idempotent_tasks.hooks import release_what_runs
+from idempotent_tasks.messaging.claim_request import request_of
 from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore

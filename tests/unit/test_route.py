@@ -12,7 +12,7 @@ from kombu.common import Broadcast
 from kombu.message import Message
 
 from idempotent_tasks.core.delivery import ReceivedMessage
-from idempotent_tasks.route import (
+from idempotent_tasks.messaging.queues import (
     DELAYS,
     DELIVERY_EXCHANGE,
     LONGEST_NAME,

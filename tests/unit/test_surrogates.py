@@ -7,9 +7,9 @@ import pytest
 from celery.app.task import Context
 
 from idempotent_tasks import Idempotency, KeyEncodingError
-from idempotent_tasks.claim_request import request_of
 from idempotent_tasks.core.canonical import canonical
 from idempotent_tasks.core.keys import check_task_id
+from idempotent_tasks.messaging.claim_request import request_of
 from idempotent_tasks.settings import settings_of
 from tests.support.shop import Shop
 

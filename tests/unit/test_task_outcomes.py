@@ -33,7 +33,7 @@ from idempotent_tasks import (
 from idempotent_tasks.core.delivery import read_delivery
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.events import Dispatched, Event, Replayed
-from idempotent_tasks.handler import SENDING_SECONDS, handle
+from idempotent_tasks.messaging.handler import SENDING_SECONDS, handle
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.buckets import MemoryBucket

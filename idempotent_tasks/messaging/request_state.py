@@ -22,7 +22,7 @@ class RequestState:
     received: bool = False
     #: The run of its body, as `IdempotentTask.idempotency` returns it, while the body runs.
     run: Any = None
-    #: What followed the task when its body began, as `idempotent_tasks.continuation.remember` has it.
+    #: What followed the task when its body began, as `idempotent_tasks.messaging.callbacks.remember` has it.
     continuation: Any = None
     #: Called once when everything that follows the task was sent.
     notify_when_sent: Callable[[], None] | None = None

@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 from kombu.utils import json
 
 from idempotent_tasks.errors import ResultUnavailableError
-from idempotent_tasks.request_state import state_of
+from idempotent_tasks.messaging.request_state import state_of
 
 __all__ = [
     "NOTHING",
@@ -151,7 +151,7 @@ def notify_when_sent(request: Any, notify: Callable[[], None], give_back: Callab
         request: the ``celery.app.task.Context``.
         notify: called once.
         give_back: takes what a broker raises that does not take what follows, and returns what sends the message of the
-            request back to its queue (`idempotent_tasks.confirms`).
+            request back to its queue (`idempotent_tasks.messaging.confirms`).
     """
     state = state_of(request)
     state.notify_when_sent, state.give_back = notify, give_back

@@ -9,7 +9,7 @@ from kombu import Producer, pools
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.request_state import state_of
+from idempotent_tasks.messaging.request_state import state_of
 
 __all__ = ["CONFIRM_SECONDS", "confirm_publishes"]
 

@@ -1,15 +1,31 @@
-"""Which queue a message goes back to, and how it waits there where a worker had better not hold it."""
+"""Queues: which one a message goes back to, how it waits there where no worker holds it, and a queue's own limits."""
 
+import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from idempotent_tasks.core.delivery import ReceivedMessage
+from idempotent_tasks.core.processes import this_process
 
-__all__ = ["DelayQueue", "consumed_queue", "delay_queue", "name_queues", "received_message", "subscribed_queues"]
+__all__ = [
+    "DelayQueue",
+    "QueueLimits",
+    "consumed_queue",
+    "delay_queue",
+    "limits_of",
+    "name_queues",
+    "received_message",
+    "sqs_attributes",
+    "subscribed_queues",
+]
+
+logger = logging.getLogger("idempotent_tasks")
 
 #: Where RabbitMQ's native delayed delivery hands a message over, and what it puts in front of a routing key, once a
 #: delay (``kombu.transport.native_delayed_delivery``).
@@ -22,6 +38,10 @@ LONGEST_NAME: Final = 255
 #: kombu's transports whose fanout is no queue: what is published under its name reaches no subscriber.
 SUBSCRIBING_TRANSPORTS: Final = {"redis", "mongodb"}
 
+#: Seconds for which what a queue of SQS said is taken for true, and its refusal to say anything too.
+LONGEST_AGE: Final = 300.0
+#: The attributes of an SQS queue that are asked for.
+ATTRIBUTES: Final = ("VisibilityTimeout", "RedrivePolicy")
 #: The queue that the message comes from which this thread receives at the moment.
 _consuming: ContextVar[str | None] = ContextVar("idempotency_consuming", default=None)
 
@@ -177,3 +197,85 @@ def _topic(pattern: list[str], words: list[str]) -> bool:
     if first == "#":
         return any(_topic(rest, words[place:]) for place in range(len(words) + 1))
     return bool(words) and first in ("*", words[0]) and _topic(rest, words[1:])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueLimits:
+    """How long, and how often."""
+
+    #: Seconds after which the broker delivers a message again, or drops it, that a worker holds; None for no limit that
+    #: is near.
+    hold_seconds: float | None = None
+    #: How often a message is delivered at most; None where that is unknown.
+    receives: int | None = None
+
+
+class _AskedQueues:
+    """What queues of SQS have said, and when, by app and name."""
+
+    def __init__(self) -> None:
+        self.by_app: WeakKeyDictionary[Any, dict[str, tuple[float, QueueLimits]]] = WeakKeyDictionary()
+
+
+def limits_of(app: Any, queue: str, channel: Any) -> QueueLimits:
+    """Return the limits of a queue, as far as the queue or the app says them.
+
+    Args:
+        app: the Celery app.
+        queue: the queue's name.
+        channel: kombu's; one of SQS asks the queue, once in `LONGEST_AGE` seconds.
+    """
+    if hasattr(channel, "canonical_queue_name"):
+        return _asked(app, queue, channel)
+    timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+    declared = app.amqp.queues.get(queue)
+    given = dict((declared.queue_arguments if declared is not None else None) or {})
+    # Milliseconds.
+    own = [_positive(given.get(name), 1000) for name in ("x-consumer-timeout", "x-message-ttl")]
+    own += [_positive(timeout), _positive(getattr(declared, "message_ttl", None))]
+    return QueueLimits(hold_seconds=min((each for each in own if each is not None), default=None))
+
+
+def sqs_attributes(channel: Any, queue: str) -> Mapping[str, str]:
+    """Return the `ATTRIBUTES` of a queue of SQS; raises what kombu and botocore raise.
+
+    Args:
+        channel: ``kombu.transport.SQS.Channel``.
+        queue: the queue's name in Celery.
+    """
+    client = channel.sqs(queue=channel.canonical_queue_name(queue))
+    answer = client.get_queue_attributes(QueueUrl=channel._new_queue(queue), AttributeNames=list(ATTRIBUTES))  # noqa: SLF001
+    found: Mapping[str, str] = answer.get("Attributes") or {}
+    return found
+
+
+def _asked(app: Any, queue: str, channel: Any) -> QueueLimits:
+    process = this_process()
+    known = process.own(_AskedQueues).by_app.setdefault(app, {})
+    at, limits = known.get(queue, (None, QueueLimits()))
+    now = process.clock.monotonic()
+    if at is None or now - at > LONGEST_AGE:
+        limits = _ask(app, queue, channel)
+        known[queue] = now, limits
+    return limits
+
+
+def _ask(app: Any, queue: str, channel: Any) -> QueueLimits:
+    """Ask an SQS queue, whose own visibility timeout counts, whatever the app says: kombu sets it on new queues."""
+    try:
+        found = sqs_attributes(channel, queue)
+        redrive = json.loads(found.get("RedrivePolicy") or "{}")
+        receives = redrive.get("maxReceiveCount")
+        return QueueLimits(
+            hold_seconds=float(found["VisibilityTimeout"]), receives=None if receives is None else int(receives)
+        )
+    except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's, or what an emulator answers
+        logger.warning("queue %r does not tell its visibility timeout: %s: %s", queue, type(error).__name__, error)
+        timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+        return QueueLimits(hold_seconds=_positive(timeout))
+
+
+def _positive(value: object, divisor: int = 1) -> float | None:
+    """Return a number of seconds, divided; None where it is none, or no limit."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value / divisor if is_number and value > 0 else None  # type: ignore[operator]

@@ -11,11 +11,17 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.compression import compress
 from kombu.serialization import dumps
 
-from idempotent_tasks.confirms import confirm_publishes
 from idempotent_tasks.core.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.queue_limits import QueueLimits, limits_of
-from idempotent_tasks.route import DelayQueue, consumed_queue, delay_queue, subscribed_queues
+from idempotent_tasks.messaging.confirms import confirm_publishes
+from idempotent_tasks.messaging.queues import (
+    DelayQueue,
+    QueueLimits,
+    consumed_queue,
+    delay_queue,
+    limits_of,
+    subscribed_queues,
+)
 
 __all__ = ["GivenBack", "Publisher", "countdown_seconds"]
 

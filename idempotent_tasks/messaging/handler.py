@@ -15,9 +15,7 @@ from celery.exceptions import (
     WorkerLostError,
 )
 
-from idempotent_tasks import continuation, events
-from idempotent_tasks.claim_request import claim_request, has_shared_key
-from idempotent_tasks.confirms import confirm_publishes
+from idempotent_tasks import events
 from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
 from idempotent_tasks.core.encoding import NONE
 from idempotent_tasks.core.guard import (
@@ -49,7 +47,6 @@ from idempotent_tasks.core.records import (
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
-from idempotent_tasks.deferral import Publisher
 from idempotent_tasks.errors import (
     IdempotencyError,
     InProgressError,
@@ -58,7 +55,11 @@ from idempotent_tasks.errors import (
     ResultUnavailableError,
     StoreError,
 )
-from idempotent_tasks.recall import ResultBackend
+from idempotent_tasks.messaging import callbacks
+from idempotent_tasks.messaging.claim_request import claim_request, has_shared_key
+from idempotent_tasks.messaging.confirms import confirm_publishes
+from idempotent_tasks.messaging.deferral import Publisher
+from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings
 
 __all__ = ["NEVER_FINAL", "UnguardedRun", "handle"]
@@ -139,7 +140,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
     except Exception:
         # Not before: a message that is published again stays as it is.
         if not delivery.eager:
-            continuation.name_errbacks(task.request, request.key)
+            callbacks.name_errbacks(task.request, request.key)
         raise
 
 
@@ -184,7 +185,7 @@ class DeliveryHandler:
     def _make_guard(self) -> Guard:
         settings, delivery, request, store = self.settings, self.delivery, self.task.request, self._store
         # Whether what follows a task was sent, no memory knows; nor whether it succeeded or failed, before it is asked.
-        if not continuation.follows(request) and not continuation.follows(request, failed=True):
+        if not callbacks.follows(request) and not callbacks.follows(request, failed=True):
             store = self._retrying(settings.store_under(self.policy))
         return Guard(
             store=store,
@@ -254,7 +255,7 @@ class DeliveryHandler:
     def _run(self, body: Body, run: RunContext) -> Any:
         """Run the body, and note what its commit has to know of what follows it."""
         if not self.delivery.eager:
-            continuation.remember(self.task.request)
+            callbacks.remember(self.task.request)
         try:
             value = body(run)
         except self.policy.final_errors:
@@ -269,8 +270,8 @@ class DeliveryHandler:
             run.continuation = self._changed_continuation()
 
     def _changed_continuation(self) -> str | None:
-        changed = continuation.changed(self.task.request)
-        if changed == continuation.UNRECORDED:
+        changed = callbacks.changed(self.task.request)
+        if changed == callbacks.UNRECORDED:
             logger.warning(
                 "%s[%s]: the body has changed what follows, and that has no JSON form or is too long for the record; "
                 "a redelivery that does not know whether it was sent will fail",
@@ -285,7 +286,7 @@ class DeliveryHandler:
         # Every Context has the attribute; only a message that says so has it among its own.
         of_call = vars(request).get("ignore_result")
         ignored = self.task.ignore_result if of_call is None else of_call
-        return bool(ignored) and not continuation.follows(request)
+        return bool(ignored) and not callbacks.follows(request)
 
     def _replay(self, record: Record) -> Any:
         """Return, or raise, the outcome of a record, followed by what followed its run, where that was not sent yet."""
@@ -329,7 +330,7 @@ class DeliveryHandler:
         sends = record.task_id == task_id and task_id not in record.dispatched
         followed = self._is_followed(failed=record.status is Status.FAILED)
         if record.continuation is not None:
-            followed = record.continuation != continuation.NOTHING and not self.delivery.eager
+            followed = record.continuation != callbacks.NOTHING and not self.delivery.eager
         if not sends or record.completed_at is None or not followed:
             return 0.0
         left = record.completed_at / 1000 + SENDING_SECONDS - self._store.clock.now()
@@ -338,24 +339,24 @@ class DeliveryHandler:
 
     def _is_followed(self, *, failed: bool) -> bool:
         # An eager call is never delivered again, and its signatures are the caller's own objects.
-        return not self.delivery.eager and continuation.follows(self.task.request, failed=failed)
+        return not self.delivery.eager and callbacks.follows(self.task.request, failed=failed)
 
     def _prepare_what_follows(self, *, dispatched: bool, failed: bool = False) -> None:
         if not self._is_followed(failed=failed):
             return
         request = self.task.request
         if dispatched:
-            continuation.suppress(request)
+            callbacks.suppress(request)
             return
-        continuation.name_links(request, self.request.key)
-        continuation.notify_when_sent(request, self._note_dispatch, self._give_back)
+        callbacks.name_links(request, self.request.key)
+        callbacks.notify_when_sent(request, self._note_dispatch, self._give_back)
 
     def _restore_what_follows(self, changed: str | None, *, dispatched: bool) -> None:
         """Let a replay be followed by what followed the run; nothing is sent again that is known to have been sent."""
         if self.delivery.eager or dispatched:
             return
         try:
-            continuation.restore(self.task.request, changed)
+            callbacks.restore(self.task.request, changed)
         except ResultUnavailableError as error:
             raise ResultUnavailableError(error.message, self.delivery.task, self.request.key) from error
 

@@ -14,7 +14,6 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
-from idempotent_tasks.claim_request import claim_request
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.core.policy import Idempotency, seconds
@@ -36,7 +35,8 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
-from idempotent_tasks.recall import ResultBackend
+from idempotent_tasks.messaging.claim_request import claim_request
+from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings, settings_of
 
 __all__ = ["Publication", "publication_of"]
