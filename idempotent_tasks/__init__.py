@@ -3,7 +3,6 @@
 The limit: a body that dies after its side effect and before its commit runs again.
 """
 
-from idempotent_tasks import hooks as _hooks
 from idempotent_tasks.core.encoding import register_type
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record, Status
@@ -31,6 +30,7 @@ from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.stores.s3_results import S3Results
 from idempotent_tasks.task import IdempotentTask
+from idempotent_tasks.worker import signals as _signals
 
 __all__ = [
     "ConfigurationError",
@@ -61,4 +61,4 @@ __all__ = [
     "register_type",
 ]
 
-del _hooks
+del _signals

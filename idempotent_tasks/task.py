@@ -51,7 +51,7 @@ class IdempotentTask(Task):
     #: A lost worker must not take the only copy of the message with it.
     acks_late = True
     reject_on_worker_lost = True
-    Request = "idempotent_tasks.request:GuardedRequest"
+    Request = "idempotent_tasks.worker.request:GuardedRequest"
 
     #: What the task declared.
     idempotency_policy: ClassVar[Idempotency] = Idempotency()

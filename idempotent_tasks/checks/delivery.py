@@ -8,7 +8,7 @@ from kombu.utils.imports import symbol_by_name
 from idempotent_tasks.checks.surroundings import Surroundings
 from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.findings import Finding
-from idempotent_tasks.request import GuardedRequest
+from idempotent_tasks.task import IdempotentTask
 
 __all__ = [
     "check_acknowledgements",
@@ -61,7 +61,8 @@ def check_acknowledgements(found: Surroundings) -> Iterator[Finding]:
 
 def check_requests(found: Surroundings) -> Iterator[Finding]:
     """Find tasks whose ``Request`` class knows nothing of the claims of dead processes."""
-    foreign = [task for task in found.tasks if not issubclass(_request_class(task), GuardedRequest)]
+    guarded = symbol_by_name(IdempotentTask.Request)
+    foreign = [task for task in found.tasks if not issubclass(_request_class(task), guarded)]
     if foreign:
         kinds = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in map(_request_class, foreign)})
         yield Finding(

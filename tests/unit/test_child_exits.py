@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kombu.asynchronous import Hub
 
-from idempotent_tasks.reaper import ChildExitWatcher
+from idempotent_tasks.worker.reaper import ChildExitWatcher
 
 #: Rounds of the loop, each of which waits for up to a second where nothing happens.
 ROUNDS = 30

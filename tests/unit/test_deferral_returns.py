@@ -25,8 +25,8 @@ from idempotent_tasks.messaging.deferral import (
     _hiding_seconds,
 )
 from idempotent_tasks.messaging.queues import QueueLimits
-from idempotent_tasks.request import MOST_RETURNED, GuardedRequest, _Workers
 from idempotent_tasks.testing import FakeClock
+from idempotent_tasks.worker.request import MOST_RETURNED, GuardedRequest, _Workers
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE
 from tests.support.shop import Shop

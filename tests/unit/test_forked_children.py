@@ -15,9 +15,9 @@ from idempotent_tasks.core.processes import ForkGate, this_process
 from idempotent_tasks.core.records import ClaimRequest, Granted
 from idempotent_tasks.events import Event
 from idempotent_tasks.messaging.claim_request import request_of
-from idempotent_tasks.reaper import ClaimReaper
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.worker.reaper import ClaimReaper
 from tests.support.forking import Child
 
 BOUND_SECONDS = 30.0

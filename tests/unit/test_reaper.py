@@ -14,22 +14,16 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import (
-    IdempotentTask,
-    RecordCorruptError,
-    StoreMisconfiguredError,
-    StoreUnavailableError,
-    events,
-    reaper,
-)
+from idempotent_tasks import IdempotentTask, RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError, events
 from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Claim, ClaimRequest, Granted
 from idempotent_tasks.messaging.claim_request import request_of
-from idempotent_tasks.reaper import ClaimReaper
-from idempotent_tasks.request import _request_or_none
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from idempotent_tasks.worker import reaper
+from idempotent_tasks.worker.reaper import ClaimReaper
+from idempotent_tasks.worker.request import _request_or_none
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
 from tests.support.waiting import wait_for

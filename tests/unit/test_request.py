@@ -10,8 +10,8 @@ from celery.worker import WorkController
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import HARD_LIMIT_ENTRY, MESSAGE_ENTRY, ReceivedMessage
-from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.worker.request import GuardedRequest, remember_worker
 from tests.support.inline import InlineWorker
 
 Worker = Callable[..., WorkController]

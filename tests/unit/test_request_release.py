@@ -17,11 +17,11 @@ from kombu.message import Message
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.records import Granted, Record
 from idempotent_tasks.events import Event, Released
-from idempotent_tasks.hooks import release_what_runs
 from idempotent_tasks.messaging.claim_request import request_of
-from idempotent_tasks.request import GuardedRequest, remember_worker
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.worker.request import GuardedRequest, remember_worker
+from idempotent_tasks.worker.signals import release_what_runs
 from tests.support.inline import InlineWorker
 from tests.support.shop import raising
 from tests.support.stores import FaultyStore, meanwhile

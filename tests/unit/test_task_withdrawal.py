@@ -13,8 +13,8 @@ from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import reservation_owner
 from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.events import Claimed, Deferred, Released
-from idempotent_tasks.request import GuardedRequest
 from idempotent_tasks.testing import FakeClock
+from idempotent_tasks.worker.request import GuardedRequest
 from tests.support.guarding import grant
 from tests.support.shop import Shop
 from tests.support.stores import FaultyStore, Step, down, hangs, lost_answer

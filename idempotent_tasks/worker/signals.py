@@ -21,10 +21,10 @@ from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.messaging import callbacks
-from idempotent_tasks.request import is_prefork, release_running, remember_worker, withdraw_reservation
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
+from idempotent_tasks.worker.request import is_prefork, release_running, remember_worker, withdraw_reservation
 
 __all__ = [
     "carry_key",
