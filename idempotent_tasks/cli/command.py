@@ -14,7 +14,7 @@ from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import Operations
 
 __all__ = ["REFUSED", "USAGE", "Desk", "Moment", "at_desk", "confirm", "end", "refuse"]
 

@@ -10,7 +10,7 @@ from idempotent_tasks.cli.command import Desk, Moment, at_desk, refuse
 from idempotent_tasks.cli.portrait import STATES, columns, facts, state, written_at
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.records import Record, Status
-from idempotent_tasks.stores.dynamodb_operations import Corrupt
+from idempotent_tasks.stores.dynamodb.admin import Corrupt
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["list_", "matching", "show"]

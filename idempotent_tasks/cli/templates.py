@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
+from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from idempotent_tasks.stores.s3_results import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results, days_of
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
-from idempotent_tasks.stores.dynamodb_client import Connection
-from idempotent_tasks.stores.dynamodb_layout import Layout
-from idempotent_tasks.stores.dynamodb_table import describe, key_schema_problem, ttl_problem
+from idempotent_tasks.stores.dynamodb.client import Connection
+from idempotent_tasks.stores.dynamodb.item import Layout
+from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem, ttl_problem
 
 __all__ = ["PROBLEMS", "WORKER_ACTIONS", "TableProblem", "probe"]
 

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.stores.aws_client import Credentials
-from idempotent_tasks.stores.dynamodb_layout import BOOKKEEPING
+from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING
 
 __all__ = ["arguments_from_url"]
 

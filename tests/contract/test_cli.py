@@ -15,7 +15,7 @@ from idempotent_tasks.failures import encode_failure
 from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Busy, Granted
 from idempotent_tasks.reservation import reservation_owner
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import Operations
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire, lose_answer, refuse

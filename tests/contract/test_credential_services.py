@@ -24,7 +24,7 @@ from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.retries import limited
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.canned import Canned
 from tests.support.credential_services import ACCESS_KEY, ROLE, CredentialServices, credential_services, direct

@@ -16,7 +16,7 @@ from botocore.exceptions import CredentialRetrievalError, EndpointConnectionErro
 
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.credential_services import direct
 from tests.support.roads import ask, client_requests

@@ -13,7 +13,7 @@ import botocore.httpsession
 import pytest
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_client import Connection, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Written
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
 from tests.support.canned import Canned, canned_server

@@ -13,8 +13,8 @@ from botocore.config import Config
 
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError
 from idempotent_tasks.records import Claim, Outcome
-from idempotent_tasks.stores.dynamodb_client import Connection, Written
-from idempotent_tasks.stores.dynamodb_road import MOST_UNLIKE, ShortRoad
+from idempotent_tasks.stores.dynamodb.client import Connection, Written
+from idempotent_tasks.stores.dynamodb.fast.client import MOST_UNLIKE, ShortRoad
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from idempotent_tasks import StoreUnavailableError
-from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
 from tests.support.canned import JSON, Canned, Said, page
 from tests.support.roads import ask
 

@@ -16,7 +16,7 @@ from botocore.handlers import add_retry_headers
 
 from idempotent_tasks import StoreError
 from idempotent_tasks.clock import SystemClock
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.contract.conftest import MovableClock
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
@@ -129,7 +129,7 @@ class TestHeaders:
 
         connection = Connection(endpoint_url=canned.endpoint, session=session, fast=True)
         sent = client_requests(connection)
-        with mock.patch("idempotent_tasks.stores.dynamodb_hooks.Hooks.found", return_value=None):
+        with mock.patch("idempotent_tasks.stores.dynamodb.fast.hooks.Hooks.found", return_value=None):
             connection.client_of_this_process().meta.events.register("request-created.dynamodb", add)
             for _ in range(3):
                 ask(connection)
@@ -144,7 +144,7 @@ class TestHeaders:
 
         connection = Connection(endpoint_url=canned.endpoint, session=session, fast=True)
         sent = client_requests(connection)
-        with mock.patch("idempotent_tasks.stores.dynamodb_hooks.Hooks.found", return_value=None):
+        with mock.patch("idempotent_tasks.stores.dynamodb.fast.hooks.Hooks.found", return_value=None):
             connection.client_of_this_process().meta.events.register_last("request-created", change)
             for _ in range(3):
                 ask(connection)

@@ -14,7 +14,7 @@ import pytest
 from botocore.config import Config
 
 from idempotent_tasks import StoreUnavailableError
-from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
 from tests.support.guarding import Interrupt
 from tests.support.roads import ask

@@ -7,7 +7,7 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status
 from idempotent_tasks.records import Busy, Granted, Lost, Renewed, Superseded
-from idempotent_tasks.stores.dynamodb_operations import Corrupt, Operations
+from idempotent_tasks.stores.dynamodb.admin import Corrupt, Operations
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish
 

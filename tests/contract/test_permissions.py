@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.checks import Surroundings, findings
 from idempotent_tasks.cli import idempotency
-from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
+from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish

@@ -11,7 +11,7 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import Operations
 from tests.integration.conftest import MakeRig
 from tests.support.app import VARIABLE
 from tests.support.brokers import CHILD_LOSS_SECONDS

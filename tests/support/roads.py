@@ -10,7 +10,7 @@ import botocore.auth
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
 
 __all__ = ["answered", "ask", "client_requests", "sign_at"]
 

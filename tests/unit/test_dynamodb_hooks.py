@@ -22,7 +22,7 @@ from botocore.awsrequest import AWSHTTPConnection, AWSHTTPConnectionPool
 from botocore.config import Config
 from botocore.stub import Stubber
 
-from idempotent_tasks.stores.dynamodb_hooks import Hooks
+from idempotent_tasks.stores.dynamodb.fast.hooks import Hooks
 
 OPERATION = "UpdateItem"
 #: Every event that botocore emits for a request.

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
 from idempotent_tasks.retries import limited
-from idempotent_tasks.stores.dynamodb_http import FEW, IDLE_SECONDS, KeptConnections, Limits
+from idempotent_tasks.stores.dynamodb.fast.http import FEW, IDLE_SECONDS, KeptConnections, Limits
 from idempotent_tasks.testing import FakeClock
 from tests.support.waiting import wait_for
 

@@ -11,7 +11,7 @@ from botocore.credentials import Credentials, ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.stores.dynamodb_signature import DATE, Signer
+from idempotent_tasks.stores.dynamodb.fast.sigv4 import DATE, Signer
 from tests.support.roads import sign_at
 
 NOW = datetime(2026, 11, 25, 12, 34, 56, tzinfo=UTC)

@@ -14,7 +14,7 @@ from idempotent_tasks.outcomes import Outcomes
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Record
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_layout import Item
+from idempotent_tasks.stores.dynamodb.item import Item
 from idempotent_tasks.testing import MemoryStore
 from tests.support.buckets import MemoryBucket
 

@@ -30,11 +30,11 @@ from idempotent_tasks.records import (
     was_released,
 )
 from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
-from idempotent_tasks.stores import dynamodb_writes as writes
 from idempotent_tasks.stores.aws_client import Credentials
-from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
-from idempotent_tasks.stores.dynamodb_layout import Item, Layout, Update
-from idempotent_tasks.stores.dynamodb_table import create_table, verify_table
+from idempotent_tasks.stores.dynamodb import updates
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.item import Item, Layout, Update
+from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
 from idempotent_tasks.stores.dynamodb_url import arguments_from_url
 
 __all__ = ["DynamoDBStore"]
@@ -163,7 +163,7 @@ class DynamoDBStore:
         for _ in range(CLAIM_ROUNDS):
             now = self._now(request.key)
             until = int((now + request.lease_seconds) * 1000)
-            update = writes.claim_update(request, now, until, after=released_at)
+            update = updates.claim_update(request, now, until, after=released_at)
             try:
                 written = self._update(request.key, update, ReturnValues="UPDATED_NEW")
             except RecordCorruptError:
@@ -203,7 +203,7 @@ class DynamoDBStore:
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.stores.Store.commit`."""
         now = self._now(claim.key)
-        written = self._update(claim.key, writes.commit_update(claim, outcome, now, retention_seconds))
+        written = self._update(claim.key, updates.commit_update(claim, outcome, now, retention_seconds))
         if isinstance(written, Written):
             self._keep_outcome(claim, now, retention_seconds)
             return Committed()
@@ -221,7 +221,7 @@ class DynamoDBStore:
         now = self.connection.clock.now()
         if now - reckoned_at > CLOCK_TOLERANCE_SECONDS:
             expiration = expiration_seconds(retention_seconds, claim.in_progress_expiration, now)
-            self._update(claim.key, writes.prolong_update(claim, expiration))
+            self._update(claim.key, updates.prolong_update(claim, expiration))
 
     def restore(self, record: Record) -> None:
         """See `idempotent_tasks.stores.Store.restore`."""
@@ -242,7 +242,7 @@ class DynamoDBStore:
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         at = release_time(claim, self._now(claim.key))
-        update = writes.release_update(claim, reason, at, crashed=crashed, began=began)
+        update = updates.release_update(claim, reason, at, crashed=crashed, began=began)
         written = self._update(claim.key, update)
         if isinstance(written, Written) or was_released(self._refusing_record(claim.key, written), claim):
             return Released()
@@ -253,7 +253,7 @@ class DynamoDBStore:
         for _ in range(RENEWAL_ROUNDS):
             now = self._now(claim.key)
             until = int((now + lease_seconds) * 1000)
-            update = writes.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
+            update = updates.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
             written = self._update(claim.key, update)
             if isinstance(written, Refused):
                 held = held_claim(self._refusing_record(claim.key, written), claim)
@@ -265,11 +265,11 @@ class DynamoDBStore:
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
-        self._update(key, writes.deferral_update(owner, token, due, past, self._now(key)))
+        self._update(key, updates.deferral_update(owner, token, due, past, self._now(key)))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
-        self._update(key, writes.dispatch_update(task_id))
+        self._update(key, updates.dispatch_update(task_id))
 
     def get(self, key: str) -> Record:
         """See `idempotent_tasks.stores.Store.get`."""

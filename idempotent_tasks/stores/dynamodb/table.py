@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.stores.dynamodb_client import Connection, Written
-from idempotent_tasks.stores.dynamodb_layout import Layout
+from idempotent_tasks.stores.dynamodb.client import Connection, Written
+from idempotent_tasks.stores.dynamodb.item import Layout
 
 __all__ = ["create_table", "describe", "key_schema_problem", "ttl_problem", "verify_table"]
 

@@ -16,9 +16,9 @@ from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavail
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_client import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
+from idempotent_tasks.stores.dynamodb.fast.client import ShortRoad, announce
+from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime
 from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
-from idempotent_tasks.stores.dynamodb_road import ShortRoad, announce
-from idempotent_tasks.stores.dynamodb_signature import SigningTime
 
 __all__ = ["Connection", "Refused", "Written"]
 

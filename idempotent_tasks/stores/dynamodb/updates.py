@@ -6,7 +6,7 @@ from typing import Final
 from idempotent_tasks.records import Claim, ClaimRequest, Outcome, Status, expiration_seconds
 from idempotent_tasks.reservation import is_reservation, reservation_owner
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
-from idempotent_tasks.stores.dynamodb_layout import Update, Value
+from idempotent_tasks.stores.dynamodb.item import Update, Value
 
 __all__ = [
     "claim_update",

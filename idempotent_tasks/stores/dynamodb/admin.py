@@ -13,8 +13,8 @@ from idempotent_tasks.records import Claim, Record, Status, release_time
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_client import Written
-from idempotent_tasks.stores.dynamodb_layout import Item, Update, Value
+from idempotent_tasks.stores.dynamodb.client import Written
+from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
 
 __all__ = ["OPERATOR_ACTIONS", "Corrupt", "Operations"]
 
