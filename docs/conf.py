@@ -25,7 +25,7 @@ autodoc_typehints_format = "short"
 nitpick_ignore_regex = [
     (r"py:.*", r"(boto3|botocore|celery|collections|dataclasses|datetime|enum|kombu|typing)\..*"),
     # Internals that docstrings name.
-    (r"py:.*", r"idempotent_tasks\.(liveness|result_types\.T|stores\.aws_client\.Credentials)"),
+    (r"py:.*", r"idempotent_tasks\.(liveness|result_types\.T|stores\.aws\.Credentials)"),
 ]
 
 html_theme = "furo"

@@ -29,7 +29,7 @@ from idempotent_tasks.result_types import register_type
 from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = [

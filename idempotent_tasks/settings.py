@@ -32,7 +32,7 @@ from idempotent_tasks.spellings import (
     switch,
 )
 from idempotent_tasks.stores import ResultStore, Store
-from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
+from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 
 __all__ = ["Settings", "changed_settings", "settings_of", "temporary_settings"]

@@ -18,7 +18,7 @@ from idempotent_tasks.observers import SHORT_NAMES
 from idempotent_tasks.stores import ResultStore, Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 
 __all__ = [
     "DISABLED_VARIABLE",

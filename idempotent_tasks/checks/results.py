@@ -6,8 +6,8 @@ from idempotent_tasks.checks.surroundings import Surroundings
 from idempotent_tasks.codec import PICKLE
 from idempotent_tasks.findings import Finding
 from idempotent_tasks.policy import seconds
+from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.stores.s3_probe import probe_bucket
-from idempotent_tasks.stores.s3_results import S3Results
 
 __all__ = ["check_bucket", "check_pickle"]
 

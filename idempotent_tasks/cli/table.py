@@ -6,7 +6,7 @@ from idempotent_tasks.cli.command import Desk, at_desk
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["create_table", "template"]

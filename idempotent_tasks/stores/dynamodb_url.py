@@ -5,7 +5,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.stores.aws_client import Credentials
+from idempotent_tasks.stores.aws import Credentials
 from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING
 
 __all__ = ["arguments_from_url"]

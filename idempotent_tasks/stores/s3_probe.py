@@ -6,7 +6,7 @@ from typing import Any, Final
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.findings import Finding
 from idempotent_tasks.stores.aws_errors import error_code
-from idempotent_tasks.stores.s3_results import S3Results, days_of
+from idempotent_tasks.stores.s3 import S3Results, days_of
 
 __all__ = ["BUCKET_PROBLEMS", "probe_bucket"]
 

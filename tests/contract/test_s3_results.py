@@ -162,8 +162,8 @@ class TestObjects:
         self, results: S3Results, bucket: str, monkeypatch: pytest.MonkeyPatch, length: int | None
     ) -> None:
         """It is not read to its end, and not at all where S3 says how long it is."""
-        monkeypatch.setattr("idempotent_tasks.stores.s3_results.MAX_RESULT_BYTES", 1000)
-        monkeypatch.setattr("idempotent_tasks.stores.s3_results.PIECE_BYTES", 100)
+        monkeypatch.setattr("idempotent_tasks.stores.s3.MAX_RESULT_BYTES", 1000)
+        monkeypatch.setattr("idempotent_tasks.stores.s3.PIECE_BYTES", 100)
         body = BytesIO(DATA[:10_000])
         length_told = {} if length is None else {"ContentLength": length}
         answer = {"ETag": '"made up"', "Body": body, **length_told}

@@ -12,7 +12,7 @@ from idempotent_tasks.events import Event, Replayed
 from idempotent_tasks.records import Busy, Finished, Mismatch, Outcome, Record, Status
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores import Store
-from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
+from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.forking import Child

@@ -13,7 +13,7 @@ import tenacity.wait
 
 from idempotent_tasks import deferral, departed, guard, keeper, publication, reception, retries
 from idempotent_tasks.errors import StoreUnavailableError
-from idempotent_tasks.stores.aws_client import OUR_CONFIG
+from idempotent_tasks.stores.aws import OUR_CONFIG
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from idempotent_tasks.testing import FakeClock
 from tests.support.scaling import (

@@ -14,7 +14,7 @@ from botocore.utils import ensure_boolean
 from idempotent_tasks.clock import Clock, ServerClock, SystemClock
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavailableError
 from idempotent_tasks.retries import time_left
-from idempotent_tasks.stores.aws_client import Credentials, ProcessClient
+from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 from idempotent_tasks.stores.dynamodb.fast.client import ShortRoad, announce
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime

@@ -30,7 +30,7 @@ from idempotent_tasks.records import (
     was_released,
 )
 from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
-from idempotent_tasks.stores.aws_client import Credentials
+from idempotent_tasks.stores.aws import Credentials
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
 from idempotent_tasks.stores.dynamodb.item import Item, Layout, Update

@@ -16,7 +16,7 @@ from botocore.config import Config
 from idempotent_tasks.codec import MAX_RESULT_BYTES
 from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoreError, StoreUnavailableError
 from idempotent_tasks.retries import time_left
-from idempotent_tasks.stores.aws_client import OUR_CONFIG, Credentials, ProcessClient
+from idempotent_tasks.stores.aws import OUR_CONFIG, Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 
 __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
