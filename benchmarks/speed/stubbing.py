@@ -10,8 +10,7 @@ from typing import Any, Final
 from botocore.awsrequest import AWSResponse
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.stores.dynamodb.fast.http import KeptConnections
-from idempotent_tasks.stores.dynamodb_reply import Reply
+from idempotent_tasks.stores.dynamodb.fast.http import KeptConnections, Reply
 
 __all__ = ["ENDPOINT", "stub", "stubbed"]
 

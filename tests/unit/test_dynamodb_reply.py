@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from idempotent_tasks.stores import dynamodb_reply
-from idempotent_tasks.stores.dynamodb_reply import Reply, is_dynamodbs, read_reply
+from idempotent_tasks.stores.dynamodb.fast import http
+from idempotent_tasks.stores.dynamodb.fast.http import Reply, is_dynamodbs, read_reply
 
 BODY = b'{"Attributes": {}}'
 PLAIN = b"HTTP/1.1 200 OK\r\nX-Id: one\r\nContent-Length: 18\r\n\r\n" + BODY
@@ -113,7 +113,7 @@ def test_an_answer_of_the_usual_form_is_read_without_it(
     monkeypatch: pytest.MonkeyPatch, body: bytes, piece: int
 ) -> None:
     """That is what makes the road short; of whatever size, and in whatever pieces its body comes."""
-    monkeypatch.delattr(dynamodb_reply, "HTTPResponse")
+    monkeypatch.delattr(http, "HTTPResponse")
     answer = b"HTTP/1.1 200 OK\r\nX-Id:  one \r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     pieces = cut(answer, list(range(piece, len(answer), piece)))
     assert read(*pieces) == Reply(200, {"x-id": "one", "content-length": f"{len(body)}"}, body, keeps=True)

@@ -17,8 +17,8 @@ from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
 from idempotent_tasks.stores.dynamodb.fast.client import ShortRoad, announce
+from idempotent_tasks.stores.dynamodb.fast.http import is_dynamodbs
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime
-from idempotent_tasks.stores.dynamodb_reply import is_dynamodbs
 
 __all__ = ["Connection", "Refused", "Written"]
 

@@ -1,12 +1,20 @@
 """Records in a DynamoDB table, in the format of Powertools for AWS Lambda (Python)."""
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from idempotent_tasks.clock import Clock
-from idempotent_tasks.errors import RecordCorruptError, RecordExistsError, RecordNotFoundError, StoreUnavailableError
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    RecordCorruptError,
+    RecordExistsError,
+    RecordNotFoundError,
+    StoreUnavailableError,
+)
 from idempotent_tasks.records import (
     Claim,
     ClaimAnswer,
@@ -33,9 +41,8 @@ from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
 from idempotent_tasks.stores.aws import Credentials
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
-from idempotent_tasks.stores.dynamodb.item import Item, Layout, Update
+from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, Layout, Update
 from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
-from idempotent_tasks.stores.dynamodb_url import arguments_from_url
 
 __all__ = ["DynamoDBStore"]
 
@@ -45,6 +52,20 @@ MAX_DATA_BYTES: Final = 380 * 1024
 CLAIM_ROUNDS: Final = 5
 #: A renewal whose answer shows that its time was wrong is sent again, this often in all; then the caller judges it.
 RENEWAL_ROUNDS: Final = 2
+_TEXT_ARGUMENTS: Final = (
+    "key_attr",
+    "sort_key_attr",
+    "static_pk_value",
+    "status_attr",
+    "expiry_attr",
+    "in_progress_expiry_attr",
+    "data_attr",
+    "validation_key_attr",
+    "region",
+    "endpoint_url",
+)
+_SWITCHES: Final = ("fast",)
+_POSITIONS: Final = {"true": True, "false": False}
 
 
 class DynamoDBStore:
@@ -134,7 +155,7 @@ class DynamoDBStore:
         Raises:
             ConfigurationError: the URL has no table, another scheme or an unknown parameter.
         """
-        return cls(**arguments_from_url(url), clock=clock)
+        return cls(**_arguments_from_url(url), clock=clock)
 
     def __repr__(self) -> str:
         return f"DynamoDBStore({self.table!r} at {self.connection!r})"
@@ -340,3 +361,65 @@ class DynamoDBStore:
             in_progress_expiration=until,
             claimed_at=int(now * 1000),
         )
+
+
+def _arguments_from_url(url: str) -> dict[str, Any]:
+    """Return the constructor arguments that a store URL spells.
+
+    Raises:
+        ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+    """
+    try:
+        arguments = _table_and_place(urlsplit(url))
+    except ValueError:
+        # Its own text may quote a secret that holds an unquoted "/".
+        msg = f"{_shown(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
+        raise ConfigurationError(msg) from None
+    renamed: dict[str, str] = {}
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if not value:
+            raise ConfigurationError(f"{_shown(url)}: parameter {name!r} is empty; give it a value or drop it")
+        if name in _TEXT_ARGUMENTS:
+            arguments[name] = value
+        elif name in _SWITCHES:
+            arguments[name] = _position(url, name, value)
+        elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):
+            renamed[name.removesuffix("_attr")] = value
+        else:
+            known = [*_TEXT_ARGUMENTS, *_SWITCHES, *(f"{role}_attr" for role in BOOKKEEPING)]
+            raise ConfigurationError(f"{_shown(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
+    return {**arguments, "attributes": renamed}
+
+
+def _position(url: str, name: str, value: str) -> bool:
+    if value.lower() not in _POSITIONS:
+        raise ConfigurationError(f"{_shown(url)}: {name}={value!r} is neither true nor false")
+    return _POSITIONS[value.lower()]
+
+
+def _table_and_place(parts: SplitResult) -> dict[str, Any]:
+    table = unquote(parts.path.strip("/"))
+    if parts.scheme != "dynamodb" or not parts.netloc or not table:
+        raise ValueError(parts.scheme)
+    host = parts.hostname or ""
+    port = parts.port
+    place: dict[str, Any] = {"table": table}
+    if port is None and host != "localhost":
+        place["region"] = host
+    else:
+        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or 8000}"
+    if parts.username:
+        place["credentials"] = Credentials(unquote(parts.username), unquote(parts.password or ""))
+    return place
+
+
+def _shown(url: str) -> str:
+    """Return a URL for a message: without user, password and parameters, and where in doubt without its place."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "a text without ://"
+    place = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+    port = place.partition("/")[0].rpartition("]")[2].partition(":")[2]
+    hidden = "…@" if "@" in rest else ""
+    # A password before which the @ and the server are missing stands where a port would.
+    return repr(f"{scheme}://{hidden}{place if not port or port.isdecimal() else '…'}")

@@ -24,9 +24,8 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from idempotent_tasks.stores.dynamodb.fast.hooks import Hooks
-from idempotent_tasks.stores.dynamodb.fast.http import KeptConnections, Limits
+from idempotent_tasks.stores.dynamodb.fast.http import KeptConnections, Limits, Reply, is_dynamodbs
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import DATE, TOKEN, Signer, SigningTime
-from idempotent_tasks.stores.dynamodb_reply import Reply, is_dynamodbs
 
 __all__ = ["FAST_OPERATIONS", "ShortRoad", "announce"]
 
