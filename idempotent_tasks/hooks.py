@@ -17,7 +17,7 @@ from celery.signals import (
 )
 
 from idempotent_tasks import continuation
-from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.checks import Surroundings, run_checks
 from idempotent_tasks.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.keys import check_explicit_key
@@ -200,7 +200,7 @@ def _serve_metrics(settings: Settings, pool_cls: Any) -> None:
 
 def _check(surroundings: Surroundings) -> None:
     try:
-        found = findings(surroundings)
+        found = run_checks(surroundings)
     except Exception:
         # What cannot be checked must not keep a worker from its messages.
         logger.exception("the start-up checks failed")

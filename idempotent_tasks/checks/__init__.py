@@ -3,23 +3,23 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from idempotent_tasks.checks import configuration, delivery, queues, results
-from idempotent_tasks.checks.surroundings import Surroundings
+from idempotent_tasks.checks import broker, configuration, queues, results
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.findings import WHY, Finding
 from idempotent_tasks.checks.table import check_table
-from idempotent_tasks.findings import WHY, Finding
 
-__all__ = ["CHECKS", "WHY", "Finding", "Surroundings", "findings"]
+__all__ = ["CHECKS", "WHY", "Finding", "Surroundings", "run_checks"]
 
 CHECKS: Final[tuple[Callable[[Surroundings], Iterator[Finding]], ...]] = (
-    delivery.check_celery,
-    delivery.check_transport,
-    delivery.check_acknowledgements,
-    delivery.check_requests,
-    delivery.check_visibility,
-    delivery.check_prefetch,
-    delivery.check_pool_limits,
-    delivery.check_expiries,
-    delivery.check_delivery_limits,
+    broker.check_celery,
+    broker.check_transport,
+    broker.check_acknowledgements,
+    broker.check_requests,
+    broker.check_visibility,
+    broker.check_prefetch,
+    broker.check_pool_limits,
+    broker.check_expiries,
+    broker.check_delivery_limits,
     queues.check_subscribers,
     queues.check_queue_limits,
     results.check_pickle,
@@ -30,7 +30,7 @@ CHECKS: Final[tuple[Callable[[Surroundings], Iterator[Finding]], ...]] = (
 )
 
 
-def findings(surroundings: Surroundings) -> list[Finding]:
+def run_checks(surroundings: Surroundings) -> list[Finding]:
     """Return everything found, but for what ``idempotency_silenced_checks`` names."""
     silenced = surroundings.settings.silenced_checks
     return [each for check in CHECKS for each in check(surroundings) if each.code not in silenced]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import combinations
 
-from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.findings import Finding
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.settings import changed_settings
 
 __all__ = ["check_prefixes", "check_settings"]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.findings import Finding
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.queue_limits import sqs_attributes
 from idempotent_tasks.route import subscribed_queues
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from idempotent_tasks.checks.surroundings import Surroundings
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.findings import Finding
+from idempotent_tasks.checks.s3 import probe_bucket
 from idempotent_tasks.codec import PICKLE
-from idempotent_tasks.findings import Finding
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.stores.s3 import S3Results
-from idempotent_tasks.stores.s3_probe import probe_bucket
 
 __all__ = ["check_bucket", "check_pickle"]
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.findings import Finding
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.dynamodb import probe
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_probe import probe
 
 __all__ = ["check_table"]
 
 
 def check_table(found: Surroundings) -> Iterator[Finding]:
-    """Find what keeps a DynamoDB store from its table; asks DynamoDB (`idempotent_tasks.stores.dynamodb_probe`)."""
+    """Find what keeps a DynamoDB store from its table; asks DynamoDB (`idempotent_tasks.checks.dynamodb`)."""
     store = found.settings.store
     # A ready-made client must not be used before a worker forks.
     if isinstance(store, DynamoDBStore) and store.verifiable:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
-from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from idempotent_tasks.stores.s3 import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results, days_of
 
 __all__ = ["TEMPLATES", "Bucket", "Table"]

@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.checks import Finding, Surroundings, findings
-from idempotent_tasks.stores.dynamodb_probe import PROBLEMS, WORKER_ACTIONS
+from idempotent_tasks.checks import Finding, Surroundings, run_checks
+from idempotent_tasks.checks.dynamodb import PROBLEMS, WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.wire import Wire, answer, refuse, shift_date
 
@@ -34,7 +34,7 @@ def look() -> Look:
     def look(store: DynamoDBStore) -> list[Finding]:
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = store
-        return findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        return run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
 
     return look
 

@@ -21,8 +21,8 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.checks import Finding, Surroundings, findings
-from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
+from idempotent_tasks.checks import Finding, Surroundings, run_checks
+from idempotent_tasks.checks.s3 import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
 from tests.support.credential_services import direct
@@ -346,7 +346,7 @@ def look(results: S3Results) -> Look:
         app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket, result_expires=None)
         policy = Idempotency(expires=WEEK)
         app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
-        return findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        return run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
 
     return look
 

@@ -14,10 +14,10 @@ from kombu import Queue
 from kombu.common import Broadcast
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
+from idempotent_tasks.checks import WHY, Finding, Surroundings, run_checks
+from idempotent_tasks.checks.dynamodb import PROBLEMS
+from idempotent_tasks.checks.s3 import BUCKET_PROBLEMS
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.dynamodb_probe import PROBLEMS
-from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 
 REDIS = "redis://localhost:1"
@@ -175,7 +175,7 @@ def look(app: Celery) -> Look:
             app.tasks.pop(name, None)
             app.task(do_nothing, name=name, base=IdempotentTask, shared=False, **options)
         surroundings = Surroundings.of_app(app, "celery.concurrency.prefork")
-        return findings(replace(surroundings, **worker))
+        return run_checks(replace(surroundings, **worker))
 
     return look
 
@@ -256,7 +256,7 @@ def test_tasks_that_share_a_finding_are_told_together(app: Celery) -> None:
     app.conf.update(broker_url="amqp://localhost", result_expires=60)
     for number in range(7):
         app.task(do_nothing, name=f"shop.task{number}", base=IdempotentTask, shared=False, acks_late=number > 0)
-    early, outlived = findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+    early, outlived = run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
     assert early.what == "task 'shop.task0': acks_late=False"
     names = ", ".join(f"'shop.task{number}'" for number in range(5))
     assert outlived.what == f"tasks {names} and 2 more: records live up to 3600 s, results 60 s"

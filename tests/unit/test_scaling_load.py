@@ -12,9 +12,9 @@ import pytest
 import tenacity.wait
 
 from idempotent_tasks import deferral, departed, guard, keeper, publication, reception, retries
+from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.stores.aws import OUR_CONFIG
-from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from idempotent_tasks.testing import FakeClock
 from tests.support.scaling import (
     LONG_BODY,

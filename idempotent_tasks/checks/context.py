@@ -5,6 +5,8 @@ from typing import Any, Final, Self
 
 import celery
 
+from idempotent_tasks.checks.findings import WHY
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.task import IdempotentTask
@@ -62,7 +64,12 @@ class Surroundings:
     @classmethod
     def _of(cls, app: Any, **worker: Any) -> Self:
         tasks = tuple(task for _, task in sorted(app.tasks.items()) if isinstance(task, IdempotentTask))
-        return cls(app=app, tasks=tasks, settings=settings_of(app), **worker)
+        settings = settings_of(app)
+        silenced = settings.silenced_checks
+        if not silenced <= WHY.keys():
+            msg = f"idempotency_silenced_checks={sorted(silenced)!r} is not a list of {sorted(WHY)}"
+            raise ConfigurationError(msg)
+        return cls(app=app, tasks=tasks, settings=settings, **worker)
 
     def policy(self, task: IdempotentTask) -> Idempotency:
         """Return a task's policy with the app's defaults."""

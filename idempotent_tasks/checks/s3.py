@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.findings import Finding
 from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.s3 import S3Results, days_of
 

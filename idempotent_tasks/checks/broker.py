@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from kombu.utils.imports import symbol_by_name
 
-from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.findings import Finding
+from idempotent_tasks.checks.context import Surroundings
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.policy import seconds
 from idempotent_tasks.request import GuardedRequest
 
