@@ -1,25 +1,28 @@
-"""What the checks look at: an app, its guarded tasks, and the worker that runs them or would run them."""
+"""What the checks look at, an app and the worker that runs its tasks, and checks of its settings against each other."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Final, Self
 
 import celery
 
-from idempotent_tasks.checks.findings import WHY
+from idempotent_tasks.checks.findings import WHY, Finding
+from idempotent_tasks.codec import PICKLE
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.policy import Idempotency
-from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.settings import Settings, changed_settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["Surroundings"]
+__all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings"]
 
-#: Seconds, by transport: the defaults of kombu's.
+#: kombu's default visibility timeouts in seconds, by transport.
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Everything that a check reads."""
+class CheckContext:
+    """An app with its guarded tasks and settings, and the worker that runs them or would run them."""
 
     app: Any
     tasks: tuple[IdempotentTask, ...]
@@ -36,7 +39,7 @@ class Surroundings:
 
     @classmethod
     def of_worker(cls, worker: Any, pool: str) -> Self:
-        """Return what a worker (``celery.worker.WorkController``) that starts is surrounded by.
+        """Return the context of a worker that starts (``celery.worker.WorkController``).
 
         Raises:
             ConfigurationError: a setting is missing, unknown or wrong.
@@ -51,7 +54,11 @@ class Surroundings:
 
     @classmethod
     def of_app(cls, app: Any, pool: str) -> Self:
-        """Return the same for a worker that is started with nothing but the app's configuration; raises likewise."""
+        """Return the context of a worker that is started with nothing but the app's configuration.
+
+        Raises:
+            ConfigurationError: a setting is missing, unknown or wrong.
+        """
         conf = app.conf
         return cls._of(
             app,
@@ -93,8 +100,55 @@ class Surroundings:
 
     @property
     def visibility_timeout(self) -> float | None:
-        """After how many seconds the broker delivers an unacknowledged message again; None where it does not so."""
+        """Seconds until the broker redelivers an unacknowledged message; None for a broker without such a timeout."""
         options = self.app.conf.broker_transport_options or {}
         default = VISIBILITY_DEFAULTS.get(self.transport)
         given = options.get("visibility_timeout")
         return None if default is None else float(given or default)
+
+
+def check_settings(context: CheckContext) -> Iterator[Finding]:
+    """Find settings that were changed after the app had been used."""
+    former, present = context.settings.former_store, context.settings.store
+    if former is not None:
+        yield _changed(f"idempotency_store was {former!r} when it was first used, and is {present!r} now")
+    for name in changed_settings(context.app):
+        yield _changed(f"{name} was changed after it had been read")
+
+
+def check_prefixes(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks that share a key prefix and derive their keys differently, so that unlike deliveries get one key."""
+    policies = {task.name: context.policy(task) for task in context.tasks}
+    for (one, ours), (other, theirs) in combinations(policies.items(), 2):
+        prefix = ours.prefix or one
+        differing = [name for name in ("key", "validate") if getattr(ours, name) != getattr(theirs, name)]
+        if differing and prefix == (theirs.prefix or other):
+            options = " and ".join(differing)
+            yield Finding(
+                code="prefix-shared",
+                what=f"tasks {one!r} and {other!r} share the prefix {prefix!r} and differ in {options}",
+                remedy=f"give each a prefix of its own, or both the same {options}",
+            )
+
+
+def check_pickle(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks whose stored results are pickles, which run code when they are read."""
+    for task in context.tasks:
+        if task.idempotency_policy.given.get("codec") == PICKLE:
+            yield Finding(
+                code="pickled-results",
+                what=f"task {task.name!r} has codec='pickle'",
+                remedy=f"drop codec='pickle' from {task.name!r}, and register_type() what JSON does not know",
+            )
+    following = [task for task in context.tasks if "codec" not in task.idempotency_policy.given]
+    if any(context.policy(task).codec == PICKLE for task in following):
+        yield Finding(
+            code="pickled-results",
+            what="results are stored as pickle, as app.conf.idempotency_codec says, or else the app's own serializers",
+            remedy='app.conf.idempotency_codec = "json", and register_type() what JSON does not know',
+        )
+
+
+def _changed(what: str) -> Finding:
+    remedy = "set every idempotency_* setting where the app is made, before a task is published, called or checked"
+    return Finding(code="settings-changed", what=what, remedy=remedy)

@@ -1,20 +1,20 @@
-"""What stands between a store and its table: asked for at the table itself, without writing anything."""
+"""Checks of a DynamoDB store: the table, the permissions on it, this machine's clock.  Nothing is written."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
+from idempotent_tasks.checks.context import CheckContext
+from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
-from idempotent_tasks.stores.dynamodb.client import Connection
-from idempotent_tasks.stores.dynamodb.item import Layout
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem, ttl_problem
 
-__all__ = ["PROBLEMS", "WORKER_ACTIONS", "TableProblem", "probe"]
+__all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
 
-#: Every ``TableProblem.code``.
-PROBLEMS: Final = (
+#: The code of everything that is found here.
+TABLE_FINDINGS: Final = (
     "clock-offset",
     "permission-missing",
     "store-refuses",
@@ -27,78 +27,72 @@ PROBLEMS: Final = (
 _DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
 #: What a worker does with the table; the descriptions only when it starts, to check it.
 WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
-#: DynamoDB's and IAM's words for a missing permission.
+#: The error codes of DynamoDB and IAM for a missing permission.
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
-#: A machine whose clock is further off, in seconds, is told.
+#: A clock that differs more from DynamoDB's, in seconds, is reported.
 CLOCK_TOLERANCE_SECONDS: Final = 5.0
-#: No condition that contradicts itself is ever true.
+#: A condition that contradicts itself is never true.
 _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableProblem:
-    """Something that is not as the store needs it."""
-
-    #: One of `PROBLEMS`.
-    code: str
-    what: str
-    remedy: str
-
-
-def probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
-    """Find what is wrong with a table, its permissions and this machine's clock; never raises.
+def check_table(context: CheckContext) -> Iterator[Finding]:
+    """Find what is wrong with a store's table, its permissions and this machine's clock; asks DynamoDB, never raises.
 
     Sends `WORKER_ACTIONS`, one request each: the writes under a condition that cannot be true, on a key that no
     record has.  DynamoDB bills each of the writes and the read as one unit.
     """
+    store = context.settings.store
+    # A ready-made client must not be used before a worker forks.
+    if not isinstance(store, DynamoDBStore) or not store.verifiable:
+        return
     try:
-        yield from _probe(connection, table, layout)
+        yield from _check(store)
     except StoreError as error:
         if isinstance(error, StoreUnavailableError) and not blames_credentials(error):
             remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
-            yield TableProblem(code="store-unreachable", what=str(error), remedy=remedy)
+            yield Finding(code="store-unreachable", what=str(error), remedy=remedy)
         else:
-            yield TableProblem(code="store-refuses", what=str(error), remedy="what the message says")
+            yield Finding(code="store-refuses", what=str(error), remedy="what the message says")
 
 
-def _probe(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
-    for action, ask in _questions(connection, table, layout):
-        found = _problems(action, ask, table)
+def _check(store: DynamoDBStore) -> Iterator[Finding]:
+    for action, ask in _questions(store):
+        found = _answered(store, action, ask)
         yield from found
-        if any(problem.code == "table-missing" for problem in found):
+        if any(finding.code == "table-missing" for finding in found):
             return
-    yield from _clock_problem(connection)
+    yield from _check_clock(store)
 
 
-def _problems(action: str, ask: Callable[[], Iterable[TableProblem]], table: str) -> list[TableProblem]:
+def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Ask a question that needs an action, and return what its answer or its refusal shows to be wrong."""
     try:
         return list(ask())
     except (StoreMisconfiguredError, RecordCorruptError) as error:
         if blames_credentials(error):
             raise
         if error_code(error) in _DENIALS:
-            what = f"dynamodb:{action} on table {table!r} is not allowed"
+            what = f"dynamodb:{action} on table {store.table!r} is not allowed"
             remedy = f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}'
-            return [TableProblem(code="permission-missing", what=what, remedy=remedy)]
+            return [Finding(code="permission-missing", what=what, remedy=remedy)]
         if action in _DESCRIPTIONS:
             raise
-        # What else is wrong with a read or a write of an item, the descriptions of the table say better.
+        # Whatever else is wrong with a read or a write of an item, the descriptions of the table show better.
         return []
 
 
-def _questions(
-    connection: Connection, table: str, layout: Layout
-) -> Iterator[tuple[str, Callable[[], Iterable[TableProblem]]]]:
-    """Yield each action with the question that needs it, which returns what its answer shows to be wrong."""
+def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    """Yield each of a worker's actions with a function that asks by it and returns findings."""
+    layout = store.layout
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": layout.names(_NEVER)}
     # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
     key = layout.key(f"idempotent_tasks#probe-{uuid4().hex}")
 
-    def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[TableProblem]]:
+    def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[Finding]]:
         """Return a question whose answer shows nothing but that it may be asked."""
 
-        def question() -> Iterable[TableProblem]:
-            connection.request(operation, TableName=table, **parameters)
+        def question() -> Iterable[Finding]:
+            store.connection.request(operation, TableName=store.table, **parameters)
             return ()
 
         return question
@@ -106,41 +100,41 @@ def _questions(
     yield "UpdateItem", ask("update_item", Key=key, **never)
     yield "PutItem", ask("put_item", Item=key, **never)
     yield "GetItem", ask("get_item", Key=key)
-    yield "DescribeTable", lambda: _table_problems(connection, table, layout)
-    yield "DescribeTimeToLive", lambda: _ttl_problems(connection, table, layout)
+    yield "DescribeTable", lambda: _check_description(store)
+    yield "DescribeTimeToLive", lambda: _check_ttl(store)
 
 
-def _table_problems(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
-    description = describe(connection, table)
+def _check_description(store: DynamoDBStore) -> Iterator[Finding]:
+    description = describe(store.connection, store.table)
     if description is None:
-        yield TableProblem(
+        yield Finding(
             code="table-missing",
-            what=f"table {table!r} does not exist at {connection!r}",
+            what=f"table {store.table!r} does not exist at {store.connection!r}",
             remedy="celery -A <app> idempotency create-table",
         )
         return
-    problem = key_schema_problem(description, table, layout)
+    problem = key_schema_problem(description, store.table, store.layout)
     if problem is not None:
         remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
-        yield TableProblem(code="table-key-schema", what=problem, remedy=remedy)
+        yield Finding(code="table-key-schema", what=problem, remedy=remedy)
 
 
-def _ttl_problems(connection: Connection, table: str, layout: Layout) -> Iterator[TableProblem]:
-    problem = ttl_problem(connection, table, layout)
+def _check_ttl(store: DynamoDBStore) -> Iterator[Finding]:
+    problem = ttl_problem(store.connection, store.table, store.layout)
     if problem is not None:
-        yield TableProblem(
+        yield Finding(
             code="table-ttl-off",
             what=problem,
-            remedy=f"aws dynamodb update-time-to-live --table-name {table} --time-to-live-specification "
-            f"Enabled=true,AttributeName={layout.expiry_attr}",
+            remedy=f"aws dynamodb update-time-to-live --table-name {store.table} --time-to-live-specification "
+            f"Enabled=true,AttributeName={store.layout.expiry_attr}",
         )
 
 
-def _clock_problem(connection: Connection) -> Iterator[TableProblem]:
-    offset = connection.clock.offset_seconds
+def _check_clock(store: DynamoDBStore) -> Iterator[Finding]:
+    offset = store.connection.clock.offset_seconds
     if abs(offset) > CLOCK_TOLERANCE_SECONDS:
         side = "behind" if offset > 0 else "ahead of"
-        yield TableProblem(
+        yield Finding(
             code="clock-offset",
             what=f"this machine's clock is {abs(offset):.0f} s {side} DynamoDB's",
             remedy="have the machine keep its time: timedatectl set-ntp true",

@@ -1,4 +1,4 @@
-"""What a check finds, and why it matters."""
+"""The findings of the checks: their codes, and why each matters."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -27,17 +27,17 @@ WHY: Final = {
     "pickled-results": "pickle runs code when it is read: whoever can write to the table or the bucket can run code in "
     "the workers",
     "results-bucket-refuses": "large results are returned but not stored, and replays of those that are wait for it",
-    "results-bucket-keeps": "large results stay in the bucket, and are paid for, for ever",
+    "results-bucket-keeps": "large results stay in the bucket, and are paid for indefinitely",
     "results-bucket-expires-first": "a replay fails whose result S3 has deleted before the record expired",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before CrashLoopError makes the failure visible",
     "settings-changed": "what an old store holds is not seen in a new one, and any other change is ignored",
     "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
     "celery-unsupported": "the hooks that release the claims of dead processes are not as this library uses them",
     "store-unreachable": "no delivery can claim its key; all of them are deferred until the store answers",
-    "store-refuses": "no delivery can claim its key; all of them are deferred until the configuration is mended",
+    "store-refuses": "no delivery can claim its key; all of them are deferred until the configuration is fixed",
     "table-missing": "no delivery can claim its key; all of them are deferred until the table is there",
     "table-key-schema": "no delivery can claim its key; all of them are deferred until store and table agree",
-    "table-ttl-off": "records that have expired stay in the table, and are paid for, for ever",
+    "table-ttl-off": "records that have expired stay in the table, and are paid for indefinitely",
     "permission-missing": "what needs this action fails; without UpdateItem every delivery is deferred",
     "clock-offset": "countdowns, expiries of messages and signatures of requests go by this machine's clock, and AWS "
     "refuses requests when it is 5 minutes off",
@@ -46,13 +46,13 @@ WHY: Final = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something in the configuration or its surroundings that weakens the promise."""
+    """A fault of the configuration, the broker or the store that weakens the guarantee."""
 
     #: Names the kind of finding; one of `WHY`.
     code: str
     #: What was found, and where.
     what: str
-    #: What to do, with the text to paste.
+    #: What to do about it, with the text to paste.
     remedy: str
 
     def __post_init__(self) -> None:

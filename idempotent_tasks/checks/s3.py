@@ -1,29 +1,32 @@
-"""What stands between a worker and its results bucket: asked for at the bucket itself, without writing anything."""
+"""Checks of the bucket for large results: that it can be used, and that its lifecycle rule outlives the records."""
 
 from collections.abc import Iterator
 from typing import Any, Final
 
+from idempotent_tasks.checks.context import CheckContext
 from idempotent_tasks.checks.findings import Finding
 from idempotent_tasks.errors import StoreError
+from idempotent_tasks.policy import seconds
 from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.s3 import S3Results, days_of
 
-__all__ = ["BUCKET_PROBLEMS", "probe_bucket"]
+__all__ = ["BUCKET_FINDINGS", "check_bucket"]
 
 #: The code of everything that is found here.
-BUCKET_PROBLEMS: Final = ("results-bucket-expires-first", "results-bucket-keeps", "results-bucket-refuses")
+BUCKET_FINDINGS: Final = ("results-bucket-expires-first", "results-bucket-keeps", "results-bucket-refuses")
 _NO_RULES: Final = "NoSuchLifecycleConfiguration"
 
 
-def probe_bucket(results: S3Results, longest_seconds: float) -> Iterator[Finding]:
-    """Find what is wrong with a bucket and its lifecycle rule; never raises what S3 answers.
+def check_bucket(context: CheckContext) -> Iterator[Finding]:
+    """Find what is wrong with the results bucket and its lifecycle rule; asks S3, never raises what it answers.
 
-    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; who may not see the rules is told nothing of them.
-
-    Args:
-        results: the bucket.
-        longest_seconds: how long the longest-lived record of the app is kept.
+    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; without the permission to see the rules nothing is
+    reported of them.
     """
+    results = context.settings.results
+    # A ready-made client must not be used before a worker forks.
+    if not isinstance(results, S3Results) or not results.verifiable:
+        return
     try:
         results.ask("head_bucket", "HeadBucket")
     except StoreError as error:
@@ -40,10 +43,11 @@ def probe_bucket(results: S3Results, longest_seconds: float) -> Iterator[Finding
         if error_code(error) != _NO_RULES:
             return
         rules = []
-    yield from _of_rules(results, rules, days_of(longest_seconds))
+    longest = max((seconds(context.policy(task).expires) for task in context.tasks), default=0.0)
+    yield from _check_rules(results, rules, days_of(longest))
 
 
-def _of_rules(results: S3Results, rules: list[dict[str, Any]], days: int) -> Iterator[Finding]:
+def _check_rules(results: S3Results, rules: list[dict[str, Any]], days: int) -> Iterator[Finding]:
     found = [found for rule in rules if (found := _days(rule, results.prefix)) is not None]
     remedy = f"a lifecycle rule that expires objects under {results.prefix!r} after {days} days or more"
     if not found:

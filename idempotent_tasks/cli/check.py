@@ -5,7 +5,7 @@ import json
 import click
 from celery.concurrency import get_implementation
 
-from idempotent_tasks.checks import Surroundings, run_checks
+from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.cli.command import REFUSED, USAGE, end
 from idempotent_tasks.errors import ConfigurationError
 
@@ -23,7 +23,7 @@ def check(context: click.Context, *, as_json: bool) -> None:
     app = context.obj.app
     try:
         app.loader.import_default_modules()
-        found = run_checks(Surroundings.of_app(app, get_implementation(app.conf.worker_pool).__module__))
+        found = run_checks(CheckContext.of_app(app, get_implementation(app.conf.worker_pool).__module__))
     except ConfigurationError as error:
         end(error, USAGE)
     if as_json:

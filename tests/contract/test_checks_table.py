@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.checks import Finding, Surroundings, run_checks
-from idempotent_tasks.checks.dynamodb import PROBLEMS, WORKER_ACTIONS
+from idempotent_tasks.checks import CheckContext, Finding, run_checks
+from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS, WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.wire import Wire, answer, refuse, shift_date
 
@@ -34,14 +34,14 @@ def look() -> Look:
     def look(store: DynamoDBStore) -> list[Finding]:
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = store
-        return run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        return run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
 
     return look
 
 
 def test_every_problem_is_provoked() -> None:
     """A kind of problem without a test here would be a guess."""
-    assert set(PROVOKED) == set(PROBLEMS)
+    assert set(PROVOKED) == set(TABLE_FINDINGS)
     assert set(PROVOKED.values()) <= set(globals())
 
 

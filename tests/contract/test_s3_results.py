@@ -21,8 +21,8 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.checks import Finding, Surroundings, run_checks
-from idempotent_tasks.checks.s3 import BUCKET_PROBLEMS
+from idempotent_tasks.checks import CheckContext, Finding, run_checks
+from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
 from tests.support.credential_services import direct
@@ -329,7 +329,7 @@ PROVOKED = {
 
 def test_every_problem_is_provoked() -> None:
     """A kind of problem without a test here would be a guess."""
-    assert set(PROVOKED) == set(BUCKET_PROBLEMS)
+    assert set(PROVOKED) == set(BUCKET_FINDINGS)
     assert set(PROVOKED.values()) <= set(globals())
 
 
@@ -346,7 +346,7 @@ def look(results: S3Results) -> Look:
         app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket, result_expires=None)
         policy = Idempotency(expires=WEEK)
         app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
-        return run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        return run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
 
     return look
 

@@ -14,9 +14,9 @@ from kombu import Queue
 from kombu.common import Broadcast
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.checks import WHY, Finding, Surroundings, run_checks
-from idempotent_tasks.checks.dynamodb import PROBLEMS
-from idempotent_tasks.checks.s3 import BUCKET_PROBLEMS
+from idempotent_tasks.checks import WHY, CheckContext, Finding, run_checks
+from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS
+from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
 
@@ -174,8 +174,8 @@ def look(app: Celery) -> Look:
         for name, options in {"shop.charge": task, **({"shop.other": other} if other else {})}.items():
             app.tasks.pop(name, None)
             app.task(do_nothing, name=name, base=IdempotentTask, shared=False, **options)
-        surroundings = Surroundings.of_app(app, "celery.concurrency.prefork")
-        return run_checks(replace(surroundings, **worker))
+        context = CheckContext.of_app(app, "celery.concurrency.prefork")
+        return run_checks(replace(context, **worker))
 
     return look
 
@@ -200,7 +200,7 @@ def test_what_is_wrong_is_found_and_its_remedy_mends_it(app: Celery, look: Look,
 
 def test_every_kind_of_finding_is_provoked() -> None:
     """What the table and the bucket are asked is provoked at real ones, by the contract tests."""
-    asked = {*PROBLEMS, *BUCKET_PROBLEMS}
+    asked = {*TABLE_FINDINGS, *BUCKET_FINDINGS}
     assert set(CASES) | asked == set(WHY)
     assert not set(CASES) & asked
 
@@ -256,7 +256,7 @@ def test_tasks_that_share_a_finding_are_told_together(app: Celery) -> None:
     app.conf.update(broker_url="amqp://localhost", result_expires=60)
     for number in range(7):
         app.task(do_nothing, name=f"shop.task{number}", base=IdempotentTask, shared=False, acks_late=number > 0)
-    early, outlived = run_checks(Surroundings.of_app(app, "celery.concurrency.prefork"))
+    early, outlived = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
     assert early.what == "task 'shop.task0': acks_late=False"
     names = ", ".join(f"'shop.task{number}'" for number in range(5))
     assert outlived.what == f"tasks {names} and 2 more: records live up to 3600 s, results 60 s"
