@@ -238,7 +238,7 @@ def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
         if other is app or not isinstance(theirs, DynamoDBStore):
             continue
         if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
-            differences = store.layout.differences(theirs.layout)
+            differences = store.schema.differences(theirs.schema)
             if differences:
                 return other, differences
     return None

@@ -83,10 +83,10 @@ def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Find
 
 def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
     """Yield each of a worker's actions with a function that asks by it and returns findings."""
-    layout = store.layout
-    never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": layout.names(_NEVER)}
+    schema = store.schema
+    never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
     # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
-    key = layout.key(f"idempotent_tasks#probe-{uuid4().hex}")
+    key = schema.key(f"idempotent_tasks#probe-{uuid4().hex}")
 
     def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[Finding]]:
         """Return a question whose answer shows nothing but that it may be asked."""
@@ -113,20 +113,20 @@ def _check_description(store: DynamoDBStore) -> Iterator[Finding]:
             remedy="celery -A <app> idempotency create-table",
         )
         return
-    problem = key_schema_problem(description, store.table, store.layout)
+    problem = key_schema_problem(description, store.table, store.schema)
     if problem is not None:
         remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
         yield Finding(code="table-key-schema", what=problem, remedy=remedy)
 
 
 def _check_ttl(store: DynamoDBStore) -> Iterator[Finding]:
-    problem = ttl_problem(store.connection, store.table, store.layout)
+    problem = ttl_problem(store.connection, store.table, store.schema)
     if problem is not None:
         yield Finding(
             code="table-ttl-off",
             what=problem,
             remedy=f"aws dynamodb update-time-to-live --table-name {store.table} --time-to-live-specification "
-            f"Enabled=true,AttributeName={store.layout.expiry_attr}",
+            f"Enabled=true,AttributeName={store.schema.expiry_attr}",
         )
 
 

@@ -14,7 +14,7 @@ from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb.admin import Operations
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 
 __all__ = ["REFUSED", "USAGE", "Desk", "Moment", "at_desk", "confirm", "end", "refuse"]
 
@@ -33,9 +33,9 @@ class Desk:
     store: DynamoDBStore
 
     @property
-    def operations(self) -> Operations:
+    def operations(self) -> TableAdmin:
         """The table as an operator sees it."""
-        return Operations(self.store)
+        return TableAdmin(self.store)
 
     def now(self) -> float:
         """Return epoch seconds by DynamoDB's clock."""

@@ -36,7 +36,7 @@ def matching(
 ) -> Iterator[Record | Corrupt]:
     """Go through the records of certain states, of one task, written before or after moments in epoch seconds.
 
-    ``data`` is as for `Operations.records`.
+    ``data`` is as for `TableAdmin.records`.
     """
     stored = _STORED.get(states[0]) if len(states) == 1 else None
     for record in desk.operations.records(status=stored, task=task, data=data):

@@ -17,7 +17,7 @@ __all__ = ["create_table", "template"]
 def create_table(desk: Desk) -> None:
     """Create the app's table with on-demand billing and TTL, or complete it; repeating it is harmless."""
     desk.store.create_table()
-    click.echo(f"table {desk.store.table!r} is ready, with TTL on {desk.store.layout.expiry_attr!r}")
+    click.echo(f"table {desk.store.table!r} is ready, with TTL on {desk.store.schema.expiry_attr!r}")
 
 
 @click.command()

@@ -42,7 +42,7 @@ class Table:
     @classmethod
     def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool, bucket: Bucket | None = None) -> Self:
         """Return the table that a store needs; one that is named by its ARN keeps only its name."""
-        layout = store.layout
+        layout = store.schema
         return cls(
             name=store.table.rpartition("/")[2],
             partition_key=layout.key_attr,

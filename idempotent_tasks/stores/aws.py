@@ -42,9 +42,9 @@ _CREDENTIALS_SERVICES: Final = ("signin", "sso", "sso-oidc", "sts")
 _CREDENTIALS_CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
 #: Seconds until a client that was made with substitutes, or whose credentials are refused, is looked at again: the
 #: first time, at most, and as a multiple of what the last look took.
-FIRST_LOOK: Final = 0.1
-LONGEST_LOOK: Final = 300.0
-LOOK_COST: Final = 10.0
+FIRST_LOOKUP_SECONDS: Final = 0.1
+LONGEST_LOOKUP_SECONDS: Final = 300.0
+LOOKUP_COST: Final = 10.0
 #: What a stand-in on this machine is asked with where nobody gave credentials or a region.
 _LOCAL_CREDENTIALS: Final = ("local", "local")
 _LOCAL_REGION: Final = "us-east-1"
@@ -68,7 +68,7 @@ class _Origin:
     lacking: int
     #: When to look again, in the clock's monotonic seconds; None for never.
     look_at: float | None
-    pause: float = FIRST_LOOK
+    pause: float = FIRST_LOOKUP_SECONDS
 
 
 class ProcessClient:
@@ -229,7 +229,7 @@ class ProcessClient:
         except Exception:  # noqa: BLE001 - there is a client, whatever is wrong with what it could be made of
             logger.debug("nothing is found for %r that its client lacks", self)
         ended = self._local_clock.monotonic()
-        old.pause = min(max(2 * old.pause, LOOK_COST * (ended - began)), LONGEST_LOOK)
+        old.pause = min(max(2 * old.pause, LOOKUP_COST * (ended - began)), LONGEST_LOOKUP_SECONDS)
         old.look_at = ended + old.pause if old.lacking else None
 
     def _found(self) -> tuple[boto3.Session, _Origin]:
@@ -241,7 +241,7 @@ class ProcessClient:
         if without and not _is_loopback(self._endpoint_url):
             raise NoCredentialsError
         lacking = int(without) + int(self._endpoint_url is not None and self._region_of(session) is None)
-        look_at = self._local_clock.monotonic() + FIRST_LOOK if lacking else None
+        look_at = self._local_clock.monotonic() + FIRST_LOOKUP_SECONDS if lacking else None
         return session, _Origin(credentials=credentials, lacking=lacking, look_at=look_at)
 
     def _use(self, session: boto3.Session, origin: _Origin) -> None:

@@ -244,7 +244,7 @@ class TestFailing:
         wire.clear()
         wire.break_all(answer(403, code) if code else refuse)
         fails(connection)
-        told = f"{connection!r} {vars(connection)} {vars(connection._road) if connection._road else ''}"
+        told = f"{connection!r} {vars(connection)} {vars(connection._fast_client) if connection._fast_client else ''}"
         assert SECRET not in told
         assert TOKEN not in told
 

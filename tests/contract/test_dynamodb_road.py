@@ -13,8 +13,8 @@ from botocore.config import Config
 
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError
 from idempotent_tasks.records import Claim, Outcome
-from idempotent_tasks.stores.dynamodb.client import Connection, Written
-from idempotent_tasks.stores.dynamodb.fast.client import MOST_UNLIKE, ShortRoad
+from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
+from idempotent_tasks.stores.dynamodb.fast.client import MAX_REJECTED_TEMPLATES, FastClient
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
@@ -76,14 +76,14 @@ class TestWhoSends:
         for _ in range(2):
             with suppress(StoreMisconfiguredError):
                 store.connection.request("get_item", TableName="another", Key={"id": {"S": "one"}})
-        assert sent == ["GetItem"] * (2 if store.connection._road else 3)
+        assert sent == ["GetItem"] * (2 if store.connection._fast_client else 3)
 
     def test_what_answers_otherwise_than_in_items_the_client_sends(self, store: DynamoDBStore, wire: Wire) -> None:
         """A table's description has times in it, which botocore reads as such."""
         sent = client_requests(store.connection)
         for _ in range(3):
             answer = store.connection.request("describe_table", TableName=store.table)
-            assert isinstance(answer, Written)
+            assert isinstance(answer, Succeeded)
             assert isinstance(answer.answer["Table"]["CreationDateTime"], datetime)
         assert sent == ["DescribeTable"] * 3
 
@@ -129,15 +129,15 @@ class TestWhoSends:
         """Where the client's requests are no template, a few of them show it."""
         looked_at: list[object] = []
 
-        def look(_road: ShortRoad, name: str, _parameters: object, _sent: object) -> None:
+        def look(_road: FastClient, name: str, _parameters: object, _sent: object) -> None:
             looked_at.append(name)
             raise ValueError("no template")
 
-        monkeypatch.setattr(ShortRoad, "_template", look)
+        monkeypatch.setattr(FastClient, "_template", look)
         store = make_store(fast=True)
-        for number in range(MOST_UNLIKE + 1):
+        for number in range(MAX_REJECTED_TEMPLATES + 1):
             grant(store, key=f"shop.charge#{number}")
-        assert len(looked_at) == MOST_UNLIKE
+        assert len(looked_at) == MAX_REJECTED_TEMPLATES
 
     def test_discovery_that_the_environment_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The client asks AWS which endpoint to use, and again when that answer is old: the road stays closed."""
@@ -167,9 +167,9 @@ class TestSameRequest:
     ) -> None:
         """Body and headers are equal, but for what no two requests share."""
         calls: list[tuple[str, Mapping[str, Any]]] = []
-        send = ShortRoad.send
+        send = FastClient.send
 
-        def noted(road: ShortRoad, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        def noted(road: FastClient, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
             calls.append((operation, parameters))
             return send(road, operation, parameters)
 
@@ -179,7 +179,7 @@ class TestSameRequest:
         store.forget("shop.charge#first")
         wire.clear()
         sent = client_requests(store.connection)
-        monkeypatch.setattr(ShortRoad, "send", noted)
+        monkeypatch.setattr(FastClient, "send", noted)
         call(store, claim)
         assert not sent
         assert len(wire.requests) == len(calls) == 1

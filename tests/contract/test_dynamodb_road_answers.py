@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from idempotent_tasks import StoreUnavailableError
-from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from tests.support.canned import JSON, Canned, Said, page
 from tests.support.roads import ask
 
@@ -70,7 +70,7 @@ class TestItems:
         """Of every type, under a name that is a type's too."""
         canned.say(json.dumps({"Item": {name: sent}}).encode())
         answer = ask(connection)
-        assert isinstance(answer, Written)
+        assert isinstance(answer, Succeeded)
         assert answer.answer["Item"] == {name: read}
 
     @each_attribute
@@ -85,7 +85,7 @@ class TestItems:
         """An answer without members is one."""
         canned.say(b"{}")
         answer = ask(connection)
-        assert isinstance(answer, Written)
+        assert isinstance(answer, Succeeded)
         assert set(answer.answer) == {"ResponseMetadata"}
 
 
@@ -179,5 +179,5 @@ class TestNotBelieved:
         body = b'{"Item": {"id": {"S": "key"}}}'
         canned.say(body, ("x-amz-crc32", f"{zlib.crc32(body)}"))
         answer = ask(connection)
-        assert isinstance(answer, Written)
+        assert isinstance(answer, Succeeded)
         assert answer.answer["Item"] == {"id": {"S": "key"}}

@@ -14,7 +14,7 @@ import pytest
 from botocore.config import Config
 
 from idempotent_tasks import StoreUnavailableError
-from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
 from tests.support.guarding import Interrupt
 from tests.support.roads import ask
@@ -43,9 +43,9 @@ def connection(connect: Callable[..., Connection], canned: Canned) -> Connection
     return connection
 
 
-def key_of(answer: Written | Refused) -> str:
+def key_of(answer: Succeeded | Refused) -> str:
     """Return the key that an answer holds."""
-    assert isinstance(answer, Written)
+    assert isinstance(answer, Succeeded)
     key: str = answer.answer["Item"]["id"]["S"]
     return key
 

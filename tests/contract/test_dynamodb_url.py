@@ -86,7 +86,7 @@ class TestParameters:
         others = {role: f"x_{role}" for role in [*roles, "error"]}
         query = {**names, **{f"{role}_attr": name for role, name in others.items()}}
         url = "dynamodb://eu-west-1/T?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
-        assert DynamoDBStore.from_url(url).layout == DynamoDBStore("T", **names, attributes=others).layout
+        assert DynamoDBStore.from_url(url).schema == DynamoDBStore("T", **names, attributes=others).schema
 
     @pytest.mark.parametrize(("value", "fast"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
     def test_the_road(self, value: str, fast: bool) -> None:

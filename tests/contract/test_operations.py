@@ -7,7 +7,7 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status
 from idempotent_tasks.records import Busy, Granted, Lost, Renewed, Superseded
-from idempotent_tasks.stores.dynamodb.admin import Corrupt, Operations
+from idempotent_tasks.stores.dynamodb.admin import Corrupt, TableAdmin
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish
 
@@ -17,9 +17,9 @@ BULK = "x" * 300_000
 
 
 @pytest.fixture
-def operations(dynamodb: DynamoDBStore) -> Operations:
+def operations(dynamodb: DynamoDBStore) -> TableAdmin:
     """The view of this test's table."""
-    return Operations(dynamodb)
+    return TableAdmin(dynamodb)
 
 
 def claimed(store: DynamoDBStore, key: str, **given: Any) -> Record:
@@ -28,7 +28,7 @@ def claimed(store: DynamoDBStore, key: str, **given: Any) -> Record:
     return store.get(key)
 
 
-def test_every_record_is_seen_once_whatever_the_pages(operations: Operations, dynamodb: DynamoDBStore) -> None:
+def test_every_record_is_seen_once_whatever_the_pages(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
     """A table of many pages is gone through to its end, without the data that would fill memory."""
     for number in range(BULKY):
         dynamodb.commit(grant(dynamodb, key=f"shop#{number}"), done(f'"{BULK}"'), 3600)
@@ -46,15 +46,15 @@ def test_a_composite_table_shows_its_own_partition_only(make_store: MakeStore) -
     ours.create_table()
     grant(ours, key="shop#1")
     grant(theirs, key="shop#2")
-    assert [each.key for each in Operations(ours).records()] == ["shop#1"]
-    (record,) = Operations(theirs).records()
+    assert [each.key for each in TableAdmin(ours).records()] == ["shop#1"]
+    (record,) = TableAdmin(theirs).records()
     assert isinstance(record, Record)
-    assert Operations(theirs).release(record, "by hand")
-    assert Operations(theirs).delete(theirs.get("shop#2"))
-    assert list(Operations(theirs).records()) == []
+    assert TableAdmin(theirs).release(record, "by hand")
+    assert TableAdmin(theirs).delete(theirs.get("shop#2"))
+    assert list(TableAdmin(theirs).records()) == []
 
 
-def test_filters_are_the_stores(operations: Operations, dynamodb: DynamoDBStore) -> None:
+def test_filters_are_the_stores(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
     """Status and task select what is stored."""
     grant(dynamodb, key="shop#1", task="shop.charge")
     dynamodb.commit(grant(dynamodb, key="shop#2", task="shop.charge"), done(), 3600)
@@ -62,7 +62,7 @@ def test_filters_are_the_stores(operations: Operations, dynamodb: DynamoDBStore)
     assert [each.key for each in operations.records(status=Status.COMPLETED, task="shop.charge")] == ["shop#2"]
 
 
-def test_what_is_no_record_is_told_as_such(operations: Operations, dynamodb: DynamoDBStore, raw: Any) -> None:
+def test_what_is_no_record_is_told_as_such(operations: TableAdmin, dynamodb: DynamoDBStore, raw: Any) -> None:
     """An item of somebody else does not end the list."""
     grant(dynamodb, key="shop#1")
     raw.put_item(TableName=dynamodb.table, Item={"id": {"S": "other"}, "status": {"S": "odd"}})
@@ -73,7 +73,7 @@ def test_what_is_no_record_is_told_as_such(operations: Operations, dynamodb: Dyn
     assert "'status' is 'odd'" in corrupt.why
 
 
-def test_a_released_key_is_claimable_with_a_larger_fence(operations: Operations, dynamodb: DynamoDBStore) -> None:
+def test_a_released_key_is_claimable_with_a_larger_fence(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
     """The next delivery runs at once; the record says who freed it."""
     record = claimed(dynamodb, "shop#1")
     assert operations.release(record, "by hand")
@@ -85,7 +85,7 @@ def test_a_released_key_is_claimable_with_a_larger_fence(operations: Operations,
     assert answer.claim.attempt == 1
 
 
-def test_a_claim_that_was_renewed_since_is_left_alone(operations: Operations, dynamodb: DynamoDBStore) -> None:
+def test_a_claim_that_was_renewed_since_is_left_alone(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
     """What was shown as dead may have been slow: its renewal wins over release and deletion."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
@@ -95,7 +95,7 @@ def test_a_claim_that_was_renewed_since_is_left_alone(operations: Operations, dy
     assert isinstance(dynamodb.claim(wish("second", key="shop#1")), Busy)
 
 
-def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: Operations, dynamodb: DynamoDBStore) -> None:
+def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
     """The keeper finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
@@ -106,7 +106,7 @@ def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: Operatio
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_successor_is_never_touched(operations: Operations, dynamodb: DynamoDBStore, force: bool) -> None:
+def test_a_successor_is_never_touched(operations: TableAdmin, dynamodb: DynamoDBStore, force: bool) -> None:
     """Force is about the claim that was shown, not about whoever holds the key by now."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
@@ -118,7 +118,7 @@ def test_a_successor_is_never_touched(operations: Operations, dynamodb: DynamoDB
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_an_outcome_that_came_meanwhile_stays(operations: Operations, dynamodb: DynamoDBStore, force: bool) -> None:
+def test_an_outcome_that_came_meanwhile_stays(operations: TableAdmin, dynamodb: DynamoDBStore, force: bool) -> None:
     """The commit was faster than the operator."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
@@ -128,7 +128,7 @@ def test_an_outcome_that_came_meanwhile_stays(operations: Operations, dynamodb: 
     assert dynamodb.get("shop#1").status is Status.COMPLETED
 
 
-def test_a_record_without_an_owner_can_be_deleted(operations: Operations, dynamodb: DynamoDBStore, raw: Any) -> None:
+def test_a_record_without_an_owner_can_be_deleted(operations: TableAdmin, dynamodb: DynamoDBStore, raw: Any) -> None:
     """Powertools for AWS Lambda writes no owner and no fence."""
     foreign = {"id": {"S": "shop#1"}, "status": {"S": "COMPLETED"}, "expiration": {"N": "9999999999"}}
     raw.put_item(TableName=dynamodb.table, Item={**foreign, "data": {"S": "1"}})

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
 from idempotent_tasks.retries import limited
-from idempotent_tasks.stores.dynamodb.fast.http import FEW, IDLE_SECONDS, KeptConnections, Limits
+from idempotent_tasks.stores.dynamodb.fast.http import IDLE_SECONDS, IDLE_WITHOUT_SWEEPER, ConnectionPool, Limits
 from idempotent_tasks.testing import FakeClock
 from tests.support.waiting import wait_for
 
@@ -71,7 +71,7 @@ class Rig:
         self.dress: Callable[[Line], Any] = lambda line: line
         usual = {"connect_timeout": LONG_SECONDS, "read_timeout": LONG_SECONDS, "max_pool_connections": 50}
         given = Limits(**{**usual, **limits})
-        self.pool = KeptConnections("http://localhost/", given, self._make, self.clock.monotonic)
+        self.pool = ConnectionPool("http://localhost/", given, self._make, self.clock.monotonic)
 
     def _make(self) -> Any:
         self.lines.append(Line(self.waits))
@@ -145,30 +145,30 @@ class TestIdle:
     def test_few_need_no_thread(self, rig: Rig) -> None:
         """A process that asks one or two things at a time has none for it."""
         before = set(threading.enumerate())
-        rig.burst(FEW)
+        rig.burst(IDLE_WITHOUT_SWEEPER)
         began = set(threading.enumerate()) - before
         assert "idempotency-connections" not in {thread.name for thread in began}
 
     def test_a_sweep_closes_the_old_ones(self, rig: Rig) -> None:
         """What a gateway in between may have forgotten."""
-        rig.burst(FEW)
+        rig.burst(IDLE_WITHOUT_SWEEPER)
         rig.clock.advance(IDLE_SECONDS - 1)
-        assert rig.pool.sweep() == FEW
+        assert rig.pool.sweep() == IDLE_WITHOUT_SWEEPER
         rig.clock.advance(2)
         assert rig.pool.sweep() == 0
         assert rig.open() == 0
 
     def test_the_next_request_takes_no_old_one(self, rig: Rig) -> None:
         """And closes those that it meets."""
-        rig.burst(FEW)
+        rig.burst(IDLE_WITHOUT_SWEEPER)
         rig.clock.advance(IDLE_SECONDS + 1)
         rig.exchange()
-        assert len(rig.lines) == FEW + 1
+        assert len(rig.lines) == IDLE_WITHOUT_SWEEPER + 1
         assert rig.open() == 1
 
     def test_a_request_closes_what_the_server_closed(self, rig: Rig) -> None:
         """The oldest as well, which no request comes to."""
-        rig.burst(FEW)
+        rig.burst(IDLE_WITHOUT_SWEEPER)
         rig.hang_up()
         rig.exchange()
         assert rig.open() == 1
@@ -240,7 +240,7 @@ class TestTimeLeft:
         """TLS may take the time-out of a connection once more."""
         rig = make_rig()
         limits = Limits(connect_timeout=LONG_SECONDS, read_timeout=LONG_SECONDS, max_pool_connections=1)
-        pool = KeptConnections(url, limits, rig._make, rig.clock.monotonic)
+        pool = ConnectionPool(url, limits, rig._make, rig.clock.monotonic)
         with limited(rig.clock, left):
             pool.exchange(HEADERS, b"{}")
         assert rig.lines[0].timeout == timeout

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from idempotent_tasks.stores.dynamodb.fast import http
-from idempotent_tasks.stores.dynamodb.fast.http import Reply, is_dynamodbs, read_reply
+from idempotent_tasks.stores.dynamodb.fast.http import Reply, is_from_dynamodb, read_reply
 
 BODY = b'{"Attributes": {}}'
 PLAIN = b"HTTP/1.1 200 OK\r\nX-Id: one\r\nContent-Length: 18\r\n\r\n" + BODY
@@ -147,7 +147,7 @@ OWN = {"content-type": "application/x-amz-json-1.0", "x-amzn-requestid": "4KBN",
 )
 def test_an_answer_of_dynamodbs(headers: dict[str, str]) -> None:
     """Its JSON, with the id that it gave the request."""
-    assert is_dynamodbs(headers)
+    assert is_from_dynamodb(headers)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_an_answer_of_dynamodbs(headers: dict[str, str]) -> None:
 )
 def test_an_answer_of_somebody_elses(headers: dict[str, str]) -> None:
     """A gateway's, which has its own JSON or a page; or one that was passed on, and may be an old one."""
-    assert not is_dynamodbs(headers)
+    assert not is_from_dynamodb(headers)

@@ -90,7 +90,7 @@ def outcomes(store: MemoryStore) -> Outcomes:
 def read(*parts: Item) -> Record:
     """Return the record of an item that is made up of these attributes, the last one counting."""
     item: Item = {name: value for part in (COMMON, *parts) for name, value in part.items()}
-    return DynamoDBStore("idempotency").layout.record(KEY, item)
+    return DynamoDBStore("idempotency").schema.record(KEY, item)
 
 
 @pytest.mark.parametrize(("item", "value"), RESULTS.values(), ids=RESULTS.keys())

@@ -13,10 +13,10 @@ from idempotent_tasks.records import Claim, Record, Status, release_time
 from idempotent_tasks.retries import persistently
 from idempotent_tasks.stores.aws_errors import blames_credentials
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb.client import Written
+from idempotent_tasks.stores.dynamodb.client import Succeeded
 from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
 
-__all__ = ["OPERATOR_ACTIONS", "Corrupt", "Operations"]
+__all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "Update
 #: A page of so many items is answered within a client's time-out by a server that is busy, too.
 PAGE_ITEMS: Final = 500
 #: Seconds for which a page is asked for again: what was listed so far must not be for nothing.
-PATIENCE: Final = 20.0
+PAGE_RETRY_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Corrupt:
     why: str
 
 
-class Operations:
+class TableAdmin:
     """An operator's view of one store; every call raises the store's errors (`idempotent_tasks.stores.Store`)."""
 
     def __init__(self, store: DynamoDBStore) -> None:
         self._store = store
-        self._layout = store.layout
+        self._schema = store.schema
 
     def records(
         self, *, status: Status | None = None, task: str | None = None, data: bool = False
@@ -83,14 +83,14 @@ class Operations:
         at = release_time(Claim.shown_by(record), self._store.clock.now())
         values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
         update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
-        return self._carried_out("update_item", Key=self._layout.key(record.key), **self._layout.update(update))
+        return self._carried_out("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
         """Delete a record, and return whether it was still as shown; arguments as for `release`."""
         condition, operands = self._unchanged(record, force=force)
-        given = self._layout.update(Update(condition=condition, operands=operands))
+        given = self._schema.update(Update(condition=condition, operands=operands))
         del given["UpdateExpression"]
-        return self._carried_out("delete_item", Key=self._layout.key(record.key), **given)
+        return self._carried_out("delete_item", Key=self._schema.key(record.key), **given)
 
     def _patiently(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
@@ -104,7 +104,7 @@ class Operations:
                     raise StoreMisconfiguredError(error.message) from error
                 raise
 
-        return persistently(once, clock=clock, seconds=PATIENCE)
+        return persistently(once, clock=clock, seconds=PAGE_RETRY_SECONDS)
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
@@ -118,21 +118,21 @@ class Operations:
 
     def _carried_out(self, operation: str, **parameters: Any) -> bool:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
-        return isinstance(answer, Written)
+        return isinstance(answer, Succeeded)
 
     def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
-        layout, partition = self._layout, self._layout.sort_key_attr is not None
-        projection = ", ".join(f"#{role}" for role in layout.roles if data or role != "data")
-        names = layout.names(projection)
+        schema, partition = self._schema, self._schema.sort_key_attr is not None
+        projection = ", ".join(f"#{role}" for role in schema.roles if data or role != "data")
+        names = schema.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         given: dict[str, Any] = {}
         if wanted:
             given["FilterExpression"] = " AND ".join(f"#{role} = :{role}" for role in wanted)
         if partition:
-            names["#sort"] = layout.sort_key_attr or ""
+            names["#sort"] = schema.sort_key_attr or ""
             projection += ", #sort"
             given["KeyConditionExpression"] = "#key = :partition"
-            values[":partition"] = {"S": layout.static_pk_value}
+            values[":partition"] = {"S": schema.static_pk_value}
         if values:
             given["ExpressionAttributeValues"] = values
         if start:
@@ -146,12 +146,12 @@ class Operations:
             **given,
         )
         # Nothing is refused where nothing is written.
-        return answer.answer if isinstance(answer, Written) else {"Items": []}
+        return answer.answer if isinstance(answer, Succeeded) else {"Items": []}
 
     def _record(self, item: Item) -> Record | Corrupt:
-        attribute = self._layout.sort_key_attr or self._layout.key_attr
+        attribute = self._schema.sort_key_attr or self._schema.key_attr
         key = str(item.get(attribute, {}).get("S", ""))
         try:
-            return self._layout.record(key, item)
+            return self._schema.record(key, item)
         except RecordCorruptError as error:
             return Corrupt(key, error.message)

@@ -16,11 +16,11 @@ from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavail
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
-from idempotent_tasks.stores.dynamodb.fast.client import ShortRoad, announce
-from idempotent_tasks.stores.dynamodb.fast.http import is_dynamodbs
+from idempotent_tasks.stores.dynamodb.fast.client import FastClient, announce
+from idempotent_tasks.stores.dynamodb.fast.http import is_from_dynamodb
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime
 
-__all__ = ["Connection", "Refused", "Written"]
+__all__ = ["Connection", "Refused", "Succeeded"]
 
 #: Requests that are sent at once to confirm a jump of DynamoDB's clock: of two answers that contradict each other and
 #: what was known, the second has to be confirmed too.
@@ -56,7 +56,7 @@ _MEMBERS: Final = {"describe_table": "Table", "describe_time_to_live": "TimeToLi
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Succeeded:
     """A request was carried out."""
 
     answer: dict[str, Any]
@@ -75,14 +75,14 @@ class Connection(ProcessClient):
 
     Args:
         clock: the local source of time.
-        fast: whether requests of a known kind take the `ShortRoad`; those of a ready-made client never do.
+        fast: whether requests of a known kind take the `FastClient`; those of a ready-made client never do.
     """
 
     def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
         super().__init__("dynamodb", clock=clock, **given)
         self._fast = fast
         #: Beside the client of this process.
-        self._road: ShortRoad | None = None
+        self._fast_client: FastClient | None = None
         #: Why there is none.
         self._closed = "the client was ready-made (client=)"
         self.clock = ServerClock(clock or SystemClock())
@@ -97,7 +97,7 @@ class Connection(ProcessClient):
 
     def request(
         self, operation: str, *, refusal: str = "ConditionalCheckFailedException", **parameters: Any
-    ) -> Written | Refused:
+    ) -> Succeeded | Refused:
         """Send one request, once.
 
         Args:
@@ -130,14 +130,16 @@ class Connection(ProcessClient):
                 raise RecordCorruptError(msg) from error
             raise
 
-    def _answer(self, request: Request, operation: str, parameters: dict[str, Any], refusal: str) -> Written | Refused:
+    def _answer(
+        self, request: Request, operation: str, parameters: dict[str, Any], refusal: str
+    ) -> Succeeded | Refused:
         client = self.client_of_this_process()
         sent_at = self.clock.local_now()
         try:
-            if self._road is None:
+            if self._fast_client is None:
                 answer = getattr(client, operation)(**parameters)
             else:
-                answer = self._road.send(operation, parameters)
+                answer = self._fast_client.send(operation, parameters)
         except ClientError as error:
             if error.operation_name != request.action:
                 # Somebody else's answer, such as that of STS.
@@ -152,7 +154,7 @@ class Connection(ProcessClient):
             # botocore takes a page with status 200 for an answer without members: no commit may be read into it.
             msg = f"{request} was answered by what is not DynamoDB; fix the endpoint, or the gateway in between"
             raise StoreUnavailableError(msg)
-        return Written(answer)
+        return Succeeded(answer)
 
     def _is_own(self, answer: Any) -> bool:
         """Return whether a success is DynamoDB's: in JSON, and with a request's id from whoever has shown one."""
@@ -179,7 +181,7 @@ class Connection(ProcessClient):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the road behind, as the client, and the question, which is the store's."""
-        return {**super().__getstate__(), "_road": None, "_question": None}
+        return {**super().__getstate__(), "_fast_client": None, "_question": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
         super()._made(client, session, credentials)
@@ -193,16 +195,16 @@ class Connection(ProcessClient):
             # The road would go on to an endpoint that the client may have left.
             self._closed = "endpoints are discovered"
         else:
-            self._road = ShortRoad(client, self._signing_time, repr(self))
+            self._fast_client = FastClient(client, self._signing_time, repr(self))
 
     def _adopt(self, pid: int) -> None:
         super()._adopt(pid)
-        if self._road is None:
+        if self._fast_client is None:
             announce(repr(self), self._closed)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         headers = _headers(answer)
-        if "date" in headers and is_dynamodbs(headers):
+        if "date" in headers and is_from_dynamodb(headers):
             self.clock.observe(headers["date"], sent_at)
             self.clock_asked = True
             if self.clock.doubtful:

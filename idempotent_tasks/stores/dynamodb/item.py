@@ -11,7 +11,7 @@ from typing import Any, Final
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
 from idempotent_tasks.records import Record, Status
 
-__all__ = ["BOOKKEEPING", "Item", "Layout", "Update"]
+__all__ = ["BOOKKEEPING", "Item", "ItemSchema", "Update"]
 
 #: A DynamoDB item or key on the wire: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
@@ -62,7 +62,7 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ItemSchema:
     """Which attribute plays which role, in one table.
 
     Raises:
@@ -111,7 +111,7 @@ class Layout:
             **{role: self.bookkeeping.get(role, role) for role in BOOKKEEPING},
         }
 
-    def differences(self, other: "Layout") -> list[str]:
+    def differences(self, other: "ItemSchema") -> list[str]:
         """Return what two layouts of one table name differently, for example ``data: 'data' and 'result'``.
 
         The partition of a composite key, which keeps apps apart, may differ.

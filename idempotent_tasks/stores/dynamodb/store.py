@@ -40,8 +40,8 @@ from idempotent_tasks.records import (
 from idempotent_tasks.stores import CLOCK_TOLERANCE_SECONDS
 from idempotent_tasks.stores.aws import Credentials
 from idempotent_tasks.stores.dynamodb import updates
-from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Written
-from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, Layout, Update
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
+from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
 from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
 
 __all__ = ["DynamoDBStore"]
@@ -122,7 +122,7 @@ class DynamoDBStore:
         clock: Clock | None = None,
     ) -> None:
         self.table = table
-        self.layout = Layout(
+        self.schema = ItemSchema(
             key_attr=key_attr,
             sort_key_attr=sort_key_attr,
             static_pk_value=static_pk_value or "idempotency#",
@@ -175,7 +175,7 @@ class DynamoDBStore:
         if self._partition_named:
             return self
         store = copy.copy(self)
-        store.layout = replace(self.layout, static_pk_value=f"idempotency#{app_name}")
+        store.schema = replace(self.schema, static_pk_value=f"idempotency#{app_name}")
         return store
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
@@ -191,7 +191,7 @@ class DynamoDBStore:
                 # DynamoDB says that something is wrong with the item; reading it says what.
                 self._read(request.key)
                 raise
-            if isinstance(written, Written):
+            if isinstance(written, Succeeded):
                 answer: ClaimAnswer = Granted(self._claim_from(request, now, until, written.answer["Attributes"]))
             else:
                 old = self._refusing_record(request.key, written)
@@ -225,7 +225,7 @@ class DynamoDBStore:
         """See `idempotent_tasks.stores.Store.commit`."""
         now = self._now(claim.key)
         written = self._update(claim.key, updates.commit_update(claim, outcome, now, retention_seconds))
-        if isinstance(written, Written):
+        if isinstance(written, Succeeded):
             self._keep_outcome(claim, now, retention_seconds)
             return Committed()
         old = self._refusing_record(claim.key, written)
@@ -250,9 +250,9 @@ class DynamoDBStore:
         written = self.connection.request(
             "put_item",
             TableName=self.table,
-            Item=self.layout.item(record),
+            Item=self.schema.item(record),
             ConditionExpression=condition,
-            ExpressionAttributeNames=self.layout.names(condition),
+            ExpressionAttributeNames=self.schema.names(condition),
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
         if isinstance(written, Refused):
@@ -265,7 +265,7 @@ class DynamoDBStore:
         at = release_time(claim, self._now(claim.key))
         update = updates.release_update(claim, reason, at, crashed=crashed, began=began)
         written = self._update(claim.key, update)
-        if isinstance(written, Written) or was_released(self._refusing_record(claim.key, written), claim):
+        if isinstance(written, Succeeded) or was_released(self._refusing_record(claim.key, written), claim):
             return Released()
         return Lost()
 
@@ -301,7 +301,7 @@ class DynamoDBStore:
 
     def forget(self, key: str) -> None:
         """Delete the record of a key, whoever holds it; do nothing where there is none."""
-        self.connection.request("delete_item", TableName=self.table, Key=self.layout.key(key))
+        self.connection.request("delete_item", TableName=self.table, Key=self.schema.key(key))
 
     def create_table(self) -> None:
         """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
@@ -312,7 +312,7 @@ class DynamoDBStore:
             StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
             StoreUnavailableError: the table does not become active within a minute.
         """
-        create_table(self.connection, self.table, self.layout)
+        create_table(self.connection, self.table, self.schema)
 
     def verify(self) -> None:
         """Check that the table exists with this store's key schema and TTL attribute.
@@ -321,43 +321,43 @@ class DynamoDBStore:
             StoreMisconfiguredError: what is wrong, with its remedy.
             StoreUnavailableError: DynamoDB cannot be reached.
         """
-        verify_table(self.connection, self.table, self.layout)
+        verify_table(self.connection, self.table, self.schema)
 
     def _now(self, key: str) -> float:
         return self.connection.now(
             lambda: {
                 "TableName": self.table,
-                "Key": self.layout.key(key),
+                "Key": self.schema.key(key),
                 "ProjectionExpression": "#key",
-                "ExpressionAttributeNames": self.layout.names("#key"),
+                "ExpressionAttributeNames": self.schema.names("#key"),
             }
         )
 
-    def _update(self, key: str, update: Update, **more: str) -> Written | Refused:
+    def _update(self, key: str, update: Update, **more: str) -> Succeeded | Refused:
         return self.connection.request(
             "update_item",
             TableName=self.table,
-            Key=self.layout.key(key),
+            Key=self.schema.key(key),
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
-            **self.layout.update(update),
+            **self.schema.update(update),
             **more,
         )
 
     def _refusing_record(self, key: str, refused: Refused) -> Record | None:
         if refused.item:
-            return self.layout.record(key, refused.item)
+            return self.schema.record(key, refused.item)
         return self._read(key)
 
     def _read(self, key: str) -> Record | None:
-        read = self.connection.request("get_item", TableName=self.table, Key=self.layout.key(key), ConsistentRead=True)
-        item: Item | None = read.answer.get("Item") if isinstance(read, Written) else None
-        return self.layout.record(key, item) if item else None
+        read = self.connection.request("get_item", TableName=self.table, Key=self.schema.key(key), ConsistentRead=True)
+        item: Item | None = read.answer.get("Item") if isinstance(read, Succeeded) else None
+        return self.schema.record(key, item) if item else None
 
     def _claim_from(self, request: ClaimRequest, now: float, until: int, attributes: Item) -> Claim:
         return Claim(
             request=request,
-            fence=self.layout.count(request.key, attributes, "fence"),
-            attempt=self.layout.count(request.key, attributes, "attempt"),
+            fence=self.schema.count(request.key, attributes, "fence"),
+            attempt=self.schema.count(request.key, attributes, "attempt"),
             in_progress_expiration=until,
             claimed_at=int(now * 1000),
         )

@@ -24,10 +24,10 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from idempotent_tasks.stores.dynamodb.fast.hooks import Hooks
-from idempotent_tasks.stores.dynamodb.fast.http import KeptConnections, Limits, Reply, is_dynamodbs
+from idempotent_tasks.stores.dynamodb.fast.http import ConnectionPool, Limits, Reply, is_from_dynamodb
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import DATE, TOKEN, Signer, SigningTime
 
-__all__ = ["FAST_OPERATIONS", "ShortRoad", "announce"]
+__all__ = ["FAST_OPERATIONS", "FastClient", "announce"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("idempotent_tasks")
 #: endpoint, and their answers hold nothing but numbers, text and items.
 FAST_OPERATIONS: Final = frozenset({"delete_item", "get_item", "put_item", "query", "scan", "update_item"})
 #: After so many requests that could not be a template none is looked at any more: a proxy stays, for example.
-MOST_UNLIKE: Final = 3
+MAX_REJECTED_TEMPLATES: Final = 3
 #: The one form of requests and answers that is written and read here.
 _JSON: Final = "application/x-amz-json-1.0"
 #: The headers that a template may have, by name in lower case: those that are the same for each of its requests, and
@@ -49,7 +49,7 @@ _FIRST_TRY: Final = "attempt=1"
 _LAMBDA: Final = "AWS_LAMBDA_FUNCTION_NAME"
 
 
-class _UnlikeError(Exception):
+class _UnusableError(Exception):
     """A request that can be no template; its text says why."""
 
 
@@ -76,7 +76,7 @@ class _Template:
     #: By name in lower case.
     constant: Mapping[str, str]
     signer: Signer
-    connections: KeptConnections
+    connections: ConnectionPool
     #: Those that it was signed with; with any others boto3 may send another request.
     credentials: Any = field(repr=False)
 
@@ -95,7 +95,7 @@ class _Template:
         return {shown: headers[name] for shown, name in self.names}, body
 
 
-class ShortRoad:
+class FastClient:
     """Sends requests for one client of boto3's, in one process, where they are provably what the client would send.
 
     What is not, the client sends: whatever a handler or a wrapper of somebody else's might see or change (`Hooks`),
@@ -117,9 +117,9 @@ class ShortRoad:
         self._credentials = client._request_signer._credentials  # noqa: SLF001 - those that the client signs with
         #: By the client's method and the table.
         self._templates: dict[tuple[str, Any], _Template] = {}
-        self._connections: dict[str, KeptConnections] = {}
+        self._connections: dict[str, ConnectionPool] = {}
         #: How many of the client's requests could not be a template.
-        self._unlike = 0
+        self._rejected = 0
         #: What was said of this road, so that it is said once.
         self._announced: set[str | None] = set()
         # Before any handler that adds something to this one request.
@@ -200,7 +200,7 @@ class ShortRoad:
                 request.headers[header] = value
 
     def _learn(self, operation: str, parameters: Mapping[str, Any], sent: _Sent, answer: Mapping[str, Any]) -> None:
-        if operation not in FAST_OPERATIONS or self._unlike >= MOST_UNLIKE:
+        if operation not in FAST_OPERATIONS or self._rejected >= MAX_REJECTED_TEMPLATES:
             return
         name = self._client.meta.method_to_api_mapping[operation]
         closed = self._hooks.found(name)
@@ -212,9 +212,9 @@ class ShortRoad:
                 # A urllib3 of another shape keeps them, as it does without us.
                 with suppress(AttributeError, LookupError, TypeError):
                     self._close_idle()
-            except (_UnlikeError, AttributeError, LookupError, TypeError, ValueError) as error:
+            except (_UnusableError, AttributeError, LookupError, TypeError, ValueError) as error:
                 # What was answered is not for nothing because a version of botocore or urllib3 has another shape.
-                self._unlike += 1
+                self._rejected += 1
                 closed = str(error)
         if closed not in self._announced:
             self._announced.add(closed)
@@ -224,28 +224,30 @@ class ShortRoad:
         """Return what the one request that boto3 sent in a call is the template of.
 
         Raises:
-            _UnlikeError: it is none: from here would go other bytes, to another server, or signed in another way.
+            _UnusableError: it is none: from here would go other bytes, to another server, or signed in another way.
         """
         if sent.credentials is None:
-            raise _UnlikeError("there are no credentials to sign with")
+            raise _UnusableError("there are no credentials to sign with")
         if len(sent.requests) != 1:
-            raise _UnlikeError(f"boto3 sent {len(sent.requests)} requests in one call")
+            raise _UnusableError(f"boto3 sent {len(sent.requests)} requests in one call")
         (request,) = sent.requests
         headers = _by_name(request)
         others = headers.keys() - _CONSTANT - _OWN
         if others:
-            raise _UnlikeError(f"boto3's request has the header {min(others)!r}, which may be of this one request only")
+            raise _UnusableError(
+                f"boto3's request has the header {min(others)!r}, which may be of this one request only"
+            )
         if headers.get("content-type") != _JSON or not headers.get("amz-sdk-request", _FIRST_TRY).startswith(
             _FIRST_TRY
         ):
-            raise _UnlikeError("boto3's request has another form")
+            raise _UnusableError("boto3's request has another form")
         if _LAMBDA in os.environ:
-            raise _UnlikeError("in AWS Lambda boto3 adds the trace of the invocation to each request")
+            raise _UnusableError("in AWS Lambda boto3 adds the trace of the invocation to each request")
         if request.body != _ENCODER.encode(parameters).encode():
-            raise _UnlikeError("boto3 writes the body in another way")
+            raise _UnusableError("boto3 writes the body in another way")
         signer = Signer.learned(request, headers, sent.credentials)
         if signer is None:
-            raise _UnlikeError("boto3's request is signed in another way, or not at all")
+            raise _UnusableError("boto3's request is signed in another way, or not at all")
         default = (("Host", "host"), ("Accept-Encoding", "accept-encoding"))
         return _Template(
             operation=name,
@@ -260,7 +262,7 @@ class ShortRoad:
             credentials=sent.credentials,
         )
 
-    def _connections_to(self, url: str) -> KeptConnections:
+    def _connections_to(self, url: str) -> ConnectionPool:
         """Return connections that the client's own HTTP session makes: to its addresses, with its trust.
 
         A file with authorities is read for each connection, as by the session itself.
@@ -268,9 +270,9 @@ class ShortRoad:
         config = self._client.meta.config
         session = self._client._endpoint.http_session  # noqa: SLF001 - boto3 has no other way to it
         if session._proxy_config.proxy_url_for(url):  # noqa: SLF001
-            raise _UnlikeError("requests go through a proxy")
+            raise _UnusableError("requests go through a proxy")
         if config.client_cert or session._cert_file or session._key_file:  # noqa: SLF001
-            raise _UnlikeError("the client has a certificate of its own")
+            raise _UnusableError("the client has a certificate of its own")
 
         def make() -> HTTPConnection:
             pool = session._manager.connection_from_url(url)  # noqa: SLF001
@@ -286,7 +288,7 @@ class ShortRoad:
                 read_timeout=config.read_timeout,
                 max_pool_connections=config.max_pool_connections,
             )
-            self._connections[url] = KeptConnections(url, limits, make, self._time.monotonic)
+            self._connections[url] = ConnectionPool(url, limits, make, self._time.monotonic)
         return self._connections[url]
 
     def _close_idle(self) -> None:
@@ -323,7 +325,7 @@ def _is_believed(answer: Mapping[str, Any]) -> bool:
     """Whether an answer is DynamoDB's own, and no redirect."""
     about = answer.get("ResponseMetadata", {})
     is_redirect = HTTPStatus.MULTIPLE_CHOICES <= about.get("HTTPStatusCode", 0) < HTTPStatus.BAD_REQUEST
-    return not is_redirect and is_dynamodbs(about.get("HTTPHeaders", {}))
+    return not is_redirect and is_from_dynamodb(about.get("HTTPHeaders", {}))
 
 
 def _by_name(request: Any) -> dict[str, str]:

@@ -32,13 +32,22 @@ from urllib3.util import wait_for_read
 
 from idempotent_tasks.retries import time_left
 
-__all__ = ["FEW", "IDLE_SECONDS", "KeptConnections", "Limits", "Receiver", "Reply", "is_dynamodbs", "read_reply"]
+__all__ = [
+    "IDLE_SECONDS",
+    "IDLE_WITHOUT_SWEEPER",
+    "ConnectionPool",
+    "Limits",
+    "Receiver",
+    "Reply",
+    "is_from_dynamodb",
+    "read_reply",
+]
 
 #: An idle connection that is older is closed: NAT gateways and load balancers of AWS forget one after 350 s.
 #: https://docs.aws.amazon.com/vpc/latest/userguide/nat-gateway-basics.html
 IDLE_SECONDS: Final = 300.0
 #: Where a burst leaves more idle connections than this, a thread looks after them until no more are left.
-FEW: Final = 2
+IDLE_WITHOUT_SWEEPER: Final = 2
 #: How often that thread looks, in seconds.
 SWEEP_SECONDS: Final = 1.0
 #: What a cache or a gateway adds to an answer that passes through it, or that it gives in the server's place.
@@ -82,7 +91,7 @@ class _Idle:
     since: float
 
 
-class KeptConnections:
+class ConnectionPool:
     """Connections to the server of one URL, whose path and query all requests share.
 
     Args:
@@ -204,7 +213,7 @@ class KeptConnections:
             self._idle.appendleft(oldest)
         self._idle.append(_Idle(connection, self._monotonic()))
         self._trim()
-        if len(self._idle) > FEW and self._sweeper is None:
+        if len(self._idle) > IDLE_WITHOUT_SWEEPER and self._sweeper is None:
             self._sweeper = threading.Thread(
                 target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
             )
@@ -300,7 +309,7 @@ def _or_none(timeout: float) -> float | None:
     return None if timeout == math.inf else timeout
 
 
-def _sweep(pool: "ReferenceType[KeptConnections]") -> None:
+def _sweep(pool: "ReferenceType[ConnectionPool]") -> None:
     """Look after a pool's idle connections until none is left, or nobody has the pool any more."""
     pause = threading.Event()
     while True:
@@ -331,7 +340,7 @@ class Receiver(Protocol):
         ...
 
 
-def is_dynamodbs(headers: Mapping[str, str]) -> bool:
+def is_from_dynamodb(headers: Mapping[str, str]) -> bool:
     """Whether an answer is DynamoDB's own: its JSON, with its id of the request, and from no cache.
 
     Anything else (a gateway's page, a captive portal, a proxy's copy) proves nothing: neither the time, nor that the
