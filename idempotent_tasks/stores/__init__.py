@@ -1,6 +1,6 @@
-"""The protocol that a store speaks: what is atomic, what each call returns and raises.
+"""The protocol of a store: what is atomic, what each call returns and raises.
 
-A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
+A store knows nothing of keys' derivation, encoding, waiting and retrying.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ from idempotent_tasks.records import (
 
 __all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ResultStore", "Store"]
 
-#: How many copies a record notes as deferred, and how many tasks as dispatched: it must stay a small item.
+#: The most copies that a record notes as deferred, and the most tasks as dispatched: it must stay a small item.
 MOST_NOTED: Final = 100
-#: A write is corrected whose answer shows a time so far from the one that its expiry was reckoned with.
+#: A write is corrected if its answer shows a time that differs by more than this from the one it computed expiry with.
 CLOCK_TOLERANCE_SECONDS: Final = 2.0
-#: How many notes that are past their time one note of a deferral removes.
+#: The most past notes that one note of a deferral removes.
 MOST_FORGOTTEN: Final = 10
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Where records live.  Each call is one atomic step on one key.
+    """A place for records; each call is one atomic step on one key.
 
     Every call but `get` is safe to repeat after a lost answer: the repetition finds the owner token of its first
     try and returns the same answer.  Every call raises `StoreUnavailableError` where repeating may help,
@@ -146,14 +146,14 @@ class Store(Protocol):
 
 @runtime_checkable
 class ResultStore(Protocol):
-    """Where data lies that is larger than a record takes.
+    """A place for data that is too large for a record.
 
     Both calls raise `StoreUnavailableError` where repeating may help, and `StoreMisconfiguredError` where it cannot.
     """
 
     @property
     def above_bytes(self) -> int | None:
-        """From which size on data shall lie here, in bytes; None where only what a `Store` does not take."""
+        """The size in bytes from which on data is stored here; None for only what a `Store` does not take."""
         ...
 
     def put(self, data: bytes, expires_at: float) -> str:
@@ -164,6 +164,6 @@ class ResultStore(Protocol):
         """Return what was put, byte by byte.
 
         Raises:
-            ResultUnavailableError: it is gone, or is something else.
+            ResultUnavailableError: it is gone, or was changed.
         """
         ...

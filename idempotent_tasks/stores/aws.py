@@ -1,4 +1,7 @@
-"""One client of an AWS service a process, made on first use, and made again where it lacks what may appear."""
+"""boto3 clients: one a process and service, made on first use, with credentials that are looked for again.
+
+Every request ends within the time that its caller has left (`idempotent_tasks.retries.time_left`).
+"""
 
 import logging
 import math
@@ -27,8 +30,8 @@ __all__ = ["OUR_CONFIG", "Credentials", "ProcessClient"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: botocore retries nothing, because a second authority under tenacity would hide lost answers from it; its own
-#: time-outs of 60 s would hold a worker's slot longer than most claims live.
+#: botocore retries nothing: tenacity does, and has to see each lost answer.  Its own time-outs of 60 s would block a
+#: worker's slot longer than most claims live.
 OUR_CONFIG: Final = Config(
     retries={"total_max_attempts": 1, "mode": "standard"},
     connect_timeout=2,
@@ -37,22 +40,22 @@ OUR_CONFIG: Final = Config(
     max_pool_connections=50,
 )
 _ONE_ATTEMPT: Final = Config(retries={"total_max_attempts": 1, "mode": "standard"})
-#: For the services that give credentials (STS, IAM Identity Center), which a request waits for.
+#: The services that issue credentials (STS, IAM Identity Center): a request to DynamoDB or S3 waits for theirs.
 _CREDENTIALS_SERVICES: Final = ("signin", "sso", "sso-oidc", "sts")
 _CREDENTIALS_CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
-#: Seconds until a client that was made with substitutes, or whose credentials are refused, is looked at again: the
-#: first time, at most, and as a multiple of what the last look took.
+#: Seconds until credentials and region are looked for again, for a client that has substitutes for them or whose
+#: credentials were refused: the first time, at most, and as a multiple of the duration of the last lookup.
 FIRST_LOOKUP_SECONDS: Final = 0.1
 LONGEST_LOOKUP_SECONDS: Final = 300.0
 LOOKUP_COST: Final = 10.0
-#: What a stand-in on this machine is asked with where nobody gave credentials or a region.
+#: Substitutes for a stand-in on this machine, where no credentials or no region are configured.
 _LOCAL_CREDENTIALS: Final = ("local", "local")
 _LOCAL_REGION: Final = "us-east-1"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """Static credentials, for stand-ins; on AWS the session's own chain is better."""
+    """Static credentials, for stand-ins; on AWS leave them to boto3's chain of providers."""
 
     access_key_id: str
     secret_access_key: str
@@ -60,35 +63,35 @@ class Credentials:
 
 @dataclass(kw_only=True, slots=True, repr=False)
 class _Origin:
-    """What a client was made of, as far as another look may find something else."""
+    """The credentials that a client was made with, and when to look for better ones."""
 
-    #: botocore's credentials, or None for those that were given.
+    #: botocore's, or None for those that were given.
     credentials: Any
-    #: How many things were not to be found, and have substitutes.
+    #: How many of credentials and region were not found, and have substitutes.
     lacking: int
     #: When to look again, in the clock's monotonic seconds; None for never.
     look_at: float | None
+    #: Seconds between the last two lookups.
     pause: float = FIRST_LOOKUP_SECONDS
 
 
 class ProcessClient:
-    """The client of one service in whichever process asks.
+    """Makes and keeps one boto3 client for each process that asks for it.
 
     No client is made before it is asked for, and each process makes its own: a client's sockets must not be
     shared across a fork (https://github.com/boto/botocore/issues/1246).
 
-    Nothing that was absent is kept: without credentials no client is made, and one that was made with substitutes, or
-    whose credentials are refused, is made again when others are found.  Every request ends within the time that its
-    caller has left (`idempotent_tasks.retries.time_left`); so do those for the credentials of a session of our own.
+    That something is absent is never remembered: without credentials no client is made, and one with substitutes, or
+    with credentials that are refused, is replaced when others are found.
 
     Args:
         service: by boto3's name, such as ``dynamodb``.
         region, endpoint_url, session: as for ``boto3.Session.client``.
         config: over ``defaults``, but for its retries.
-        client: a ready-made client instead of the former; not for a client that is used before a fork.
-        credentials: static ones.
+        client: a ready-made client instead of these; it must not be used before a fork.
+        credentials: static credentials.
         defaults: the configuration where ``config`` says nothing.
-        clock: measures the time between two looks for what was absent.
+        clock: measures the time between two lookups of credentials and region.
 
     Raises:
         ConfigurationError: ``client`` comes with what it contains already.
@@ -120,29 +123,29 @@ class ProcessClient:
         self._client = client
         self._local_clock = clock or SystemClock()
         self._owner_pid: int | None = None
-        #: Beside the client of this process, where it is our own.
+        #: Of the client of this process; None where it is ready-made.
         self._origin: _Origin | None = None
-        #: What botocore knows of the service: data from files, which a forked child need not read and parse again.
+        #: botocore's loader of service descriptions: a forked child need not read and parse their files again.
         self._loader: Any = None
         #: How often no client could be made.
         self._failures = 0
-        #: One lock a process: a child that is forked while a thread of its parent holds the lock never gets it.
+        #: A lock for each process id: a child that is forked while a thread holds the lock would inherit it locked.
         self._making: dict[int, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process, so that an app with a store can be sent to a spawned one."""
+        """Return the state without what belongs to this process, so that a spawned one can unpickle an app's store."""
         mine: dict[str, Any] = {"_making": {}, "_owner_pid": None, "_loader": None, "_origin": None}
         return {**vars(self), **mine, **({} if self.ready_made else {"_client": None})}
 
     @property
     def place(self) -> tuple[Any, ...] | None:
-        """What leads to one account in one region, to be compared; None where only a ready-made client knows it."""
+        """What selects the account and the region, to be compared; None where only a ready-made client knows it."""
         place = (self._region, self._endpoint_url, self._session, self._credentials)
         return None if self.ready_made else place
 
     @property
     def provider(self) -> str | None:
-        """Where the credentials of this process's client come from, as botocore calls it; None where it is unknown."""
+        """The provider of this process's credentials, by botocore's name; None where it is unknown."""
         return None if self._origin is None else getattr(self._origin.credentials, "method", None)
 
     def __repr__(self) -> str:
@@ -158,14 +161,14 @@ class ProcessClient:
             botocore.exceptions.NoCredentialsError: there are no credentials.
             StoreMisconfiguredError: a ready-made client was used before this process was forked.
             StoreUnavailableError: another thread is making the client, and failed, or no time is left to wait for it.
-            Exception: whatever boto3 raises where it looks for credentials; nothing is kept of it.
+            Exception: whatever boto3 raises while it looks for credentials; the next call looks again.
         """
         pid = os.getpid()
         is_ours = self._owner_pid == pid
         if is_ours and not self._is_due():
             return self._client
         lock, waited_for = self._making.setdefault(pid, threading.Lock()), self._failures
-        # Who has a client goes on with it while another thread looks for something better.
+        # A process that has a client uses it while another thread looks for better credentials.
         if lock.acquire(timeout=0 if is_ours else min(max(time_left(), 0), threading.TIMEOUT_MAX)):
             try:
                 if self._owner_pid != pid:
@@ -179,7 +182,7 @@ class ProcessClient:
         return self._client
 
     def _adopt_once(self, pid: int, waited_for: int) -> None:
-        """Make the client, unless that failed while this thread waited: threads would ask the same service in turn."""
+        """Make the client, unless that failed while this thread waited: each thread would ask the service once more."""
         if self._failures != waited_for:
             raise StoreUnavailableError("another thread found no credentials just now, or no region")
         try:
@@ -189,9 +192,9 @@ class ProcessClient:
             raise
 
     def refused(self) -> None:
-        """Take notice that the credentials of this process's client were refused: others may be there by now.
+        """Look for other credentials soon, because those of this process's client were refused.
 
-        Those that refresh themselves do so in time, and given ones stay.
+        Not where they refresh themselves, nor where they were given.
         """
         origin = self._origin
         if origin is not None and origin.look_at is None and _is_static(origin.credentials):
@@ -215,9 +218,9 @@ class ProcessClient:
         self._owner_pid = pid
 
     def _look_again(self) -> None:
-        """Make the client anew if something is found that it lacks, or that is not what was refused."""
+        """Replace the client if something is found that it lacks, or other credentials than those refused."""
         old = self._origin
-        assert old is not None  # noqa: S101 - for mypy: a look is only due where there is one
+        assert old is not None  # noqa: S101 - for mypy: a lookup is only due where there is one
         began = self._local_clock.monotonic()
         try:
             session, new = self._found()
@@ -226,14 +229,14 @@ class ProcessClient:
                 return
         except INTERRUPTS:
             raise
-        except Exception:  # noqa: BLE001 - there is a client, whatever is wrong with what it could be made of
-            logger.debug("nothing is found for %r that its client lacks", self)
+        except Exception:  # noqa: BLE001 - the client stays, whatever is wrong with its replacement
+            logger.debug("no other credentials, or no region, are found for %r", self)
         ended = self._local_clock.monotonic()
         old.pause = min(max(2 * old.pause, LOOKUP_COST * (ended - began)), LONGEST_LOOKUP_SECONDS)
         old.look_at = ended + old.pause if old.lacking else None
 
     def _found(self) -> tuple[boto3.Session, _Origin]:
-        """Look for credentials and a region, and return the session that has them, or what is substituted for them."""
+        """Look for credentials and a region, and return the session with them, and what is lacking."""
         session = self._session or self._new_session()
         credentials = None if self._credentials else session.get_credentials()
         unsigned = self._config.signature_version is UNSIGNED
@@ -245,7 +248,7 @@ class ProcessClient:
         return session, _Origin(credentials=credentials, lacking=lacking, look_at=look_at)
 
     def _use(self, session: boto3.Session, origin: _Origin) -> None:
-        """Make the client of this process."""
+        """Make this process's client from a session."""
         credentials = self._credentials
         if credentials is None and origin.credentials is None and self._config.signature_version is not UNSIGNED:
             credentials = Credentials(*_LOCAL_CREDENTIALS)
@@ -267,7 +270,7 @@ class ProcessClient:
         return region
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
-        """Take a client that was made for this process, from a session and with static credentials where not None."""
+        """Do what follows the making of a client, from a session and with static credentials where not None."""
 
     def _new_session(self) -> boto3.Session:
         session = botocore.session.Session()
@@ -282,12 +285,12 @@ class ProcessClient:
 
 
 def _obey_in_class(base_classes: list[type], **_: Any) -> None:
-    """Have clients of the class that botocore is about to make obey the time that is left: a handler of its event."""
+    """Make clients of the class that botocore is about to create obey the time left: a handler of its event."""
     base_classes.insert(0, _Obedient)
 
 
 class _Obedient:
-    """What such a client is besides."""
+    """A mixin for client classes of botocore's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -295,14 +298,14 @@ class _Obedient:
 
 
 def _note_interrupts(credentials: Any) -> None:
-    """Let no soft time limit be lost in a refresh of credentials that botocore does without."""
+    """Note interrupts while credentials are refreshed: botocore drops any error if the old ones are still valid."""
     refresh = getattr(credentials, "_refresh_using", None)
     if refresh is not None and not isinstance(refresh, NotedRefresh):
         credentials._refresh_using = NotedRefresh(refresh)  # noqa: SLF001 - botocore tells nobody else
 
 
 def _is_static(credentials: Any) -> bool:
-    """Return whether nobody refreshes these credentials, which botocore found in the environment or in a file."""
+    """Return whether credentials are never refreshed, as those from the environment or from a file."""
     return isinstance(credentials, BotoCredentials) and not isinstance(credentials, RefreshableCredentials)
 
 
@@ -318,18 +321,18 @@ def _is_loopback(endpoint_url: str | None) -> bool:
 
 
 class _NoTimeLeftError(Exception):
-    """A request was not begun: of no kind that botocore, or a retry of its own, takes for a fault of the network."""
+    """No time is left to begin a request; of no kind that botocore takes for a fault of the network and retries."""
 
 
 class _TimeLeft(Timeout):
-    """The time-outs of a client, and for each request no more than the time that is left.
+    """A client's time-outs, limited for each request to the time that its caller has left.
 
-    urllib3 keeps one such object for all connections to a place, and makes a copy for each request.
+    urllib3 keeps one such object for all connections to a host, and copies it for each request.
     """
 
     @classmethod
     def of(cls, timeout: Any) -> Self:
-        """Return the same time-outs, given as one of urllib3's or as a number of seconds."""
+        """Return the same time-outs, given as a `Timeout` of urllib3's or as a number of seconds."""
         if isinstance(timeout, Timeout):
             return cls(connect=timeout._connect, read=timeout._read, total=timeout.total)  # noqa: SLF001
         return cls(connect=timeout, read=timeout)
@@ -345,13 +348,10 @@ class _TimeLeft(Timeout):
 
 
 def _obey_time_left(client: Any) -> None:
-    """Have each request of a client end within the time that its caller has left; without a limit nothing changes.
+    """Make each request of a boto3 client end within the time that its caller has left.
 
-    boto3 has no time-outs for one request, so this sets those of the client's HTTP session.  What is no client of
-    boto3's, such as a test's stand-in, stays as it is.
-
-    Args:
-        client: a client of boto3's.
+    boto3 has no time-outs for one request, so this sets those of the client's HTTP session.  Any other object, such as
+    a test's stand-in, stays as it is.
     """
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     manager = getattr(session, "_manager", None)

@@ -1,4 +1,4 @@
-"""A `Store` in front of another that tells outcomes from this process's memory, for a while."""
+"""A cache of outcomes in this process's memory, and the store that answers claims from it."""
 
 import os
 import sys
@@ -30,27 +30,27 @@ from idempotent_tasks.stores import Store
 
 __all__ = ["CachedStore", "OutcomeCache"]
 
-#: What an entry takes beside its texts, in bytes: the record, and cachetools' links to it.
+#: The memory of an entry beside its texts, in bytes: the record, and cachetools' links to it.
 ENTRY_BYTES: Final = 500
-#: One for all records, none of which changes it.
-_NOBODY: Final[dict[str, int]] = {}
+#: Shared by all cached records, none of which changes it.
+_NO_DEFERRALS: Final[dict[str, int]] = {}
 
 
 class OutcomeCache:
-    """Outcomes that this process has seen, those used last; for all threads, and for none of its forked children.
+    """The outcomes that this process has used last (LRU); shared by its threads, empty in a forked child.
 
     Args:
         clock: the store's.
         most: how many outcomes are kept.
-        most_bytes: how much memory they take, in bytes; one that is larger by itself is not kept.
+        most_bytes: how much memory they take together, in bytes; an outcome that is larger by itself is not kept.
     """
 
     def __init__(self, clock: Clock, *, most: int, most_bytes: int) -> None:
         self._clock = clock
         self._most = most
         self._most_bytes = most_bytes
-        #: The process whose memory this is.  One lock a process: a child that is forked while a thread of its parent
-        #: holds the lock never gets it.
+        #: Process id, lock and entries, replaced together in a forked child: it would inherit the lock locked where a
+        #: thread of its parent holds it.
         self._mine = (0, threading.Lock(), self._empty())
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class OutcomeCache:
             return len(entries)
 
     def recall(self, request: ClaimRequest) -> ClaimAnswer | None:
-        """Return the answer to a claim whose key is known to have an outcome, None where it must be asked for."""
+        """Return the answer to a claim whose outcome is cached; None where the store has to be asked."""
         with self._locked() as entries:
             record = entries.get(request.key)
         if record is None or record.expiration <= self._clock.now():
@@ -66,19 +66,19 @@ class OutcomeCache:
         return answer_refusal(record, request)
 
     def remember(self, record: Record, max_age: float) -> None:
-        """Keep an outcome until it expires, and for ``max_age`` seconds at most.
+        """Keep an outcome until it expires, for ``max_age`` seconds at most.
 
-        One whose body has changed what follows it is left out: whether that was sent already, no memory knows.
+        Not one with a continuation of its own: whether that was sent already, only the store knows.
         """
         if record.continuation is not None:
             return
-        # What replays nothing is left out; names that all records of a task share are kept once.
+        # What no replay needs is left out; names that all records of a task share are kept once.
         kept = replace(
             record,
             owner=None,
             worker=None,
             process=None,
-            deferred=_NOBODY,
+            deferred=_NO_DEFERRALS,
             fence=0,
             claimed_at=None,
             in_progress_expiration=None,
@@ -97,7 +97,7 @@ class OutcomeCache:
     def _locked(self) -> "Iterator[LRUCache[str, Record]]":
         pid, lock, entries = self._mine
         if pid != os.getpid():
-            # What another process was doing with its entries when this one was forked is not known here.
+            # A thread of the parent may have been changing its entries at the fork.
             lock, entries = threading.Lock(), self._empty()
             self._mine = (os.getpid(), lock, entries)
         with lock:
@@ -109,9 +109,9 @@ class OutcomeCache:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedStore:
-    """Tells an outcome that this process has seen without asking; passes everything else on.
+    """Serves known outcomes from memory; delegates everything else.
 
-    A record that somebody deletes from the store is told until it is ``max_age`` seconds old here.
+    A record that somebody deletes from the store is still served until it has been here for ``max_age`` seconds.
     """
 
     inner: Store
@@ -130,7 +130,7 @@ class CachedStore:
         return self.inner.max_data_bytes
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        """See `idempotent_tasks.stores.Store.claim`; no request where the outcome is known here."""
+        """See `idempotent_tasks.stores.Store.claim`; no request where the outcome is cached."""
         answer = self.cache.recall(request)
         if answer is None:
             answer = self.inner.claim(request)

@@ -1,4 +1,4 @@
-"""Results that a record is too small for: objects in S3, named after what is in them."""
+"""Large results as objects in an S3 bucket, each named after the SHA-256 digest of its bytes."""
 
 import re
 from base64 import b64encode
@@ -21,16 +21,16 @@ from idempotent_tasks.stores.aws_errors import Request, Service, blames_credenti
 
 __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 
-#: What a worker does with objects, and with their bucket: without ``ListBucket`` S3 calls an absent object forbidden;
-#: the rules are looked at when a worker starts.
+#: A worker's permissions on objects and on their bucket: without ``ListBucket`` S3 answers 403 for an absent object.
+#: The lifecycle rules are read when a worker starts.
 OBJECT_ACTIONS: Final = ("s3:PutObject", "s3:GetObject")
 BUCKET_ACTIONS: Final = ("s3:ListBucket", "s3:GetLifecycleConfiguration")
 
 #: How much of an object is read at once.
 PIECE_BYTES: Final = 1024 * 1024
-#: Megabytes take longer than an item.
+#: Megabytes take longer than a request to DynamoDB.
 _CONFIG: Final = OUR_CONFIG.merge(Config(read_timeout=5))
-#: What S3's refusals mean that no further try changes; any other code may pass.
+#: The permanent error codes of S3, each with its remedy; any other is transient.
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _FIX_BUCKET: Final = "allow s3:PutObject, s3:GetObject and s3:ListBucket to the worker's role, or fix the bucket's name"
 S3: Final = Service(
@@ -55,22 +55,22 @@ _TEXT_PARAMETERS: Final = ("region", "endpoint_url")
 
 
 class S3Results:
-    """A bucket for results that are larger than the store takes.
+    """An S3 bucket for results that are larger than the store takes.
 
-    An object's name is the digest of its bytes, so what is read is known to be what was written, and the same result
-    is stored once.  S3 deletes objects by a lifecycle rule of the bucket: one that is longer than any record is kept.
+    An object's name is the digest of its bytes, so what is read is known to be what was written, and equal results
+    are stored once.  A lifecycle rule of the bucket deletes the objects, later than any record expires.
 
     Args:
         bucket: the bucket's name.
-        prefix: what the names of the objects begin with; a ``/`` is added to one that does not end with it.
-        above_bytes: from which size on a result goes to the bucket, in bytes as it is stored; by default only what the
+        prefix: how the objects' names begin; a ``/`` is added where it does not end with one.
+        above_bytes: the encoded size in bytes from which on a result is stored in the bucket; by default only what the
             store does not take.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored.
-        client: a ready-made client instead of the former; not for a client that is used before a fork.
+        client: a ready-made client instead of these; it must not be used before a fork.
         credentials: static credentials, for stand-ins.
 
     Raises:
-        ConfigurationError: there is no bucket, or ``client`` comes with what it contains already.
+        ConfigurationError: the bucket has no name, or ``client`` is given beside what it contains.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class S3Results:
         self.bucket = bucket
         self.prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
         self.above_bytes = above_bytes
-        # A name of its own for each bucket is more than most stand-ins have.
+        # Most stand-ins do not resolve a host name for each bucket.
         style = Config(s3={"addressing_style": "path"}) if endpoint_url else Config()
         self._client = ProcessClient(
             "s3",
@@ -108,7 +108,7 @@ class S3Results:
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        """Make one from ``s3://BUCKET/PREFIX``, or ``BUCKET``, with ``region``, ``endpoint_url``, ``above_bytes``.
+        """Parse ``s3://BUCKET/PREFIX`` or ``BUCKET``; parameters are ``region``, ``endpoint_url``, ``above_bytes``.
 
         Raises:
             ConfigurationError: the URL has no bucket, another scheme or an unknown parameter.
@@ -127,7 +127,7 @@ class S3Results:
                 given[name] = int(value)
             else:
                 known = ", ".join((*_TEXT_PARAMETERS, "above_bytes"))
-                # Without the value, which may be a secret.
+                # The value may be a secret.
                 msg = f"results bucket {parts.netloc!r}: {name}= is unknown, or its value is wrong; known are {known}"
                 raise ConfigurationError(msg)
         return cls(parts.netloc, parts.path.lstrip("/"), **given)
@@ -137,26 +137,26 @@ class S3Results:
 
     @property
     def verifiable(self) -> bool:
-        """Whether the bucket may be asked before a worker forks: not with a ready-made client."""
+        """Whether the bucket may be checked before a worker forks: not with a ready-made client."""
         return not self._client.ready_made
 
     def client(self) -> Any:
-        """Return boto3's client of this process."""
+        """Return this process's boto3 client."""
         return self._client.client_of_this_process()
 
     def put(self, data: bytes, expires_at: float) -> str:
-        """Write an object, also where there is one of this name: its age, by which S3 deletes it, starts anew.
+        """Write an object, also where there is one of this name: the lifecycle rule counts its age from now again.
 
         Args:
             data: the bytes.
-            expires_at: when its record expires, in epoch seconds; goes into the object's metadata, for people.
+            expires_at: when its record expires, in epoch seconds; noted in the object's metadata, for people.
 
         Returns:
             The object's address, ``s3://BUCKET/PREFIX/DIGEST``.
 
         Raises:
-            StoreUnavailableError: whatever may pass: the network, throttling, the credentials; or no time is left.
-            StoreMisconfiguredError: what is certain to stay until somebody acts.
+            StoreUnavailableError: a transient error: the network, throttling, the credentials; or no time is left.
+            StoreMisconfiguredError: an error that is certain to stay until somebody acts.
         """
         digest = sha256(data)
         key = f"{self.prefix}{digest.hexdigest()}"
@@ -164,7 +164,7 @@ class S3Results:
             answer = self.client().put_object(
                 Bucket=self.bucket,
                 Key=key,
-                # Not the bytes: of those Python expects the socket to take all within one time-out.
+                # Not the bytes themselves: Python expects a socket to take all of those within one time-out.
                 Body=_Timely(data),
                 ContentType="application/octet-stream",
                 ChecksumSHA256=b64encode(digest.digest()).decode(),
@@ -177,8 +177,7 @@ class S3Results:
         """Read what `put` wrote, under whatever prefix, in this bucket and no other.
 
         Raises:
-            ResultUnavailableError: the address is another bucket's or none; the object is gone, or is not what was
-                written.
+            ResultUnavailableError: the address is none, or of another bucket; the object is gone, or was changed.
             StoreUnavailableError, StoreMisconfiguredError: as for `put`.
         """
         key = self._key(address)
@@ -201,7 +200,7 @@ class S3Results:
         return data
 
     def _key(self, address: str) -> str:
-        """Return the name of the object at an address; a record that somebody else wrote leads nowhere else."""
+        """Return the object's name in an address; an address outside this bucket, in a forged record, is refused."""
         if not re.fullmatch(r"s3://[^/].*/[0-9a-f]{64}", address, re.DOTALL):
             raise ResultUnavailableError("its result is stored at what is no address of S3 that this library wrote")
         ours = f"s3://{self.bucket}/"
@@ -214,11 +213,11 @@ class S3Results:
         return address.removeprefix(ours)
 
     def ask(self, operation: str, action: str) -> dict[str, Any]:
-        """Send a request that concerns the bucket as a whole, and return its answer; raises as `put`.
+        """Send a request about the bucket as a whole, and return its answer; raises as `put`.
 
         Args:
             operation: the client's method, for example ``head_bucket``.
-            action: its name in S3's own spelling.
+            action: the same in S3's own spelling, for example ``HeadBucket``.
         """
         with self._asking(action, self.bucket):
             answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.bucket)
@@ -245,7 +244,7 @@ def days_of(retention_seconds: float) -> int:
 
 
 class _Timely(BytesIO):
-    """The bytes of a request, which end with an error when no time is left: a time-out is only one of the network's."""
+    """The body of a request, whose reading fails when no time is left: a client's time-outs are for one wait each."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         _check_time()
@@ -253,12 +252,12 @@ class _Timely(BytesIO):
 
 
 def _read(answer: dict[str, Any]) -> bytes | None:
-    """Read an object's bytes; None where they are more than any result has, of which nothing is kept."""
+    """Read an object's bytes; None where they are more than any result has."""
     data, body = BytesIO(), answer["Body"]
     if answer.get("ContentLength", 0) > MAX_RESULT_BYTES:
         body.close()
         return None
-    # To the empty piece that follows the last one: botocore compares length and checksum there.
+    # Up to the empty piece at the end: there botocore compares length and checksum.
     while piece := body.read(PIECE_BYTES):
         _check_time()
         data.write(piece)
@@ -274,7 +273,7 @@ def _check_time() -> None:
 
 
 def _check_own(answer: dict[str, Any], request: Request) -> None:
-    """Refuse an answer with status 200 that is none of S3's: botocore takes any page for one."""
+    """Refuse a success that is not S3's own: botocore accepts any page with status 200."""
     if "ETag" not in answer:
         msg = f"{request} was answered by what is not S3; fix the endpoint, or the gateway in between"
         raise StoreUnavailableError(msg)

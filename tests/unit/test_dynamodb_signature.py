@@ -63,7 +63,7 @@ def by_name(request: AWSPreparedRequest) -> dict[str, str]:
 
 def learned(request: AWSPreparedRequest, credentials: Any = CREDENTIALS) -> Signer | None:
     """Return who signs as this request is signed."""
-    return Signer.learned(request, by_name(request), credentials)
+    return Signer.from_request(request, by_name(request), credentials)
 
 
 class TestSameAsBotocore:

@@ -1,4 +1,4 @@
-"""Records in a DynamoDB table."""
+"""The DynamoDB store: records as items of one table, in the format of Powertools for AWS Lambda (Python)."""
 
 from idempotent_tasks.stores.dynamodb.store import DynamoDBStore
 

@@ -1,6 +1,6 @@
-"""What an operator does with a table of records: look through it, free a key, delete records.
+"""An operator's access to a table of records: list them, release a claim, delete a record.
 
-Every write is conditional on the record that the operator was shown, so a delivery that was faster wins.
+Every write is conditional on the record that the operator was shown, so a concurrent delivery wins.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 
 T = TypeVar("T")
 
-#: What these operations, and the creation of the table, need beside what a worker needs.
+#: The permissions for these calls and for the creation of the table, beside a worker's.
 OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
-#: A page of so many items is answered within a client's time-out by a server that is busy, too.
+#: Items a page: few enough that a busy server answers within the client's time-out, too.
 PAGE_ITEMS: Final = 500
-#: Seconds for which a page is asked for again: what was listed so far must not be for nothing.
+#: Seconds for which a failed page is requested again: a listing of many pages should not start over.
 PAGE_RETRY_SECONDS: Final = 20.0
 
 
@@ -37,7 +37,7 @@ class Corrupt:
 
 
 class TableAdmin:
-    """An operator's view of one store; every call raises the store's errors (`idempotent_tasks.stores.Store`)."""
+    """Lists, releases and deletes the records of one store; raises as `idempotent_tasks.stores.Store`."""
 
     def __init__(self, store: DynamoDBStore) -> None:
         self._store = store
@@ -46,14 +46,14 @@ class TableAdmin:
     def records(
         self, *, status: Status | None = None, task: str | None = None, data: bool = False
     ) -> Iterator[Record | Corrupt]:
-        """Go through the table page by page.
+        """Iterate over the records, page by page.
 
-        DynamoDB bills for every item that is looked at, and for the whole of it, whatever is asked for.
+        DynamoDB bills for every item that it reads, whole, whatever the filters.
 
         Args:
-            status: only records in which this status is stored.
+            status: only records with this stored status.
             task: only records that this task claimed.
-            data: whether the records have their data; without it ``Record.data`` is None, and says nothing.
+            data: whether to fetch the records' data; ``Record.data`` is None otherwise.
         """
         wanted: dict[str, Value] = {}
         if status is not None:
@@ -62,7 +62,7 @@ class TableAdmin:
             wanted["task"] = task
         start: Item | None = None
         while True:
-            page = self._patiently(partial(self._page, wanted, start, data=data))
+            page = self._retried(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
             if not start:
@@ -71,8 +71,8 @@ class TableAdmin:
     def release(self, record: Record, reason: str, *, force: bool = False) -> bool:
         """Free the key of a claim, and return whether the record was still as shown.
 
-        The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: its keeper
-        learns of the loss, and its outcome is not recorded.
+        The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: the renewal of
+        its lease fails, and its outcome is not recorded.
 
         Args:
             record: the claim as it was shown.
@@ -83,16 +83,16 @@ class TableAdmin:
         at = release_time(Claim.shown_by(record), self._store.clock.now())
         values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
         update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
-        return self._carried_out("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+        return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
         """Delete a record, and return whether it was still as shown; arguments as for `release`."""
         condition, operands = self._unchanged(record, force=force)
         given = self._schema.update(Update(condition=condition, operands=operands))
         del given["UpdateExpression"]
-        return self._carried_out("delete_item", Key=self._schema.key(record.key), **given)
+        return self._written("delete_item", Key=self._schema.key(record.key), **given)
 
-    def _patiently(self, read: Callable[[], T]) -> T:
+    def _retried(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
 
         def once() -> T:
@@ -100,7 +100,7 @@ class TableAdmin:
                 return read()
             except StoreUnavailableError as error:
                 if blames_credentials(error):
-                    # An operator who waits has no others; who runs a worker for days may.
+                    # Waiting brings an operator no others, as it may to a worker that runs for days.
                     raise StoreMisconfiguredError(error.message) from error
                 raise
 
@@ -116,7 +116,7 @@ class TableAdmin:
         operands = {f"seen_{role}": value for role, value in seen.items() if value is not None}
         return " AND ".join(clauses), operands
 
-    def _carried_out(self, operation: str, **parameters: Any) -> bool:
+    def _written(self, operation: str, **parameters: Any) -> bool:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
         return isinstance(answer, Succeeded)
 
@@ -145,7 +145,7 @@ class TableAdmin:
             ExpressionAttributeNames=names,
             **given,
         )
-        # Nothing is refused where nothing is written.
+        # A read has no condition that could be refused.
         return answer.answer if isinstance(answer, Succeeded) else {"Items": []}
 
     def _record(self, item: Item) -> Record | Corrupt:

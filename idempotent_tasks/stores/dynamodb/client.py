@@ -1,4 +1,4 @@
-"""The road to DynamoDB: one client a process, answers and refusals as values, foreign errors translated."""
+"""Requests to DynamoDB: one client a process, expected refusals as values, botocore's errors translated."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,12 +22,12 @@ from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime
 
 __all__ = ["Connection", "Refused", "Succeeded"]
 
-#: Requests that are sent at once to confirm a jump of DynamoDB's clock: of two answers that contradict each other and
-#: what was known, the second has to be confirmed too.
+#: How many requests are sent at once to confirm a jump of DynamoDB's clock: an answer that contradicts both the jump
+#: and what was known before has to be confirmed too.
 _CONFIRMATIONS: Final = 2
-#: Whether the request under way is such a confirmation.
+#: Whether the request under way is such a confirmation, which must not cause others.
 _confirming: ContextVar[bool] = ContextVar("idempotency_confirming", default=False)
-#: What DynamoDB's refusals mean that no further try changes; any other code, one that nobody knows included, may pass.
+#: The permanent error codes of DynamoDB, each with its remedy; any other code, also an unknown one, is transient.
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html ("OK to retry?")
 #: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/CommonErrors.html
 _ALLOW: Final = "allow the action on the table to the worker's role"
@@ -35,7 +35,7 @@ _COMPARE: Final = "compare the table's key schema and this store's attribute nam
 DYNAMODB: Final = Service(
     prefix="dynamodb",
     permanent={
-        # A policy; one that was changed is in force within seconds, for which a commit is tried again all the same.
+        # A policy.  A changed one takes effect within seconds; a commit is tried again that long all the same.
         "AccessDenied": _ALLOW,
         "AccessDeniedException": _ALLOW,
         # No table of this name.
@@ -48,52 +48,52 @@ DYNAMODB: Final = Service(
     settings="the store's region, endpoint or credentials",
     speaks_json=True,
 )
-#: DynamoDB's words where an update does not fit the item that it meets.
+#: In DynamoDB's message where an update does not fit the types of the item's attributes.
 _WRONG_TYPE: Final = "incorrect data type"
 _REQUEST_ID: Final = "x-amzn-requestid"
-#: The member without which a successful answer is none of DynamoDB's.
+#: By operation, the member that each successful answer of DynamoDB's has.
 _MEMBERS: Final = {"describe_table": "Table", "describe_time_to_live": "TimeToLiveDescription"}
 
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """A request was carried out."""
+    """The answer to a request that was carried out."""
 
     answer: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request was refused in the one way that the caller expects, such as a condition that is false."""
+    """The refusal that the caller of a request expects, such as that its condition is false."""
 
-    #: The item that made a condition false, or None where the server does not tell it.
+    #: The item that made the condition false; None where there is none, or the server does not return it.
     item: dict[str, Any] | None
 
 
 class Connection(ProcessClient):
-    """Requests to one DynamoDB endpoint, from whichever process asks; arguments as for `ProcessClient`.
+    """Sends requests to one DynamoDB endpoint, with a client for each process; arguments as for `ProcessClient`.
 
     Args:
         clock: the local source of time.
-        fast: whether requests of a known kind take the `FastClient`; those of a ready-made client never do.
+        fast: whether a `FastClient` may send them; not where the client is ready-made.
     """
 
     def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
         super().__init__("dynamodb", clock=clock, **given)
         self._fast = fast
-        #: Beside the client of this process.
+        #: Of this process's client.
         self._fast_client: FastClient | None = None
-        #: Why there is none.
+        #: Why there is no fast client.
         self._closed = "the client was ready-made (client=)"
         self.clock = ServerClock(clock or SystemClock())
-        #: Whether the endpoint's answers have ids, as DynamoDB's have and those of some stand-ins have not.
+        #: Whether the endpoint has answered with a request id: DynamoDB always does, some stand-ins never.
         self._shows_ids = False
         self._signing_time = SigningTime(self.clock)
-        #: Whether the server was asked for its time, by this process or before it was forked: one whose answers are not
-        #: DynamoDB's own never tells it.
+        #: Whether the server was asked for its time, by this process or before its fork; a server whose answers are not
+        #: DynamoDB's own never shows it.
         self.clock_asked = False
-        #: Returns the parameters of a ``get_item`` that the store may send at any time.
-        self._question: Callable[[], dict[str, Any]] | None = None
+        #: Returns the parameters of a ``get_item`` that may be sent at any time, to see the server's time.
+        self._probe: Callable[[], dict[str, Any]] | None = None
 
     def request(
         self, operation: str, *, refusal: str = "ConditionalCheckFailedException", **parameters: Any
@@ -102,13 +102,13 @@ class Connection(ProcessClient):
 
         Args:
             operation: the client's method, for example ``update_item``.
-            refusal: the one error code that is an answer.
+            refusal: the error code that is returned as `Refused`.
             parameters: its keyword arguments.
 
         Raises:
-            StoreUnavailableError: whatever may pass: the network, a time-out, throttling, the credentials; or no time
+            StoreUnavailableError: a transient error: the network, a time-out, throttling, the credentials; or no time
                 is left (`idempotent_tasks.retries.time_left`), and nothing was sent.
-            StoreMisconfiguredError: what is certain to stay until somebody acts; the message holds the remedy.
+            StoreMisconfiguredError: an error that is certain to stay until somebody acts; the message holds the remedy.
             RecordCorruptError: the item under the key is no record.
         """
         request = Request(
@@ -142,7 +142,7 @@ class Connection(ProcessClient):
                 answer = self._fast_client.send(operation, parameters)
         except ClientError as error:
             if error.operation_name != request.action:
-                # Somebody else's answer, such as that of STS.
+                # Another service's answer, such as that of STS.
                 raise
             self._observe(error.response, sent_at)
             if error_code(error) != refusal:
@@ -151,13 +151,13 @@ class Connection(ProcessClient):
         self._observe(answer, sent_at)
         member = "Attributes" if "ReturnValues" in parameters else _MEMBERS.get(operation)
         if not self._is_own(answer) or (member is not None and member not in answer):
-            # botocore takes a page with status 200 for an answer without members: no commit may be read into it.
+            # botocore takes any page with status 200 for an answer without members; it must not count as a commit.
             msg = f"{request} was answered by what is not DynamoDB; fix the endpoint, or the gateway in between"
             raise StoreUnavailableError(msg)
         return Succeeded(answer)
 
     def _is_own(self, answer: Any) -> bool:
-        """Return whether a success is DynamoDB's: in JSON, and with a request's id from whoever has shown one."""
+        """Return whether a success is DynamoDB's: JSON, and with a request id if the endpoint has ever sent one."""
         headers = _headers(answer)
         has_id = _REQUEST_ID in headers
         if "json" not in headers.get("content-type", "") or (self._shows_ids and not has_id):
@@ -165,23 +165,23 @@ class Connection(ProcessClient):
         self._shows_ids = has_id
         return True
 
-    def now(self, question: Callable[[], dict[str, Any]]) -> float:
-        """Return DynamoDB's time in epoch seconds; where no answer has shown it yet, ask first.
+    def now(self, probe: Callable[[], dict[str, Any]]) -> float:
+        """Return DynamoDB's time in epoch seconds; where no answer has shown it yet, send a request first.
 
         Args:
-            question: returns the parameters of a ``get_item`` whose answer shows it; raises as `request`.
+            probe: returns the parameters of that ``get_item``; raises as `request`.
         """
-        self._question = question
+        self._probe = probe
         if not self.clock_asked:
-            self.request("get_item", **question())
+            self.request("get_item", **probe())
             self.clock_asked = True
         elif self.clock.doubtful:
             self._confirm()
         return self.clock.now()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the road behind, as the client, and the question, which is the store's."""
-        return {**super().__getstate__(), "_fast_client": None, "_question": None}
+        """Return the state without the fast client and the probe, which belong to this process and to the store."""
+        return {**super().__getstate__(), "_fast_client": None, "_probe": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
         super()._made(client, session, credentials)
@@ -192,7 +192,7 @@ class Connection(ProcessClient):
         if not self._fast:
             self._closed = "it is turned off (fast=False)"
         elif ensure_boolean(discovers):
-            # The road would go on to an endpoint that the client may have left.
+            # The fast client would not notice that the client has changed to another endpoint.
             self._closed = "endpoints are discovered"
         else:
             self._fast_client = FastClient(client, self._signing_time, repr(self))
@@ -211,22 +211,22 @@ class Connection(ProcessClient):
                 self._confirm()
 
     def _confirm(self) -> None:
-        """Ask for DynamoDB's time until its clock's jump is confirmed or refuted; give it up on an error."""
-        if self._question is None or _confirming.get():
+        """Ask for DynamoDB's time until a jump of its clock is confirmed or refuted; errors are ignored."""
+        if self._probe is None or _confirming.get():
             return
         token = _confirming.set(True)
         try:
             for _ in range(_CONFIRMATIONS):
                 if self.clock.doubtful:
                     with suppress(StoreError):
-                        self.request("get_item", **self._question())
+                        self.request("get_item", **self._probe())
         finally:
             _confirming.reset(token)
 
 
 @cache
 def _action(operation: str) -> str:
-    """Return DynamoDB's own name of an operation, by that of the client's method."""
+    """Return DynamoDB's name of the operation of a client's method, such as ``GetItem`` for ``get_item``."""
     return "".join(part.title() for part in operation.split("_"))
 
 

@@ -1,6 +1,6 @@
-"""The shape of an item: attribute names, the conditional expressions over them, item to `Record` and back.
+"""The format of an item: attribute names, update expressions over them, `Record` to item and back.
 
-No boto3 and no clock here: values in, request parameters out.
+Knows neither boto3 nor a clock: values in, request parameters out.
 """
 
 import re
@@ -13,12 +13,12 @@ from idempotent_tasks.records import Record, Status
 
 __all__ = ["BOOKKEEPING", "Item", "ItemSchema", "Update"]
 
-#: A DynamoDB item or key on the wire: attribute name to ``{type: value}``.
+#: A DynamoDB item or key as requests have it: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
-#: What an attribute can hold.
+#: The types of an attribute's value.
 Value = str | int | bytes | frozenset[str] | Mapping[str, int]
 
-#: Attributes beyond those of Powertools, under their default names.
+#: The attributes that Powertools does not have, by their default names.
 BOOKKEEPING: Final = (
     "owner",
     "fence",
@@ -43,27 +43,27 @@ _NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """One conditional ``UpdateItem``, in terms of roles instead of attribute names."""
+    """One conditional ``UpdateItem``, written with roles (see `ItemSchema.roles`) instead of attribute names."""
 
     #: Role to its new value.
     values: Mapping[str, Value] = field(default_factory=dict)
-    #: Roles that disappear.
+    #: Roles whose attributes are removed.
     remove: tuple[str, ...] = ()
     #: Further ``SET`` actions, written with ``#role`` and ``:name``.
     actions: tuple[str, ...] = ()
-    #: Role to the members that its set gets.
+    #: Role to the members that are added to its set.
     add: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: The condition, written with ``#role`` and ``:name``.
     condition: str
-    #: What ``:name`` stands for in `actions` and `condition`.
+    #: The values of ``:name`` in `actions` and `condition`.
     operands: Mapping[str, Value]
-    #: What ``#name`` stands for where it is no role, but an entry inside an attribute.
+    #: The values of ``#name`` where it is no role but an entry inside an attribute.
     entries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSchema:
-    """Which attribute plays which role, in one table.
+    """The attribute names of one table, by the role that each attribute plays in a record.
 
     Raises:
         ConfigurationError: two roles share one attribute, or an unknown role is renamed.
@@ -80,12 +80,12 @@ class ItemSchema:
     bookkeeping: Mapping[str, str] = field(default_factory=dict)
     #: Each role and its attribute, the partition key as ``key``.
     roles: Mapping[str, str] = field(init=False)
-    #: What all updates of one shape share: their ``UpdateExpression`` and ``ExpressionAttributeNames``.
-    _written: dict[object, tuple[str, dict[str, str]]] = field(init=False, repr=False, compare=False)
+    #: The ``UpdateExpression`` and ``ExpressionAttributeNames`` that all updates of one shape share.
+    _expressions: dict[object, tuple[str, dict[str, str]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", self._named_roles())
-        object.__setattr__(self, "_written", {})
+        object.__setattr__(self, "_expressions", {})
         unknown = sorted(set(self.bookkeeping) - set(BOOKKEEPING))
         if unknown:
             msg = f"attributes= renames {unknown}, but only {list(BOOKKEEPING)} can be renamed there"
@@ -112,9 +112,9 @@ class ItemSchema:
         }
 
     def differences(self, other: "ItemSchema") -> list[str]:
-        """Return what two layouts of one table name differently, for example ``data: 'data' and 'result'``.
+        """Return the roles that two schemas name differently, for example ``data: 'data' and 'result'``.
 
-        The partition of a composite key, which keeps apps apart, may differ.
+        The partition of a composite key may differ: it separates apps.
         """
         pairs: list[tuple[str, str | None, str | None]] = [("sort key", self.sort_key_attr, other.sort_key_attr)]
         pairs += [(role, name, other.roles[role]) for role, name in self.roles.items()]
@@ -127,16 +127,16 @@ class ItemSchema:
         return {self.key_attr: {"S": self.static_pk_value}, self.sort_key_attr: {"S": key}}
 
     def names(self, expression: str) -> dict[str, str]:
-        """Return ``ExpressionAttributeNames`` for the roles that an expression mentions as ``#role``."""
+        """Return the ``ExpressionAttributeNames`` of an expression: for each ``#role`` its attribute."""
         mentioned = set(re.findall(r"#(\w+)", expression))
         return {f"#{role}": name for role, name in self.roles.items() if role in mentioned}
 
     def update(self, update: Update) -> dict[str, Any]:
-        """Return the ``UpdateExpression`` and its companions as request parameters."""
+        """Return an update as request parameters: expressions, attribute names and values."""
         shape = (tuple(update.values), update.remove, update.actions, tuple(update.add), update.condition)
-        if shape not in self._written:
-            self._written[shape] = self._expression(update)
-        expression, names = self._written[shape]
+        if shape not in self._expressions:
+            self._expressions[shape] = self._expression(update)
+        expression, names = self._expressions[shape]
         entries = {f"#{name}": entry for name, entry in update.entries.items()}
         values = {**update.values, **update.add, **update.operands}
         return {
@@ -156,7 +156,7 @@ class ItemSchema:
         return expression, self.names(f"{expression} {update.condition}")
 
     def item(self, record: Record) -> Item:
-        """Return a record as a whole item."""
+        """Return a record as an item."""
         values = {
             role: getattr(record, role)
             for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS)
@@ -166,15 +166,15 @@ class ItemSchema:
         return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
 
     def count(self, key: str, item: Item, role: str) -> int:
-        """Read one whole number of an item.
+        """Read one integer of an item.
 
         Raises:
-            RecordCorruptError: the attribute is missing or something else.
+            RecordCorruptError: the attribute is missing or has another type.
         """
         return _Reader(key, item, self.roles).required_number(role)
 
     def record(self, key: str, item: Item) -> Record:
-        """Read an item.
+        """Return an item as a record.
 
         Raises:
             RecordCorruptError: an attribute is missing or has another type than this library, and Powertools
@@ -199,7 +199,7 @@ class ItemSchema:
 
 
 class _Reader:
-    """Reads one item role by role and says what is wrong with it."""
+    """Reads an item role by role, and raises `RecordCorruptError` with what is wrong with it."""
 
     def __init__(self, key: str, item: Item, roles: Mapping[str, str]) -> None:
         self._key = key

@@ -1,4 +1,4 @@
-"""Records in a DynamoDB table, in the format of Powertools for AWS Lambda (Python)."""
+"""`DynamoDBStore`: the protocol's calls as conditional writes to one table, and the parser of its URL."""
 
 import copy
 import re
@@ -46,11 +46,11 @@ from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
 
 __all__ = ["DynamoDBStore"]
 
-#: DynamoDB's limit is 400 KB an item, names included; the rest of a record stays below 20 KB.
+#: DynamoDB's limit is 400 KB an item, attribute names included; the rest of a record stays below 20 KB.
 MAX_DATA_BYTES: Final = 380 * 1024
-#: A claim that finds its record gone or claimable right after a refusal asks again, this often.
+#: How often a claim is sent in all, where each time it is refused and the record is then found gone or claimable.
 CLAIM_ROUNDS: Final = 5
-#: A renewal whose answer shows that its time was wrong is sent again, this often in all; then the caller judges it.
+#: How often a renewal is sent in all, where its answer shows that its time was wrong; then the caller judges it.
 RENEWAL_ROUNDS: Final = 2
 _TEXT_ARGUMENTS: Final = (
     "key_attr",
@@ -71,9 +71,9 @@ _POSITIONS: Final = {"true": True, "false": False}
 class DynamoDBStore:
     """A `Store` over one DynamoDB table.
 
-    Nothing is opened before the first request, and every process makes a client of its own.  A first claim is preceded
-    by one eventually consistent ``GetItem`` that shows DynamoDB's clock, unless an answer, such as that to the check
-    when a worker starts, showed it before.
+    Nothing is opened before the first request, and every process makes a client of its own.  The first claim is
+    preceded by one eventually consistent ``GetItem`` whose answer shows DynamoDB's clock, unless an earlier answer,
+    such as that to a check when the worker started, has shown it.
 
     Args:
         table: the table's name or ARN.
@@ -87,14 +87,14 @@ class DynamoDBStore:
             ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
             ``dispatched``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
-            because retrying is the guard's business.
-        client: a ready-made client instead of the former; not for a client that is used before a fork.
+            because the guard retries.
+        client: a ready-made client instead of these; it must not be used before a fork.
         credentials: static credentials, for stand-ins.
-        fast: send requests past boto3 where they are provably what it would send (``docs/discussion/speed.md``).
+        fast: bypass boto3 where a request is provably what it would send (``docs/discussion/speed.md``).
         clock: the local source of time.
 
     Raises:
-        ConfigurationError: two attributes share a name, or ``client`` comes with what it contains already.
+        ConfigurationError: two attributes share a name, or ``client`` is given beside what it contains.
     """
 
     max_data_bytes: int = MAX_DATA_BYTES
@@ -162,7 +162,7 @@ class DynamoDBStore:
 
     @property
     def clock(self) -> Clock:
-        """DynamoDB's own clock, as far as its answers have shown it."""
+        """DynamoDB's clock, as its answers show it."""
         return self.connection.clock
 
     @property
@@ -171,7 +171,7 @@ class DynamoDBStore:
         return not self.connection.ready_made
 
     def for_app(self, app_name: str) -> Self:
-        """Return this store, or where no ``static_pk_value`` was given one whose partition is named after the app."""
+        """Return this store, or a copy with the app's name in ``static_pk_value`` where that was not given."""
         if self._partition_named:
             return self
         store = copy.copy(self)
@@ -188,7 +188,7 @@ class DynamoDBStore:
             try:
                 written = self._update(request.key, update, ReturnValues="UPDATED_NEW")
             except RecordCorruptError:
-                # DynamoDB says that something is wrong with the item; reading it says what.
+                # DynamoDB only says that the item has a wrong type; reading it tells which attribute.
                 self._read(request.key)
                 raise
             if isinstance(written, Succeeded):
@@ -196,7 +196,7 @@ class DynamoDBStore:
             else:
                 old = self._refusing_record(request.key, written)
                 if old is None or claimable(old, request, now):
-                    # What was released is claimed after that, whatever the clocks say.
+                    # The next claim is later than a release that it has seen, whatever the clocks say.
                     released_at = old.in_progress_expiration or 0 if old is not None and old.free else 0
                     continue
                 answer = answer_refusal(old, request)
@@ -207,10 +207,10 @@ class DynamoDBStore:
         raise StoreUnavailableError(msg, task=request.task, key=request.key)
 
     def _timely(self, answer: ClaimAnswer) -> ClaimAnswer | None:
-        """Return an answer to a claim by the time at which it arrived; None for a grant that is over by then.
+        """Return an answer to a claim with its lease renewed if that is off; None for a grant that has expired by now.
 
-        A claim does not live as long as was asked for where the grant's own answer shows another time than it was
-        reckoned with, or where it is that of an earlier try.
+        A lease is shorter or longer than requested where the grant's answer shows another time than it was computed
+        with, or where it is the answer to an earlier try.
         """
         if not isinstance(answer, Granted):
             return answer
@@ -231,16 +231,16 @@ class DynamoDBStore:
         old = self._refusing_record(claim.key, written)
         if old is None:
             return Vanished()
-        # Powertools' last write is unconditional and leaves our owner beside its outcome, but names no time.
+        # Powertools' last write is unconditional: it leaves our owner beside its outcome, but no time of completion.
         if old.owner != claim.owner or old.completed_at is None:
             return Superseded(old)
         self._keep_outcome(claim, old.completed_at / 1000, retention_seconds)
         return Committed()
 
-    def _keep_outcome(self, claim: Claim, reckoned_at: float, retention_seconds: float) -> None:
-        """Count the retention of the claim's outcome from now, where it was reckoned from a time (s) long past."""
+    def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
+        """Count an outcome's retention from now if it was counted from a time (epoch seconds) that is long past."""
         now = self.connection.clock.now()
-        if now - reckoned_at > CLOCK_TOLERANCE_SECONDS:
+        if now - counted_from > CLOCK_TOLERANCE_SECONDS:
             expiration = expiration_seconds(retention_seconds, claim.in_progress_expiration, now)
             self._update(claim.key, updates.prolong_update(claim, expiration))
 
@@ -364,15 +364,15 @@ class DynamoDBStore:
 
 
 def _arguments_from_url(url: str) -> dict[str, Any]:
-    """Return the constructor arguments that a store URL spells.
+    """Parse a store URL into the constructor's arguments.
 
     Raises:
         ConfigurationError: the URL has no table, another scheme or an unknown parameter.
     """
     try:
-        arguments = _table_and_place(urlsplit(url))
+        arguments = _table_and_endpoint(urlsplit(url))
     except ValueError:
-        # Its own text may quote a secret that holds an unquoted "/".
+        # The error's text may quote a secret with an unquoted "/" in it.
         msg = f"{_shown(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
         raise ConfigurationError(msg) from None
     renamed: dict[str, str] = {}
@@ -397,7 +397,7 @@ def _position(url: str, name: str, value: str) -> bool:
     return _POSITIONS[value.lower()]
 
 
-def _table_and_place(parts: SplitResult) -> dict[str, Any]:
+def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
     table = unquote(parts.path.strip("/"))
     if parts.scheme != "dynamodb" or not parts.netloc or not table:
         raise ValueError(parts.scheme)
@@ -414,12 +414,12 @@ def _table_and_place(parts: SplitResult) -> dict[str, Any]:
 
 
 def _shown(url: str) -> str:
-    """Return a URL for a message: without user, password and parameters, and where in doubt without its place."""
+    """Return a URL for a message: without user, password and parameters, and where in doubt without the host."""
     scheme, found, rest = url.partition("://")
     if not found:
         return "a text without ://"
     place = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
     port = place.partition("/")[0].rpartition("]")[2].partition(":")[2]
     hidden = "…@" if "@" in rest else ""
-    # A password before which the @ and the server are missing stands where a port would.
+    # Where the @ and the host are missing, the password stands in the place of the port.
     return repr(f"{scheme}://{hidden}{place if not port or port.isdecimal() else '…'}")

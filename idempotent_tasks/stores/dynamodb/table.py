@@ -1,4 +1,4 @@
-"""Creating and checking the table itself: key schema, on-demand billing, TTL."""
+"""Creates and verifies the table: key schema, on-demand billing, TTL."""
 
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
-            # "TimeToLive is already enabled": by somebody else just now, for which attribute is checked below.
+            # "TimeToLive is already enabled", by a concurrent caller; for which attribute is checked below.
             refusal="ValidationException",
             TableName=table,
             TimeToLiveSpecification={"Enabled": True, "AttributeName": schema.expiry_attr},
@@ -48,7 +48,7 @@ def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None
 
 
 def describe(connection: Connection, table: str) -> dict[str, Any] | None:
-    """Return what DynamoDB says of a table; None where there is none of this name."""
+    """Return DynamoDB's description of a table; None where there is no table of this name."""
     described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
     return dict(described.answer["Table"]) if isinstance(described, Succeeded) else None
 
@@ -79,7 +79,7 @@ def _check_schema(description: dict[str, Any], table: str, schema: ItemSchema) -
 
 
 def key_schema_problem(description: dict[str, Any], table: str, schema: ItemSchema) -> str | None:
-    """Say how a table's key differs from the store's; None where it does not."""
+    """Return how a table's key schema differs from the store's; None where it does not."""
     found = sorted((key["KeyType"], key["AttributeName"]) for key in description["KeySchema"])
     wanted = sorted((key["KeyType"], key["AttributeName"]) for key in _key_schema(schema))
     types = {each["AttributeName"]: each["AttributeType"] for each in description["AttributeDefinitions"]}
@@ -104,14 +104,14 @@ def _check_ttl(connection: Connection, table: str, schema: ItemSchema) -> None:
     problem = ttl_problem(connection, table, schema)
     if problem is not None:
         msg = (
-            f"{problem}: expired records would stay for ever; turn TTL on for the attribute "
+            f"{problem}: expired records would stay indefinitely; turn TTL on for the attribute "
             f"{schema.expiry_attr!r}, as DynamoDBStore(...).create_table() does"
         )
         raise StoreMisconfiguredError(msg)
 
 
 def ttl_problem(connection: Connection, table: str, schema: ItemSchema) -> str | None:
-    """Say what is wrong with a table's TTL; None where nothing is."""
+    """Return what is wrong with a table's TTL; None where nothing is."""
     attribute = _ttl_attribute(connection, table)
     if attribute == schema.expiry_attr:
         return None

@@ -1,4 +1,4 @@
-"""The conditional writes of the protocol, in terms of roles: what changes, and on what condition."""
+"""The protocol's conditional updates: for each call of a store what changes, and on what condition."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -18,7 +18,7 @@ __all__ = [
     "renew_update",
 ]
 
-#: `idempotent_tasks.records.claimable` as a condition.
+#: `idempotent_tasks.records.claimable` as a condition expression.
 _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR #expiration < :now OR "
     "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload})"
@@ -28,12 +28,13 @@ _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 
 def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 0) -> Update:
-    """Return the write that takes a key until ``until`` (epoch milliseconds), if claimable ``now`` (epoch seconds).
+    """Return the update that claims a key if it is claimable.
 
     Args:
         request: the claim that is asked for.
-        now, until: these times.
-        after: the time of a release (epoch milliseconds) that the claimer has seen, which is younger than it therefore.
+        now: epoch seconds.
+        until: the end of the lease, in epoch milliseconds.
+        after: the time of a release that the claimer has seen, in epoch milliseconds: the claim counts as later.
     """
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
@@ -44,7 +45,7 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
         "task_id": request.task_id,
         "worker": request.worker,
         "claimed_at": int(now * 1000),
-        # The notes of deferrals go into this map, which an update can only do where there is one.
+        # The notes of deferrals go into this map: an update can set an entry only in a map that exists.
         "deferred": {},
     }
     optional: dict[str, Value | None] = {
@@ -74,7 +75,7 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
 
 
 def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds: float) -> Update:
-    """Return the write that stores an outcome, if the claim is held."""
+    """Return the update that stores an outcome if the claim is held."""
     values: dict[str, Value] = {
         "status": outcome.status,
         "expiration": expiration_seconds(retention_seconds, claim.in_progress_expiration, now),
@@ -83,7 +84,7 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
         "codec": outcome.codec,
     }
     optional = {"data": outcome.data, "error": outcome.error}
-    # The claim has removed what an outcome before it left.
+    # The claim has removed the continuation of an earlier outcome.
     followed = _present({"continuation": outcome.continuation})
     return Update(
         values=values | _present(optional) | followed,
@@ -94,7 +95,7 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
 
 
 def prolong_update(claim: Claim, expiration: int) -> Update:
-    """Return the write that keeps the claim's own outcome until ``expiration`` (epoch seconds), if that is longer."""
+    """Return the update that keeps the claim's own outcome until ``expiration`` (epoch seconds), if that is later."""
     return Update(
         values={"expiration": expiration},
         condition="#owner = :holder AND #status <> :inprogress AND #expiration < :expiration",
@@ -103,9 +104,10 @@ def prolong_update(claim: Claim, expiration: int) -> Update:
 
 
 def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: bool) -> Update:
-    """Return the write that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
+    """Return the update that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
 
-    Its attempt counts where it ``crashed``, is taken back where the body never ``began``, and else all are forgotten.
+    The attempts are reset to 0, unless the claim's process ``crashed``: then this one counts.  Where the body never
+    ``began``, only this one is subtracted.
     """
     values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
     operands = _held_operands(claim)
@@ -120,10 +122,10 @@ def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: 
 
 
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:
-    """Return the write that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
+    """Return the update that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
 
-    It replaces the end that the claim is known to have, in either direction, and else it prolongs only: a request that
-    was long on its way must not shorten what a later one has prolonged.
+    The end that the claim is known to have is replaced by an earlier or a later one; any other end only by a later one:
+    a renewal that was long on its way must not shorten the lease that a newer one has prolonged.
     """
     later = "#in_progress_expiration < :in_progress_expiration OR #in_progress_expiration = :known"
     return Update(
@@ -134,9 +136,9 @@ def renew_update(claim: Claim, until: int, expiration: int) -> Update:
 
 
 def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: float) -> Update:
-    """Return the write that notes when the successor of a copy is due, while the owner's claim lives.
+    """Return the update that notes when the successor of a deferred copy is due, while the owner's claim lives.
 
-    It removes the notes of the tokens in ``past``, up to `MOST_FORGOTTEN`; ``now`` is epoch seconds.
+    It also removes the notes of the tokens in ``past``, up to `MOST_FORGOTTEN`; ``now`` is epoch seconds.
     """
     forgotten = {f"past_{place}": each for place, each in enumerate(past[:MOST_FORGOTTEN]) if each != token}
     return Update(
@@ -158,7 +160,7 @@ def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: 
 
 
 def dispatch_update(task_id: str) -> Update:
-    """Return the write that notes that a task's continuation was sent, where the key has an outcome."""
+    """Return the update that notes that a task's continuation was sent, where the key has an outcome."""
     return Update(
         add={"dispatched": frozenset([task_id])},
         condition=(

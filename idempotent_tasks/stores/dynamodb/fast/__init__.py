@@ -1,1 +1,1 @@
-"""Requests that go past boto3, only where they are provably what boto3 would send."""
+"""The fast path to DynamoDB: requests that bypass boto3, only where they are provably what it would send."""

@@ -1,7 +1,7 @@
-"""The fast path to DynamoDB: boto3 sends the first request of each kind, and that is the template of the others.
+"""A fast DynamoDB client: boto3 sends the first request of each kind, which is the template of the others.
 
-boto3 works out anew for each request what does not change in a process: the endpoint by its rules, the user agent, what
-a parameter may be.  Here the requests after the first have their own body, time and signature only.
+For each request boto3 computes again what does not change in a process: the endpoint by its rules, the user agent, the
+validation of parameters.  Here only body, time and signature are computed for each.
 """
 
 import base64
@@ -31,53 +31,53 @@ __all__ = ["FAST_OPERATIONS", "FastClient", "announce"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: The client's methods whose requests are sent here.  Of their parameters only ``TableName`` may decide about the
-#: endpoint, and their answers hold nothing but numbers, text and items.
+#: The client's methods whose requests are sent here.  ``TableName`` is the only parameter that determines the endpoint,
+#: and their answers consist of numbers, text and items.
 FAST_OPERATIONS: Final = frozenset({"delete_item", "get_item", "put_item", "query", "scan", "update_item"})
-#: After so many requests that could not be a template none is looked at any more: a proxy stays, for example.
+#: After so many requests that could not be a template no other is tried: the cause is permanent, such as a proxy.
 MAX_REJECTED_TEMPLATES: Final = 3
-#: The one form of requests and answers that is written and read here.
+#: The content type that is written and read here.
 _JSON: Final = "application/x-amz-json-1.0"
-#: The headers that a template may have, by name in lower case: those that are the same for each of its requests, and
-#: those that each has of its own.  Any other may be this one request's, too, and a template without it another request.
+#: The headers that a template may have, in lower case: those that all its requests share, and those that are computed
+#: for each.  Any other header may be specific to the one request, which can be no template then.
 _CONSTANT: Final = frozenset({"content-type", "user-agent", "x-amz-target", "amz-sdk-request"})
 _INVOCATION: Final = "amz-sdk-invocation-id"
-_OWN: Final = frozenset({"authorization", "content-length", DATE, TOKEN, _INVOCATION})
-#: What boto3 writes into ``amz-sdk-request`` of a first try, before what it may add of later ones.
+_COMPUTED: Final = frozenset({"authorization", "content-length", DATE, TOKEN, _INVOCATION})
+#: How the header ``amz-sdk-request`` of a first try begins.
 _FIRST_TRY: Final = "attempt=1"
-#: The environment variable that only AWS Lambda has; there boto3 adds the trace of the invocation to each request.
+#: An environment variable of AWS Lambda, where boto3 adds the invocation's trace to each request.
 _LAMBDA: Final = "AWS_LAMBDA_FUNCTION_NAME"
 
 
 class _UnusableError(Exception):
-    """A request that can be no template; its text says why."""
+    """A request cannot be a template; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What boto3 has sent in one call, and the credentials at its begin."""
+    """The requests that boto3 sends in one call, and the credentials when it began."""
 
     credentials: Any = field(repr=False)
     requests: list[Any] = field(default_factory=list)
 
 
-#: Of the call under way.
+#: What boto3 sends in the call under way.
 _sent_by_client: ContextVar[_Sent | None] = ContextVar("idempotency_sent_by_client", default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Template:
-    """What all requests of one operation on one table share."""
+    """The request template of one operation on one table."""
 
-    #: By DynamoDB's name, such as ``UpdateItem``.
+    #: In DynamoDB's spelling, such as ``UpdateItem``.
     operation: str
-    #: In boto3's order: each header's name as boto3 writes it, and in lower case.
+    #: Each header's name as boto3 spells it, and in lower case; in boto3's order.
     names: tuple[tuple[str, str], ...]
-    #: By name in lower case.
+    #: Header values by name in lower case.
     constant: Mapping[str, str]
     signer: Signer
-    connections: ConnectionPool
-    #: Those that it was signed with; with any others boto3 may send another request.
+    pool: ConnectionPool
+    #: Those that the template was signed with; with others boto3 might send another request.
     credentials: Any = field(repr=False)
 
     def request(self, parameters: Mapping[str, Any], now: float) -> tuple[Mapping[str, str], bytes]:
@@ -96,17 +96,17 @@ class _Template:
 
 
 class FastClient:
-    """Sends requests for one client of boto3's, in one process, where they are provably what the client would send.
+    """Sends requests in place of a boto3 client, where they are provably what that would send.
 
-    What is not, the client sends: whatever a handler or a wrapper of somebody else's might see or change (`Hooks`),
-    what goes through a proxy or with a certificate of the client's own, what has a header that may be this one
-    request's, the first request of each kind, and the next one after an answer that is not DynamoDB's own, after any
-    error of the network or of TLS, and after a change of the credentials.
+    The boto3 client sends the first request of each kind, and all those that a foreign handler or wrapper might see or
+    change (`Hooks`), that go through a proxy or with a client certificate, or that have a header which may be specific
+    to one request.  It also sends the next request after an answer that is not DynamoDB's own, after any network or TLS
+    error, and after a change of the credentials.
 
     Args:
-        client: a client for DynamoDB that nobody else uses, and that does not discover its endpoints.
-        time: what requests are signed with; it outlives the client.
-        where: the endpoint, for people.
+        client: a boto3 client for DynamoDB that nobody else uses, and that does not discover its endpoints.
+        time: the time to sign requests with, which outlives the client.
+        where: the endpoint, for log lines.
     """
 
     def __init__(self, client: Any, time: SigningTime, where: str) -> None:
@@ -115,14 +115,15 @@ class FastClient:
         self._time = time
         self._hooks = Hooks(client)
         self._credentials = client._request_signer._credentials  # noqa: SLF001 - those that the client signs with
-        #: By the client's method and the table.
+        #: By the client's method and the table's name.
         self._templates: dict[tuple[str, Any], _Template] = {}
-        self._connections: dict[str, ConnectionPool] = {}
+        #: By URL.
+        self._pools: dict[str, ConnectionPool] = {}
         #: How many of the client's requests could not be a template.
         self._rejected = 0
-        #: What was said of this road, so that it is said once.
+        #: The reasons that were logged, each once.
         self._announced: set[str | None] = set()
-        # Before any handler that adds something to this one request.
+        # Before any handler that adds something to one request only.
         client.meta.events.register_first("before-send.dynamodb.*", self._note)
 
     def send(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class FastClient:
             return self.send_by_client(operation, parameters)
         try:
             headers, body = template.request(parameters, self._time.now())
-            answer = _read(template.operation, template.connections.exchange(headers, body))
+            answer = _read(template.operation, template.pool.exchange(headers, body))
         except ClientError as error:
             self._judge(error.response)
             raise
@@ -155,7 +156,7 @@ class FastClient:
         return answer
 
     def send_by_client(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Let boto3 send a request, and take it as the template of others where it can be one; as `send`."""
+        """Send a request by boto3, and make it the template of others where it can be one; as `send`."""
         sent = _Sent(self._frozen_credentials())
         token = _sent_by_client.set(sent)
         try:
@@ -174,14 +175,14 @@ class FastClient:
         return self._credentials and self._credentials.get_frozen_credentials()
 
     def _judge(self, answer: Mapping[str, Any]) -> None:
-        """Take no more requests after a template where an answer is not DynamoDB's own, such as a gateway's."""
-        if _is_believed(answer):
+        """Drop all templates where an answer is not DynamoDB's own, such as a gateway's."""
+        if _is_genuine(answer):
             self._time.judge(answer)
         else:
             self._templates.clear()
 
     def _note(self, request: Any, **_: Any) -> None:
-        """Note what boto3 sends, and sign it again where DynamoDB has refused the time that boto3 signs with."""
+        """Note a request of boto3's, and sign it again once DynamoDB has refused the time that boto3 signs with."""
         sent = _sent_by_client.get()
         if sent is None:
             return
@@ -191,7 +192,7 @@ class FastClient:
 
     def _sign_again(self, request: Any, credentials: Any) -> None:
         headers = _by_name(request)
-        signer = credentials and Signer.learned(request, headers, credentials)
+        signer = credentials and Signer.from_request(request, headers, credentials)
         if signer:
             headers |= {"host": signer.host, DATE: _timestamp(int(self._time.now()))}
             authorization = signer.authorization(headers, request.body, credentials.secret_key)
@@ -204,16 +205,16 @@ class FastClient:
             return
         name = self._client.meta.method_to_api_mapping[operation]
         closed = self._hooks.found(name)
-        if closed is None and not _is_believed(answer):
+        if closed is None and not _is_genuine(answer):
             closed = "the answer was not DynamoDB's own: a gateway's, or without an x-amzn-requestid"
         if closed is None:
             try:
                 self._templates[operation, parameters.get("TableName")] = self._template(name, parameters, sent)
-                # A urllib3 of another shape keeps them, as it does without us.
+                # With a urllib3 of other attributes they stay open, as they do without this library.
                 with suppress(AttributeError, LookupError, TypeError):
                     self._close_idle()
             except (_UnusableError, AttributeError, LookupError, TypeError, ValueError) as error:
-                # What was answered is not for nothing because a version of botocore or urllib3 has another shape.
+                # The answer counts, also where a version of botocore or urllib3 has other attributes.
                 self._rejected += 1
                 closed = str(error)
         if closed not in self._announced:
@@ -221,10 +222,10 @@ class FastClient:
             announce(self._where, closed)
 
     def _template(self, name: str, parameters: Mapping[str, Any], sent: _Sent) -> _Template:
-        """Return what the one request that boto3 sent in a call is the template of.
+        """Make a template of the one request that boto3 sent in a call.
 
         Raises:
-            _UnusableError: it is none: from here would go other bytes, to another server, or signed in another way.
+            _UnusableError: this module would send other bytes, to another server, or signed in another way.
         """
         if sent.credentials is None:
             raise _UnusableError("there are no credentials to sign with")
@@ -232,7 +233,7 @@ class FastClient:
             raise _UnusableError(f"boto3 sent {len(sent.requests)} requests in one call")
         (request,) = sent.requests
         headers = _by_name(request)
-        others = headers.keys() - _CONSTANT - _OWN
+        others = headers.keys() - _CONSTANT - _COMPUTED
         if others:
             raise _UnusableError(
                 f"boto3's request has the header {min(others)!r}, which may be of this one request only"
@@ -245,7 +246,7 @@ class FastClient:
             raise _UnusableError("in AWS Lambda boto3 adds the trace of the invocation to each request")
         if request.body != _ENCODER.encode(parameters).encode():
             raise _UnusableError("boto3 writes the body in another way")
-        signer = Signer.learned(request, headers, sent.credentials)
+        signer = Signer.from_request(request, headers, sent.credentials)
         if signer is None:
             raise _UnusableError("boto3's request is signed in another way, or not at all")
         default = (("Host", "host"), ("Accept-Encoding", "accept-encoding"))
@@ -258,14 +259,14 @@ class FastClient:
                 **{header: value for header, value in headers.items() if header in _CONSTANT},
             },
             signer=signer,
-            connections=self._connections_to(request.url),
+            pool=self._pool_for(request.url),
             credentials=sent.credentials,
         )
 
-    def _connections_to(self, url: str) -> ConnectionPool:
-        """Return connections that the client's own HTTP session makes: to its addresses, with its trust.
+    def _pool_for(self, url: str) -> ConnectionPool:
+        """Return a pool of connections that the client's HTTP session makes: to its addresses, with its TLS settings.
 
-        A file with authorities is read for each connection, as by the session itself.
+        A file of certificate authorities is read for each connection, as by the session itself.
         """
         config = self._client.meta.config
         session = self._client._endpoint.http_session  # noqa: SLF001 - boto3 has no other way to it
@@ -280,24 +281,24 @@ class FastClient:
             connection: HTTPConnection = pool._new_conn()  # noqa: SLF001
             return connection
 
-        # Where this urllib3 has another shape it says so now.
+        # A urllib3 of other attributes raises now, not at the next request.
         make().close()
-        if url not in self._connections:
+        if url not in self._pools:
             limits = Limits(
                 connect_timeout=config.connect_timeout,
                 read_timeout=config.read_timeout,
                 max_pool_connections=config.max_pool_connections,
             )
-            self._connections[url] = ConnectionPool(url, limits, make, self._time.monotonic)
-        return self._connections[url]
+            self._pools[url] = ConnectionPool(url, limits, make, self._time.monotonic)
+        return self._pools[url]
 
     def _close_idle(self) -> None:
-        """Close the client's own idle connections: a burst of first requests leaves many that nobody looks after."""
+        """Close the client's own idle connections: a burst of first requests leaves many that nothing else closes."""
         pools = self._client._endpoint.http_session._manager.pools  # noqa: SLF001 - boto3 has no other way to them
         for idle in [pool.pool for pool in map(pools.get, pools.keys()) if pool is not None]:
             taken = []
             with suppress(Empty):
-                # All of them: another thread may have put one below an empty place, while a third had its taken.
+                # All of them: an empty place may be above a connection, where threads take and return theirs meanwhile.
                 while True:
                     taken.append(idle.get_nowait())
             for connection in taken:
@@ -309,7 +310,7 @@ class FastClient:
 
 
 def announce(where: str, closed: str | None) -> None:
-    """Log by which road this process's requests go.
+    """Log whether this process's requests take the fast path.
 
     Args:
         where: the endpoint.
@@ -321,8 +322,8 @@ def announce(where: str, closed: str | None) -> None:
         logger.info("boto3 sends every request to DynamoDB at %s; the fast path is closed: %s.", where, closed)
 
 
-def _is_believed(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer is DynamoDB's own, and no redirect."""
+def _is_genuine(answer: Mapping[str, Any]) -> bool:
+    """Return whether an answer is DynamoDB's own, and no redirect."""
     about = answer.get("ResponseMetadata", {})
     is_redirect = HTTPStatus.MULTIPLE_CHOICES <= about.get("HTTPStatusCode", 0) < HTTPStatus.BAD_REQUEST
     return not is_redirect and is_from_dynamodb(about.get("HTTPHeaders", {}))
@@ -338,7 +339,7 @@ def _invocation() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
-# All requests of one second have the same.
+# All requests of one second share it.
 @lru_cache(maxsize=2)
 def _timestamp(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -359,7 +360,7 @@ def _read(name: str, reply: Reply) -> dict[str, Any]:
     except ResponseParserError:
         # A gateway's page, in whatever form.
         members = {}
-    # As NAMESPACE#NAME:ADDRESS, where only the name is always there.
+    # Of the form NAMESPACE#NAME:ADDRESS, where namespace and address may be absent.
     code = str(members.get("__type") or reply.headers.get("x-amzn-errortype") or reply.status)
     named = code.partition(":")[0].rpartition("#")[2]
     error = {"Code": named, "Message": members.get("message") or members.get("Message") or ""}

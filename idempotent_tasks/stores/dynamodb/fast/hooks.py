@@ -1,7 +1,7 @@
-"""What others have hooked into a boto3 client: handlers of its events, and wrappers around its functions.
+"""Detects foreign hooks in a boto3 client: handlers of its events, and wrappers around its functions.
 
 Tracers (OpenTelemetry, X-Ray, Datadog, Sentry), recorders and stand-ins (moto) see and change requests in these two
-ways, some of them long after the client was made.
+ways, some of them long after the client was made.  Their requests must go through boto3.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ from botocore.signers import RequestSigner
 
 __all__ = ["Hooks"]
 
-#: The packages whose functions send a request, this library's own handlers among them.
+#: The packages whose functions are no foreign hooks: those that send a request, and this library.
 _OWN: Final = frozenset({"boto3", "botocore", "http", "idempotent_tasks", "urllib3"})
-#: botocore's modules with handlers that are registered by others, too: to leave a request unsigned, or to answer it.
+#: Modules of botocore's with handlers that its users register: to leave a request unsigned, or to answer it.
 _FOR_OTHERS: Final = ("botocore.handlers", "botocore.stub")
-#: Where botocore calls handlers for one request, by the first part of the event's name.
+#: The events of one request, by the first part of their names.
 _EVENTS: Final = frozenset(
     {
         "after-call",
@@ -43,7 +43,7 @@ _EVENTS: Final = frozenset(
         "response-received",
     }
 )
-#: Events that have nothing to do with a request.
+#: Events that do not belong to a request.
 _OTHER_EVENTS: Final = frozenset(
     {
         "*",
@@ -57,7 +57,7 @@ _OTHER_EVENTS: Final = frozenset(
         "session-initialized",
     }
 )
-#: The methods on a request's way, by the class that they are looked for in, or in what it inherits from.
+#: The methods that send a request, by the class that has or inherits them.
 _CLIENT: Final = (
     *("get_item", "put_item", "update_item", "delete_item", "query", "scan"),
     *("_make_api_call", "_make_request", "_emit_api_params", "_convert_to_request_dict", "_resolve_endpoint_ruleset"),
@@ -69,7 +69,7 @@ _ENDPOINT: Final = (
 _SESSION: Final = ("send", "_get_connection_manager", "_setup_ssl_cert", "_get_request_target")
 _POOL: Final = ("ConnectionCls", "urlopen", "_make_request", "_new_conn")
 _CONNECTION: Final = ("connect", "request", "putrequest", "putheader", "send", "getresponse")
-#: What a client consists of, and of which class each part has to be.
+#: The parts of a client, and the class that each has to be of.
 _PARTS: Final[tuple[tuple[str, type], ...]] = (
     ("_endpoint", Endpoint),
     ("_endpoint.http_session", URLLib3Session),
@@ -80,24 +80,22 @@ _PARTS: Final[tuple[tuple[str, type], ...]] = (
 
 
 class Hooks:
-    """Tells what is hooked into one client, at a cost that each of its requests can bear.
+    """Looks for foreign hooks in one DynamoDB client, cheaply enough to do so before each request.
 
-    What is looked at is botocore's inside, because botocore offers no other view of it.  Where a version of it looks
-    different, that is what is told.
-
-    Args:
-        client: for DynamoDB.
+    It looks at botocore's private attributes, because botocore has no public ones for this.  Where a version of
+    botocore differs, that is reported as a hook.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         self._parts = attrgetter("meta.events", *(path for path, _ in _PARTS))
-        #: Why nothing can be said of this client.
+        #: Why this client cannot be inspected.
         self._strange: str | None = None
-        #: The verdicts on handlers by operation, and botocore's own cache, which it replaces with each change of them.
+        #: botocore's cache of handlers, which it replaces whenever one is registered, and the verdicts under it by
+        #: operation.
         self._cache: Any = None
         self._handled: dict[str, str | None] = {}
-        #: What was looked at last, and the verdict on it.
+        #: The methods that were looked at last, and the verdict on them.
         self._seen: list[Any] = [None]
         self._wrapped: str | None = None
         self._places: tuple[tuple[Callable[[Any], tuple[Any, ...]], type], ...] = ()
@@ -113,7 +111,7 @@ class Hooks:
             self._strange = f"this botocore has another shape ({type(error).__name__}: {error})"
 
     def found(self, operation: str) -> str | None:
-        """Return what a request of an operation, such as ``UpdateItem``, meets on its way beside botocore, or None."""
+        """Return a foreign hook that sees requests of an operation, such as ``UpdateItem``, or None."""
         if self._strange is not None:
             return self._strange
         try:
@@ -124,7 +122,7 @@ class Hooks:
     def _handlers(self, operation: str) -> str | None:
         cache = self._emitter._lookup_cache  # noqa: SLF001 - as the class says
         if cache is not self._cache:
-            # In this order: another thread must not find an old verdict under the new cache.
+            # The verdicts first: another thread must not find an old verdict under the new cache.
             self._handled = {}
             self._cache = cache
         handled = self._handled
@@ -140,7 +138,7 @@ class Hooks:
                     yield f"{_name(handler)} handles the event {event}"
 
     def _changes(self) -> str | None:
-        """Return what was put in place of the client's parts and methods, or around them."""
+        """Return what has replaced or wrapped a part or a method of the client; None where nothing has."""
         if not all(map(is_, self._parts(self._client), self._known)):
             return "a part of the client was exchanged"
         if list(map(len, self._objects)) != self._sizes:
@@ -149,18 +147,18 @@ class Hooks:
             return "botocore's history is recorded"
         sizes = list(map(len, self._classes))
         if sizes != self._class_sizes:
-            # A class may have got a method of its own in the place of one that it inherits.
+            # A class may have been given a method that overrides an inherited one.
             self._places = tuple(self._looks())
             self._class_sizes = sizes
         values = [look(owner) for look, owner in self._places]
         if not all(map(is_, chain.from_iterable(values), self._seen)):
-            # In this order, too.
+            # The verdict first, as above.
             self._wrapped = next(filter(None, map(_foreign_method, self._places, values)), None)
             self._seen = list(chain.from_iterable(values))
         return self._wrapped
 
     def _looks(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
-        """Yield the classes on a request's way, each with a function that gets its own methods."""
+        """Yield each class that sends a request, with a function that gets the methods it defines itself."""
         for cls, names in self._watched():
             for owner in cls.__mro__:
                 own = [name for name in names if name in vars(owner)]
@@ -168,7 +166,7 @@ class Hooks:
                     yield _getter(own), owner
 
     def _watched(self) -> tuple[tuple[type, tuple[str, ...]], ...]:
-        """Return the classes on a request's way, each with the methods that it has or inherits."""
+        """Return the classes that send a request, each with the methods that it has or inherits."""
         session = self._client._endpoint.http_session  # noqa: SLF001 - as the class says
         scheme = self._client._endpoint.host.partition(":")[0]  # noqa: SLF001
         pool = session._pool_classes_by_scheme[scheme]  # noqa: SLF001
@@ -187,7 +185,7 @@ class Hooks:
         )
 
     def _strangeness(self) -> str | None:
-        """Return why this client is none of botocore's own make, or None."""
+        """Return how this client differs from those that botocore makes; None where it does not."""
         if BaseClient not in type(self._client).__mro__:
             return f"the client is a {type(self._client).__qualname__}"
         for part, (path, cls) in zip(self._known[1:], _PARTS, strict=True):
@@ -202,7 +200,7 @@ class Hooks:
 
 def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     get = attrgetter(*names)
-    # Of a single name it returns no tuple.
+    # An `attrgetter` of a single name returns no tuple.
     return get if len(names) > 1 else lambda owner: (get(owner),)
 
 
@@ -216,14 +214,14 @@ def _foreign_method(place: tuple[Any, type], values: tuple[Any, ...]) -> str | N
 
 
 def _is_own_function(function: Any) -> bool:
-    # A wrapper may show the module of what it wraps: a proxy of wrapt does, and what `functools.wraps` decorates.
+    # Not by ``__module__``: proxies of wrapt and `functools.wraps` copy that of the function that they wrap.
     if type(function) is not FunctionType:
         return False
     return str(function.__globals__.get("__name__")).partition(".")[0] in _OWN
 
 
 def _is_own_handler(event: str, handler: Any) -> bool:
-    """Whether every client has this handler: some of botocore's functions are there for others to register."""
+    """Return whether a handler is no foreign hook; functions of botocore's that users register are foreign, too."""
     if type(handler) is partial:
         return _is_own_handler(event, handler.func)
     if type(handler) is MethodType:

@@ -1,6 +1,6 @@
-"""HTTP connections to one place, kept open between requests and used by one thread at a time.
+"""A minimal HTTP client: a pool of connections to one URL, each kept open and used by one thread at a time.
 
-Every failure is raised as botocore's own HTTP client would raise it, so that both are handled alike.
+Errors are raised as botocore's HTTP client raises them, so that both are handled alike.
 """
 
 import math
@@ -37,68 +37,67 @@ __all__ = [
     "IDLE_WITHOUT_SWEEPER",
     "ConnectionPool",
     "Limits",
-    "Receiver",
     "Reply",
     "is_from_dynamodb",
     "read_reply",
 ]
 
-#: An idle connection that is older is closed: NAT gateways and load balancers of AWS forget one after 350 s.
+#: Seconds after which an idle connection is closed: NAT gateways and load balancers of AWS forget it after 350 s.
 #: https://docs.aws.amazon.com/vpc/latest/userguide/nat-gateway-basics.html
 IDLE_SECONDS: Final = 300.0
-#: Where a burst leaves more idle connections than this, a thread looks after them until no more are left.
+#: Where a burst leaves more idle connections than this, a thread closes those that expire until none are left.
 IDLE_WITHOUT_SWEEPER: Final = 2
-#: How often that thread looks, in seconds.
+#: The seconds between two looks of that thread.
 SWEEP_SECONDS: Final = 1.0
-#: What a cache or a gateway adds to an answer that passes through it, or that it gives in the server's place.
+#: Headers of answers that a cache or a gateway has passed on, or has given in the server's place.
 #: https://www.rfc-editor.org/rfc/rfc9111#section-5.1, https://www.rfc-editor.org/rfc/rfc9110#section-7.6.3
 _IN_BETWEEN: Final = frozenset({"age", "via", "x-cache"})
 
-#: Bytes asked for at a time.  Most answers have some hundred; one with an item has up to 400 KB.
+#: Bytes to receive at a time.  Most answers have some hundred; one with an item has up to 400 KB.
 _AT_ONCE: Final = 65_536
-#: A status whose answers have a body, and one line for each header (RFC 9112).
+#: A head that is read without `http.client`: a status with a body, and one line for each header (RFC 9112).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (200|[45]\d\d) [^\r\n]*\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)+)\r\n")
 _LINE: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*?)[ \t]*\r\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a connection is allowed, as in ``botocore.config.Config``."""
+    """Time-outs and size of a connection pool, as in ``botocore.config.Config``."""
 
-    #: Seconds until it must stand, and seconds for which the server may say nothing.
+    #: Seconds to connect, and seconds to wait for each part of the answer; None for no limit.
     connect_timeout: float | None
     read_timeout: float | None
-    #: How many are kept open while nobody uses them.
+    #: How many idle connections are kept open.
     max_pool_connections: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to one request."""
+    """The answer to one HTTP request."""
 
     status: int
     #: By name in lower case.
     headers: dict[str, str]
     body: bytes
-    #: Whether its connection can have another request.
+    #: Whether its connection can be used again.
     keeps: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Idle:
     connection: HTTPConnection
-    #: By the pool's monotonic time.
+    #: In the pool's monotonic seconds.
     since: float
 
 
 class ConnectionPool:
-    """Connections to the server of one URL, whose path and query all requests share.
+    """A connection pool for requests to one URL; thread-safe.
 
     Args:
-        url: where to, as ``https://HOST[:PORT]/``.
-        limits: what each connection is allowed.
-        make: returns a connection that is not open yet, with all that it needs to know of trust.
-        monotonic: returns seconds, by a clock that nobody sets.
+        url: the whole URL of each request, as ``https://HOST[:PORT]/``.
+        limits: time-outs and the number of idle connections.
+        make: returns a connection that is not open yet, with its TLS settings.
+        monotonic: returns the seconds of a monotonic clock.
     """
 
     def __init__(
@@ -107,12 +106,12 @@ class ConnectionPool:
         parts = urlsplit(url)
         self._url = url
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        #: TLS has its own handshake after TCP's, and a time-out of the same length for it.
+        #: TLS does a handshake after TCP's, with a time-out of the same length.
         self._handshakes = 2 if parts.scheme == "https" else 1
         self._limits = limits
         self._make = make
         self._monotonic = monotonic
-        #: The one used last comes last, and is taken first: the others may grow old and be closed.
+        #: The most recently used comes last, and is taken first, so that the others can expire.
         self._idle: deque[_Idle] = deque()
         self._sweeper: threading.Thread | None = None
         finalize(self, _close, self._idle)
@@ -120,12 +119,12 @@ class ConnectionPool:
     def exchange(self, headers: Mapping[str, str], body: bytes) -> Reply:
         """Send one ``POST`` request, once, and return the answer.
 
-        Connecting, sending and reading take no longer than the limits allow, nor together longer than the store call
-        under way may still take (`idempotent_tasks.retries.time_left`), however slowly the server sends.
+        Each wait ends within the limits, and all together within the time that is left for the store call under way
+        (`idempotent_tasks.retries.time_left`), however slowly the server sends.
 
         Args:
-            headers: of the request, ``content-length`` among them.
-            body: of the request.
+            headers: the request's, ``content-length`` among them.
+            body: the request's.
 
         Raises:
             botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError: the network, TLS or a time-out.
@@ -134,11 +133,11 @@ class ConnectionPool:
         connection = self._kept() or self._opened()
         try:
             timed = _Timed(connection.sock, self._limits.read_timeout)
-            # At once: a body in a packet of its own would cost both sides another wake-up.
+            # Head and body in one call: a packet for the body would cost both sides another wake-up.
             timed.sendall(message)
             reply = read_reply(timed)
         except BaseException as error:
-            # Whatever came in between, a soft time limit too: the answer may still be on its way.
+            # After any error, a soft time limit too: the answer may still be on its way.
             connection.close()
             if isinstance(error, TimeoutError):
                 raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
@@ -154,14 +153,14 @@ class ConnectionPool:
         return reply
 
     def sweep(self) -> int:
-        """Close the idle connections that the server closed or that are too old, and return how many are left."""
-        # Each is out of the pool while it is looked at: no two threads may wait for one, nor greenlets of eventlet's.
+        """Close the idle connections that expired or that the server closed, and return how many are left."""
+        # Each is out of the pool while it is looked at: eventlet refuses two greenlets that wait for one socket.
         for _ in range(len(self._idle)):
             idle = self._oldest()
             if idle is None:
                 break
             self._idle.append(idle)
-        # What was out of the pool while it was looked at was not counted.
+        # What was out of the pool meanwhile was not counted by another thread's `_trim`.
         self._trim()
         return len(self._idle)
 
@@ -174,40 +173,40 @@ class ConnectionPool:
         return b"".join((head.encode("latin-1"), b"\r\n\r\n", body))
 
     def _kept(self) -> HTTPConnection | None:
-        """Return a connection that nobody uses, if one is left that the server has not closed."""
+        """Take the most recently used connection that is still open; None where there is none."""
         while True:
             try:
                 idle = self._idle.pop()
             except IndexError:
                 return None
-            if not self._is_spent(idle):
+            if not self._is_expired(idle):
                 return idle.connection
             idle.connection.close()
 
     def _oldest(self) -> _Idle | None:
-        """Take the oldest connection that is not spent, and close those that are older."""
+        """Take the oldest connection that has not expired, and close those that have."""
         while True:
             try:
                 idle = self._idle.popleft()
             except IndexError:
                 return None
-            if not self._is_spent(idle):
+            if not self._is_expired(idle):
                 return idle
             idle.connection.close()
 
-    def _is_spent(self, idle: _Idle) -> bool:
+    def _is_expired(self, idle: _Idle) -> bool:
         sock = idle.connection.sock
         if sock is None or self._monotonic() - idle.since > IDLE_SECONDS:
             return True
         try:
-            # There is nothing to be read from an idle one but its end.
+            # The only thing to be read from an idle connection is its end.
             return wait_for_read(sock, timeout=0)
         except (OSError, ValueError):
-            # The process ends, and closes what it has.
+            # The process ends and closes its sockets.
             return True
 
     def _keep(self, connection: HTTPConnection) -> None:
-        # Nobody else comes to the oldest ones as long as the others are enough.
+        # As long as the others are enough, this is all that closes the oldest ones.
         oldest = self._oldest()
         if oldest is not None:
             self._idle.appendleft(oldest)
@@ -220,7 +219,7 @@ class ConnectionPool:
             try:
                 self._sweeper.start()
             except RuntimeError:
-                # The interpreter ends, or the system has no more threads.
+                # The interpreter ends, or the system has no thread left.
                 self._sweeper = None
 
     def _trim(self) -> None:
@@ -231,7 +230,7 @@ class ConnectionPool:
             if surplus is None:
                 return
             if len(self._idle) < most:
-                # Another thread has taken one at the same moment.
+                # Another thread has taken one meanwhile.
                 self._idle.appendleft(surplus)
             else:
                 surplus.connection.close()
@@ -254,8 +253,8 @@ class ConnectionPool:
         return connection
 
     def _translated(self, error: BaseException) -> BotoCoreError | None:
-        """Return the error that botocore raises for one of connecting; None for one that is not of the network."""
-        # An older urllib3 takes an error of the network for a time-out: the order matters.
+        """Return botocore's error for one that was raised while connecting; None where that is no network error."""
+        # The order matters: in an older urllib3 `NewConnectionError` is a subclass of the time-out.
         if isinstance(error, NewConnectionError):
             return EndpointConnectionError(endpoint_url=self._url, error=error)
         if isinstance(error, TimeoutError | URLLib3ConnectTimeoutError):
@@ -271,7 +270,7 @@ class ConnectionPool:
 
 
 class _Timed:
-    """An open connection, on which no wait is longer than one time-out, nor than the time that the call has left."""
+    """A socket on which no wait is longer than the time-out, nor than the time left for the call."""
 
     def __init__(self, connection: Any, timeout: float | None) -> None:
         self._connection = connection
@@ -296,7 +295,7 @@ class _Timed:
         if left <= 0:
             raise TimeoutError("no time is left for the answer")
         timeout = _or_none(left)
-        # Setting it is a call of the system's.
+        # Setting it is a system call.
         if self._connection.gettimeout() != timeout:
             self._connection.settimeout(timeout)
 
@@ -310,7 +309,7 @@ def _or_none(timeout: float) -> float | None:
 
 
 def _sweep(pool: "ReferenceType[ConnectionPool]") -> None:
-    """Look after a pool's idle connections until none is left, or nobody has the pool any more."""
+    """Close a pool's expired connections every second, until none are left or the pool is garbage-collected."""
     pause = threading.Event()
     while True:
         connections = pool()
@@ -328,8 +327,8 @@ def _close(connections: Iterable[_Idle]) -> None:
         idle.connection.close()
 
 
-class Receiver(Protocol):
-    """What of a socket is needed to read from it."""
+class _Receiver(Protocol):
+    """The methods of a socket that reading an answer takes."""
 
     def recv(self, size: int, /) -> bytes:
         """See `socket.socket.recv`."""
@@ -341,24 +340,26 @@ class Receiver(Protocol):
 
 
 def is_from_dynamodb(headers: Mapping[str, str]) -> bool:
-    """Whether an answer is DynamoDB's own: its JSON, with its id of the request, and from no cache.
+    """Return whether an answer is DynamoDB's own: its JSON type, a request id, and no trace of a cache.
 
-    Anything else (a gateway's page, a captive portal, a proxy's copy) proves nothing: neither the time, nor that the
-    request reached DynamoDB.
+    Anything else (a gateway's page, a captive portal, a proxy's copy) proves neither the time, nor that the request
+    reached DynamoDB.
 
     Args:
-        headers: of the answer, by name in lower case.
+        headers: the answer's, by name in lower case.
     """
     is_json = headers.get("content-type", "").lower().startswith("application/x-amz-json-1.")
     return is_json and bool(headers.get("x-amzn-requestid")) and _IN_BETWEEN.isdisjoint(headers)
 
 
-def read_reply(connection: Receiver) -> Reply:
-    """Read the answer to the one request that was sent over a connection and has none.
+def read_reply(connection: _Receiver) -> Reply:
+    """Read the answer to the one request under way on a connection.
+
+    The usual form of DynamoDB's answers is parsed here, any other by `http.client`.
 
     Raises:
         OSError: the network, TLS or a time-out.
-        http.client.HTTPException: it ended too soon, or is no HTTP.
+        http.client.HTTPException: it is truncated, or is no HTTP.
     """
     received = connection.recv(_AT_ONCE)
     head = _HEAD.match(received)
@@ -372,13 +373,13 @@ def read_reply(connection: Receiver) -> Reply:
 
 
 def _missing(headers: dict[str, str], had: int) -> int | None:
-    """Return how many bytes a body lacks, or None if that takes more to tell than its length."""
+    """Return how many bytes of a body are still to come; None where ``content-length`` does not say."""
     length = headers.get("content-length", "")
     alone = "transfer-encoding" not in headers and headers.get("connection", "keep-alive").lower() == "keep-alive"
     return int(length) - had if alone and length.isdecimal() and had <= int(length) else None
 
 
-def _rest(connection: Receiver, missing: int) -> bytes:
+def _rest(connection: _Receiver, missing: int) -> bytes:
     parts: list[bytes] = []
     while missing:
         part = connection.recv(min(missing, _AT_ONCE))
@@ -389,8 +390,8 @@ def _rest(connection: Receiver, missing: int) -> bytes:
     return b"".join(parts)
 
 
-def _any_reply(received: bytes, connection: Receiver) -> Reply:
-    # It wants a socket to make a file of.
+def _any_reply(received: bytes, connection: _Receiver) -> Reply:
+    # `HTTPResponse` calls ``makefile`` of a socket.
     source: Any = _Source(received, connection)
     with HTTPResponse(source, method="POST") as response:
         response.begin()
@@ -399,9 +400,9 @@ def _any_reply(received: bytes, connection: Receiver) -> Reply:
 
 
 class _Source(RawIOBase):
-    """What was received of an answer, and then what its connection still gives."""
+    """A stream of what was received of an answer, and then of what its connection still sends."""
 
-    def __init__(self, received: bytes, connection: Receiver) -> None:
+    def __init__(self, received: bytes, connection: _Receiver) -> None:
         self._received = received
         self._connection = connection
 

@@ -1,4 +1,4 @@
-"""Signatures of requests that differ in body, operation and time only (AWS Signature Version 4).
+"""Signs requests with AWS Signature Version 4, as boto3 has signed one that differs in body, headers and time only.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
@@ -15,14 +15,14 @@ from idempotent_tasks.clock import ServerClock
 
 __all__ = ["DATE", "TOKEN", "Signer", "SigningTime"]
 
-#: The headers, by name in lower case, that say when a request was signed, and with which session's credentials.
+#: The headers with the time of the signature and with the session token of the credentials, in lower case.
 DATE: Final = "x-amz-date"
 TOKEN: Final = "x-amz-security-token"  # noqa: S105 - a name
 _AUTHORIZATION: Final = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<access_key>[^/]+)/\d{8}/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request, "
     r"SignedHeaders=(?P<signed>[^,]+), Signature=(?P<signature>[0-9a-f]{64})"
 )
-#: Errors that refuse a request for the time that it was signed with: always, or where their text says so.
+#: Errors that refuse a request for the time of its signature: by their code, or by their text.
 #: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
 _REFUSED_TIMES: Final = frozenset({"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
 _REFUSED_TIME_TEXTS: Final = ("Signature expired", "Signature not yet current")
@@ -30,16 +30,16 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class SigningTime:
-    """The time that requests are signed with: never one that DynamoDB refused.
+    """The time to sign requests with; once DynamoDB has refused a signature's time, that of its last answer.
 
     Args:
-        clock: DynamoDB's time; every answer is shown to it, a refusal too.
+        clock: DynamoDB's clock, which observes every answer, also refusals.
     """
 
     def __init__(self, clock: ServerClock) -> None:
         self._clock = clock
-        #: Whether this machine's time, or what was taken for DynamoDB's, was refused once.  Then each request is signed
-        #: with the time of the last answer, also where boto3 sends it.
+        #: Whether DynamoDB has refused a signature's time once.  Then each request is signed with the time of the last
+        #: answer, also where boto3 sends it.
         self.refused = False
 
     def now(self) -> float:
@@ -47,11 +47,11 @@ class SigningTime:
         return self._clock.last_shown() if self.refused else self._clock.now()
 
     def monotonic(self) -> float:
-        """Return seconds by a clock that nobody sets."""
+        """Return seconds by a monotonic clock."""
         return self._clock.monotonic()
 
     def judge(self, answer: Mapping[str, Any]) -> None:
-        """Look whether an answer of DynamoDB's own refuses the time of its request."""
+        """Note whether an answer of DynamoDB's refuses the time of its request's signature."""
         error = answer.get("Error")
         if error is not None:
             text = str(error.get("Message", ""))
@@ -61,24 +61,24 @@ class SigningTime:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Signs requests as somebody else signed one of them."""
+    """Signs requests as boto3 signed one of them."""
 
     access_key: str
-    #: Where and for what the signature holds: region, service and ``aws4_request``.
+    #: The signature's scope without the day: region, service and ``aws4_request``.
     scope: str
-    #: The lines of the canonical request before the headers, and the signed headers' names.
+    #: The canonical request before the headers: method, path and the empty query.
     opening: str
     signed: tuple[str, ...]
     host: str
-    #: The key of the day, under the day and the secret that it was made of: not to be shown.
+    #: The signing key of a day, by the day and the secret key it was derived from; kept out of the ``repr``.
     _keys: dict[tuple[str, str], bytes] = field(repr=False)
 
     @classmethod
-    def learned(cls, request: Any, headers: Mapping[str, str], credentials: Any) -> Self | None:
-        """Return who signs as a request was signed, or None if this would not give the signature that it has.
+    def from_request(cls, request: Any, headers: Mapping[str, str], credentials: Any) -> Self | None:
+        """Return a signer that reproduces a request's signature; None where that is not possible.
 
         Args:
-            request: as it was sent (``botocore.awsrequest.AWSPreparedRequest``).
+            request: a signed one (``botocore.awsrequest.AWSPreparedRequest``).
             headers: its headers by name in lower case.
             credentials: those that it was signed with.
         """
@@ -103,12 +103,12 @@ class Signer:
         return signer if same else None
 
     def authorization(self, headers: Mapping[str, str], body: bytes, secret_key: str) -> str:
-        """Return the header ``Authorization`` of a request.
+        """Return the value of a request's header ``Authorization``.
 
         Args:
             headers: its headers by name in lower case, ``host`` and `DATE` among them.
             body: its body.
-            secret_key: the secret of `access_key`.
+            secret_key: the one that belongs to `access_key`.
         """
         timestamp, names = headers[DATE], ";".join(self.signed)
         lines = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in self.signed)
@@ -125,7 +125,7 @@ class Signer:
         key = f"AWS4{secret_key}".encode()
         for part in (day, *self.scope.split("/")):
             key = digest(key, part.encode(), "sha256")
-        # Yesterday's is of no use any more.
+        # Yesterday's key is not needed any more.
         self._keys.clear()
         self._keys[day, secret_key] = key
         return key
