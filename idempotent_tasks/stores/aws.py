@@ -214,7 +214,7 @@ class ProcessClient:
             )
             raise StoreMisconfiguredError(msg)
         else:
-            _obey_time_left(self._client)
+            _limit_timeouts(self._client)
         self._owner_pid = pid
 
     def _look_again(self) -> None:
@@ -260,7 +260,7 @@ class ProcessClient:
             aws_access_key_id=credentials and credentials.access_key_id,
             aws_secret_access_key=credentials and credentials.secret_access_key,
         )
-        _obey_time_left(client)
+        _limit_timeouts(client)
         _note_interrupts(origin.credentials)
         self._made(client, session, credentials)
         self._client, self._origin = client, origin
@@ -280,21 +280,21 @@ class ProcessClient:
             session.register_component("data_loader", self._loader)
         session.set_default_client_config(_CREDENTIALS_CONFIG)
         for service in _CREDENTIALS_SERVICES:
-            session.get_component("event_emitter").register(f"creating-client-class.{service}", _obey_in_class)
+            session.get_component("event_emitter").register(f"creating-client-class.{service}", _limit_timeouts_of)
         return boto3.Session(botocore_session=session)
 
 
-def _obey_in_class(base_classes: list[type], **_: Any) -> None:
-    """Make clients of the class that botocore is about to create obey the time left: a handler of its event."""
-    base_classes.insert(0, _Obedient)
+def _limit_timeouts_of(base_classes: list[type], **_: Any) -> None:
+    """Add the mixin to the client class that botocore is about to create; a handler of its event."""
+    base_classes.insert(0, _LimitedTimeouts)
 
 
-class _Obedient:
-    """A mixin for client classes of botocore's."""
+class _LimitedTimeouts:
+    """A mixin for botocore's client classes: requests end within the time left."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _obey_time_left(self)
+        _limit_timeouts(self)
 
 
 def _note_interrupts(credentials: Any) -> None:
@@ -347,7 +347,7 @@ class _TimeLeft(Timeout):
         return Timeout(connect=self._connect, read=self._read, total=whole)
 
 
-def _obey_time_left(client: Any) -> None:
+def _limit_timeouts(client: Any) -> None:
     """Make each request of a boto3 client end within the time that its caller has left.
 
     boto3 has no time-outs for one request, so this sets those of the client's HTTP session.  Any other object, such as

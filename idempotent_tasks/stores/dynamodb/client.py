@@ -16,7 +16,7 @@ from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavail
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
-from idempotent_tasks.stores.dynamodb.fast.client import FastClient, announce
+from idempotent_tasks.stores.dynamodb.fast.client import FastClient, log_path
 from idempotent_tasks.stores.dynamodb.fast.http import is_from_dynamodb
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import SigningTime
 
@@ -200,7 +200,7 @@ class Connection(ProcessClient):
     def _adopt(self, pid: int) -> None:
         super()._adopt(pid)
         if self._fast_client is None:
-            announce(repr(self), self._closed)
+            log_path(repr(self), self._closed)
 
     def _observe(self, answer: Any, sent_at: float) -> None:
         headers = _headers(answer)

@@ -65,7 +65,6 @@ _TEXT_ARGUMENTS: Final = (
     "endpoint_url",
 )
 _SWITCHES: Final = ("fast",)
-_POSITIONS: Final = {"true": True, "false": False}
 
 
 class DynamoDBStore:
@@ -382,7 +381,7 @@ def _arguments_from_url(url: str) -> dict[str, Any]:
         if name in _TEXT_ARGUMENTS:
             arguments[name] = value
         elif name in _SWITCHES:
-            arguments[name] = _position(url, name, value)
+            arguments[name] = _switch(url, name, value)
         elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):
             renamed[name.removesuffix("_attr")] = value
         else:
@@ -391,10 +390,10 @@ def _arguments_from_url(url: str) -> dict[str, Any]:
     return {**arguments, "attributes": renamed}
 
 
-def _position(url: str, name: str, value: str) -> bool:
-    if value.lower() not in _POSITIONS:
+def _switch(url: str, name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
         raise ConfigurationError(f"{_shown(url)}: {name}={value!r} is neither true nor false")
-    return _POSITIONS[value.lower()]
+    return value.lower() == "true"
 
 
 def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:

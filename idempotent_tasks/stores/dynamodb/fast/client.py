@@ -27,7 +27,7 @@ from idempotent_tasks.stores.dynamodb.fast.hooks import Hooks
 from idempotent_tasks.stores.dynamodb.fast.http import ConnectionPool, Limits, Reply, is_from_dynamodb
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import DATE, TOKEN, Signer, SigningTime
 
-__all__ = ["FAST_OPERATIONS", "FastClient", "announce"]
+__all__ = ["FAST_OPERATIONS", "FastClient", "log_path"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -106,12 +106,12 @@ class FastClient:
     Args:
         client: a boto3 client for DynamoDB that nobody else uses, and that does not discover its endpoints.
         time: the time to sign requests with, which outlives the client.
-        where: the endpoint, for log lines.
+        endpoint: what log lines call the endpoint.
     """
 
-    def __init__(self, client: Any, time: SigningTime, where: str) -> None:
+    def __init__(self, client: Any, time: SigningTime, endpoint: str) -> None:
         self._client = client
-        self._where = where
+        self._endpoint = endpoint
         self._time = time
         self._hooks = Hooks(client)
         self._credentials = client._request_signer._credentials  # noqa: SLF001 - those that the client signs with
@@ -122,9 +122,9 @@ class FastClient:
         #: How many of the client's requests could not be a template.
         self._rejected = 0
         #: The reasons that were logged, each once.
-        self._announced: set[str | None] = set()
+        self._logged: set[str | None] = set()
         # Before any handler that adds something to one request only.
-        client.meta.events.register_first("before-send.dynamodb.*", self._note)
+        client.meta.events.register_first("before-send.dynamodb.*", self._before_send)
 
     def send(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request, once, and return its answer as the client's method would.
@@ -147,12 +147,12 @@ class FastClient:
             headers, body = template.request(parameters, self._time.now())
             answer = _read(template.operation, template.pool.exchange(headers, body))
         except ClientError as error:
-            self._judge(error.response)
+            self._inspect(error.response)
             raise
         except BaseException:
             self._templates.clear()
             raise
-        self._judge(answer)
+        self._inspect(answer)
         return answer
 
     def send_by_client(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,26 +162,26 @@ class FastClient:
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(**parameters)
         except ClientError as error:
-            self._judge(error.response)
-            self._learn(operation, parameters, sent, error.response)
+            self._inspect(error.response)
+            self._keep_template(operation, parameters, sent, error.response)
             raise
         finally:
             _sent_by_client.reset(token)
-        self._judge(answer)
-        self._learn(operation, parameters, sent, answer)
+        self._inspect(answer)
+        self._keep_template(operation, parameters, sent, answer)
         return answer
 
     def _frozen_credentials(self) -> Any:
         return self._credentials and self._credentials.get_frozen_credentials()
 
-    def _judge(self, answer: Mapping[str, Any]) -> None:
+    def _inspect(self, answer: Mapping[str, Any]) -> None:
         """Drop all templates where an answer is not DynamoDB's own, such as a gateway's."""
         if _is_genuine(answer):
-            self._time.judge(answer)
+            self._time.observe(answer)
         else:
             self._templates.clear()
 
-    def _note(self, request: Any, **_: Any) -> None:
+    def _before_send(self, request: Any, **_: Any) -> None:
         """Note a request of boto3's, and sign it again once DynamoDB has refused the time that boto3 signs with."""
         sent = _sent_by_client.get()
         if sent is None:
@@ -200,7 +200,9 @@ class FastClient:
                 del request.headers[header]
                 request.headers[header] = value
 
-    def _learn(self, operation: str, parameters: Mapping[str, Any], sent: _Sent, answer: Mapping[str, Any]) -> None:
+    def _keep_template(
+        self, operation: str, parameters: Mapping[str, Any], sent: _Sent, answer: Mapping[str, Any]
+    ) -> None:
         if operation not in FAST_OPERATIONS or self._rejected >= MAX_REJECTED_TEMPLATES:
             return
         name = self._client.meta.method_to_api_mapping[operation]
@@ -217,9 +219,9 @@ class FastClient:
                 # The answer counts, also where a version of botocore or urllib3 has other attributes.
                 self._rejected += 1
                 closed = str(error)
-        if closed not in self._announced:
-            self._announced.add(closed)
-            announce(self._where, closed)
+        if closed not in self._logged:
+            self._logged.add(closed)
+            log_path(self._endpoint, closed)
 
     def _template(self, name: str, parameters: Mapping[str, Any], sent: _Sent) -> _Template:
         """Make a template of the one request that boto3 sent in a call.
@@ -309,17 +311,17 @@ class FastClient:
                     idle.put_nowait(connection)
 
 
-def announce(where: str, closed: str | None) -> None:
+def log_path(endpoint: str, closed: str | None) -> None:
     """Log whether this process's requests take the fast path.
 
     Args:
-        where: the endpoint.
+        endpoint: what the log line calls the endpoint.
         closed: why boto3 sends every request, or None where it does not.
     """
     if closed is None:
-        logger.info("Requests to DynamoDB at %s take the fast path; boto3 sends the first of each kind.", where)
+        logger.info("Requests to DynamoDB at %s take the fast path; boto3 sends the first of each kind.", endpoint)
     else:
-        logger.info("boto3 sends every request to DynamoDB at %s; the fast path is closed: %s.", where, closed)
+        logger.info("boto3 sends every request to DynamoDB at %s; the fast path is closed: %s.", endpoint, closed)
 
 
 def _is_genuine(answer: Mapping[str, Any]) -> bool:

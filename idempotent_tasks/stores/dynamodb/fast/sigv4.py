@@ -50,7 +50,7 @@ class SigningTime:
         """Return seconds by a monotonic clock."""
         return self._clock.monotonic()
 
-    def judge(self, answer: Mapping[str, Any]) -> None:
+    def observe(self, answer: Mapping[str, Any]) -> None:
         """Note whether an answer of DynamoDB's refuses the time of its request's signature."""
         error = answer.get("Error")
         if error is not None:
