@@ -15,7 +15,7 @@ from tests.support.wire import Wire, answer, refuse, shift_date
 
 Look = Callable[[DynamoDBStore], list[Finding]]
 
-#: Every kind, by the test that provokes it and mends it.
+#: Every kind, by the test that provokes it and fixes it.
 PROVOKED = {
     "clock-offset": "test_a_clock_that_is_off",
     "permission-missing": "test_a_missing_permission",
@@ -139,7 +139,7 @@ def test_a_store_that_refuses(look: Look, dynamodb: DynamoDBStore, wire: Wire) -
 
 @pytest.mark.parametrize(("offset", "side"), [(600, "behind"), (-600, "ahead of")])
 def test_a_clock_that_is_off(look: Look, make_store: MakeStore, wire: Wire, offset: int, side: str) -> None:
-    """This machine's clock is told in seconds against DynamoDB's, and nothing is said once they agree."""
+    """This machine's clock is reported in seconds against DynamoDB's, and nothing is said once they agree."""
     store = make_store()
     store.create_table()
     wire.break_all(shift_date(offset))

@@ -1,4 +1,4 @@
-"""When boto3 sends the next request: after whatever casts doubt on the template, and for ever where none can be had."""
+"""When boto3 sends the next request: after whatever casts doubt on the template, and always where none can be had."""
 
 import logging
 from collections.abc import Callable

@@ -129,7 +129,7 @@ class TestWhoSends:
         """Where the client's requests are no template, a few of them show it."""
         looked_at: list[object] = []
 
-        def look(_road: FastClient, name: str, _parameters: object, _sent: object) -> None:
+        def look(_client: FastClient, name: str, _parameters: object, _sent: object) -> None:
             looked_at.append(name)
             raise ValueError("no template")
 
@@ -169,9 +169,9 @@ class TestSameRequest:
         calls: list[tuple[str, Mapping[str, Any]]] = []
         send = FastClient.send
 
-        def noted(road: FastClient, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        def noted(client: FastClient, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
             calls.append((operation, parameters))
-            return send(road, operation, parameters)
+            return send(client, operation, parameters)
 
         store = make_store(fast=True)
         claim = grant(store)

@@ -123,7 +123,7 @@ class TestObjects:
         assert told["Metadata"] == {"idempotency-expires": "2027-01-15T08:00:00+00:00"}
 
     def test_the_same_result_is_one_object(self, results: S3Results, s3: Any, bucket: str) -> None:
-        """Its age starts anew with each writing, so that S3 deletes it after the last record that names it."""
+        """Its age starts again with each writing, so that S3 deletes it after the last record that names it."""
         assert results.put(DATA, EXPIRES_AT) == results.put(DATA, EXPIRES_AT + 60)
         assert listed(s3, bucket) == [f"shop/{DIGEST}"]
         told = s3.head_object(Bucket=bucket, Key=f"shop/{DIGEST}")
@@ -319,7 +319,7 @@ class TestConfiguration:
 
 Look = Callable[..., list[Finding]]
 
-#: Every kind, by the test that provokes it and mends it.
+#: Every kind, by the test that provokes it and fixes it.
 PROVOKED = {
     "results-bucket-refuses": "test_a_bucket_that_is_not_there",
     "results-bucket-keeps": "test_no_rule",
@@ -363,7 +363,7 @@ def codes(found: list[Finding]) -> list[str]:
 
 
 def test_a_bucket_that_is_not_there(look: Look, make_results: MakeResults, s3: Any, bucket: str) -> None:
-    """It is found; with its name mended nothing is."""
+    """It is found; with its name fixed nothing is."""
     (found,) = look(make_results(bucket="there-is-none"))
     assert found.code == "results-bucket-refuses"
     assert "HeadBucket" in found.what
