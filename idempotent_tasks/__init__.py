@@ -28,7 +28,7 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.task import IdempotentTask
 from idempotent_tasks.worker import signals as _signals
 

@@ -26,10 +26,10 @@ from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
 from idempotent_tasks.observers import SHORT_NAMES
-from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
+from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 
 __all__ = [
     "DISABLED_VARIABLE",
@@ -366,7 +366,7 @@ def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
         if other is app or not isinstance(theirs, DynamoDBStore):
             continue
         if (store.table, store.connection.place) == (theirs.table, theirs.connection.place):
-            differences = store.layout.differences(theirs.layout)
+            differences = store.schema.differences(theirs.schema)
             if differences:
                 return other, differences
     return None

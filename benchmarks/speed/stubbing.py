@@ -10,8 +10,7 @@ from typing import Any, Final
 from botocore.awsrequest import AWSResponse
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_http import KeptConnections
-from idempotent_tasks.stores.dynamodb_reply import Reply
+from idempotent_tasks.stores.dynamodb.fast.http import ConnectionPool, Reply
 
 __all__ = ["ENDPOINT", "stub", "stubbed"]
 
@@ -35,13 +34,13 @@ def stub(client: Any) -> Any:
 def stubbed(store: DynamoDBStore) -> DynamoDBStore:
     """Have a store that was not used yet get its answers in the place of the connection, and return it."""
     stub(store.connection.client_of_this_process())
-    road = store.connection._road  # noqa: SLF001 - nobody else puts a stub there
+    road = store.connection._fast_client  # noqa: SLF001 - nobody else puts a stub there
     if road is not None:
         # The stub is a handler, which would close the fast path: it is looked for, and overlooked.
         hooks = road._hooks  # noqa: SLF001
         found = hooks.found
         hooks.found = lambda operation: found(operation) and None  # type: ignore[method-assign]
-        KeptConnections.exchange = _exchanged  # type: ignore[method-assign, assignment]
+        ConnectionPool.exchange = _exchanged  # type: ignore[method-assign, assignment]
     return store
 
 
@@ -49,7 +48,7 @@ def _answered(request: Any, **_: Any) -> AWSResponse:
     return AWSResponse(request.url, 200, _headers(), _Body(_BODY))
 
 
-def _exchanged(connections: KeptConnections, headers: Mapping[str, str], body: bytes) -> Reply:
+def _exchanged(connections: ConnectionPool, headers: Mapping[str, str], body: bytes) -> Reply:
     connections._message(headers, body)  # noqa: SLF001 - what it costs to write a request is part of the call
     return Reply(200, _headers(), _BODY, keeps=True)
 

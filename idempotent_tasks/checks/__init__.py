@@ -1,36 +1,37 @@
-"""What a worker, and ``celery -A proj idempotency check``, looks at before anything goes wrong."""
+"""What a worker that starts, and ``celery -A proj idempotency check``, finds before anything goes wrong."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from idempotent_tasks.checks import configuration, delivery, queues, results
-from idempotent_tasks.checks.surroundings import Surroundings
-from idempotent_tasks.checks.table import check_table
-from idempotent_tasks.findings import WHY, Finding
+from idempotent_tasks.checks import broker
+from idempotent_tasks.checks.context import CheckContext, check_pickle, check_prefixes, check_settings
+from idempotent_tasks.checks.dynamodb import check_table
+from idempotent_tasks.checks.findings import WHY, Finding
+from idempotent_tasks.checks.s3 import check_bucket
 
-__all__ = ["CHECKS", "WHY", "Finding", "Surroundings", "findings"]
+__all__ = ["CHECKS", "WHY", "CheckContext", "Finding", "run_checks"]
 
-CHECKS: Final[tuple[Callable[[Surroundings], Iterator[Finding]], ...]] = (
-    delivery.check_celery,
-    delivery.check_transport,
-    delivery.check_acknowledgements,
-    delivery.check_requests,
-    delivery.check_visibility,
-    delivery.check_prefetch,
-    delivery.check_pool_limits,
-    delivery.check_expiries,
-    delivery.check_delivery_limits,
-    queues.check_subscribers,
-    queues.check_queue_limits,
-    results.check_pickle,
-    results.check_bucket,
-    configuration.check_settings,
-    configuration.check_prefixes,
+CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
+    broker.check_celery,
+    broker.check_transport,
+    broker.check_acknowledgements,
+    broker.check_requests,
+    broker.check_visibility,
+    broker.check_prefetch,
+    broker.check_pool_limits,
+    broker.check_expiries,
+    broker.check_delivery_limits,
+    broker.check_subscribers,
+    broker.check_queue_limits,
+    check_pickle,
+    check_bucket,
+    check_settings,
+    check_prefixes,
     check_table,
 )
 
 
-def findings(surroundings: Surroundings) -> list[Finding]:
+def run_checks(context: CheckContext) -> list[Finding]:
     """Return everything found, but for what ``idempotency_silenced_checks`` names."""
-    silenced = surroundings.settings.silenced_checks
-    return [each for check in CHECKS for each in check(surroundings) if each.code not in silenced]
+    silenced = context.settings.silenced_checks
+    return [finding for check in CHECKS for finding in check(context) if finding.code not in silenced]

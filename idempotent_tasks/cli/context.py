@@ -14,7 +14,7 @@ from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["REFUSED", "USAGE", "AdminContext", "Moment", "confirm", "end", "pass_admin_context", "refuse"]
@@ -35,9 +35,9 @@ class AdminContext:
     store: DynamoDBStore
 
     @property
-    def operations(self) -> Operations:
-        """The operations on the whole table."""
-        return Operations(self.store)
+    def operations(self) -> TableAdmin:
+        """The table as an operator sees it."""
+        return TableAdmin(self.store)
 
     @property
     def tasks(self) -> list[Any]:

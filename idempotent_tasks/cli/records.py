@@ -10,7 +10,7 @@ from idempotent_tasks.cli.context import AdminContext, Moment, pass_admin_contex
 from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written_at
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import RecordNotFoundError
-from idempotent_tasks.stores.dynamodb_operations import Corrupt
+from idempotent_tasks.stores.dynamodb.admin import Corrupt
 
 __all__ = ["list_", "matching", "show"]
 
@@ -35,7 +35,7 @@ def matching(
 ) -> Iterator[Record | Corrupt]:
     """Scan for records by state (any if ``states`` is empty), task, and when they were last written, in epoch seconds.
 
-    ``data`` is as for `Operations.records`.
+    ``data`` is as for `TableAdmin.records`.
     """
     stored = _STORED.get(states[0]) if len(states) == 1 else None
     for record in admin.operations.records(status=stored, task=task, data=data):

@@ -5,13 +5,13 @@ import json
 import click
 from celery.concurrency import get_implementation
 
-from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
 from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 
 __all__ = ["check", "create_table", "template"]
 
@@ -21,7 +21,7 @@ __all__ = ["check", "create_table", "template"]
 def create_table(admin: AdminContext) -> None:
     """Create the app's table with on-demand billing and TTL, or complete it; repeating it is harmless."""
     admin.store.create_table()
-    click.echo(f"table {admin.store.table!r} is ready, with TTL on {admin.store.layout.expiry_attr!r}")
+    click.echo(f"table {admin.store.table!r} is ready, with TTL on {admin.store.schema.expiry_attr!r}")
 
 
 @click.command()
@@ -56,7 +56,7 @@ def check(context: click.Context, *, as_json: bool) -> None:
     app = context.obj.app
     try:
         app.loader.import_default_modules()
-        found = findings(Surroundings.of_app(app, get_implementation(app.conf.worker_pool).__module__))
+        found = run_checks(CheckContext.of_app(app, get_implementation(app.conf.worker_pool).__module__))
     except ConfigurationError as error:
         end(error, USAGE)
     if as_json:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
-from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
-from idempotent_tasks.stores.s3_results import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results, days_of
+from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
+from idempotent_tasks.stores.s3 import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results, days_of
 
 __all__ = ["TEMPLATES", "Bucket", "Table"]
 
@@ -41,8 +41,8 @@ class Table:
 
     @classmethod
     def of(cls, store: DynamoDBStore, *, point_in_time_recovery: bool, bucket: Bucket | None = None) -> Self:
-        """Return the table that a store needs; of an ARN only the table's name is used."""
-        layout = store.layout
+        """Return the table that a store needs; one that is named by its ARN keeps only its name."""
+        layout = store.schema
         return cls(
             name=store.table.rpartition("/")[2],
             partition_key=layout.key_attr,

@@ -1,6 +1,6 @@
-"""The protocol that a store speaks: what is atomic, what each call returns and raises.
+"""The protocol of a store: what is atomic, what each call returns and raises.
 
-A store holds primitives only.  Keys, encoding, waiting and retrying are not its business.
+A store knows nothing of keys' derivation, encoding, waiting and retrying.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ from idempotent_tasks.core.records import (
 
 __all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ResultStore", "Store"]
 
-#: How many copies a record notes as deferred, and how many tasks as dispatched: it must stay a small item.
+#: The most copies that a record notes as deferred, and the most tasks as dispatched: it must stay a small item.
 MOST_NOTED: Final = 100
-#: A write is corrected whose answer shows a time so far from the one that its expiry was reckoned with.
+#: A write is corrected if its answer shows a time that differs by more than this from the one it computed expiry with.
 CLOCK_TOLERANCE_SECONDS: Final = 2.0
-#: How many notes that are past their time one note of a deferral removes.
+#: The most past notes that one note of a deferral removes.
 MOST_FORGOTTEN: Final = 10
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Where records live.  Each call is one atomic step on one key.
+    """A place for records; each call is one atomic step on one key.
 
     Every call but `get` is safe to repeat after a lost answer: the repetition finds the owner token of its first
     try and returns the same answer.  Every call raises `StoreUnavailableError` where repeating may help,
@@ -50,12 +50,12 @@ class Store(Protocol):
         ...
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        """Claim the key if `idempotent_tasks.core.records.claimable`, else say why not.
+        """Claim the key if `idempotent_tasks.core.records.claimable`, else return why not.
 
-        Atomically checks the rule, and takes the key: of any number of concurrent callers one is granted.
-        A grant gives the next fence and attempt, and wipes what an expired outcome left.  A reservation, which a
-        producer asks for, takes the key for the delivery with its task id, whose claim is granted whenever it comes;
-        it counts no attempt.
+        The check and the claim are one atomic step: of any number of concurrent callers one is granted.
+        A grant has the next fence and attempt, and clears the fields of an expired outcome.  A reservation, which a
+        producer requests, keeps the key for the delivery with its task id: that claim is granted at any time.  A
+        reservation counts no attempt.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
@@ -65,10 +65,10 @@ class Store(Protocol):
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """Store the outcome if the claim's owner still holds the key, even past the claim's expiry.
 
-        Does not prevent the effects of two bodies that both ran; it decides whose outcome is the key's.
+        Decides which outcome the key has; cannot undo the effects of two bodies that both ran.
 
-        An earlier try of this call that was answered late may have counted the retention from a time that had passed
-        by then: the outcome is kept for ``retention_seconds`` from the answer.
+        The outcome is kept for ``retention_seconds`` from the answer, also where an earlier try of this call has
+        stored it.
 
         Returns:
             `Committed`, also where an earlier try of this call did it; `Superseded` with the record of another owner,
@@ -77,24 +77,22 @@ class Store(Protocol):
         ...
 
     def restore(self, record: Record) -> None:
-        """Write a whole record where none has its key.
+        """Write a whole record if its key has none.
 
         Raises:
-            RecordExistsError: the key has a record that is no outcome of this record's owner, such as a claim of its
-                own that arrived late.
+            RecordExistsError: the key has a record, other than an outcome of the same owner.
         """
         ...
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
-        """Free the key for the next claim, keeping its fence: the record has no owner any more.
+        """Remove the owner from a record in progress, so that the next claim is granted; the fence stays.
 
         Its ``in_progress_expiration`` becomes the time of the release (`idempotent_tasks.core.records.release_time`):
-        no older request takes the key.  A claimer that meets the record asks after it, whatever its own clock says.
-        No late commit or renewal of the same claim changes anything.
+        no older claim request is granted.  A claimer that finds the record released requests it with a later time,
+        whatever its own clock says.  No late commit or renewal of the same claim changes anything.
 
-        Attempts are counted from 0 again, unless the claim's process ``crashed``: then the attempt counts.  Where the
-        body is known not to have ``began``, only this attempt is taken back.  Only a claim in progress is released: an
-        outcome stays.
+        Attempts are counted from 0 again, unless the claim's process ``crashed``: then this one counts.  Where the
+        body is known not to have ``began``, only this one is subtracted.  An outcome is never released.
 
         Returns:
             `Released`, also where an earlier try of this call did it and the claim's fence is known; `Lost` where the
@@ -105,30 +103,29 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Let the claim expire ``lease_seconds`` from now instead, if its owner still holds it.
 
-        A renewal replaces the end that ``claim`` is known to have, and never shortens one that is later than both: an
-        early request that was long on its way changes nothing, and its answer is the claim as it is.  The caller holds
-        the renewed claim's end against the time at which the answer arrives.
+        A renewal replaces the end that ``claim`` is known to have, and never shortens one that is later than both: a
+        delayed earlier renewal changes nothing, and returns the claim as it is stored.  The caller compares the renewed
+        claim's end with the time at which the answer arrives.
         """
         ...
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
-        """Note that the copy with this token was published again, so that a second delivery of it need not be.
+        """Note that the message copy with this token was deferred, so that a second delivery of it is not.
 
         Sets ``Record.deferred[token]`` while the same owner's claim lives.  Does nothing where it does not, or where
-        `MOST_NOTED` others are noted.  The notes go with the claim: its release, its commit and the next claim of the
-        key clear them.
+        `MOST_NOTED` others are noted.  Release, commit and the next claim of the key clear the notes.
 
         Args:
-            key: the record's.
-            owner: of the claim that was in the way of the copy.
-            token: the copy's own.
-            due: when its successor comes, in epoch milliseconds by the store's clock.
+            key: the record's key.
+            owner: the owner of the claim for which the copy was deferred.
+            token: identifies the copy.
+            due: when its successor is delivered, in epoch milliseconds by the store's clock.
             past: tokens whose notes are past their time, of which up to ten are removed.
         """
         ...
 
     def note_dispatch(self, key: str, task_id: str) -> None:
-        """Note that a task's continuation was sent, so that a redelivery of the task need not send it again.
+        """Note that a task's continuation was sent, so that a redelivery of the task does not send it again.
 
         Adds to ``Record.dispatched`` where the key has an outcome.  Does nothing where it has none, or where
         `MOST_NOTED` others are noted.
@@ -146,14 +143,14 @@ class Store(Protocol):
 
 @runtime_checkable
 class ResultStore(Protocol):
-    """Where data lies that is larger than a record takes.
+    """A place for data that is too large for a record.
 
     Both calls raise `StoreUnavailableError` where repeating may help, and `StoreMisconfiguredError` where it cannot.
     """
 
     @property
     def above_bytes(self) -> int | None:
-        """From which size on data shall lie here, in bytes; None where only what a `Store` does not take."""
+        """The size in bytes from which on data is stored here; None for only what a `Store` does not take."""
         ...
 
     def put(self, data: bytes, expires_at: float) -> str:
@@ -164,6 +161,6 @@ class ResultStore(Protocol):
         """Return what was put, byte by byte.
 
         Raises:
-            ResultUnavailableError: it is gone, or is something else.
+            ResultUnavailableError: it is gone, or was changed.
         """
         ...

@@ -1,7 +1,7 @@
-"""Errors of the AWS SDK as errors of the store: for each whether it may pass, who answered, and what to do.
+"""Translates botocore's errors into the store's: is it transient, which service answered, and what is the remedy?
 
-The rule: whatever the SDK raises is a `StoreError`, and `StoreUnavailableError` unless it is certainly permanent.  An
-error that is called permanent by mistake is not tried again; one that is called passing by mistake costs some tries.
+Whatever botocore raises becomes a `StoreError`, and `StoreUnavailableError` unless it is certainly permanent: an error
+that is called permanent by mistake is not tried again, one that is called transient by mistake only costs some tries.
 """
 
 import sys
@@ -41,10 +41,10 @@ from idempotent_tasks.errors import IdempotencyError, StoreError, StoreMisconfig
 
 __all__ = ["INTERRUPTS", "NotedRefresh", "Request", "Service", "blames_credentials", "error_code", "translated"]
 
-#: What Celery raises into a running task, at any line, and what must come out of a request as it is.
+#: Exceptions that Celery raises into a running task, at any line; a request raises them unchanged.
 INTERRUPTS: Final = (SoftTimeLimitExceeded,)
 
-#: Codes by which AWS refuses a request's signature, not what it asks for.  Every one may pass: keys and tokens are
+#: Codes with which AWS refuses a request's signature, each with its remedy.  All are transient: keys and tokens are
 #: rotated, a new key takes seconds to be known everywhere, and a machine's clock is set.
 #: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/CommonErrors.html
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
@@ -66,8 +66,8 @@ _SIGNATURE_REMEDIES: Final = {
     "TokenRefreshRequired": "renew the credentials",
     "UnrecognizedClientException": "the credentials are not known there; fix them",
 }
-#: Codes of STS that no further try changes: a policy, an account's settings or the request itself.  Its other refusals
-#: speak of a token or a key that is about to be replaced.
+#: Permanent error codes of STS, each with its remedy: a policy, an account's settings or the request itself.  Its other
+#: refusals are about a token or a key that is going to be replaced.
 #: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_Errors
 _STS_PERMANENT: Final = {
     "AccessDenied": "allow it in the policy of these credentials and in the role's trust policy",
@@ -79,7 +79,7 @@ _STS_PERMANENT: Final = {
 _STS_ACTIONS: Final = frozenset(
     {"AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "GetFederationToken", "GetSessionToken"}
 )
-#: The service by an operation of its own, for the other providers of botocore's chain.
+#: The service that an operation belongs to, for the other credential providers of botocore's chain.
 _OTHER_ACTIONS: Final = {
     "CreateOAuth2Token": "AWS Sign-In",
     "CreateToken": "IAM Identity Center",
@@ -87,7 +87,7 @@ _OTHER_ACTIONS: Final = {
     "GetId": "Cognito",
     "GetRoleCredentials": "IAM Identity Center",
 }
-#: What botocore calls its providers of credentials, and whom they ask.
+#: botocore's names of its credential providers, and the service that each asks.
 _PROVIDERS: Final = {
     "assume-role": "STS",
     "assume-role-with-web-identity": "STS",
@@ -97,10 +97,10 @@ _PROVIDERS: Final = {
     "login": "AWS Sign-In",
     "sso": "IAM Identity Center",
 }
-#: A gateway that waited too long for the request, and one that limits the rate.
-_PASSING_STATUS: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+#: From a gateway that waited too long for the request, or that limits the rate.
+_TRANSIENT_STATUS: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 _CREDENTIALS_MODULE: Final = "botocore.credentials"
-#: By these a client and a session ask for credentials, also those of somebody's own class.
+#: The methods with which a client and a session ask for credentials, also of a class of the user's own.
 _CREDENTIALS_CALLS: Final = frozenset({"get_credentials", "get_deferred_property", "get_frozen_credentials"})
 _CREDENTIALS_ERRORS: Final = (
     CredentialRetrievalError,
@@ -110,7 +110,7 @@ _CREDENTIALS_ERRORS: Final = (
     SSOError,
     TokenRetrievalError,
 )
-#: No answer, a cut one, or one that was damaged on its way.
+#: No answer, a truncated one, or a damaged one.
 _NO_ANSWER: Final = (
     BotoConnectionError,
     FlexibleChecksumError,
@@ -118,8 +118,8 @@ _NO_ANSWER: Final = (
     IncompleteReadError,
     ResponseParserError,
 )
-#: Raised before anything is sent, for what only another configuration or another version changes.  A region, a profile
-#: and a file that are not there may appear.
+#: Raised before anything is sent, and permanent: only another configuration or version helps.  Absent regions, profiles
+#: and files are transient, because they may appear.
 _PERMANENT_ERRORS: Final = (
     EndpointProviderError,
     MissingDependencyException,
@@ -128,39 +128,39 @@ _PERMANENT_ERRORS: Final = (
     UnsupportedSignatureVersionError,
     ValidationError,
 )
-#: How botocore begins its ``ValueError`` for an ``endpoint_url`` that is none.
+#: How botocore's ``ValueError`` for a malformed ``endpoint_url`` begins.
 _INVALID_ENDPOINT: Final = "Invalid endpoint"
 _CREDENTIALS_REMEDY: Final = "give the worker a role, or credentials in its environment or in a file"
-#: Characters of a foreign text that are quoted: the second line of a refused signature would hold the session's token.
+#: Characters of botocore's text that are quoted, of its first line: the second may hold the session's token.
 _LONGEST_QUOTE: Final = 300
-#: What interrupted a refresh of credentials within the request under way.
+#: The interrupts of credential refreshes within the request under way.
 _swallowed: ContextVar[list[BaseException] | None] = ContextVar("idempotency_swallowed", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What the error codes of one service of AWS mean."""
+    """An AWS service and its permanent error codes."""
 
     #: As in ``dynamodb:GetItem``.
     prefix: str
-    #: The remedy by each code that no further try changes.
+    #: Each permanent error code and its remedy.
     permanent: Mapping[str, str]
-    #: What to look at where a request cannot be sent.
+    #: The settings to check where a request cannot be sent, for a message.
     settings: str
-    #: Whether a permanent refusal is believed only in JSON, which no gateway's page is.
+    #: Whether a permanent error counts only in JSON: a gateway's page is none.
     speaks_json: bool = False
 
 
 @dataclass(slots=True)
 class Request:
-    """One request to a service, for messages; what only a message needs is worked out for one."""
+    """One request to a service, as error messages name it; the callables are called for a message only."""
 
     service: Service
     #: The operation in the service's own spelling, such as ``GetItem``.
     action: str
-    #: Returns on what, and where.
+    #: Returns what it is about and the endpoint, such as ``table 'T' at eu-west-1``.
     target: Callable[[], str]
-    #: Returns how botocore calls the provider of the credentials, such as ``assume-role``; None where nobody knows.
+    #: Returns botocore's name of the credentials' provider, such as ``assume-role``; None where it is unknown.
     provider: Callable[[], str | None]
 
     def __str__(self) -> str:
@@ -169,15 +169,15 @@ class Request:
 
 @contextmanager
 def translated(request: Request) -> Iterator[None]:
-    """Raise what the SDK raises in the block as an error of the store.
+    """Translate whatever botocore raises in the block into an error of the store.
 
     Args:
         request: what the block sends.
 
     Raises:
-        SoftTimeLimitExceeded: somebody interrupted the block, wherever in the SDK that was.
-        StoreUnavailableError: whatever may pass.
-        StoreMisconfiguredError: what is certain to stay until somebody acts.
+        SoftTimeLimitExceeded: the block was interrupted, wherever in botocore that was.
+        StoreUnavailableError: the error is transient, or may be.
+        StoreMisconfiguredError: the error is certain to stay until somebody acts.
     """
     outside = sys.exc_info()[1]
     swallowed: list[BaseException] = []
@@ -198,10 +198,10 @@ def translated(request: Request) -> Iterator[None]:
 
 
 class NotedRefresh:
-    """A refresh of credentials whose interrupt is raised when the request is through, should botocore swallow it.
+    """A refresh of credentials whose interrupts are kept, for `translated` to raise them when botocore swallows them.
 
-    Some minutes before credentials expire botocore tries to refresh them, and goes on with them whatever happens
-    (``botocore.credentials.RefreshableCredentials._protected_refresh``).
+    Some minutes before credentials expire botocore tries to refresh them, and goes on with the old ones whatever is
+    raised (``botocore.credentials.RefreshableCredentials._protected_refresh``).
 
     Args:
         refresh: returns new credentials.
@@ -211,7 +211,7 @@ class NotedRefresh:
         self._refresh = refresh
 
     def __call__(self) -> Any:
-        """Refresh, and note what interrupts it."""
+        """Refresh the credentials, and keep what interrupts it."""
         outside = sys.exc_info()[1]
         try:
             return self._refresh()
@@ -223,10 +223,10 @@ class NotedRefresh:
 
 
 def error_code(error: BaseException | None) -> str:
-    """Return the code that a service answered with; an empty text where none did.
+    """Return the error code of a service's answer; an empty text where no service answered.
 
     Args:
-        error: an error of the SDK's, or the store's error that came of it.
+        error: an error of botocore's, or the store's error that it became.
     """
     found = error.__cause__ if isinstance(error, IdempotencyError) else error
     if not isinstance(found, ClientError):
@@ -241,14 +241,14 @@ def blames_credentials(error: StoreError) -> bool:
 
 
 def _interrupt_in(error: BaseException, outside: BaseException | None) -> BaseException | None:
-    """Return the interrupt that an error is, or that it came of.
+    """Return the interrupt that an error is, or that caused it.
 
-    botocore takes an interrupt for an error of its HTTP client's (``botocore.httpsession.URLLib3Session.send``), and a
-    provider of credentials may raise another error in its place.
+    botocore takes an interrupt for an error of its HTTP client (``botocore.httpsession.URLLib3Session.send``), and a
+    credential provider may raise another error in its place.
 
     Args:
         error: what was raised.
-        outside: what was being handled before: Python makes it the context of everything that is raised meanwhile.
+        outside: the exception that was being handled before, which Python makes the context of all that follow.
     """
     seen: set[int] = {id(outside)}
     waiting: list[object] = [error]
@@ -278,27 +278,27 @@ def _store_error(error: Exception, request: Request) -> StoreError:
 
 
 def _of_refusal(error: ClientError, request: Request) -> StoreError:
-    """Return what an answer of the service's own means, or of whoever answered in its place."""
+    """Translate an error that the service answered, or a gateway in its place."""
     code, status, words = error_code(error), _status(error), _words(error)
     said = ": ".join(filter(None, (code or str(status), words)))
-    passes = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUS or not _is_own(error, request)
-    if not passes and code in request.service.permanent:
+    transient = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT_STATUS or not _is_own(error, request)
+    if not transient and code in request.service.permanent:
         remedy = request.service.permanent[code]
         return StoreMisconfiguredError(f"{request} was refused: {said}. Remedy: {remedy}")
-    if not passes and code in _SIGNATURE_REMEDIES:
+    if not transient and code in _SIGNATURE_REMEDIES:
         remedy = _SIGNATURE_REMEDIES[code]
         return StoreUnavailableError(f"{request} was refused for its credentials: {said}. Remedy: {remedy}")
     return StoreUnavailableError(f"{request} failed for now: {said}")
 
 
 def _is_own(error: ClientError, request: Request) -> bool:
-    """Return whether an answer may be the service's own, and is no gateway's page."""
+    """Return whether an answer may be the service's own: not a gateway's page."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return not request.service.speaks_json or "json" in headers.get("content-type", "")
 
 
 def _of_other_service(error: ClientError, request: Request) -> StoreError:
-    """Return what the refusal of another service means, of which something on the way asked something."""
+    """Translate an error of another service, such as STS, which botocore or a handler of its events asked."""
     code, status, action = error_code(error), _status(error), str(error.operation_name)
     if action in _STS_ACTIONS:
         service, permanent = "STS", _STS_PERMANENT
@@ -307,22 +307,22 @@ def _of_other_service(error: ClientError, request: Request) -> StoreError:
     words = _words(error)
     what = f"{service} answered {action} with {code or status}" + (f": {words}" if words else "")
     what = f"{what}; {request} was not sent. Remedy: "
-    passes = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING_STATUS
-    if code in permanent and not passes:
+    transient = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT_STATUS
+    if code in permanent and not transient:
         return StoreMisconfiguredError(what + permanent[code])
     return StoreUnavailableError(f"{what}see whether {service} gives this worker credentials")
 
 
 def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
-    """Return what it means that there are no credentials to sign a request with."""
-    told: Mapping[str, object] = error.kwargs if isinstance(error, BotoCoreError) else {}
-    given = str(told.get("provider") or request.provider() or "")
+    """Translate an error that left no credentials to sign a request with."""
+    details: Mapping[str, object] = error.kwargs if isinstance(error, BotoCoreError) else {}
+    given = str(details.get("provider") or request.provider() or "")
     service = _PROVIDERS.get(given, given)
     remedy = f"see why {service or 'what gives this worker its credentials'} fails"
     if isinstance(error, NoCredentialsError):
         what, remedy = "no credentials were found", _CREDENTIALS_REMEDY
     elif isinstance(error, _NO_ANSWER):
-        place = urlsplit(str(told.get("endpoint_url") or "")).netloc
+        place = urlsplit(str(details.get("endpoint_url") or "")).netloc
         at = f" at {place}" if place else ""
         what = f"{service or 'the service that gives credentials'}{at} did not answer ({type(error).__name__})"
     else:
@@ -334,7 +334,7 @@ def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
 
 
 def _concerns_credentials(error: Exception) -> bool:
-    """Return whether an error was raised while credentials were fetched, which botocore itself does not say."""
+    """Return whether an error was raised while credentials were fetched, by its class or its traceback."""
     if isinstance(error, _CREDENTIALS_ERRORS):
         return True
     return any(
@@ -353,7 +353,7 @@ def _words(error: ClientError) -> str:
 
 
 def _quoted(error: Exception) -> str:
-    """Return an error for a message; of one whose texts nobody knows, its type only."""
+    """Return an error's text for a message; of an error from foreign code, which may hold a secret, only its type."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}" + (f": {error.filename!r}" if error.filename else "")
     if isinstance(error, BotoCoreError) or str(error).startswith(_INVALID_ENDPOINT):

@@ -37,8 +37,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """A `Store` that keeps its records in a dictionary.
 
-    It is shared by the threads of one process and by nothing else: the children of a prefork worker would
-    each have records of their own, so such a worker refuses to start with it.
+    Only the threads of one process share it.  A prefork worker refuses to start with it, because each of its pool
+    processes would have records of its own.
 
     Args:
         clock: the source of time; the machine's clock by default.

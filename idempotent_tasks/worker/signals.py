@@ -16,7 +16,7 @@ from celery.signals import (
     worker_shutdown,
 )
 
-from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
@@ -136,11 +136,11 @@ def check_worker(worker: Any) -> None:
         _check_pool(settings.store, pool_cls)
         for task in tasks:
             task.policy_under(settings)
-        surroundings = Surroundings.of_worker(worker, pool_cls.__module__)
+        context = CheckContext.of_worker(worker, pool_cls.__module__)
     except ConfigurationError as error:
         _refuse(error)
-    if surroundings.settings.checks != "ignore":
-        _check(surroundings)
+    if context.settings.checks != "ignore":
+        _check(context)
 
 
 @task_failure.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
@@ -198,16 +198,16 @@ def _serve_metrics(settings: Settings, pool_cls: Any) -> None:
         logger.info("metrics are served on %s:%s", address, port)
 
 
-def _check(surroundings: Surroundings) -> None:
+def _check(context: CheckContext) -> None:
     try:
-        found = findings(surroundings)
+        found = run_checks(context)
     except Exception:
         # What cannot be checked must not keep a worker from its messages.
         logger.exception("the start-up checks failed")
         return
     for finding in found:
         logger.warning("%s", finding, extra={"idempotency_finding": finding.code})
-    if found and surroundings.settings.checks == "error":
+    if found and context.settings.checks == "error":
         codes = ", ".join(sorted({finding.code for finding in found}))
         _refuse(f"the checks found {codes}; mend it, or name it in idempotency_silenced_checks")
 

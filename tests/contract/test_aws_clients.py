@@ -13,8 +13,8 @@ from botocore.exceptions import NoCredentialsError
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.core.retry import limited
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.stores.aws_client import LONGEST_LOOK, Credentials
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.aws import LONGEST_LOOKUP_SECONDS, Credentials
+from idempotent_tasks.stores.dynamodb.client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
 from tests.support.credential_services import direct
@@ -112,7 +112,7 @@ class TestWithoutCredentials:
         for _ in range(2):
             ask(connection)
         assert [key for key, _ in scopes(wire)] == ["local", "local", "AKIAFOUND", "AKIAFOUND"]
-        clock.advance(LONGEST_LOOK)
+        clock.advance(LONGEST_LOOKUP_SECONDS)
         ask(connection)
         assert connection.looks == 2
 
@@ -124,7 +124,7 @@ class TestWithoutCredentials:
             ask(connection)
             clock.advance(1)
         assert connection.client_of_this_process() is client
-        assert len({request.client_port for request in wire.requests}) == (2 if connection._road else 1)
+        assert len({request.client_port for request in wire.requests}) == (2 if connection._fast_client else 1)
         assert 5 < connection.looks < 20
 
     def test_looking_takes_a_tenth_of_the_time(

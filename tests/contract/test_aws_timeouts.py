@@ -11,7 +11,7 @@ from botocore.config import Config
 from idempotent_tasks import S3Results, StoreUnavailableError
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.core.retry import limited
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
 from tests.support.processes import free_port

@@ -2,7 +2,7 @@
 
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.core.records import Committed, Finished
-from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
+from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire
 

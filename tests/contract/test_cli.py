@@ -14,7 +14,7 @@ from idempotent_tasks.cli import idempotency
 from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire, lose_answer, refuse
@@ -285,7 +285,7 @@ class TestPurge:
         assert result.exit_code == 0
         assert "300 records, 5 of them above" in result.stdout
         assert "deleted 300" in result.stdout
-        assert [each.key for each in Operations(dynamodb).records()] == ["shop.charge#running"]
+        assert [each.key for each in TableAdmin(dynamodb).records()] == ["shop.charge#running"]
 
     def test_an_answer_that_is_lost_is_not_counted(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
         """A deletion without an answer ends with 1; running the command again finishes it."""

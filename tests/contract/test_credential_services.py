@@ -20,11 +20,11 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.core.retry import limited
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.canned import Canned
 from tests.support.credential_services import ACCESS_KEY, ROLE, CredentialServices, credential_services, direct
@@ -388,7 +388,7 @@ class TestWhatFollows:
             services.status, services.code = 403, failure
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
         app.conf.idempotency_store = DynamoDBStore("table", endpoint_url=canned.endpoint, region=REGION)
-        (found,) = findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        (found,) = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
         assert found.code == "store-refuses"
         assert "STS" in found.what
         assert len([each for each in services.requests if each.startswith("POST")]) == 1
@@ -399,7 +399,7 @@ class TestWhatFollows:
         app = Celery("shop", broker="memory://", set_as_current=False)
         app.conf.idempotency_store = "memory://"
         app.conf.idempotency_results_bucket = S3Results("results", session=provided)
-        found = findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        found = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
         assert "results-bucket-refuses" in [each.code for each in found]
 
     def test_a_publisher_publishes_unreserved(self, canned: Canned, token: Path) -> None:

@@ -16,7 +16,7 @@ from botocore.exceptions import CredentialRetrievalError, EndpointConnectionErro
 
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.errors import StoreError
-from idempotent_tasks.stores.dynamodb_client import Connection
+from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.credential_services import direct
 from tests.support.roads import ask, client_requests
@@ -244,7 +244,7 @@ class TestFailing:
         wire.clear()
         wire.break_all(answer(403, code) if code else refuse)
         fails(connection)
-        told = f"{connection!r} {vars(connection)} {vars(connection._road) if connection._road else ''}"
+        told = f"{connection!r} {vars(connection)} {vars(connection._fast_client) if connection._fast_client else ''}"
         assert SECRET not in told
         assert TOKEN not in told
 

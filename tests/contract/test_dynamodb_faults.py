@@ -186,7 +186,7 @@ class TestPermanent:
     def test_each_call(
         self, dynamodb: DynamoDBStore, wire: Wire, operation: str, call: Callable[[DynamoDBStore, Claim], object]
     ) -> None:
-        """Every call names its own action, so that the policy can be mended."""
+        """Every call names its own action, so that the policy can be fixed."""
         claim = grant(dynamodb)
         wire.clear()
         wire.break_all(answer(400, "AccessDeniedException"))

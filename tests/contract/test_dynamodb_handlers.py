@@ -13,7 +13,7 @@ import botocore.httpsession
 import pytest
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_client import Connection, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
 from tests.support.canned import Canned, canned_server
@@ -47,7 +47,7 @@ def test_they_may_answer(fast: bool) -> None:
     answers = [ask(connection) for _ in range(3)]
     assert urls == ["http://dynamodb.invalid:8000/"] * 3
     for answer in answers:
-        assert isinstance(answer, Written)
+        assert isinstance(answer, Succeeded)
         assert answer.answer["Item"] == {"id": {"S": "made up"}}
 
 

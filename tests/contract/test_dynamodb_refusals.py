@@ -47,7 +47,7 @@ def test_a_record_that_is_released_by_then_is_claimed(dynamodb: DynamoDBStore, w
 
 
 def test_a_record_that_comes_and_goes(dynamodb: DynamoDBStore, wire: Wire, raw: Any) -> None:
-    """A claim does not ask for ever: it is unavailable for now, and names the key."""
+    """A claim does not ask indefinitely: it is unavailable for now, and names the key."""
     grant(dynamodb)
     [item] = raw.scan(TableName=dynamodb.table)["Items"]
     wire.clear()

@@ -200,7 +200,7 @@ class TestWrongTable:
         assert store.table in str(caught.value)
 
     def test_no_ttl(self, make_store: MakeStore, raw: Any) -> None:
-        """Without TTL the table would grow for ever."""
+        """Without TTL the table would grow indefinitely."""
         store = make_store()
         make_table(raw, store.table, id="HASH")
         with pytest.raises(StoreMisconfiguredError, match=r"no TTL.*'expiration'.*create_table"):

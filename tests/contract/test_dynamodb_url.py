@@ -86,15 +86,15 @@ class TestParameters:
         others = {role: f"x_{role}" for role in [*roles, "error"]}
         query = {**names, **{f"{role}_attr": name for role, name in others.items()}}
         url = "dynamodb://eu-west-1/T?" + "&".join(f"{name}={quote(value)}" for name, value in query.items())
-        assert DynamoDBStore.from_url(url).layout == DynamoDBStore("T", **names, attributes=others).layout
+        assert DynamoDBStore.from_url(url).schema == DynamoDBStore("T", **names, attributes=others).schema
 
     @pytest.mark.parametrize(("value", "fast"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
-    def test_the_road(self, value: str, fast: bool) -> None:
-        """Whether requests take the short road is the constructor's ``fast``, in words."""
+    def test_the_fast_path(self, value: str, fast: bool) -> None:
+        """Whether requests take the fast path is the constructor's ``fast``, in words."""
         assert DynamoDBStore.from_url(f"dynamodb://eu-west-1/T?fast={value}").connection._fast is fast
 
-    def test_the_usual_road(self) -> None:
-        """A URL that says nothing of it means the same as a constructor that is told nothing."""
+    def test_the_usual_path(self) -> None:
+        """A URL that says nothing of it means the same as a constructor without the argument."""
         assert DynamoDBStore.from_url("dynamodb://eu-west-1/T").connection._fast is DynamoDBStore("T").connection._fast
 
     @pytest.mark.parametrize("value", ["yes", "1", "0", "fast", "truefalse"])

@@ -7,10 +7,10 @@ from celery import Celery
 from click.testing import CliRunner
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.checks import Surroundings, findings
+from idempotent_tasks.checks import CheckContext, run_checks
+from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.cli import idempotency
-from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
-from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
+from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish
 from tests.support.wire import Wire
@@ -20,7 +20,7 @@ def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -
     """Start-up checks and every step of the protocol together need each worker's action, and no other."""
     app = Celery("shop", broker="amqp://localhost", set_as_current=False)
     app.conf.idempotency_store = dynamodb
-    findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+    run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
     claim = grant(dynamodb)
     dynamodb.claim(wish("second"))
     dynamodb.renew(claim, 60, 3600)

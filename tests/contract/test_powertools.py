@@ -86,7 +86,7 @@ def test_their_claim_that_expired_is_taken_over_by_ours(
 
 
 def item(store: DynamoDBStore, raw: Any) -> dict[str, Any]:
-    """Return the item under the key as it lies in the table."""
+    """Return the item under the key as it is stored in the table."""
     found: dict[str, Any] = raw.get_item(TableName=store.table, Key={"id": {"S": KEY}}, ConsistentRead=True)["Item"]
     return found
 

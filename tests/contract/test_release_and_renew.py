@@ -91,7 +91,7 @@ class TestRelease:
         assert grant(store, "two").attempt == 1
 
     def test_it_forgets_the_crashes(self, store: AnyStore, clock: MovableClock) -> None:
-        """After a release the count of crashes in a row starts anew."""
+        """After a release the count of crashes in a row starts again."""
         for owner in ("one", "two"):
             grant(store, owner)
             clock.advance(LEASE + 2)

@@ -21,8 +21,8 @@ from idempotent_tasks import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from idempotent_tasks.checks import Finding, Surroundings, findings
-from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
+from idempotent_tasks.checks import CheckContext, Finding, run_checks
+from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
 from tests.support.credential_services import direct
@@ -123,7 +123,7 @@ class TestObjects:
         assert told["Metadata"] == {"idempotency-expires": "2027-01-15T08:00:00+00:00"}
 
     def test_the_same_result_is_one_object(self, results: S3Results, s3: Any, bucket: str) -> None:
-        """Its age starts anew with each writing, so that S3 deletes it after the last record that names it."""
+        """Its age starts again with each writing, so that S3 deletes it after the last record that names it."""
         assert results.put(DATA, EXPIRES_AT) == results.put(DATA, EXPIRES_AT + 60)
         assert listed(s3, bucket) == [f"shop/{DIGEST}"]
         told = s3.head_object(Bucket=bucket, Key=f"shop/{DIGEST}")
@@ -162,8 +162,8 @@ class TestObjects:
         self, results: S3Results, bucket: str, monkeypatch: pytest.MonkeyPatch, length: int | None
     ) -> None:
         """It is not read to its end, and not at all where S3 says how long it is."""
-        monkeypatch.setattr("idempotent_tasks.stores.s3_results.MAX_RESULT_BYTES", 1000)
-        monkeypatch.setattr("idempotent_tasks.stores.s3_results.PIECE_BYTES", 100)
+        monkeypatch.setattr("idempotent_tasks.stores.s3.MAX_RESULT_BYTES", 1000)
+        monkeypatch.setattr("idempotent_tasks.stores.s3.PIECE_BYTES", 100)
         body = BytesIO(DATA[:10_000])
         length_told = {} if length is None else {"ContentLength": length}
         answer = {"ETag": '"made up"', "Body": body, **length_told}
@@ -319,7 +319,7 @@ class TestConfiguration:
 
 Look = Callable[..., list[Finding]]
 
-#: Every kind, by the test that provokes it and mends it.
+#: Every kind, by the test that provokes it and fixes it.
 PROVOKED = {
     "results-bucket-refuses": "test_a_bucket_that_is_not_there",
     "results-bucket-keeps": "test_no_rule",
@@ -329,7 +329,7 @@ PROVOKED = {
 
 def test_every_problem_is_provoked() -> None:
     """A kind of problem without a test here would be a guess."""
-    assert set(PROVOKED) == set(BUCKET_PROBLEMS)
+    assert set(PROVOKED) == set(BUCKET_FINDINGS)
     assert set(PROVOKED.values()) <= set(globals())
 
 
@@ -346,7 +346,7 @@ def look(results: S3Results) -> Look:
         app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket, result_expires=None)
         policy = Idempotency(expires=WEEK)
         app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
-        return findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+        return run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
 
     return look
 
@@ -363,7 +363,7 @@ def codes(found: list[Finding]) -> list[str]:
 
 
 def test_a_bucket_that_is_not_there(look: Look, make_results: MakeResults, s3: Any, bucket: str) -> None:
-    """It is found; with its name mended nothing is."""
+    """It is found; with its name fixed nothing is."""
     (found,) = look(make_results(bucket="there-is-none"))
     assert found.code == "results-bucket-refuses"
     assert "HeadBucket" in found.what

@@ -11,7 +11,7 @@ from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
-from idempotent_tasks.stores.dynamodb_operations import Operations
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.integration.conftest import MakeRig
 from tests.support.app import VARIABLE
 from tests.support.brokers import CHILD_LOSS_SECONDS
@@ -43,7 +43,7 @@ def joining(make: MakeRig, task: str = "charge", options: dict[str, Any] | None 
 
 def the_record(store: DynamoDBStore) -> Record:
     """Return the one record of the test's table."""
-    (record,) = Operations(store).records()
+    (record,) = TableAdmin(store).records()
     assert isinstance(record, Record)
     return record
 

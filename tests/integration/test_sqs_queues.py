@@ -9,8 +9,8 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from idempotent_tasks.checks import Surroundings
-from idempotent_tasks.checks.queues import check_queue_limits
+from idempotent_tasks.checks import CheckContext
+from idempotent_tasks.checks.broker import check_queue_limits
 from tests.conftest import FAKE_AWS
 from tests.integration.conftest import MakeRig
 from tests.support import brokers
@@ -165,10 +165,10 @@ def test_a_worker_that_may_not_send_makes_no_dead_letters(
 def test_the_checks_ask_the_queue(make_guarded: MakeRig, queues: Queues, sqs_wire: Wire) -> None:
     """Its own visibility timeout is held against the time limits, and a refusal is a finding."""
     rig = rig_on(make_guarded, queues)
-    surroundings = Surroundings.of_app(rig.app, "celery.concurrency.prefork")
-    (finding,) = check_queue_limits(surroundings)
+    context = CheckContext.of_app(rig.app, "celery.concurrency.prefork")
+    (finding,) = check_queue_limits(context)
     assert finding.code == "visibility-below-time-limit"
     assert (queues.name in finding.what, "120 s" in finding.what) == (True, True)
     sqs_wire.break_when(lambda operation, _: operation == "GetQueueAttributes", answer(403, "AccessDeniedException"))
-    (finding,) = check_queue_limits(surroundings)
+    (finding,) = check_queue_limits(context)
     assert finding.code == "queue-limits-unknown"

@@ -19,7 +19,7 @@ from tests.support.guarding import done, grant, wish
 
 __all__ = ["Crowd", "Write"]
 
-_LAYOUT = DynamoDBStore("any").layout
+_LAYOUT = DynamoDBStore("any").schema
 #: A pool's process as the package names it, of fixed length: the machine's own would move the figures.
 _PROCESS = "ip-10-0-12-34/f6aeb598-bba5-46b4-a74f-750b049d580f/4026531836/4026531834/21445@269157^21440@269150"
 

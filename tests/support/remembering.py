@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.core.records import Record, Status
-from idempotent_tasks.stores.cached import OutcomeCache
+from idempotent_tasks.stores.cache import OutcomeCache
 
 __all__ = ["remember_ten_thousand"]
 

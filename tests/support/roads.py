@@ -10,7 +10,7 @@ import botocore.auth
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 
 __all__ = ["answered", "ask", "client_requests", "sign_at"]
 
@@ -19,7 +19,7 @@ def client_requests(connection: Connection) -> list[str]:
     """Return a list to which each operation is added that the client of this process sends from now on."""
     sent: list[str] = []
     client = connection.client_of_this_process()
-    road = connection._road
+    road = connection._fast_client
     if road is None:
         client.meta.events.register("before-call.dynamodb", lambda model, **_: sent.append(model.name))
         return sent
@@ -34,7 +34,7 @@ def client_requests(connection: Connection) -> list[str]:
     return sent
 
 
-def ask(connection: Connection, key: str = "key") -> Written | Refused:
+def ask(connection: Connection, key: str = "key") -> Succeeded | Refused:
     """Send one request that changes nothing."""
     return connection.request("get_item", TableName="table", Key={"id": {"S": key}})
 

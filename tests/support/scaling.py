@@ -6,7 +6,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from math import ceil
 from pathlib import Path
 
-from idempotent_tasks import keeper
+from idempotent_tasks.core import lease as keeper
 
 __all__ = [
     "LONG_BODY",

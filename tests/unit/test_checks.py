@@ -14,10 +14,10 @@ from kombu import Queue
 from kombu.common import Broadcast
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from idempotent_tasks.checks import WHY, Finding, Surroundings, findings
+from idempotent_tasks.checks import WHY, CheckContext, Finding, run_checks
+from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS
+from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.dynamodb_probe import PROBLEMS
-from idempotent_tasks.stores.s3_probe import BUCKET_PROBLEMS
 from idempotent_tasks.testing import MemoryStore
 
 REDIS = "redis://localhost:1"
@@ -45,10 +45,10 @@ class Case:
     #: Settings under which the app was used before, if it was.
     used: dict[str, Any] = field(default_factory=dict)
     #: The same after the remedy; what is not named stays.
-    mended_task: dict[str, Any] = field(default_factory=dict)
-    mended_conf: dict[str, Any] = field(default_factory=dict)
-    mended_worker: dict[str, Any] = field(default_factory=dict)
-    mended_other: dict[str, Any] = field(default_factory=dict)
+    fixed_task: dict[str, Any] = field(default_factory=dict)
+    fixed_conf: dict[str, Any] = field(default_factory=dict)
+    fixed_worker: dict[str, Any] = field(default_factory=dict)
+    fixed_other: dict[str, Any] = field(default_factory=dict)
     #: What the remedy says, in part.
     remedy: str
 
@@ -68,82 +68,82 @@ def queue_with(limit: int) -> dict[str, Any]:
 
 
 CASES = {
-    "acks-late-off": Case(task={"acks_late": False}, mended_task={"acks_late": True}, remedy="drop acks_late=False"),
+    "acks-late-off": Case(task={"acks_late": False}, fixed_task={"acks_late": True}, remedy="drop acks_late=False"),
     "reject-on-worker-lost-off": Case(
         task={"reject_on_worker_lost": False},
-        mended_task={"reject_on_worker_lost": True},
+        fixed_task={"reject_on_worker_lost": True},
         remedy="drop reject_on_worker_lost=False",
     ),
     "request-class-replaced": Case(
         task={"Request": "celery.worker.request:Request"},
-        mended_task={"Request": "idempotent_tasks.request:GuardedRequest"},
+        fixed_task={"Request": "idempotent_tasks.request:GuardedRequest"},
         remedy="GuardedRequest",
     ),
     "transport-never-redelivers": Case(
-        conf={"broker_url": "filesystem://"}, mended_conf={"broker_url": REDIS}, remedy="app.conf.broker_url"
+        conf={"broker_url": "filesystem://"}, fixed_conf={"broker_url": REDIS}, remedy="app.conf.broker_url"
     ),
     "visibility-below-time-limit": Case(
         task={"time_limit": 600},
         conf=visibility(300, worker_prefetch_multiplier=1),
-        mended_task={"time_limit": 300},
-        mended_conf=visibility(660),
+        fixed_task={"time_limit": 300},
+        fixed_conf=visibility(660),
         remedy='{"visibility_timeout": 660}',
     ),
     "prefetch-outlives-visibility": Case(
         task={"time_limit": 1000},
         conf={"broker_url": REDIS, "worker_prefetch_multiplier": 4},
-        mended_conf={"worker_prefetch_multiplier": 1},
+        fixed_conf={"worker_prefetch_multiplier": 1},
         remedy="app.conf.worker_prefetch_multiplier = 1",
     ),
     "prefetch-unlimited": Case(
         conf={"worker_prefetch_multiplier": 0},
-        mended_conf={"worker_prefetch_multiplier": 1},
+        fixed_conf={"worker_prefetch_multiplier": 1},
         remedy="app.conf.worker_prefetch_multiplier = 1",
     ),
     "eta-task-limit-low": Case(
         conf={"worker_eta_task_limit": 8, "worker_concurrency": 2, "worker_prefetch_multiplier": 4},
-        mended_conf={"worker_eta_task_limit": 1000},
+        fixed_conf={"worker_eta_task_limit": 1000},
         remedy="app.conf.worker_eta_task_limit = 1000",
     ),
     "time-limit-ignored": Case(
         task={"time_limit": 60},
         worker={"pool": "celery.concurrency.thread"},
-        mended_worker={"pool": "celery.concurrency.prefork"},
+        fixed_worker={"pool": "celery.concurrency.prefork"},
         remedy="--pool prefork",
     ),
     "expires-before-redelivery": Case(
         task={"idempotency": Idempotency(expires=60)},
         conf=visibility(300),
-        mended_task={"idempotency": Idempotency(expires=300)},
+        fixed_task={"idempotency": Idempotency(expires=300)},
         remedy="expires=300",
     ),
     "result-expires-first": Case(
-        conf={"result_expires": 60}, mended_conf={"result_expires": 3600}, remedy="app.conf.result_expires = 3600"
+        conf={"result_expires": 60}, fixed_conf={"result_expires": 3600}, remedy="app.conf.result_expires = 3600"
     ),
     "delivery-limit-below-max-crashes": Case(
-        conf=queue_with(5), mended_conf=queue_with(10), remedy='"x-delivery-limit": 10'
+        conf=queue_with(5), fixed_conf=queue_with(10), remedy='"x-delivery-limit": 10'
     ),
     "pickled-results": Case(
         task={"idempotency": Idempotency(codec="pickle")},
         conf={"result_accept_content": ["json", "pickle"]},
-        mended_task={"idempotency": Idempotency(codec="json")},
+        fixed_task={"idempotency": Idempotency(codec="json")},
         remedy="drop codec='pickle' from 'shop.charge'",
     ),
     "settings-changed": Case(
         used={"idempotency_grace": 5},
         conf={"idempotency_grace": 9},
-        mended_conf={"idempotency_grace": 5},
+        fixed_conf={"idempotency_grace": 5},
         remedy="where the app is made",
     ),
     "prefix-shared": Case(
         task={"idempotency": Idempotency(key="order", prefix="shop")},
         other={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
-        mended_task={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
+        fixed_task={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
         remedy="or both the same validate",
     ),
     "broadcast-not-deferred": Case(
         conf={"broker_url": REDIS, "task_queues": [Broadcast("news", queue="news", unique=False)]},
-        mended_conf={"task_queues": [Queue("news")]},
+        fixed_conf={"task_queues": [Queue("news")]},
         remedy="to another queue than 'news'",
     ),
     "queue-limits-unknown": Case(
@@ -151,11 +151,11 @@ CASES = {
             "broker_url": "sqs://x:y@127.0.0.1:1",
             "broker_transport_options": {**NO_SQS, "predefined_queues": {"pay": {"url": "http://127.0.0.1:1/pay"}}},
         },
-        mended_conf={"broker_transport_options": NO_SQS},
+        fixed_conf={"broker_transport_options": NO_SQS},
         remedy="allow sqs:GetQueueAttributes",
     ),
     "celery-unsupported": Case(
-        worker={"celery_version": "5.3.6"}, mended_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"
+        worker={"celery_version": "5.3.6"}, fixed_worker={"celery_version": "5.4.0rc1"}, remedy="celery>=5.4"
     ),
 }
 
@@ -174,14 +174,14 @@ def look(app: Celery) -> Look:
         for name, options in {"shop.charge": task, **({"shop.other": other} if other else {})}.items():
             app.tasks.pop(name, None)
             app.task(do_nothing, name=name, base=IdempotentTask, shared=False, **options)
-        surroundings = Surroundings.of_app(app, "celery.concurrency.prefork")
-        return findings(replace(surroundings, **worker))
+        context = CheckContext.of_app(app, "celery.concurrency.prefork")
+        return run_checks(replace(context, **worker))
 
     return look
 
 
 @pytest.mark.parametrize(("code", "case"), CASES.items(), ids=CASES)
-def test_what_is_wrong_is_found_and_its_remedy_mends_it(app: Celery, look: Look, code: str, case: Case) -> None:
+def test_what_is_wrong_is_found_and_its_remedy_fixes_it(app: Celery, look: Look, code: str, case: Case) -> None:
     """The finding names the task or setting and what to paste; nothing is left to find when that was done."""
     if case.used:
         app.conf.update(case.used)
@@ -191,16 +191,16 @@ def test_what_is_wrong_is_found_and_its_remedy_mends_it(app: Celery, look: Look,
     assert case.remedy in finding.remedy
     assert finding.why == WHY[code]
     assert not look(
-        {**case.task, **case.mended_task},
-        {**case.conf, **case.mended_conf},
-        {**case.worker, **case.mended_worker},
-        {**case.other, **case.mended_other},
+        {**case.task, **case.fixed_task},
+        {**case.conf, **case.fixed_conf},
+        {**case.worker, **case.fixed_worker},
+        {**case.other, **case.fixed_other},
     )
 
 
 def test_every_kind_of_finding_is_provoked() -> None:
     """What the table and the bucket are asked is provoked at real ones, by the contract tests."""
-    asked = {*PROBLEMS, *BUCKET_PROBLEMS}
+    asked = {*TABLE_FINDINGS, *BUCKET_FINDINGS}
     assert set(CASES) | asked == set(WHY)
     assert not set(CASES) & asked
 
@@ -251,12 +251,12 @@ def test_each_broker_has_its_own_visibility(look: Look, url: str, options: dict[
     assert [each.code for each in look(task, {**conf, "result_expires": None}, {})] == found
 
 
-def test_tasks_that_share_a_finding_are_told_together(app: Celery) -> None:
+def test_tasks_that_share_a_finding_are_reported_together(app: Celery) -> None:
     """An app of many tasks has one line for each kind of finding, not for each task."""
     app.conf.update(broker_url="amqp://localhost", result_expires=60)
     for number in range(7):
         app.task(do_nothing, name=f"shop.task{number}", base=IdempotentTask, shared=False, acks_late=number > 0)
-    early, outlived = findings(Surroundings.of_app(app, "celery.concurrency.prefork"))
+    early, outlived = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
     assert early.what == "task 'shop.task0': acks_late=False"
     names = ", ".join(f"'shop.task{number}'" for number in range(5))
     assert outlived.what == f"tasks {names} and 2 more: records live up to 3600 s, results 60 s"
@@ -271,7 +271,7 @@ def test_a_task_without_a_limit_takes_the_workers(look: Look) -> None:
 
 
 def test_what_is_accepted_is_not_found(look: Look) -> None:
-    """A finding that its owner knows and lives with is named in a setting and not told again."""
+    """A finding that its owner knows and lives with is named in a setting and not reported again."""
     silenced = {"idempotency_silenced_checks": ["result-expires-first"], "result_expires": 60}
     assert look({}, silenced, {}) == []
 
@@ -300,7 +300,7 @@ class TestWorker:
         assert "Remedy: app.conf.broker_url" in record.getMessage()
 
     def test_an_ignoring_worker_asks_nothing(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
-        """Nothing is looked at, so nothing is told."""
+        """Nothing is looked at, so nothing is reported."""
         assert self.start(app, "ignore")
         assert not caplog.records
 

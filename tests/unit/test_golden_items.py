@@ -14,7 +14,7 @@ from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.errors import ResultUnavailableError
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.dynamodb_layout import Item
+from idempotent_tasks.stores.dynamodb.item import Item
 from idempotent_tasks.testing import MemoryStore
 from tests.support.buckets import MemoryBucket
 
@@ -92,7 +92,7 @@ def outcomes(store: MemoryStore) -> Results:
 def read(*parts: Item) -> Record:
     """Return the record of an item that is made up of these attributes, the last one counting."""
     item: Item = {name: value for part in (COMMON, *parts) for name, value in part.items()}
-    return DynamoDBStore("idempotency").layout.record(KEY, item)
+    return DynamoDBStore("idempotency").schema.record(KEY, item)
 
 
 @pytest.mark.parametrize(("item", "value"), RESULTS.values(), ids=RESULTS.keys())

@@ -12,7 +12,7 @@ from idempotent_tasks.core.records import Busy, Finished, Mismatch, Outcome, Rec
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event, Replayed
 from idempotent_tasks.settings import settings_of
-from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
+from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.counting import Counting, make
 from tests.support.forking import Child
@@ -82,7 +82,7 @@ class TestStore:
         assert asked.calls == ["claim"]
 
     def test_a_stored_failure_is_an_outcome(self, cached: CachedStore, asked: FaultyStore) -> None:
-        """It is told like a result."""
+        """It is served like a result."""
         failed = Outcome(status=Status.FAILED, codec="json", data='"no"', error="ValueError")
         cached.commit(grant(cached), failed, RETENTION)
         answer = cached.claim(wish("two"))
@@ -136,7 +136,7 @@ class TestStore:
 
 
 class TestHowLong:
-    """Nothing is told for longer than it may be."""
+    """Nothing is served for longer than it may be."""
 
     def test_for_its_max_age(self, cached: CachedStore, asked: FaultyStore, clock: FakeClock) -> None:
         """Then the store is asked, which may say something else by now."""
@@ -278,7 +278,7 @@ class TestTasks:
         assert [worker.result(each.id) for each in results] == [value] * 2
 
     def test_a_result_is_nobodys_object(self, app: Celery, worker: InlineWorker) -> None:
-        """A replay is decoded anew: what somebody does to a result changes no other replay."""
+        """A replay is decoded again: what somebody does to a result changes no other replay."""
 
         def body(order: str) -> list[int]:
             return [1]

@@ -13,7 +13,7 @@ from idempotent_tasks.events import Event, Lost, log_event
 from idempotent_tasks.observers import prometheus_metrics
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from idempotent_tasks.stores.s3_results import S3Results
+from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.testing import MemoryStore
 from tests.support.buckets import MemoryBucket
 

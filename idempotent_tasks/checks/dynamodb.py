@@ -1,0 +1,141 @@
+"""Checks of a DynamoDB store: the table, the permissions on it, this machine's clock.  Nothing is written."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+from uuid import uuid4
+
+from idempotent_tasks.checks.context import CheckContext
+from idempotent_tasks.checks.findings import Finding
+from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem, ttl_problem
+
+__all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
+
+#: The code of everything that is found here.
+TABLE_FINDINGS: Final = (
+    "clock-offset",
+    "permission-missing",
+    "store-refuses",
+    "store-unreachable",
+    "table-key-schema",
+    "table-missing",
+    "table-ttl-off",
+)
+
+_DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
+#: What a worker does with the table; the descriptions only when it starts, to check it.
+WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
+#: The error codes of DynamoDB and IAM for a missing permission.
+_DENIALS: Final = ("AccessDeniedException", "AccessDenied")
+#: A clock that differs more from DynamoDB's, in seconds, is reported.
+CLOCK_TOLERANCE_SECONDS: Final = 5.0
+#: A condition that contradicts itself is never true.
+_NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
+
+
+def check_table(context: CheckContext) -> Iterator[Finding]:
+    """Find what is wrong with a store's table, its permissions and this machine's clock; asks DynamoDB, never raises.
+
+    Sends `WORKER_ACTIONS`, one request each: the writes under a condition that cannot be true, on a key that no
+    record has.  DynamoDB bills each of the writes and the read as one unit.
+    """
+    store = context.settings.store
+    # A ready-made client must not be used before a worker forks.
+    if not isinstance(store, DynamoDBStore) or not store.verifiable:
+        return
+    try:
+        yield from _check(store)
+    except StoreError as error:
+        if isinstance(error, StoreUnavailableError) and not blames_credentials(error):
+            remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
+            yield Finding(code="store-unreachable", what=str(error), remedy=remedy)
+        else:
+            yield Finding(code="store-refuses", what=str(error), remedy="what the message says")
+
+
+def _check(store: DynamoDBStore) -> Iterator[Finding]:
+    for action, ask in _questions(store):
+        found = _answered(store, action, ask)
+        yield from found
+        if any(finding.code == "table-missing" for finding in found):
+            return
+    yield from _check_clock(store)
+
+
+def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Ask a question that needs an action, and return what its answer or its refusal shows to be wrong."""
+    try:
+        return list(ask())
+    except (StoreMisconfiguredError, RecordCorruptError) as error:
+        if blames_credentials(error):
+            raise
+        if error_code(error) in _DENIALS:
+            what = f"dynamodb:{action} on table {store.table!r} is not allowed"
+            remedy = f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}'
+            return [Finding(code="permission-missing", what=what, remedy=remedy)]
+        if action in _DESCRIPTIONS:
+            raise
+        # Whatever else is wrong with a read or a write of an item, the descriptions of the table show better.
+        return []
+
+
+def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    """Yield each of a worker's actions with a function that asks by it and returns findings."""
+    schema = store.schema
+    never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
+    # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
+    key = schema.key(f"idempotent_tasks#probe-{uuid4().hex}")
+
+    def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[Finding]]:
+        """Return a question whose answer shows nothing but that it may be asked."""
+
+        def question() -> Iterable[Finding]:
+            store.connection.request(operation, TableName=store.table, **parameters)
+            return ()
+
+        return question
+
+    yield "UpdateItem", ask("update_item", Key=key, **never)
+    yield "PutItem", ask("put_item", Item=key, **never)
+    yield "GetItem", ask("get_item", Key=key)
+    yield "DescribeTable", lambda: _check_description(store)
+    yield "DescribeTimeToLive", lambda: _check_ttl(store)
+
+
+def _check_description(store: DynamoDBStore) -> Iterator[Finding]:
+    description = describe(store.connection, store.table)
+    if description is None:
+        yield Finding(
+            code="table-missing",
+            what=f"table {store.table!r} does not exist at {store.connection!r}",
+            remedy="celery -A <app> idempotency create-table",
+        )
+        return
+    problem = key_schema_problem(description, store.table, store.schema)
+    if problem is not None:
+        remedy = "set key_attr and sort_key_attr of the store to the table's, or use another table"
+        yield Finding(code="table-key-schema", what=problem, remedy=remedy)
+
+
+def _check_ttl(store: DynamoDBStore) -> Iterator[Finding]:
+    problem = ttl_problem(store.connection, store.table, store.schema)
+    if problem is not None:
+        yield Finding(
+            code="table-ttl-off",
+            what=problem,
+            remedy=f"aws dynamodb update-time-to-live --table-name {store.table} --time-to-live-specification "
+            f"Enabled=true,AttributeName={store.schema.expiry_attr}",
+        )
+
+
+def _check_clock(store: DynamoDBStore) -> Iterator[Finding]:
+    offset = store.connection.clock.offset_seconds
+    if abs(offset) > CLOCK_TOLERANCE_SECONDS:
+        side = "behind" if offset > 0 else "ahead of"
+        yield Finding(
+            code="clock-offset",
+            what=f"this machine's clock is {abs(offset):.0f} s {side} DynamoDB's",
+            remedy="have the machine keep its time: timedatectl set-ntp true",
+        )

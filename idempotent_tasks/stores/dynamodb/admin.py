@@ -1,0 +1,157 @@
+"""An operator's access to a table of records: list them, release a claim, delete a record.
+
+Every write is conditional on the record that the operator was shown, so a concurrent delivery wins.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from idempotent_tasks.core.records import Claim, Record, Status, release_time
+from idempotent_tasks.core.retry import persistently
+from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.aws_errors import blames_credentials
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb.client import Succeeded
+from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
+
+__all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
+
+T = TypeVar("T")
+
+#: The permissions for these calls and for the creation of the table, beside a worker's.
+OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
+#: Items a page: few enough that a busy server answers within the client's time-out, too.
+PAGE_ITEMS: Final = 500
+#: Seconds for which a failed page is requested again: a listing of many pages should not start over.
+PAGE_RETRY_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """An item of the table that is no record."""
+
+    key: str
+    why: str
+
+
+class TableAdmin:
+    """Lists, releases and deletes the records of one store; raises as `idempotent_tasks.stores.Store`."""
+
+    def __init__(self, store: DynamoDBStore) -> None:
+        self._store = store
+        self._schema = store.schema
+
+    def records(
+        self, *, status: Status | None = None, task: str | None = None, data: bool = False
+    ) -> Iterator[Record | Corrupt]:
+        """Iterate over the records, page by page.
+
+        DynamoDB bills for every item that it reads, whole, whatever the filters.
+
+        Args:
+            status: only records with this stored status.
+            task: only records that this task claimed.
+            data: whether to fetch the records' data; ``Record.data`` is None otherwise.
+        """
+        wanted: dict[str, Value] = {}
+        if status is not None:
+            wanted["status"] = status
+        if task is not None:
+            wanted["task"] = task
+        start: Item | None = None
+        while True:
+            page = self._retried(partial(self._page, wanted, start, data=data))
+            yield from map(self._record, page["Items"])
+            start = page.get("LastEvaluatedKey")
+            if not start:
+                return
+
+    def release(self, record: Record, reason: str, *, force: bool = False) -> bool:
+        """Free the key of a claim, and return whether the record was still as shown.
+
+        The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: the renewal of
+        its lease fails, and its outcome is not recorded.
+
+        Args:
+            record: the claim as it was shown.
+            reason: goes into the record's ``error``.
+            force: also if the claim was renewed since.
+        """
+        condition, operands = self._unchanged(record, force=force)
+        at = release_time(Claim.shown_by(record), self._store.clock.now())
+        values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
+        update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
+        return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+
+    def delete(self, record: Record, *, force: bool = False) -> bool:
+        """Delete a record, and return whether it was still as shown; arguments as for `release`."""
+        condition, operands = self._unchanged(record, force=force)
+        given = self._schema.update(Update(condition=condition, operands=operands))
+        del given["UpdateExpression"]
+        return self._written("delete_item", Key=self._schema.key(record.key), **given)
+
+    def _retried(self, read: Callable[[], T]) -> T:
+        clock = self._store.clock
+
+        def once() -> T:
+            try:
+                return read()
+            except StoreUnavailableError as error:
+                if blames_credentials(error):
+                    # Waiting brings an operator no others, as it may to a worker that runs for days.
+                    raise StoreMisconfiguredError(error.message) from error
+                raise
+
+        return persistently(once, clock=clock, seconds=PAGE_RETRY_SECONDS)
+
+    def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
+        seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
+        if not force:
+            seen["in_progress_expiration"] = record.in_progress_expiration
+        clauses = [
+            f"attribute_not_exists(#{role})" if seen[role] is None else f"#{role} = :seen_{role}" for role in seen
+        ]
+        operands = {f"seen_{role}": value for role, value in seen.items() if value is not None}
+        return " AND ".join(clauses), operands
+
+    def _written(self, operation: str, **parameters: Any) -> bool:
+        answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
+        return isinstance(answer, Succeeded)
+
+    def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
+        schema, partition = self._schema, self._schema.sort_key_attr is not None
+        projection = ", ".join(f"#{role}" for role in schema.roles if data or role != "data")
+        names = schema.names(projection)
+        values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
+        given: dict[str, Any] = {}
+        if wanted:
+            given["FilterExpression"] = " AND ".join(f"#{role} = :{role}" for role in wanted)
+        if partition:
+            names["#sort"] = schema.sort_key_attr or ""
+            projection += ", #sort"
+            given["KeyConditionExpression"] = "#key = :partition"
+            values[":partition"] = {"S": schema.static_pk_value}
+        if values:
+            given["ExpressionAttributeValues"] = values
+        if start:
+            given["ExclusiveStartKey"] = start
+        answer = self._store.connection.request(
+            "query" if partition else "scan",
+            TableName=self._store.table,
+            Limit=PAGE_ITEMS,
+            ProjectionExpression=projection,
+            ExpressionAttributeNames=names,
+            **given,
+        )
+        # A read has no condition that could be refused.
+        return answer.answer if isinstance(answer, Succeeded) else {"Items": []}
+
+    def _record(self, item: Item) -> Record | Corrupt:
+        attribute = self._schema.sort_key_attr or self._schema.key_attr
+        key = str(item.get(attribute, {}).get("S", ""))
+        try:
+            return self._schema.record(key, item)
+        except RecordCorruptError as error:
+            return Corrupt(key, error.message)

@@ -1,0 +1,282 @@
+"""The format of an item: attribute names, update expressions over them, `Record` to item and back.
+
+Knows neither boto3 nor a clock: values in, request parameters out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
+
+__all__ = ["BOOKKEEPING", "Item", "ItemSchema", "Update"]
+
+#: A DynamoDB item or key as requests have it: attribute name to ``{type: value}``.
+Item = dict[str, dict[str, Any]]
+#: The types of an attribute's value.
+Value = str | int | bytes | frozenset[str] | Mapping[str, int]
+
+#: The attributes that Powertools does not have, by their default names.
+BOOKKEEPING: Final = (
+    "owner",
+    "fence",
+    "attempt",
+    "task",
+    "task_id",
+    "worker",
+    "process",
+    "claimed_at",
+    "completed_at",
+    "stands_in_until",
+    "codec",
+    "error",
+    "continuation",
+    "deferred",
+    "dispatched",
+)
+
+_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error", "continuation")
+_NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at", "stands_in_until")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """One conditional ``UpdateItem``, written with roles (see `ItemSchema.roles`) instead of attribute names."""
+
+    #: Role to its new value.
+    values: Mapping[str, Value] = field(default_factory=dict)
+    #: Roles whose attributes are removed.
+    remove: tuple[str, ...] = ()
+    #: Further ``SET`` actions, written with ``#role`` and ``:name``.
+    actions: tuple[str, ...] = ()
+    #: Role to the members that are added to its set.
+    add: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: The condition, written with ``#role`` and ``:name``.
+    condition: str
+    #: The values of ``:name`` in `actions` and `condition`.
+    operands: Mapping[str, Value]
+    #: The values of ``#name`` where it is no role but an entry inside an attribute.
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSchema:
+    """The attribute names of one table, by the role that each attribute plays in a record.
+
+    Raises:
+        ConfigurationError: two roles share one attribute, or an unknown role is renamed.
+    """
+
+    key_attr: str
+    sort_key_attr: str | None
+    static_pk_value: str
+    status_attr: str
+    expiry_attr: str
+    in_progress_expiry_attr: str
+    data_attr: str
+    validation_key_attr: str
+    bookkeeping: Mapping[str, str] = field(default_factory=dict)
+    #: Each role and its attribute, the partition key as ``key``.
+    roles: Mapping[str, str] = field(init=False)
+    #: The ``UpdateExpression`` and ``ExpressionAttributeNames`` that all updates of one shape share.
+    _expressions: dict[object, tuple[str, dict[str, str]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", self._named_roles())
+        object.__setattr__(self, "_expressions", {})
+        unknown = sorted(set(self.bookkeeping) - set(BOOKKEEPING))
+        if unknown:
+            msg = f"attributes= renames {unknown}, but only {list(BOOKKEEPING)} can be renamed there"
+            raise ConfigurationError(msg)
+        names = [*self.roles.values(), *([self.sort_key_attr] if self.sort_key_attr is not None else [])]
+        shared = sorted({name for name in names if names.count(name) > 1})
+        if shared:
+            msg = f"each attribute of a record needs a name of its own, but {shared} is used more than once"
+            if self.key_attr == self.sort_key_attr:
+                msg = f"key_attr and sort_key_attr must differ, both are {self.key_attr!r}"
+            raise ConfigurationError(msg)
+        if not all(names):
+            raise ConfigurationError("an attribute name of the record layout is empty")
+
+    def _named_roles(self) -> dict[str, str]:
+        return {
+            "key": self.key_attr,
+            "status": self.status_attr,
+            "expiration": self.expiry_attr,
+            "in_progress_expiration": self.in_progress_expiry_attr,
+            "data": self.data_attr,
+            "validation": self.validation_key_attr,
+            **{role: self.bookkeeping.get(role, role) for role in BOOKKEEPING},
+        }
+
+    def differences(self, other: "ItemSchema") -> list[str]:
+        """Return the roles that two schemas name differently, for example ``data: 'data' and 'result'``.
+
+        The partition of a composite key may differ: it separates apps.
+        """
+        pairs: list[tuple[str, str | None, str | None]] = [("sort key", self.sort_key_attr, other.sort_key_attr)]
+        pairs += [(role, name, other.roles[role]) for role, name in self.roles.items()]
+        return [f"{role}: {mine!r} and {theirs!r}" for role, mine, theirs in pairs if mine != theirs]
+
+    def key(self, key: str) -> Item:
+        """Return the primary key of a record."""
+        if self.sort_key_attr is None:
+            return {self.key_attr: {"S": key}}
+        return {self.key_attr: {"S": self.static_pk_value}, self.sort_key_attr: {"S": key}}
+
+    def names(self, expression: str) -> dict[str, str]:
+        """Return the ``ExpressionAttributeNames`` of an expression: for each ``#role`` its attribute."""
+        mentioned = set(re.findall(r"#(\w+)", expression))
+        return {f"#{role}": name for role, name in self.roles.items() if role in mentioned}
+
+    def update(self, update: Update) -> dict[str, Any]:
+        """Return an update as request parameters: expressions, attribute names and values."""
+        shape = (tuple(update.values), update.remove, update.actions, tuple(update.add), update.condition)
+        if shape not in self._expressions:
+            self._expressions[shape] = self._expression(update)
+        expression, names = self._expressions[shape]
+        entries = {f"#{name}": entry for name, entry in update.entries.items()}
+        values = {**update.values, **update.add, **update.operands}
+        return {
+            "UpdateExpression": expression,
+            "ConditionExpression": update.condition,
+            "ExpressionAttributeNames": names | entries,
+            "ExpressionAttributeValues": {f":{name}": _typed(value) for name, value in values.items()},
+        }
+
+    def _expression(self, update: Update) -> tuple[str, dict[str, str]]:
+        clauses = {
+            "SET": [*(f"#{role} = :{role}" for role in update.values), *update.actions],
+            "REMOVE": [f"#{role}" for role in update.remove],
+            "ADD": [f"#{role} :{role}" for role in update.add],
+        }
+        expression = " ".join(f"{verb} {', '.join(actions)}" for verb, actions in clauses.items() if actions)
+        return expression, self.names(f"{expression} {update.condition}")
+
+    def item(self, record: Record) -> Item:
+        """Return a record as an item."""
+        values = {
+            role: getattr(record, role)
+            for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS)
+            if getattr(record, role) is not None
+        }
+        roles = self.roles
+        return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
+
+    def count(self, key: str, item: Item, role: str) -> int:
+        """Read one integer of an item.
+
+        Raises:
+            RecordCorruptError: the attribute is missing or has another type.
+        """
+        return _Reader(key, item, self.roles).required_number(role)
+
+    def record(self, key: str, item: Item) -> Record:
+        """Return an item as a record.
+
+        Raises:
+            RecordCorruptError: an attribute is missing or has another type than this library, and Powertools
+                for AWS Lambda (Python), write.
+        """
+        reader = _Reader(key, item, self.roles)
+        return Record(
+            key=key,
+            status=reader.status(),
+            expiration=reader.required_number("expiration"),
+            data=reader.data(),
+            in_progress_expiration=reader.number("in_progress_expiration"),
+            fence=reader.number("fence") or 0,
+            attempt=reader.number("attempt") or 0,
+            claimed_at=reader.number("claimed_at"),
+            completed_at=reader.number("completed_at"),
+            stands_in_until=reader.number("stands_in_until"),
+            deferred=reader.counts("deferred"),
+            dispatched=reader.texts("dispatched"),
+            **{role: reader.text(role) for role in _TEXTS},
+        )
+
+
+class _Reader:
+    """Reads an item role by role, and raises `RecordCorruptError` with what is wrong with it."""
+
+    def __init__(self, key: str, item: Item, roles: Mapping[str, str]) -> None:
+        self._key = key
+        self._item = item
+        self._roles = roles
+
+    def status(self) -> Status:
+        text = self.text("status")
+        if text not in (Status.INPROGRESS, Status.COMPLETED, Status.FAILED):
+            raise self._corrupt("status", f"is {text!r}, not one of INPROGRESS, COMPLETED, FAILED")
+        return Status(text)
+
+    def data(self) -> str | bytes | None:
+        wire = self._item.get(self._roles["data"])
+        if wire is None:
+            return None
+        [(kind, value)] = wire.items()
+        if kind == "S":
+            return str(value)
+        if kind == "B":
+            return bytes(value)
+        raise self._corrupt("data", f"has DynamoDB type {kind}, not S or B")
+
+    def text(self, role: str) -> str | None:
+        wire = self._item.get(self._roles[role])
+        if wire is None:
+            return None
+        if "S" not in wire:
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not S")
+        return str(wire["S"])
+
+    def number(self, role: str) -> int | None:
+        wire = self._item.get(self._roles[role])
+        if wire is None:
+            return None
+        try:
+            return int(wire["N"])
+        except (KeyError, ValueError):
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not N with an integer") from None
+
+    def counts(self, role: str) -> dict[str, int]:
+        wire = self._item.get(self._roles[role], {"M": {}})
+        try:
+            return {name: int(entry["N"]) for name, entry in wire["M"].items()}
+        except (KeyError, ValueError):
+            raise self._corrupt(role, "is no map of whole numbers") from None
+
+    def texts(self, role: str) -> frozenset[str]:
+        wire = self._item.get(self._roles[role], {"SS": []})
+        try:
+            return frozenset(wire["SS"])
+        except KeyError:
+            raise self._corrupt(role, f"has DynamoDB type {next(iter(wire))}, not SS") from None
+
+    def required_number(self, role: str) -> int:
+        value = self.number(role)
+        if value is None:
+            raise self._corrupt(role, "is missing")
+        return value
+
+    def _corrupt(self, role: str, what: str) -> RecordCorruptError:
+        return RecordCorruptError(
+            f"attribute {self._roles[role]!r} {what}; somebody else wrote this item: "
+            "delete it, or give the other writer a table or attribute names of its own",
+            key=self._key,
+        )
+
+
+def _typed(value: Value) -> dict[str, Any]:
+    match value:
+        case str():
+            return {"S": str(value)}
+        case int():
+            return {"N": str(value)}
+        case frozenset():
+            return {"SS": sorted(value)}
+        case Mapping():
+            return {"M": {name: _typed(entry) for name, entry in value.items()}}
+        case _:
+            return {"B": value}

@@ -1,0 +1,424 @@
+"""`DynamoDBStore`: the protocol's calls as conditional writes to one table, and the parser of its URL."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Self
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.records import (
+    Claim,
+    ClaimAnswer,
+    ClaimRequest,
+    CommitAnswer,
+    Committed,
+    Granted,
+    Lost,
+    Outcome,
+    Record,
+    Released,
+    Renewed,
+    Superseded,
+    Vanished,
+    answer_refusal,
+    claimable,
+    expiration_seconds,
+    held_claim,
+    is_first_try,
+    release_time,
+    was_released,
+)
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    RecordCorruptError,
+    RecordExistsError,
+    RecordNotFoundError,
+    StoreUnavailableError,
+)
+from idempotent_tasks.stores.aws import Credentials
+from idempotent_tasks.stores.dynamodb import updates
+from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
+from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
+from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
+
+__all__ = ["DynamoDBStore"]
+
+#: DynamoDB's limit is 400 KB an item, attribute names included; the rest of a record stays below 20 KB.
+MAX_DATA_BYTES: Final = 380 * 1024
+#: How often a claim is sent in all, where each time it is refused and the record is then found gone or claimable.
+CLAIM_ROUNDS: Final = 5
+#: How often a renewal is sent in all, where its answer shows that its time was wrong; then the caller judges it.
+RENEWAL_ROUNDS: Final = 2
+_TEXT_ARGUMENTS: Final = (
+    "key_attr",
+    "sort_key_attr",
+    "static_pk_value",
+    "status_attr",
+    "expiry_attr",
+    "in_progress_expiry_attr",
+    "data_attr",
+    "validation_key_attr",
+    "region",
+    "endpoint_url",
+)
+_SWITCHES: Final = ("fast",)
+
+
+class DynamoDBStore:
+    """A `Store` over one DynamoDB table.
+
+    Nothing is opened before the first request, and every process makes a client of its own.  The first claim is
+    preceded by one eventually consistent ``GetItem`` whose answer shows DynamoDB's clock, unless an earlier answer,
+    such as that to a check when the worker started, has shown it.
+
+    Args:
+        table: the table's name or ARN.
+        key_attr: the partition key's attribute.
+        sort_key_attr: the sort key's attribute, for a table with a composite key: it then holds the record's key, and
+            the partition key holds ``static_pk_value``.
+        static_pk_value: ``idempotency#<app name>`` by default.
+        status_attr, expiry_attr, in_progress_expiry_attr, data_attr, validation_key_attr: the attributes that
+            Powertools for AWS Lambda shares, under its own names by default.
+        attributes: other names for the attributes ``owner``, ``fence``, ``attempt``, ``task``, ``task_id``,
+            ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
+            ``dispatched``.
+        region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
+            because the guard retries.
+        client: a ready-made client instead of these; it must not be used before a fork.
+        credentials: static credentials, for stand-ins.
+        fast: bypass boto3 where a request is provably what it would send (``docs/discussion/speed.md``).
+        clock: the local source of time.
+
+    Raises:
+        ConfigurationError: two attributes share a name, or ``client`` is given beside what it contains.
+    """
+
+    max_data_bytes: int = MAX_DATA_BYTES
+
+    def __init__(
+        self,
+        table: str,
+        *,
+        key_attr: str = "id",
+        sort_key_attr: str | None = None,
+        static_pk_value: str | None = None,
+        status_attr: str = "status",
+        expiry_attr: str = "expiration",
+        in_progress_expiry_attr: str = "in_progress_expiration",
+        data_attr: str = "data",
+        validation_key_attr: str = "validation",
+        attributes: Mapping[str, str] | None = None,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        config: Any = None,
+        session: Any = None,
+        client: Any = None,
+        credentials: Credentials | None = None,
+        fast: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        self.table = table
+        self.schema = ItemSchema(
+            key_attr=key_attr,
+            sort_key_attr=sort_key_attr,
+            static_pk_value=static_pk_value or "idempotency#",
+            status_attr=status_attr,
+            expiry_attr=expiry_attr,
+            in_progress_expiry_attr=in_progress_expiry_attr,
+            data_attr=data_attr,
+            validation_key_attr=validation_key_attr,
+            bookkeeping=attributes or {},
+        )
+        self._partition_named = static_pk_value is not None
+        self.connection = Connection(
+            region=region,
+            endpoint_url=endpoint_url,
+            config=config,
+            session=session,
+            client=client,
+            credentials=credentials,
+            fast=fast,
+            clock=clock,
+        )
+
+    @classmethod
+    def from_url(cls, url: str, *, clock: Clock | None = None) -> Self:
+        """Make a store from a URL.
+
+        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``; query parameters are
+        ``fast``, the constructor's arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
+
+        Raises:
+            ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+        """
+        return cls(**_arguments_from_url(url), clock=clock)
+
+    def __repr__(self) -> str:
+        return f"DynamoDBStore({self.table!r} at {self.connection!r})"
+
+    @property
+    def clock(self) -> Clock:
+        """DynamoDB's clock, as its answers show it."""
+        return self.connection.clock
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether `verify` may run before a worker forks: not with a ready-made client."""
+        return not self.connection.ready_made
+
+    def for_app(self, app_name: str) -> Self:
+        """Return this store, or a copy with the app's name in ``static_pk_value`` where that was not given."""
+        if self._partition_named:
+            return self
+        store = copy.copy(self)
+        store.schema = replace(self.schema, static_pk_value=f"idempotency#{app_name}")
+        return store
+
+    def claim(self, request: ClaimRequest) -> ClaimAnswer:
+        """See `idempotent_tasks.stores.Store.claim`."""
+        released_at = 0
+        for _ in range(CLAIM_ROUNDS):
+            now = self._now(request.key)
+            until = int((now + request.lease_seconds) * 1000)
+            update = updates.claim_update(request, now, until, after=released_at)
+            try:
+                written = self._update(request.key, update, ReturnValues="UPDATED_NEW")
+            except RecordCorruptError:
+                # DynamoDB only says that the item has a wrong type; reading it tells which attribute.
+                self._read(request.key)
+                raise
+            if isinstance(written, Succeeded):
+                answer: ClaimAnswer = Granted(self._claim_from(request, now, until, written.answer["Attributes"]))
+            else:
+                old = self._refusing_record(request.key, written)
+                if old is None or claimable(old, request, now):
+                    # The next claim is later than a release that it has seen, whatever the clocks say.
+                    released_at = old.in_progress_expiration or 0 if old is not None and old.free else 0
+                    continue
+                answer = answer_refusal(old, request)
+            timely = self._timely(answer)
+            if timely is not None:
+                return timely
+        msg = f"the record changed under {CLAIM_ROUNDS} claims in a row"
+        raise StoreUnavailableError(msg, task=request.task, key=request.key)
+
+    def _timely(self, answer: ClaimAnswer) -> ClaimAnswer | None:
+        """Return an answer to a claim with its lease renewed if that is off; None for a grant that has expired by now.
+
+        A lease is shorter or longer than requested where the grant's answer shows another time than it was computed
+        with, or where it is the answer to an earlier try.
+        """
+        if not isinstance(answer, Granted):
+            return answer
+        claim = answer.claim
+        lasts = claim.expires_at - self.connection.clock.now()
+        if abs(claim.request.lease_seconds - lasts) <= CLOCK_TOLERANCE_SECONDS:
+            return answer
+        renewed = self.renew(claim, claim.request.lease_seconds, claim.request.retention_seconds)
+        return Granted(renewed.claim) if isinstance(renewed, Renewed) else None
+
+    def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
+        """See `idempotent_tasks.stores.Store.commit`."""
+        now = self._now(claim.key)
+        written = self._update(claim.key, updates.commit_update(claim, outcome, now, retention_seconds))
+        if isinstance(written, Succeeded):
+            self._keep_outcome(claim, now, retention_seconds)
+            return Committed()
+        old = self._refusing_record(claim.key, written)
+        if old is None:
+            return Vanished()
+        # Powertools' last write is unconditional: it leaves our owner beside its outcome, but no time of completion.
+        if old.owner != claim.owner or old.completed_at is None:
+            return Superseded(old)
+        self._keep_outcome(claim, old.completed_at / 1000, retention_seconds)
+        return Committed()
+
+    def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
+        """Count an outcome's retention from now if it was counted from a time (epoch seconds) that is long past."""
+        now = self.connection.clock.now()
+        if now - counted_from > CLOCK_TOLERANCE_SECONDS:
+            expiration = expiration_seconds(retention_seconds, claim.in_progress_expiration, now)
+            self._update(claim.key, updates.prolong_update(claim, expiration))
+
+    def restore(self, record: Record) -> None:
+        """See `idempotent_tasks.stores.Store.restore`."""
+        condition = "attribute_not_exists(#key)"
+        written = self.connection.request(
+            "put_item",
+            TableName=self.table,
+            Item=self.schema.item(record),
+            ConditionExpression=condition,
+            ExpressionAttributeNames=self.schema.names(condition),
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+        if isinstance(written, Refused):
+            old = self._refusing_record(record.key, written)
+            if old is None or not is_first_try(old, record):
+                raise RecordExistsError(task=record.task, key=record.key)
+
+    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+        """See `idempotent_tasks.stores.Store.release`."""
+        at = release_time(claim, self._now(claim.key))
+        update = updates.release_update(claim, reason, at, crashed=crashed, began=began)
+        written = self._update(claim.key, update)
+        if isinstance(written, Succeeded) or was_released(self._refusing_record(claim.key, written), claim):
+            return Released()
+        return Lost()
+
+    def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
+        """See `idempotent_tasks.stores.Store.renew`."""
+        for _ in range(RENEWAL_ROUNDS):
+            now = self._now(claim.key)
+            until = int((now + lease_seconds) * 1000)
+            update = updates.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
+            written = self._update(claim.key, update)
+            if isinstance(written, Refused):
+                held = held_claim(self._refusing_record(claim.key, written), claim)
+                return Lost() if held is None else Renewed(held)
+            claim = replace(claim, in_progress_expiration=until)
+            if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
+                break
+        return Renewed(claim)
+
+    def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
+        """See `idempotent_tasks.stores.Store.note_deferral`."""
+        self._update(key, updates.deferral_update(owner, token, due, past, self._now(key)))
+
+    def note_dispatch(self, key: str, task_id: str) -> None:
+        """See `idempotent_tasks.stores.Store.note_dispatch`."""
+        self._update(key, updates.dispatch_update(task_id))
+
+    def get(self, key: str) -> Record:
+        """See `idempotent_tasks.stores.Store.get`."""
+        record = self._read(key)
+        if record is None:
+            raise RecordNotFoundError(key=key)
+        return record
+
+    def forget(self, key: str) -> None:
+        """Delete the record of a key, whoever holds it; do nothing where there is none."""
+        self.connection.request("delete_item", TableName=self.table, Key=self.schema.key(key))
+
+    def create_table(self) -> None:
+        """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
+
+        Waits until the table is active.
+
+        Raises:
+            StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
+            StoreUnavailableError: the table does not become active within a minute.
+        """
+        create_table(self.connection, self.table, self.schema)
+
+    def verify(self) -> None:
+        """Check that the table exists with this store's key schema and TTL attribute.
+
+        Raises:
+            StoreMisconfiguredError: what is wrong, with its remedy.
+            StoreUnavailableError: DynamoDB cannot be reached.
+        """
+        verify_table(self.connection, self.table, self.schema)
+
+    def _now(self, key: str) -> float:
+        return self.connection.now(
+            lambda: {
+                "TableName": self.table,
+                "Key": self.schema.key(key),
+                "ProjectionExpression": "#key",
+                "ExpressionAttributeNames": self.schema.names("#key"),
+            }
+        )
+
+    def _update(self, key: str, update: Update, **more: str) -> Succeeded | Refused:
+        return self.connection.request(
+            "update_item",
+            TableName=self.table,
+            Key=self.schema.key(key),
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **self.schema.update(update),
+            **more,
+        )
+
+    def _refusing_record(self, key: str, refused: Refused) -> Record | None:
+        if refused.item:
+            return self.schema.record(key, refused.item)
+        return self._read(key)
+
+    def _read(self, key: str) -> Record | None:
+        read = self.connection.request("get_item", TableName=self.table, Key=self.schema.key(key), ConsistentRead=True)
+        item: Item | None = read.answer.get("Item") if isinstance(read, Succeeded) else None
+        return self.schema.record(key, item) if item else None
+
+    def _claim_from(self, request: ClaimRequest, now: float, until: int, attributes: Item) -> Claim:
+        return Claim(
+            request=request,
+            fence=self.schema.count(request.key, attributes, "fence"),
+            attempt=self.schema.count(request.key, attributes, "attempt"),
+            in_progress_expiration=until,
+            claimed_at=int(now * 1000),
+        )
+
+
+def _arguments_from_url(url: str) -> dict[str, Any]:
+    """Parse a store URL into the constructor's arguments.
+
+    Raises:
+        ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+    """
+    try:
+        arguments = _table_and_endpoint(urlsplit(url))
+    except ValueError:
+        # The error's text may quote a secret with an unquoted "/" in it.
+        msg = f"{_shown(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
+        raise ConfigurationError(msg) from None
+    renamed: dict[str, str] = {}
+    for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if not value:
+            raise ConfigurationError(f"{_shown(url)}: parameter {name!r} is empty; give it a value or drop it")
+        if name in _TEXT_ARGUMENTS:
+            arguments[name] = value
+        elif name in _SWITCHES:
+            arguments[name] = _switch(url, name, value)
+        elif name.removesuffix("_attr") in BOOKKEEPING and name.endswith("_attr"):
+            renamed[name.removesuffix("_attr")] = value
+        else:
+            known = [*_TEXT_ARGUMENTS, *_SWITCHES, *(f"{role}_attr" for role in BOOKKEEPING)]
+            raise ConfigurationError(f"{_shown(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
+    return {**arguments, "attributes": renamed}
+
+
+def _switch(url: str, name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigurationError(f"{_shown(url)}: {name}={value!r} is neither true nor false")
+    return value.lower() == "true"
+
+
+def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
+    table = unquote(parts.path.strip("/"))
+    if parts.scheme != "dynamodb" or not parts.netloc or not table:
+        raise ValueError(parts.scheme)
+    host = parts.hostname or ""
+    port = parts.port
+    place: dict[str, Any] = {"table": table}
+    if port is None and host != "localhost":
+        place["region"] = host
+    else:
+        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or 8000}"
+    if parts.username:
+        place["credentials"] = Credentials(unquote(parts.username), unquote(parts.password or ""))
+    return place
+
+
+def _shown(url: str) -> str:
+    """Return a URL for a message: without user, password and parameters, and where in doubt without the host."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "a text without ://"
+    place = re.split("[?#]", rest.rpartition("@")[2], maxsplit=1)[0]
+    port = place.partition("/")[0].rpartition("]")[2].partition(":")[2]
+    hidden = "…@" if "@" in rest else ""
+    # Where the @ and the host are missing, the password stands in the place of the port.
+    return repr(f"{scheme}://{hidden}{place if not port or port.isdecimal() else '…'}")

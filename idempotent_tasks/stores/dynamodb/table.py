@@ -1,0 +1,118 @@
+"""Creates and verifies the table: key schema, on-demand billing, TTL."""
+
+from typing import Any, Final
+
+from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
+from idempotent_tasks.stores.dynamodb.item import ItemSchema
+
+__all__ = ["create_table", "describe", "key_schema_problem", "ttl_problem", "verify_table"]
+
+ACTIVE_WITHIN_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.5
+
+
+def create_table(connection: Connection, table: str, schema: ItemSchema) -> None:
+    """Create the table unless it is there, wait until it is active, and turn its TTL on."""
+    if describe(connection, table) is None:
+        connection.request(
+            "create_table",
+            refusal="ResourceInUseException",
+            TableName=table,
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=_key_schema(schema),
+            AttributeDefinitions=[
+                {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(schema)
+            ],
+        )
+    _check_schema(_await_active(connection, table), table, schema)
+    if _ttl_attribute(connection, table) is None:
+        connection.request(
+            "update_time_to_live",
+            # "TimeToLive is already enabled", by a concurrent caller; for which attribute is checked below.
+            refusal="ValidationException",
+            TableName=table,
+            TimeToLiveSpecification={"Enabled": True, "AttributeName": schema.expiry_attr},
+        )
+    _check_ttl(connection, table, schema)
+
+
+def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None:
+    """Raise `StoreMisconfiguredError` unless the table is as `create_table` would leave it."""
+    description = describe(connection, table)
+    if description is None:
+        msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
+        raise StoreMisconfiguredError(msg)
+    _check_schema(description, table, schema)
+    _check_ttl(connection, table, schema)
+
+
+def describe(connection: Connection, table: str) -> dict[str, Any] | None:
+    """Return DynamoDB's description of a table; None where there is no table of this name."""
+    described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
+    return dict(described.answer["Table"]) if isinstance(described, Succeeded) else None
+
+
+def _await_active(connection: Connection, table: str) -> dict[str, Any]:
+    waited = 0.0
+    while waited <= ACTIVE_WITHIN_SECONDS:
+        description = describe(connection, table)
+        if description is not None and description["TableStatus"] == "ACTIVE":
+            return description
+        connection.clock.sleep(POLL_SECONDS)
+        waited += POLL_SECONDS
+    msg = f"table {table!r} is not active after {ACTIVE_WITHIN_SECONDS:g} s; call create_table() again"
+    raise StoreUnavailableError(msg)
+
+
+def _key_schema(schema: ItemSchema) -> list[dict[str, str]]:
+    keys = [{"AttributeName": schema.key_attr, "KeyType": "HASH"}]
+    if schema.sort_key_attr is not None:
+        keys.append({"AttributeName": schema.sort_key_attr, "KeyType": "RANGE"})
+    return keys
+
+
+def _check_schema(description: dict[str, Any], table: str, schema: ItemSchema) -> None:
+    problem = key_schema_problem(description, table, schema)
+    if problem is not None:
+        raise StoreMisconfiguredError(f"{problem}; set key_attr and sort_key_attr, or use another table")
+
+
+def key_schema_problem(description: dict[str, Any], table: str, schema: ItemSchema) -> str | None:
+    """Return how a table's key schema differs from the store's; None where it does not."""
+    found = sorted((key["KeyType"], key["AttributeName"]) for key in description["KeySchema"])
+    wanted = sorted((key["KeyType"], key["AttributeName"]) for key in _key_schema(schema))
+    types = {each["AttributeName"]: each["AttributeType"] for each in description["AttributeDefinitions"]}
+    if found == wanted and all(types.get(name) == "S" for _, name in wanted):
+        return None
+    return (
+        f"table {table!r} has the key {[(*key, types.get(key[1])) for key in found]}, this store needs "
+        f"{[(*key, 'S') for key in wanted]}"
+    )
+
+
+def _ttl_attribute(connection: Connection, table: str) -> str | None:
+    described = connection.request("describe_time_to_live", TableName=table)
+    if not isinstance(described, Succeeded):
+        return None
+    ttl = described.answer["TimeToLiveDescription"]
+    enabled = ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
+    return str(ttl["AttributeName"]) if enabled else None
+
+
+def _check_ttl(connection: Connection, table: str, schema: ItemSchema) -> None:
+    problem = ttl_problem(connection, table, schema)
+    if problem is not None:
+        msg = (
+            f"{problem}: expired records would stay indefinitely; turn TTL on for the attribute "
+            f"{schema.expiry_attr!r}, as DynamoDBStore(...).create_table() does"
+        )
+        raise StoreMisconfiguredError(msg)
+
+
+def ttl_problem(connection: Connection, table: str, schema: ItemSchema) -> str | None:
+    """Return what is wrong with a table's TTL; None where nothing is."""
+    attribute = _ttl_attribute(connection, table)
+    if attribute == schema.expiry_attr:
+        return None
+    return f"table {table!r} has " + ("no TTL" if attribute is None else f"its TTL on {attribute!r}")
