@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.storm.recovery import Recovery, spread
+from benchmarks.chaos.recovery import Recovery, spread
 
 __all__ = ["tables"]
 

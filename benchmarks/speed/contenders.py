@@ -12,10 +12,10 @@ from typing import Any, Final
 import boto3
 from celery import Celery
 
+from benchmarks.chaos.contenders.contender import REDELIVERED
 from benchmarks.speed.bare import bare_writes
 from benchmarks.speed.guards import Order, charge, guarded_by_powertools, store_at
 from benchmarks.speed.place import REGION, Place
-from benchmarks.storm.contenders.contender import REDELIVERED
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
 
 __all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "load", "names"]

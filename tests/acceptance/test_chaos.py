@@ -16,8 +16,8 @@ KEYS, MESSAGES, KILLS = 8, 10, 3
 
 def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     """Run the command with its temporary files in a folder of ours, and return its exit code and output."""
-    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "chaos.py"), *options]
-    return run_command(command, folder, folder, **environment)
+    command = [sys.executable, "-m", "benchmarks.chaos", *options]
+    return run_command(command, folder, folder, PYTHONPATH=str(PROJECT_ROOT), **environment)
 
 
 @pytest.mark.timeout(150)

@@ -8,9 +8,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, CredentialRetrievalError
 from botocore.utils import ContainerMetadataFetcher
 
-from benchmarks.storm.credentials import CredentialFault, Credentials, credential_service, refuse_rotated
-from benchmarks.storm.faults import RATES, Faults
-from benchmarks.storm.plan import Plan, Rotation, Trouble, draw
+from benchmarks.chaos.credentials import CredentialFault, Credentials, credential_service, refuse_rotated
+from benchmarks.chaos.faults import RATES, Faults
+from benchmarks.chaos.plan import Plan, Rotation, Trouble, draw
 from tests.conftest import REGION
 from tests.support.weather import STORMY
 from tests.support.wire import Wire

@@ -12,13 +12,13 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from benchmarks.storm import command
-from benchmarks.storm.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
-from benchmarks.storm.deck import Deck
-from benchmarks.storm.gateway import STATUSES, GatewayPages
-from benchmarks.storm.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Plan, Rotation, Trouble, draw
-from benchmarks.storm.report import Report
-from benchmarks.storm.tracing import tracing
+from benchmarks.chaos import command
+from benchmarks.chaos.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
+from benchmarks.chaos.deck import Deck
+from benchmarks.chaos.gateway import STATUSES, GatewayPages
+from benchmarks.chaos.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Plan, Rotation, Trouble, draw
+from benchmarks.chaos.report import Report
+from benchmarks.chaos.tracing import tracing
 from tests.support.wire import Answer
 
 NOW = 1_800_000_000.0

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from benchmarks.storm.checker import OVERTAKING_SECONDS, Finding, Kind, check
-from benchmarks.storm.history import Event, History, What
-from benchmarks.storm.plan import StrikeKind, draw
-from benchmarks.storm.recovery import Recovery, recoveries, spread
+from benchmarks.chaos.checker import OVERTAKING_SECONDS, Finding, Kind, check
+from benchmarks.chaos.history import Event, History, What
+from benchmarks.chaos.plan import StrikeKind, draw
+from benchmarks.chaos.recovery import Recovery, recoveries, spread
 
 W1, W2 = "w1@ours", "w2@ours"
 CHILD, OTHER = 11, 22

@@ -9,7 +9,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.storm.report import Report
+from benchmarks.chaos.report import Report
 
 __all__ = ["draw"]
 

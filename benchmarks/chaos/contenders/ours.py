@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from celery import Celery
 
-from benchmarks.storm.arena import VARIABLE, Arena
-from benchmarks.storm.contenders.contender import Charge, Contender
-from benchmarks.storm.history import What
-from benchmarks.storm.journal import Journal
+from benchmarks.chaos.arena import VARIABLE, Arena
+from benchmarks.chaos.contenders.contender import Charge, Contender
+from benchmarks.chaos.history import What
+from benchmarks.chaos.journal import Journal
 from idempotent_tasks import Idempotency, IdempotentTask, Store, events
 
 __all__ = ["CONTENDER", "declare_on", "observe", "store_url"]

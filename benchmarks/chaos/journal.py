@@ -6,7 +6,7 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
-from benchmarks.storm.history import Event, What
+from benchmarks.chaos.history import Event, What
 from idempotent_tasks.demo.lines import LineReader, append_line
 
 __all__ = ["Journal", "Reader", "now"]

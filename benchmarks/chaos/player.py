@@ -10,15 +10,15 @@ from typing import Any, Final
 
 from celery.states import READY_STATES
 
-from benchmarks.storm.app import build_app
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.broker import delete_queue, is_forgetful, messages_held
-from benchmarks.storm.errors import StormError
-from benchmarks.storm.fleet import WORKERS, Fleet
-from benchmarks.storm.history import Event, History, What
-from benchmarks.storm.journal import Reader, now
-from benchmarks.storm.nemesis import Nemesis
-from benchmarks.storm.plan import Job, Message, Plan
+from benchmarks.chaos.app import build_app
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.broker import delete_queue, is_forgetful, messages_held
+from benchmarks.chaos.errors import StormError
+from benchmarks.chaos.fleet import WORKERS, Fleet
+from benchmarks.chaos.history import Event, History, What
+from benchmarks.chaos.journal import Reader, now
+from benchmarks.chaos.nemesis import Nemesis
+from benchmarks.chaos.plan import Job, Message, Plan
 
 __all__ = ["Game", "Player"]
 

@@ -11,11 +11,11 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 
-from benchmarks.storm import contenders
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.errors import StormError
-from benchmarks.storm.faults import Faults
-from benchmarks.storm.plan import Outage, Plan
+from benchmarks.chaos import contenders
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.errors import StormError
+from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.plan import Outage, Plan
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.demo.environment import own_environment
 from tests.support import brokers

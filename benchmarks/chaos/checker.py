@@ -20,8 +20,8 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Final
 
-from benchmarks.storm.history import Event, History, Run
-from benchmarks.storm.messages import Messages
+from benchmarks.chaos.history import Event, History, Run
+from benchmarks.chaos.messages import Messages
 
 __all__ = ["OVERTAKING_SECONDS", "Finding", "Kind", "check"]
 

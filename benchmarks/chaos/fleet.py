@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from benchmarks.storm.arena import VARIABLE, Arena
-from benchmarks.storm.history import What
+from benchmarks.chaos.arena import VARIABLE, Arena
+from benchmarks.chaos.history import What
 from tests.support.processes import ChildProcess
 
 __all__ = ["POOL_SIZE", "WORKERS", "Fleet"]
@@ -90,7 +90,7 @@ class Fleet:
     def _start(self) -> None:
         self._started += 1
         name = f"w{self._started}@{self._arena.contender}"
-        command = [sys.executable, "-m", "celery", "-A", "benchmarks.storm.worker_app", "worker", "--pool", self._pool]
+        command = [sys.executable, "-m", "celery", "-A", "benchmarks.chaos.worker_app", "worker", "--pool", self._pool]
         command += ["--concurrency", str(POOL_SIZE), "--hostname", name, "--queues", self._arena.queue]
         command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = Path(self._arena.directory) / f"{name}.log"

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from itertools import product
 from typing import Final
 
-from benchmarks.storm.deck import Deck
+from benchmarks.chaos.deck import Deck
 from tests.support.wire import Answer, Forward
 
 __all__ = ["STATUSES", "GatewayPages"]

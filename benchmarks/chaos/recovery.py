@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from benchmarks.storm.history import Event, History, Run, What
+from benchmarks.chaos.history import Event, History, Run, What
 
 __all__ = ["Recovery", "Spread", "recoveries", "spread"]
 

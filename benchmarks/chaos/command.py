@@ -11,16 +11,16 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks.storm import contenders
-from benchmarks.storm.broker import is_forgetful
-from benchmarks.storm.errors import StormError
-from benchmarks.storm.figures import Figures, figures_of
-from benchmarks.storm.history import Event
-from benchmarks.storm.plan import Plan, draw
-from benchmarks.storm.player import Game, Player
-from benchmarks.storm.report import Report
-from benchmarks.storm.services import Services
-from benchmarks.storm.tracing import tracing
+from benchmarks.chaos import contenders
+from benchmarks.chaos.broker import is_forgetful
+from benchmarks.chaos.errors import StormError
+from benchmarks.chaos.figures import Figures, figures_of
+from benchmarks.chaos.history import Event
+from benchmarks.chaos.plan import Plan, draw
+from benchmarks.chaos.player import Game, Player
+from benchmarks.chaos.report import Report
+from benchmarks.chaos.services import Services
+from benchmarks.chaos.tracing import tracing
 from benchmarks.written import add_files, write
 from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"not played: {error}", style="red", highlight=False, markup=False)
         return UNPLAYED
     report.show(console)
-    write(options, report, "benchmarks.storm.picture")
+    write(options, report, "benchmarks.chaos.picture")
     if any(figures.broken for figures in report.figures if figures.name in OURS):
         return BROKEN
     return UNPLAYED if report.unplayed else KEPT

@@ -20,8 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from typing import Final, assert_never
 
-from benchmarks.storm.deck import Deck
-from benchmarks.storm.plan import Plan
+from benchmarks.chaos.deck import Deck
+from benchmarks.chaos.plan import Plan
 from tests.support.wire import Answer, Fault, Request
 
 __all__ = ["CredentialAnswer", "CredentialFault", "Credentials", "credential_service", "refuse_rotated"]

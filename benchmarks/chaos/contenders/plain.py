@@ -4,8 +4,8 @@ from typing import Any
 
 from celery import Celery
 
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.contenders.contender import REDELIVERED, Charge, Contender
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders.contender import REDELIVERED, Charge, Contender
 
 __all__ = ["CONTENDER"]
 

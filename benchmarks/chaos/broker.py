@@ -5,7 +5,7 @@ from typing import Any, Final
 from amqp.exceptions import ChannelError
 from redis import Redis
 
-from benchmarks.storm.arena import Arena
+from benchmarks.chaos.arena import Arena
 
 __all__ = ["delete_queue", "is_forgetful", "messages_held"]
 

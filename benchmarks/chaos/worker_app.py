@@ -1,14 +1,14 @@
-"""What ``celery -A benchmarks.storm.worker_app`` loads: the app of the arena that the environment describes."""
+"""What ``celery -A benchmarks.chaos.worker_app`` loads: the app of the arena that the environment describes."""
 
 import os
 from typing import Any
 
 from celery import signals
 
-from benchmarks.storm.app import build_app
-from benchmarks.storm.arena import VARIABLE, Arena
-from benchmarks.storm.history import What
-from benchmarks.storm.tracing import add_tracing_headers
+from benchmarks.chaos.app import build_app
+from benchmarks.chaos.arena import VARIABLE, Arena
+from benchmarks.chaos.history import What
+from benchmarks.chaos.tracing import add_tracing_headers
 
 arena = Arena.from_json(os.environ[VARIABLE])
 app = build_app(arena)

@@ -8,11 +8,11 @@ from uuid import uuid4
 from celery import Celery
 from kombu import Exchange, Queue
 
-from benchmarks.storm import contenders
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.contenders.contender import Charge
-from benchmarks.storm.history import What
-from benchmarks.storm.journal import Journal
+from benchmarks.chaos import contenders
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders.contender import Charge
+from benchmarks.chaos.history import What
+from benchmarks.chaos.journal import Journal
 
 __all__ = ["build_app"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
-from benchmarks.storm.credentials import Credentials, credential_service, refuse_rotated
-from benchmarks.storm.gateway import GatewayPages
-from benchmarks.storm.plan import Plan
+from benchmarks.chaos.credentials import Credentials, credential_service, refuse_rotated
+from benchmarks.chaos.gateway import GatewayPages
+from benchmarks.chaos.plan import Plan
 from tests.support.weather import CLEAR, STORMY, Weather
 from tests.support.wire import Forward, Wire, wire_to
 

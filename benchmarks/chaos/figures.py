@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.storm.checker import Finding, Kind, check
-from benchmarks.storm.history import Event, What
-from benchmarks.storm.recovery import Recovery, Spread, recoveries, spread
+from benchmarks.chaos.checker import Finding, Kind, check
+from benchmarks.chaos.history import Event, What
+from benchmarks.chaos.recovery import Recovery, Spread, recoveries, spread
 
 __all__ = ["PROMISES", "RECOVERY", "Figures", "figures_of"]
 

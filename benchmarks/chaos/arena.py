@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.storm.journal import Journal
+from benchmarks.chaos.journal import Journal
 
 __all__ = ["VARIABLE", "Arena"]
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from benchmarks.storm.arena import Arena
+from benchmarks.chaos.arena import Arena
 
 __all__ = ["REDELIVERED", "Charge", "Contender"]
 

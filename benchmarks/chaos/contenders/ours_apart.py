@@ -2,9 +2,9 @@
 
 from celery import Celery
 
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.contenders.contender import Charge, Contender
-from benchmarks.storm.contenders.ours import declare_on, store_url
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders.contender import Charge, Contender
+from benchmarks.chaos.contenders.ours import declare_on, store_url
 from tests.support.elsewhere import store_elsewhere
 
 __all__ = ["CONTENDER"]

@@ -11,8 +11,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.storm.figures import PROMISES, RECOVERY, Figures
-from benchmarks.storm.plan import Plan
+from benchmarks.chaos.figures import PROMISES, RECOVERY, Figures
+from benchmarks.chaos.plan import Plan
 
 __all__ = ["Report"]
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.storm.fleet import Fleet
-from benchmarks.storm.history import History, Run, What
-from benchmarks.storm.journal import Journal
-from benchmarks.storm.plan import Strike
+from benchmarks.chaos.fleet import Fleet
+from benchmarks.chaos.history import History, Run, What
+from benchmarks.chaos.journal import Journal
+from benchmarks.chaos.plan import Strike
 
 __all__ = ["Nemesis"]
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from benchmarks.storm.history import Event, History, What
+from benchmarks.chaos.history import Event, History, What
 
 __all__ = ["SUCCESS", "Messages"]
 

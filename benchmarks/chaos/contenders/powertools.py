@@ -16,8 +16,8 @@ from aws_lambda_powertools.utilities.idempotency.exceptions import (
 )
 from celery import Celery
 
-from benchmarks.storm.arena import Arena
-from benchmarks.storm.contenders.contender import REDELIVERED, Charge, Contender
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders.contender import REDELIVERED, Charge, Contender
 
 __all__ = ["CONTENDER"]
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Final, cast
 
-from benchmarks.storm.contenders.contender import Contender
+from benchmarks.chaos.contenders.contender import Contender
 
 __all__ = ["NAMES", "load"]
 
