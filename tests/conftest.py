@@ -7,10 +7,10 @@ from uuid import uuid4
 import botocore
 import pytest
 
-from tests.support.dynamodb import ministack_server, roto_server
-from tests.support.rabbitmq_server import rabbitmq_server
-from tests.support.redis_server import redis_server
-from tests.support.wire import Wire, wire_to
+from tests.testbed.dynamodb import ministack_server, roto_server
+from tests.testbed.redis_server import redis_server
+from tests.testbed.servers import rabbitmq_server
+from tests.testbed.wire import Wire, wire_to
 
 REGION = "eu-west-1"
 FOREIGN_VARIABLES = ("AWS_", "BOTO", "CELERY_", "IDEMPOTENCY_")

@@ -22,7 +22,7 @@ from typing import Final, assert_never
 
 from benchmarks.chaos.deck import Deck
 from benchmarks.chaos.plan import Plan
-from tests.support.wire import Answer, Fault, Request
+from tests.testbed.wire import Answer, Fault, Request
 
 __all__ = ["CredentialAnswer", "CredentialFault", "Credentials", "credential_service", "refuse_rotated"]
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from benchmarks.chaos.arena import VARIABLE, Arena
 from benchmarks.chaos.history import What
-from tests.support.processes import ChildProcess
+from tests.testbed.processes import ChildProcess
 
 __all__ = ["POOL_SIZE", "WORKERS", "Fleet"]
 

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Final
 
 from benchmarks.chaos.deck import Deck
-from tests.support.wire import Answer, Forward
+from tests.testbed.wire import Answer, Forward
 
 __all__ = ["STATUSES", "GatewayPages"]
 

@@ -18,10 +18,10 @@ from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.plan import Outage, Plan
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.demo.environment import own_environment
-from tests.support import brokers
-from tests.support.dynamodb import ministack_server
-from tests.support.rabbitmq_server import rabbitmq_server
-from tests.support.redis_server import redis_server
+from tests.testbed import brokers
+from tests.testbed.dynamodb import ministack_server
+from tests.testbed.redis_server import redis_server
+from tests.testbed.servers import rabbitmq_server
 
 __all__ = ["Services"]
 

@@ -16,8 +16,8 @@ from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.guards import store_at
 from benchmarks.speed.place import Place
 from idempotent_tasks.demo.environment import own_environment
-from tests.support.dynamodb import ministack_server, roto_server
-from tests.support.redis_server import redis_server
+from tests.testbed.dynamodb import ministack_server, roto_server
+from tests.testbed.redis_server import redis_server
 
 __all__ = ["Bench"]
 

@@ -16,8 +16,8 @@ from benchmarks.speed.contenders import CHARGE
 from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.marks import Tally, tally_of
 from benchmarks.speed.place import VARIABLE, Place
-from tests.support.processes import ChildProcess
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Worker", "new_order", "running"]
 

@@ -12,9 +12,9 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
-from tests.support.dynamodb import FAST
 from tests.support.powertools import Lambda
-from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
+from tests.testbed.dynamodb import FAST
+from tests.testbed.wire import Answer, Forward, Wire, shift_date, wire_to
 
 AnyStore = MemoryStore | DynamoDBStore
 #: Makes another store over the test's table, with other arguments where given.

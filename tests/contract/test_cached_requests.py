@@ -4,7 +4,7 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.records import Committed, Finished
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 RETENTION = 3600
 

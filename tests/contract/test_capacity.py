@@ -13,7 +13,7 @@ from idempotent_tasks.records import Claim
 from idempotent_tasks.stores import MOST_NOTED
 from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of, token_of, write_units
 from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "discussion" / "cost.md"
 SCALING = PAGE.with_name("scaling.md")

@@ -16,9 +16,9 @@ from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Busy, Granted
 from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations
-from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire, lose_answer, refuse
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire, lose_answer, refuse
 
 Run = Callable[..., Result]
 

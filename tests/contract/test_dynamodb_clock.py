@@ -13,7 +13,7 @@ from idempotent_tasks.clock import SystemClock
 from idempotent_tasks.records import Busy, Finished, Renewed
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Fault, Forward, Selector, Wire, refuse, shift_date
+from tests.testbed.wire import Answer, Fault, Forward, Selector, Wire, refuse, shift_date
 
 #: Makes an answer one that is not DynamoDB's own.
 Change = Callable[[Answer | None], Answer | None]

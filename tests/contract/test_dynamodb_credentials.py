@@ -20,7 +20,7 @@ from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
 from tests.support.credential_services import direct
 from tests.support.roads import ask, client_requests
-from tests.support.wire import Request, Wire, answer, refuse
+from tests.testbed.wire import Request, Wire, answer, refuse
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"
 TOKEN = "IQoJb3JpZ2luX2VjEHoaCX"

@@ -13,8 +13,8 @@ from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredEr
 from idempotent_tasks.records import Claim, Committed, Granted, Released, Renewed
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, Interrupt, done, grant, wish
-from tests.support.processes import free_port
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, hold, internal_error, lose_answer, refuse
+from tests.testbed.processes import free_port
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, hold, internal_error, lose_answer, refuse
 
 RETENTION = 3600
 #: Longer than any of these tests takes, in seconds.

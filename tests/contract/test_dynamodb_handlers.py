@@ -19,7 +19,7 @@ from tests.contract.conftest import MakeStore
 from tests.support.canned import Canned, canned_server
 from tests.support.guarding import KEY, grant
 from tests.support.roads import answered, ask, client_requests
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.records import Busy, Finished, Released, Renewed, Superseded
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Fault, Forward, Wire, shift_date
+from tests.testbed.wire import Answer, Fault, Forward, Wire, shift_date
 
 LEASE = 30
 RETENTION = 3600

@@ -15,9 +15,9 @@ from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreMisconfigur
 from idempotent_tasks.records import Busy, Committed
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
-from tests.support.forking import Child
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Wire
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire
 
 # Python 3.12 and later warn of any fork beside a thread; the wire is one, and a prefork worker's parent has some too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")

@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.records import Vanished
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Forward, Wire
+from tests.testbed.wire import Answer, Forward, Wire
 
 RETENTION = 3600
 

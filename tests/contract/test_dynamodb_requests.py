@@ -9,7 +9,7 @@ from idempotent_tasks.records import Busy, Committed, Finished, Outcome, Superse
 from idempotent_tasks.reservation import reservation_owner
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 RETENTION = 3600
 

@@ -19,7 +19,7 @@ from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.roads import answered, ask, client_requests, sign_at
-from tests.support.wire import Request, Wire
+from tests.testbed.wire import Request, Wire
 
 HOUR_SECONDS = 3600
 #: What two requests never share, by name in lower case.

@@ -12,7 +12,7 @@ from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavai
 from idempotent_tasks.records import Busy
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import grant, wish
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, lose_answer
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, lose_answer
 
 #: Both calls that must find a wrong table.
 CHECKS: dict[str, Callable[[DynamoDBStore], None]] = {

@@ -16,10 +16,10 @@ from urllib3.exceptions import InsecureRequestWarning
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.records import CommitAnswer, Committed
 from tests.conftest import REGION
-from tests.support.forking import Child
 from tests.support.guarding import done, grant, wish
 from tests.support.roads import client_requests
-from tests.support.wire import Wire, wire_to
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire, wire_to
 
 #: A server's own certificate names this host and no other.
 HOST = "127.0.0.1"

@@ -8,7 +8,7 @@ import pytest
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreUnavailableError
 from tests.support.guarding import grant, wish
-from tests.support.processes import free_port
+from tests.testbed.processes import free_port
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
 

@@ -22,7 +22,7 @@ from idempotent_tasks.verdicts import Failed, Replayed, Returned
 from tests.conftest import REGION
 from tests.support.capacity import size_of as item_bytes
 from tests.support.guarding import KEY, Bench, no_keeping
-from tests.support.wire import Wire, wire_to
+from tests.testbed.wire import Wire, wire_to
 
 KB = 1024
 #: An item with a reference instead of data stays below this, so that it costs one unit.

@@ -13,7 +13,7 @@ from idempotent_tasks.stores.dynamodb_operations import OPERATOR_ACTIONS
 from idempotent_tasks.stores.dynamodb_probe import WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 
 def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -> None:

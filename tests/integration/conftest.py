@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 import redis
 
-import tests.support.descriptions  # noqa: F401 - for the clients of this process
+import tests.testbed.descriptions  # noqa: F401 - for the clients of this process
 from idempotent_tasks import DynamoDBStore
 from tests.conftest import REGION
-from tests.support import brokers
 from tests.support.app import AppConfig
-from tests.support.brokers import Broker
-from tests.support.dynamodb import FAST
 from tests.support.rig import Rig
 from tests.support.services import unavailable
-from tests.support.tcp import Tcp, tcp_to
+from tests.testbed import brokers
+from tests.testbed.brokers import Broker
+from tests.testbed.dynamodb import FAST
+from tests.testbed.tcp import Tcp, tcp_to
 
 MakeRig = Callable[..., Rig]
 

@@ -10,9 +10,9 @@ knows nothing of the loss: bodies run on, and what they acknowledge later belong
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.backlog import backlog
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 #: Long claims: whoever must wait for the expiry of one waits longer than these tests.
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}

@@ -5,9 +5,9 @@ from celery.exceptions import TimeLimitExceeded
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"key": "order", "max_crashes": 2}
 LOGGED = {"idempotency_observers": ["tests.support.observer:observe", "idempotent_tasks.events:log_event"]}

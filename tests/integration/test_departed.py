@@ -10,9 +10,9 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
-from tests.support.waiting import wait_for
-from tests.support.wire import Wire, hold
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.waiting import wait_for
+from tests.testbed.wire import Wire, hold
 
 #: A claim lives for two minutes, unless somebody releases it.
 LONG = {"time_limit": 120, "idempotency": {"key": "order"}}

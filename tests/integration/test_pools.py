@@ -7,8 +7,8 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
-from tests.support.wire import Wire
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.wire import Wire
 
 LEASE_SECONDS = 2.0
 #: A claim is renewed three times a lease: so many renewals take longer than two leases.

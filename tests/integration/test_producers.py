@@ -14,12 +14,12 @@ from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Reco
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.integration.conftest import MakeRig
 from tests.support.app import VARIABLE
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.inline import UNREACHABLE
-from tests.support.processes import child
 from tests.support.rig import Rig
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.processes import child
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 PROJECT_ROOT = Path(__file__).parents[2]
 #: What another process runs to publish; it comes to the gate ``before-sending-charge`` when it has reserved the key.

@@ -11,7 +11,7 @@ import pytest
 
 from idempotent_tasks import CrashLoopError
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
+from tests.testbed.backlog import backlog
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 

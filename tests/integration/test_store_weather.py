@@ -7,8 +7,8 @@ import pytest
 
 from tests.integration.conftest import MakeRig
 from tests.support.load import Load
-from tests.support.weather import CLEAR, STORMY, Weather
-from tests.support.wire import Wire
+from tests.testbed.weather import CLEAR, STORMY, Weather
+from tests.testbed.wire import Wire
 
 SEED = 20
 KEYS = 40

@@ -5,9 +5,9 @@ import gc
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
 from tests.support.services import unavailable
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
 
 pytestmark = pytest.mark.timeout(90)
 

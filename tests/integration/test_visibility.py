@@ -11,9 +11,9 @@ import pytest
 
 from idempotent_tasks.deferral import SHORTEST_COUNTDOWN
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.journal import Journal
-from tests.support.waiting import wait_for
+from tests.testbed.backlog import backlog
+from tests.testbed.journal import Journal
+from tests.testbed.waiting import wait_for
 
 #: Long claims, so that no claim expires while its body stands at a gate.
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}

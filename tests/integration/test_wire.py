@@ -13,9 +13,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, HTTPClientError
 
 from tests.conftest import REGION
-from tests.support.waiting import wait_for
-from tests.support.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
-from tests.support.wire import (
+from tests.testbed.waiting import wait_for
+from tests.testbed.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
+from tests.testbed.wire import (
     Fault,
     Request,
     Wire,

@@ -10,8 +10,8 @@ from kombu import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
 from tests.support.bodies import bodies
-from tests.support.elsewhere import store_elsewhere
-from tests.support.journal import Journal
+from tests.testbed.elsewhere import store_elsewhere
+from tests.testbed.journal import Journal
 
 __all__ = ["VARIABLE", "AppConfig", "build_app"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from celery import Task
 
-from tests.support.journal import Journal
 from tests.support.leaving import leaving_bodies
+from tests.testbed.journal import Journal
 
 Body = Callable[..., Any]
 

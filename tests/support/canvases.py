@@ -10,7 +10,7 @@ import redis
 from celery import Signature
 
 from tests.support.rig import Rig
-from tests.support.waiting import POLL_SECONDS
+from tests.testbed.waiting import POLL_SECONDS
 
 __all__ = ["PATIENT_SECONDS", "RESULT", "Canvases"]
 

@@ -23,8 +23,8 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from celery.bin.celery import celery as celery_command
 
-from tests.support.processes import ChildProcess
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Console", "matches"]
 

@@ -28,7 +28,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from sybil.parsers.myst import SkipParser
 
 from tests.support.console import Console, matches
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Book", "Tally"]
 

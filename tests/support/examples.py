@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
-from tests.support.processes import ChildProcess
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Example", "dynamodb_url"]
 

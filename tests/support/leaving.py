@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from billiard.common import TERM_SIGNAL
 from celery import Task
 
-from tests.support.journal import Journal
-from tests.support.parents import PR_SET_PDEATHSIG
+from tests.testbed.journal import Journal
+from tests.testbed.parents import PR_SET_PDEATHSIG
 
 Body = Callable[..., Any]
 

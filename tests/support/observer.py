@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from tests.support.app import VARIABLE, AppConfig
-from tests.support.journal import Journal
+from tests.testbed.journal import Journal
 
 
 def observe(event: Any) -> None:

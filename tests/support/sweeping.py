@@ -12,7 +12,7 @@ FIRST_WITH_OPTION = (5, 7)
 
 
 def sweep_each_second() -> None:
-    """Have older versions of kombu do what `tests.support.brokers.redis` asks newer ones to do."""
+    """Have older versions of kombu do what `tests.testbed.brokers.redis` asks newer ones to do."""
     if tuple(map(int, kombu.__version__.split(".")[:2])) >= FIRST_WITH_OPTION:
         return
     register = Transport.register_with_event_loop

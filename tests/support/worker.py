@@ -9,8 +9,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from tests.support.app import VARIABLE, AppConfig
-from tests.support.processes import ChildProcess, running_in_group
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess, running_in_group
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Worker"]
 

@@ -19,7 +19,7 @@ from benchmarks.chaos.gateway import STATUSES, GatewayPages
 from benchmarks.chaos.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Plan, Rotation, Trouble, draw
 from benchmarks.chaos.report import Report
 from benchmarks.chaos.tracing import tracing
-from tests.support.wire import Answer
+from tests.testbed.wire import Answer
 
 NOW = 1_800_000_000.0
 PAGES = 24

@@ -28,7 +28,7 @@ from idempotent_tasks.records import Claim, Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 

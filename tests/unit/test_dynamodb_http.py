@@ -14,7 +14,7 @@ from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.dynamodb_http import FEW, IDLE_SECONDS, KeptConnections, Limits
 from idempotent_tasks.testing import FakeClock
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 HEADERS = {"Host": "localhost", "content-length": "2"}
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

@@ -16,7 +16,7 @@ from idempotent_tasks.reception import Reception
 from idempotent_tasks.records import Granted
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
-from tests.support.forking import Child
+from tests.testbed.forking import Child
 
 BOUND_SECONDS = 30.0
 

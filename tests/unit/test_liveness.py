@@ -10,7 +10,7 @@ import pytest
 
 from idempotent_tasks.departed import gone
 from idempotent_tasks.liveness import current_process, has_ended
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 #: Above the largest that Linux gives.

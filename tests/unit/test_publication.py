@@ -32,7 +32,7 @@ from tests.support.counting import Counting, make
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker
 from tests.support.stores import FaultyStore, Step, down, lost_answer
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
 STEPS = {"down": down(), "no-table": down(StoreMisconfiguredError("no table")), "lost-answer": lost_answer()}

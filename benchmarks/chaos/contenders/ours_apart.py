@@ -5,7 +5,7 @@ from celery import Celery
 from benchmarks.chaos.arena import Arena
 from benchmarks.chaos.contenders.contender import Charge, Contender
 from benchmarks.chaos.contenders.ours import declare_on, store_url
-from tests.support.elsewhere import store_elsewhere
+from tests.testbed.elsewhere import store_elsewhere
 
 __all__ = ["CONTENDER"]
 

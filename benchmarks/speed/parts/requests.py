@@ -8,7 +8,7 @@ from benchmarks.speed.bench import Bench
 from benchmarks.speed.contenders import CACHED, CHARGE, NOTE
 from benchmarks.speed.rows import Reach, Row
 from benchmarks.speed.worker import Worker, running
-from tests.support.wire import Wire, wire_to
+from tests.testbed.wire import Wire, wire_to
 
 __all__ = ["measure"]
 

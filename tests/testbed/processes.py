@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
-from tests.support.parents import die_with_parent
-from tests.support.preloaded import PreloadedCelery
-from tests.support.waiting import wait_for
+from tests.testbed.parents import die_with_parent
+from tests.testbed.preloaded import PreloadedCelery
+from tests.testbed.waiting import wait_for
 
 STOP_SECONDS = 10.0
 

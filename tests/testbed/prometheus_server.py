@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from tests.support.processes import child, free_port, listening
 from tests.support.services import unavailable
-from tests.support.waiting import wait_for
+from tests.testbed.processes import child, free_port, listening
+from tests.testbed.waiting import wait_for
 
 __all__ = ["Prometheus", "prometheus_scraping"]
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from tests.support.processes import ChildProcess, child, free_port, listening
 from tests.support.services import unavailable
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess, child, free_port, listening
+from tests.testbed.waiting import wait_for
 
 PROJECT_ROOT = Path(__file__).parents[2]
 START_SECONDS = 30.0

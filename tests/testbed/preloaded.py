@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from tests.support.parents import die_with_parent
+from tests.testbed.parents import die_with_parent
 
 __all__ = ["PreloadedCelery"]
 
@@ -44,10 +44,10 @@ MODULES = (
     "kombu.pidbox",
     "kombu.transport.pyamqp",
     "kombu.transport.redis",
-    "tests.support.descriptions",
+    "tests.testbed.descriptions",
     "urllib3",
     # The last, for all of them.
-    "tests.support.frozen",
+    "tests.testbed.frozen",
 )
 
 

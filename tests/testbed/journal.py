@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from idempotent_tasks.demo.lines import LineReader, append_line
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 Entry = dict[str, Any]
 

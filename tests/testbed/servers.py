@@ -8,9 +8,9 @@ from pathlib import Path
 
 from kombu import Connection
 
-from tests.support.processes import child, free_port, listening
 from tests.support.services import unavailable
-from tests.support.waiting import wait_for
+from tests.testbed.processes import child, free_port, listening
+from tests.testbed.waiting import wait_for
 
 DEFAULT_URL = "amqp://guest:guest@127.0.0.1:5672//"
 DEBIAN_EXECUTABLE = "/usr/lib/rabbitmq/bin/rabbitmq-server"

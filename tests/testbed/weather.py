@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from tests.support.wire import Answer, Fault, Forward, cut, internal_error, lose_answer, refuse, throttle
+from tests.testbed.wire import Answer, Fault, Forward, cut, internal_error, lose_answer, refuse, throttle
 
 __all__ = ["CLEAR", "STORMY", "Weather", "delay", "delay_answer", "hold_answer"]
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.processes import child, free_port, listening
 from tests.support.services import unavailable
-from tests.support.waiting import wait_for
+from tests.testbed.processes import child, free_port, listening
+from tests.testbed.waiting import wait_for
 
 START_SECONDS = 10.0
 
