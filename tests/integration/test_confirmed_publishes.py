@@ -14,10 +14,10 @@ from idempotent_tasks.deferral import publish_again
 from idempotent_tasks.delivery import Delivery, ReceivedMessage
 from tests.integration.conftest import MakeRig
 from tests.support.rig import Rig
-from tests.support.worker import Worker
 from tests.testbed.backlog import backlog
 from tests.testbed.tcp import Tcp
 from tests.testbed.waiting import wait_for
+from tests.testbed.workers import Worker
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 

@@ -9,11 +9,11 @@ import pytest
 from tests.integration.conftest import MakeRig
 from tests.support.dashboard import queries
 from tests.support.rig import Rig
-from tests.support.worker import Worker
 from tests.testbed.brokers import CHILD_LOSS_SECONDS
 from tests.testbed.processes import free_port
 from tests.testbed.prometheus_server import Prometheus, prometheus_scraping
 from tests.testbed.waiting import wait_for
+from tests.testbed.workers import Worker
 
 TASKS = {
     "charge": {"time_limit": 60, "idempotency": {"key": "order", "validate": "value"}},

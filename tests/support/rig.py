@@ -10,7 +10,7 @@ from celery.result import AsyncResult
 
 from idempotent_tasks.route import DELAYS
 from tests.support.app import AppConfig, build_app
-from tests.support.worker import Worker
+from tests.testbed.workers import Worker
 
 __all__ = ["Rig"]
 

@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from tests.testbed.parents import die_with_parent
-from tests.testbed.preloaded import PreloadedCelery
+from tests.testbed.preload import PreloadedCelery
 from tests.testbed.waiting import wait_for
 
 STOP_SECONDS = 10.0
