@@ -19,7 +19,7 @@ from idempotent_tasks.keeper import RENEW_AFTER, Keeper, Term
 from idempotent_tasks.stores import Store
 from idempotent_tasks.testing import MemoryStore
 from tests.support.fast_motion import Hour
-from tests.support.keeping import start
+from tests.support.guarding import start
 from tests.support.stores import FaultyStore
 
 TASKS: Final = 24

@@ -10,8 +10,7 @@ from typing import Final, Self
 from benchmarks.chaos.credentials import Credentials, credential_service, refuse_rotated
 from benchmarks.chaos.gateway import GatewayPages
 from benchmarks.chaos.plan import Plan
-from tests.testbed.weather import CLEAR, STORMY, Weather
-from tests.testbed.wire import Forward, Wire, wire_to
+from tests.testbed.wire import CLEAR, STORMY, Forward, Weather, Wire, wire_to
 
 __all__ = ["Faults"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, Self
 from uuid import uuid4
 
-import pytest
 from redis import Redis
 
 from benchmarks.chaos import contenders
@@ -19,9 +18,7 @@ from benchmarks.chaos.plan import Outage, Plan
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.demo.environment import own_environment
 from tests.testbed import brokers
-from tests.testbed.dynamodb import ministack_server
-from tests.testbed.redis_server import redis_server
-from tests.testbed.servers import rabbitmq_server
+from tests.testbed.servers import MissingServiceError, ministack_server, rabbitmq_server, redis_server
 
 __all__ = ["Services"]
 
@@ -65,7 +62,7 @@ class Services:
                 redis_url = stack.enter_context(redis_server(folder))
                 amqp_url = stack.enter_context(rabbitmq_server(folder)) if broker == "rabbitmq" else ""
                 dynamodb_url = stack.enter_context(ministack_server(folder)) if dynamodb else ""
-            except (pytest.skip.Exception, pytest.fail.Exception) as missing:
+            except MissingServiceError as missing:
                 raise StormError(str(missing)) from missing
             services = cls(
                 folder=folder, broker=broker, redis_url=redis_url, amqp_url=amqp_url, dynamodb_url=dynamodb_url

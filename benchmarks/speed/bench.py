@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Final, Self
 from uuid import uuid4
 
-import pytest
 from redis import Redis
 
 from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.guards import store_at
 from benchmarks.speed.place import Place
 from idempotent_tasks.demo.environment import own_environment
-from tests.testbed.dynamodb import ministack_server, roto_server
-from tests.testbed.redis_server import redis_server
+from tests.testbed.servers import MissingServiceError, ministack_server, redis_server, roto_server
 
 __all__ = ["Bench"]
 
@@ -99,7 +97,7 @@ class Bench:
     def _started(self, server: Server) -> str:
         try:
             return self._stack.enter_context(server(self.folder))
-        except (pytest.skip.Exception, pytest.fail.Exception) as missing:
+        except MissingServiceError as missing:
             raise SpeedError(str(missing)) from missing
 
     def _forget(self, url: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import run_command
-from tests.testbed.dynamodb import MINISTACK_VARIABLE
 from tests.testbed.processes import free_port
+from tests.testbed.servers import MINISTACK_VARIABLE
 
 PROJECT_ROOT = Path(__file__).parents[2]
 KEYS, MESSAGES, KILLS = 8, 10, 3

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.support.examples import Example, dynamodb_url
-from tests.testbed.dynamodb import roto_server
 from tests.testbed.processes import free_port
+from tests.testbed.servers import roto_server
 from tests.testbed.waiting import wait_for
 
 WORKER = "celery -A tasks worker"

@@ -13,7 +13,7 @@ from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
 from tests.support.powertools import Lambda
-from tests.testbed.dynamodb import FAST
+from tests.testbed.servers import FAST
 from tests.testbed.wire import Answer, Forward, Wire, shift_date, wire_to
 
 AnyStore = MemoryStore | DynamoDBStore

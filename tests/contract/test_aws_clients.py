@@ -18,7 +18,7 @@ from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.roads import ask
+from tests.support.fast_path import ask
 from tests.testbed.waiting import wait_for
 from tests.testbed.wire import Wire, answer
 

@@ -14,7 +14,7 @@ from idempotent_tasks.retries import limited
 from idempotent_tasks.stores.dynamodb_client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
-from tests.support.roads import ask
+from tests.support.fast_path import ask
 from tests.testbed.processes import free_port
 from tests.testbed.wire import Wire, hold, wire_to
 

@@ -19,7 +19,7 @@ from idempotent_tasks.errors import StoreError
 from idempotent_tasks.stores.dynamodb_client import Connection
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.roads import ask, client_requests
+from tests.support.fast_path import ask, client_requests
 from tests.testbed.wire import Request, Wire, answer, refuse
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"

@@ -17,8 +17,8 @@ from idempotent_tasks.stores.dynamodb_client import Connection, Written
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
 from tests.support.canned import Canned, canned_server
+from tests.support.fast_path import answered, ask, client_requests
 from tests.support.guarding import KEY, grant
-from tests.support.roads import answered, ask, client_requests
 from tests.testbed.wire import Wire
 
 

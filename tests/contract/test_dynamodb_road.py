@@ -17,8 +17,8 @@ from idempotent_tasks.stores.dynamodb_client import Connection, Written
 from idempotent_tasks.stores.dynamodb_road import MOST_UNLIKE, ShortRoad
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
+from tests.support.fast_path import answered, ask, client_requests, sign_at
 from tests.support.guarding import KEY, done, grant, wish
-from tests.support.roads import answered, ask, client_requests, sign_at
 from tests.testbed.wire import Request, Wire
 
 HOUR_SECONDS = 3600

@@ -10,7 +10,7 @@ import pytest
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
 from tests.support.canned import JSON, Canned, Said, page
-from tests.support.roads import ask
+from tests.support.fast_path import ask
 
 NAMESPACE = "com.amazonaws.dynamodb.v20120810#"
 CONDITION = "ConditionalCheckFailedException"

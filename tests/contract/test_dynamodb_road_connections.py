@@ -16,8 +16,8 @@ from botocore.config import Config
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.stores.dynamodb_client import Connection, Refused, Written
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
+from tests.support.fast_path import ask
 from tests.support.guarding import Interrupt
-from tests.support.roads import ask
 
 #: Longer than any of these tests takes, in seconds.
 LONG_SECONDS = 20.0

@@ -16,8 +16,8 @@ from urllib3.exceptions import InsecureRequestWarning
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.records import CommitAnswer, Committed
 from tests.conftest import REGION
+from tests.support.fast_path import client_requests
 from tests.support.guarding import done, grant, wish
-from tests.support.roads import client_requests
 from tests.testbed.forking import Child
 from tests.testbed.wire import Wire, wire_to
 

@@ -12,8 +12,7 @@ from benchmarks.chaos.credentials import CredentialFault, Credentials, credentia
 from benchmarks.chaos.faults import RATES, Faults
 from benchmarks.chaos.plan import Plan, Rotation, Trouble, draw
 from tests.conftest import REGION
-from tests.testbed.weather import STORMY
-from tests.testbed.wire import Wire
+from tests.testbed.wire import STORMY, Wire
 
 PLAN = draw(seed=1, keys=20, messages=26, kills=8, threads=False, pause=False, faults=True)
 TROUBLE = Trouble(at=20.0, seconds=0.01)

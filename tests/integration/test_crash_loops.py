@@ -10,7 +10,7 @@ from tests.testbed.brokers import CHILD_LOSS_SECONDS
 from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"key": "order", "max_crashes": 2}
-LOGGED = {"idempotency_observers": ["tests.support.observer:observe", "idempotent_tasks.events:log_event"]}
+LOGGED = {"idempotency_observers": ["tests.support.app:observe", "idempotent_tasks.events:log_event"]}
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 

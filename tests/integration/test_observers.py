@@ -29,7 +29,7 @@ from tests.testbed.wire import Wire
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 BY_ORDER = {"charge": {"time_limit": 60, "idempotency": {"key": "order"}}}
-JOURNAL = "tests.support.observer:observe"
+JOURNAL = "tests.support.app:observe"
 WITHIN_SECONDS = 20.0
 #: Far below the minutes for which a client of a broker waits by itself.
 HELD_SECONDS = 10.0

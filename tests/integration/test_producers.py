@@ -13,7 +13,6 @@ from kombu.exceptions import OperationalError
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
 from idempotent_tasks.stores.dynamodb_operations import Operations
 from tests.integration.conftest import MakeRig
-from tests.support.app import VARIABLE
 from tests.support.inline import UNREACHABLE
 from tests.support.rig import Rig
 from tests.testbed.brokers import CHILD_LOSS_SECONDS
@@ -96,7 +95,7 @@ def test_a_producer_killed_before_it_publishes(make_guarded: MakeRig, tmp_path: 
     rig = joining(make_guarded, reserve=RESERVED)
     rig.start_worker()
     rig.journal.shut("before-sending-charge")
-    env = os.environ | {VARIABLE: rig.config.to_json(), "PYTHONPATH": str(PROJECT_ROOT)}
+    env = os.environ | rig.config.environment() | {"PYTHONPATH": str(PROJECT_ROOT)}
     with child([sys.executable, "-c", PUBLISH], tmp_path / "producer.log", env):
         rig.journal.wait_for("at-gate", gate="before-sending-charge")
     rig.journal.open("before-sending-charge")

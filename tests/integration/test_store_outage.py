@@ -8,7 +8,7 @@ import pytest
 
 from idempotent_tasks import StoreUnavailableError
 from tests.integration.conftest import MakeRig
-from tests.support.load import Load
+from tests.support.rig import Load
 from tests.testbed.wire import Wire
 
 BY_ORDER = {"idempotency": {"key": "order"}}

@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.load import Load
-from tests.testbed.weather import CLEAR, STORMY, Weather
-from tests.testbed.wire import Wire
+from tests.support.rig import Load
+from tests.testbed.wire import CLEAR, STORMY, Weather, Wire
 
 SEED = 20
 KEYS = 40

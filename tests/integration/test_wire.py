@@ -14,13 +14,18 @@ from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConn
 
 from tests.conftest import REGION
 from tests.testbed.waiting import wait_for
-from tests.testbed.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
 from tests.testbed.wire import (
+    CLEAR,
+    STORMY,
     Fault,
     Request,
+    Weather,
     Wire,
     cut,
+    delay,
+    delay_answer,
     hold,
+    hold_answer,
     internal_error,
     lose_answer,
     refuse,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from idempotent_tasks.keeper import Term
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.keeping import ManualKeeper, start, unseen
+from tests.support.guarding import ManualKeeper, start, unseen
 from tests.support.stores import FaultyStore
 
 __all__ = ["HOUR_SECONDS", "Hour"]

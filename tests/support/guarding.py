@@ -1,7 +1,8 @@
-"""A guard without Celery: requests, policies and interrupts made short for the unit tests."""
+"""A guard, and a keeper of claims, without Celery: requests, policies and interrupts made short for the unit tests."""
 
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -11,13 +12,27 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
 from idempotent_tasks.guard import Guard, Keeping
+from idempotent_tasks.keeper import Keeper, Term
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Claim, ClaimRequest, Granted, Outcome, Status
 from idempotent_tasks.stores import Store
 from idempotent_tasks.verdicts import Verdict
 from tests.support.stores import Step
 
-__all__ = ["KEY", "Bench", "Broken", "Interrupt", "done", "grant", "no_keeping", "wish"]
+__all__ = [
+    "KEY",
+    "TERM",
+    "Bench",
+    "Broken",
+    "Interrupt",
+    "ManualKeeper",
+    "done",
+    "grant",
+    "no_keeping",
+    "start",
+    "unseen",
+    "wish",
+]
 
 KEY = "shop.charge#17"
 LEASE_SECONDS = 30.0
@@ -110,3 +125,27 @@ class Broken(Protocol):
     def __call__(self, **plan: Iterable[Step]) -> Bench:
         """Return the bench."""
         ...
+
+
+TERM = Term(lease_seconds=60, renewed=True, longest_seconds=None)
+
+
+class ManualKeeper(Keeper):
+    """A keeper without its threads: renewals happen when the test asks for them."""
+
+    def _spawn(self, work: Callable[[], None]) -> threading.Thread:
+        """Leave the work to the test."""
+        return threading.Thread(target=work)
+
+
+def unseen(_: Event) -> None:
+    """Observe nothing."""
+
+
+def no_release(_claim: Claim, _reason: str, *, crashed: bool) -> None:
+    """Release nothing."""
+
+
+def start(store: Store, owner: str = "one", lease: float = 60, **given: Any) -> ActiveRun:
+    """Claim and return the run."""
+    return ActiveRun(grant(store, owner, lease_seconds=lease, **given), no_release)

@@ -1,15 +1,23 @@
-"""How the tests use each broker: its URL, and options that make a lost delivery come back within seconds."""
+"""Each broker's URL, options that make a lost delivery come back within seconds, and how many messages it holds."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["Broker", "rabbitmq", "redis", "sqs"]
+from celery import Celery
+
+__all__ = ["Broker", "messages_held", "rabbitmq", "redis", "sqs"]
 
 VISIBILITY_SECONDS = 5
 #: Longer than billiard needs to notice a dead child (up to 5 s): kombu 5.7 stops the whole worker where it rejects
 #: an SQS message that was delivered again meanwhile (``ReceiptHandleIsInvalid``).
 CHILD_LOSS_SECONDS = 20
+
+SQS_COUNTS = [
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+]
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,29 @@ def sqs(endpoint: str) -> Broker:
         "polling_interval": 0.2,
     }
     return Broker("sqs", f"sqs://testing:testing@{urlsplit(endpoint).netloc}", options)
+
+
+def messages_held(app: Celery) -> int:
+    """Return how many messages of an app's queue wait or are unacknowledged; RabbitMQ counts only those that wait."""
+    queue = app.conf.task_default_queue
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        match connection.transport.driver_type:
+            case "amqp":
+                return int(app.amqp.queues[queue](channel).queue_declare(passive=True).message_count)
+            case "redis":
+                with channel.client.pipeline() as pipe:
+                    pipe.llen(queue)
+                    pipe.hlen(channel.unacked_key)
+                    return sum(pipe.execute())
+            case _:
+                return _sqs_count(channel, queue)
+
+
+def _sqs_count(channel: Any, queue: str) -> int:
+    # The transport offers no public way to a queue's URL.
+    url = channel._new_queue(queue)
+    answer = channel.sqs(queue=channel.canonical_queue_name(queue)).get_queue_attributes(
+        QueueUrl=url, AttributeNames=SQS_COUNTS
+    )
+    return sum(int(count) for count in answer["Attributes"].values())

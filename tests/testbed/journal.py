@@ -1,6 +1,6 @@
-"""The journal of side effects on disk, and the gates that hold a body open until the test lets it go.
+"""What happened, as JSON lines on disk, and the gates that hold a body open until the test lets it go.
 
-Processes that are killed at any moment write it, so it is one file that is only ever appended to.
+Processes that are killed at any moment write the lines, so each is one append to one file.
 """
 
 import json
@@ -11,13 +11,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idempotent_tasks.demo.lines import LineReader, append_line
 from tests.testbed.waiting import wait_for
+
+__all__ = ["Entry", "Journal", "LineReader", "append_line"]
 
 Entry = dict[str, Any]
 
 #: How long a body stays at a shut gate at most, in seconds; then it fails, and says so in the journal.
 GATE_SECONDS = 60.0
+
+
+def append_line(path: Path, entry: Entry) -> None:
+    """Append one JSON line in one write, so that a killed writer leaves no half of it behind."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, json.dumps(entry).encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+class LineReader:
+    """Reads JSON lines while they are written: each call returns what was added since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def news(self) -> list[Entry]:
+        """Return the lines that are complete and new, oldest first."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            complete = file.read().rpartition(b"\n")[0]
+        self._offset += len(complete) + 1 if complete else 0
+        return [json.loads(line) for line in complete.splitlines()]
 
 
 @dataclass(frozen=True)
@@ -33,14 +61,12 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line with the time in epoch seconds and the writer's process id, in one write."""
-        line = json.dumps({"event": event, "at": round(time.time(), 3), "pid": os.getpid(), **fields})
-        append_line(self.path, line.encode())
+        append_line(self.path, {"event": event, "at": round(time.time(), 3), "pid": os.getpid(), **fields})
 
     def entries(self, event: str | None = None, **fields: Any) -> list[Entry]:
         """Return the lines of one event (or all) that have these values, oldest first."""
         wanted = fields if event is None else {"event": event, **fields}
-        lines = map(json.loads, LineReader(self.path).news())
-        return [line for line in lines if wanted.items() <= line.items()]
+        return [line for line in LineReader(self.path).news() if wanted.items() <= line.items()]
 
     def count(self, event: str, **fields: Any) -> int:
         """Return how many lines of this event have these values."""

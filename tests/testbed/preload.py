@@ -1,20 +1,20 @@
-"""Celery workers forked from a server that has imported what they need: the same processes for a third of the work."""
+"""What a Celery worker imports, imported once in the server that workers are forked from: a third of the work of each.
 
-import atexit
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from multiprocessing.context import ForkServerContext
-from pathlib import Path
+Importing it also has the garbage collector overlook all of that: Celery collects garbage before it forks each process
+of a pool (``celery.concurrency.asynpool``'s ``AsynPool._create_worker_process``).
+"""
 
-from tests.testbed.parents import die_with_parent
+import gc
+from contextlib import suppress
+from importlib import import_module
+from typing import Final
 
-__all__ = ["PreloadedCelery"]
+from tests.testbed.workers import cache_service_descriptions
+
+__all__: list[str] = []
 
 #: What every worker imports, most of it only as it starts.
-MODULES = (
+MODULES: Final = (
     "billiard.popen_fork",
     "billiard.sharedctypes",
     "boto3",
@@ -44,72 +44,12 @@ MODULES = (
     "kombu.pidbox",
     "kombu.transport.pyamqp",
     "kombu.transport.redis",
-    "tests.testbed.descriptions",
     "urllib3",
-    # The last, for all of them.
-    "tests.testbed.frozen",
 )
 
-
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(MODULES))
-    return context
-
-
-class PreloadedCelery:
-    """``python -m celery ARGUMENTS`` in a forked process; what `subprocess.Popen` offers of it."""
-
-    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path) -> None:
-        self._process = _server().Process(target=_become_celery, args=(list(arguments), log, dict(env), cwd))
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        """The process id, which is the id of its group too."""
-        pid = self._process.pid
-        assert pid is not None
-        return pid
-
-    def poll(self) -> int | None:
-        """Return the exit status, negative for a signal, or None while it runs."""
-        return self._process.exitcode
-
-    def wait(self, timeout: float) -> None:
-        """Return when it has exited.
-
-        Raises:
-            TimeoutError: it did not in so many seconds.
-        """
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise TimeoutError(f"process {self.pid} runs on after {timeout:g} s")
-
-    def send_signal(self, number: int) -> None:
-        """Send it a signal, if it runs."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-
-def _become_celery(arguments: list[str], log: Path, env: dict[str, str], cwd: Path) -> None:
-    os.setsid()
-    die_with_parent()
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(cwd)
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for here, there in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(here, there)
-    sys.path.insert(0, str(cwd))
-    sys.argv = ["celery", *arguments]
-    multiprocessing.current_process().name = "MainProcess"
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    from celery.__main__ import main
-
-    try:
-        main()
-    finally:
-        # multiprocessing leaves through os._exit(), which no interpreter that was started by itself does.
-        atexit._run_exitfuncs()
+for name in MODULES:
+    with suppress(ImportError):
+        import_module(name)
+cache_service_descriptions()
+gc.collect()
+gc.freeze()

@@ -1,19 +1,32 @@
-"""Child processes that never outlive the tests: each leads a process group, and dies with the test run."""
+"""Child processes that never outlive the run that started them: each leads a process group and dies with its parent."""
 
+import atexit
+import ctypes
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 
-from tests.testbed.parents import die_with_parent
-from tests.testbed.preload import PreloadedCelery
 from tests.testbed.waiting import wait_for
 
+__all__ = [
+    "PR_SET_PDEATHSIG",
+    "ChildProcess",
+    "child",
+    "die_with_parent",
+    "free_port",
+    "listening",
+    "running_in_group",
+]
+
 STOP_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
 
 PORTS = range(12_000, 32_000)
 
@@ -36,10 +49,10 @@ class ChildProcess:
         self, command: Sequence[str | Path], log: Path, env: Mapping[str, str], cwd: Path, *, preloaded: bool = False
     ) -> None:
         self.log = log
-        self._popen: subprocess.Popen[bytes] | PreloadedCelery
+        self._popen: subprocess.Popen[bytes] | _PreloadedCelery
         words = [str(word) for word in command]
         if preloaded:
-            self._popen = PreloadedCelery(words[words.index("celery") + 1 :], log, env, cwd)
+            self._popen = _PreloadedCelery(words[words.index("celery") + 1 :], log, env, cwd)
             return
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
@@ -67,6 +80,20 @@ class ChildProcess:
         """Return the end of the output, for a failure message."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+    def wait_until(self, ready: Callable[[], object], timeout_seconds: float) -> None:
+        """Return when it is ready.
+
+        Raises:
+            TimeoutError: it is not ready in time, or has exited; with the end of its output.
+        """
+        wait_for(
+            lambda: self.returncode is not None or ready(),
+            timeout_seconds,
+            lambda: f"process {self.pid} is not ready; its output ends with\n{self.tail()}",
+        )
+        if self.returncode is not None:
+            raise TimeoutError(f"process {self.pid} exited with {self.returncode}; its output ends with\n{self.tail()}")
 
     def kill(self) -> None:
         """SIGKILL the whole group and return when none of it is left."""
@@ -146,3 +173,76 @@ def listening(port: int) -> bool:
     """Return whether something accepts connections on this port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent ends (``man 2 prctl``); elsewhere do nothing."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _forkserver() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.testbed.preload"])
+    return context
+
+
+class _PreloadedCelery:
+    """``python -m celery ARGUMENTS`` in a forked process; what `subprocess.Popen` offers of it."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path) -> None:
+        self._process = _forkserver().Process(target=_become_celery, args=(list(arguments), log, dict(env), cwd))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is the id of its group too."""
+        pid = self._process.pid
+        assert pid is not None
+        return pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> None:
+        """Return when it has exited.
+
+        Raises:
+            TimeoutError: it did not in so many seconds.
+        """
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"process {self.pid} runs on after {timeout:g} s")
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _become_celery(arguments: list[str], log: Path, env: dict[str, str], cwd: Path) -> None:
+    os.setsid()
+    die_with_parent()
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for here, there in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(here, there)
+    sys.path.insert(0, str(cwd))
+    sys.argv = ["celery", *arguments]
+    multiprocessing.current_process().name = "MainProcess"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    from celery.__main__ import main
+
+    try:
+        main()
+    finally:
+        # multiprocessing leaves through os._exit(), which no interpreter that was started by itself does.
+        atexit._run_exitfuncs()

@@ -1,11 +1,14 @@
-"""A reverse proxy in front of DynamoDB or S3: counts the requests on the wire, and breaks those that a test selects."""
+"""A reverse proxy in front of DynamoDB or S3: counts requests, and breaks those selected or a seeded mixture."""
 
 import json
 import os
+import random
 import socket
 import struct
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,20 +17,30 @@ from email.utils import format_datetime, parsedate_to_datetime
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import SSLContext
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 __all__ = [
+    "CLEAR",
+    "STORMY",
     "Answer",
+    "Fault",
+    "Forward",
+    "Request",
+    "Weather",
     "Wire",
     "answer",
     "cut",
+    "delay",
+    "delay_answer",
     "hold",
+    "hold_answer",
     "internal_error",
     "lose_answer",
     "refuse",
     "shift_date",
     "throttle",
+    "wire_to",
 ]
 
 UPSTREAM_SECONDS = 30.0
@@ -116,6 +129,98 @@ def shift_date(offset_seconds: float) -> Fault:
         return replace(reply, headers=(*others, ("Date", format_datetime(moved, usegmt=True))))
 
     return shifted
+
+
+def delay(seconds: float) -> Fault:
+    """Pass the request on after this many seconds."""
+
+    def delayed(forward: Forward) -> Answer:
+        time.sleep(seconds)
+        return forward()
+
+    return delayed
+
+
+def delay_answer(seconds: float) -> Fault:
+    """Let the server apply the request at once, and pass its answer on after this many seconds."""
+
+    def delayed(forward: Forward) -> Answer:
+        reply = forward()
+        time.sleep(seconds)
+        return reply
+
+    return delayed
+
+
+def hold_answer(until: threading.Event, timeout_seconds: float = 30.0) -> Fault:
+    """Let the server apply the request, and keep its answer back until an event is set; lose it after the time."""
+
+    def held(forward: Forward) -> Answer | None:
+        reply = forward()
+        return reply if until.wait(timeout_seconds) else None
+
+    return held
+
+
+#: What `Weather.counts` calls a request that was passed on.
+CLEAR: Final = "clear"
+#: A rate for each kind of fault: three requests of ten meet one.
+STORMY: Final = dict.fromkeys(("delay", "refuse", "throttle", "internal_error", "lose_answer", "cut"), 0.05)
+#: The faults by the kinds of `STORMY`, but for ``delay``, of which each is another; and of `CLEAR`.
+_FAULTS: Final[dict[str, Fault]] = {
+    "refuse": refuse,
+    "throttle": throttle,
+    "internal_error": internal_error,
+    "lose_answer": lose_answer,
+    "cut": cut,
+    CLEAR: lambda forward: forward(),
+}
+
+
+class Weather:
+    """A fault for `Wire.break_all` that is another one for each request, or none.
+
+    The decisions are a sequence that the seed determines; which request gets which depends on the order of arrival.
+
+    Args:
+        seed: the same seed gives the same sequence.
+        rates: the part of the requests, from 0 to 1, that meets each kind: those of `STORMY` and of ``more``.
+        delay_seconds: the longest ``delay``; each is random.
+        more: further faults by kind.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        rates: Mapping[str, float] = STORMY,
+        delay_seconds: float = 0.5,
+        more: Mapping[str, Fault] | None = None,
+    ) -> None:
+        self._faults = {**_FAULTS, **(more or {})}
+        unknown = rates.keys() - STORMY.keys() - self._faults.keys()
+        assert not unknown, f"no fault is called {unknown}"
+        assert sum(rates.values()) <= 1, f"rates above 1 altogether: {rates}"
+        #: How many requests met each kind, and `CLEAR`.
+        self.counts: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._kinds = [*rates, CLEAR]
+        self._weights = [*rates.values(), 1 - sum(rates.values())]
+        self._delay_seconds = delay_seconds
+        self._lock = threading.Lock()
+
+    def __call__(self, forward: Forward) -> Answer | None:
+        """Decide about one request."""
+        _, fault = self.choose()
+        return fault(forward)
+
+    def choose(self) -> tuple[str, Fault]:
+        """Return the next decision, counted: the kind and the fault itself."""
+        with self._lock:
+            kind = self._random.choices(self._kinds, self._weights)[0]
+            # Drawn for every request, so that a delay does not shift the decisions after it.
+            pause = self._random.uniform(0, self._delay_seconds)
+            self.counts[kind] += 1
+        return kind, delay(pause) if kind == "delay" else self._faults[kind]
 
 
 @dataclass

@@ -1,101 +1,124 @@
-"""Real ``celery worker`` processes, each a process group that a test can kill as a whole or in part."""
+"""Real ``celery worker`` processes, each a process group that can be killed or stopped as a whole or child by child."""
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from uuid import uuid4
+from typing import Any, Final, Self
 
-from tests.support.app import VARIABLE, AppConfig
 from tests.testbed.processes import ChildProcess, running_in_group
-from tests.testbed.waiting import wait_for
 
-__all__ = ["Worker"]
+__all__ = ["PROJECT_ROOT", "CeleryWorker", "WorkerConfig", "cache_service_descriptions"]
 
-PROJECT_ROOT = Path(__file__).parents[2]
-START_SECONDS = 30.0
+PROJECT_ROOT: Final = Path(__file__).parents[2]
+START_SECONDS: Final = 60.0
+#: The environment variable that carries a `WorkerConfig` to a worker, as JSON.
+VARIABLE: Final = "IDEMPOTENT_TASKS_TESTBED_WORKER"
 #: Each makes a worker start by an interpreter of its own; the first is there for nothing else.
-FRESH_VARIABLES = {"IDEMPOTENT_TASKS_FRESH_WORKERS", "REMAP_SIGTERM"}
+FRESH_VARIABLES: Final = {"IDEMPOTENT_TASKS_FRESH_WORKERS", "REMAP_SIGTERM"}
 
 
-class Worker:
-    """One worker, by default with a pool of child processes; starting it returns when it consumes."""
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What a worker process must know: the base of dataclasses whose values travel in its environment."""
 
-    def __init__(self, config: AppConfig, concurrency: int = 2, *options: str, pool: str = "prefork") -> None:
-        self.name = f"w{uuid4().hex[:6]}@localhost"
-        command = [sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker", "--pool", pool]
-        command += ["--concurrency", str(concurrency), "--hostname", self.name, "--queues", config.queue]
+    def environment(self) -> dict[str, str]:
+        """Return the variable that carries this value."""
+        return {VARIABLE: json.dumps(asdict(self))}
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """Return the value that this process was started with."""
+        return cls(**json.loads(os.environ[VARIABLE]))
+
+
+class CeleryWorker:
+    """One worker; with the ``prefork`` pool it has child processes, which are in its process group.
+
+    Args:
+        app: the module that ``celery -A`` loads.
+        name: the worker's node name, which also names its log.
+        queue: what it consumes.
+        folder: where its log goes.
+        environment: its whole environment.
+        options: more of ``celery worker``.
+        pool: the kind of pool.
+        concurrency: how many processes or threads the pool has.
+        preloaded: fork it from a server that has imported what it needs, where its pool and environment allow that.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        name: str,
+        queue: str,
+        folder: Path,
+        environment: dict[str, str],
+        *options: str,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        preloaded: bool = False,
+    ) -> None:
+        self.name = name
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool", pool]
+        command += ["--concurrency", str(concurrency), "--hostname", name, "--queues", queue]
         command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
-        log = Path(config.directory) / f"{self.name}.log"
-        environment = os.environ | {VARIABLE: config.to_json()}
         # gevent and eventlet replace what other modules import, and must come before them; the variables are read by
         # what was imported already.
-        preloaded = pool in ("prefork", "solo", "threads") and not FRESH_VARIABLES & set(os.environ)
-        self.process = ChildProcess(command, log, environment, PROJECT_ROOT, preloaded=preloaded)
-        self._journal = config.journal
+        preloaded = preloaded and pool in ("prefork", "solo", "threads") and not FRESH_VARIABLES & set(os.environ)
+        self.process = ChildProcess(command, folder / f"{name}.log", environment, PROJECT_ROOT, preloaded=preloaded)
 
-    def wait_until_ready(self) -> None:
-        """Return when the worker consumes.
+    def wait_until_ready(self, ready: Callable[[], object]) -> None:
+        """Return when it is ready.
 
         Raises:
-            TimeoutError: with the end of its log.
+            TimeoutError: it is not, or has exited; with the end of its log.
         """
-        wait_for(
-            lambda: self.process.returncode is not None or self._journal.entries("worker-ready", worker=self.name),
-            START_SECONDS,
-            lambda: f"worker {self.name} is not ready:\n{self.process.tail()}",
-        )
-        assert self.process.returncode is None, f"worker {self.name} exited:\n{self.process.tail()}"
+        self.process.wait_until(ready, START_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL the parent and every child of its pool at once."""
         self.process.kill()
 
-    def retire(self) -> None:
-        """Terminate the parent when it has acknowledged every delivery that it received, and return when it has exited.
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send the parent and every child of its pool a signal, if they are still there."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
-        Raises:
-            TimeoutError: with the journal, or the end of its log.
-        """
-        here = {"pid": self.process.pid}
-        self._journal.wait_for("acknowledged", times=self._journal.count("received", **here), **here)
-        self.process.terminate()
-
-    def shut_down(self, *numbers: signal.Signals) -> None:
-        """Send the parent one signal after another, each when it heard the one before, and return when it has exited.
-
-        Raises:
-            TimeoutError: with the end of its log.
-        """
-        *first, last = numbers
-        for heard, number in enumerate(first, 1):
-            self.process.send(number)
-            self._wait_until_heard(heard)
-        self.process.end_by(last, START_SECONDS)
+    def signal_child(self, pid: int, number: signal.Signals) -> bool:
+        """Send one child of the pool a signal, and return whether it was there."""
+        with suppress(ProcessLookupError):
+            if pid in self.children():
+                os.kill(pid, number)
+                return True
+        return False
 
     def kill_child(self, pid: int) -> None:
-        """SIGKILL one child of the pool; a body writes its own id into the journal."""
-        self._signal_child(pid, signal.SIGKILL)
+        """SIGKILL one child of the pool, which must be there; a body writes its own id into the journal."""
+        assert self.signal_child(pid, signal.SIGKILL), f"{pid} is no child of {self.name}: {self.children()}"
 
     @contextmanager
     def frozen_child(self, pid: int) -> Iterator[None]:
         """Let one child of the pool stand still, all its threads included, for the length of a block."""
-        self._signal_child(pid, signal.SIGSTOP)
+        assert self.signal_child(pid, signal.SIGSTOP), f"{pid} is no child of {self.name}: {self.children()}"
         try:
             yield
         finally:
-            self._signal_child(pid, signal.SIGCONT)
+            self.signal_child(pid, signal.SIGCONT)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Let the parent and every child of its pool stand still for the length of a block."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        self.signal_all(signal.SIGSTOP)
         try:
             yield
         finally:
-            os.killpg(self.process.pid, signal.SIGCONT)
+            self.signal_all(signal.SIGCONT)
 
     def children(self) -> list[int]:
         """Return the ids of the pool's processes."""
@@ -105,13 +128,21 @@ class Worker:
         """Return everything the worker logged."""
         return self.process.log.read_text(errors="replace")
 
-    def _wait_until_heard(self, shutdowns: int) -> None:
-        wait_for(
-            lambda: self.log().count(" shutdown (MainProcess)") >= shutdowns,
-            START_SECONDS,
-            lambda: f"worker {self.name} does not hear:\n{self.process.tail()}",
-        )
 
-    def _signal_child(self, pid: int, number: signal.Signals) -> None:
-        assert pid in self.children(), f"{pid} is no child of {self.name}: {self.children()}"
-        os.kill(pid, number)
+def cache_service_descriptions() -> None:
+    """Have boto3 read the descriptions of its services once, for this process and all that are forked from it.
+
+    It reads more than 1 MB of JSON for each session otherwise, and looks for it in the folders of all services: every
+    third sample found the workers of the tests at the reading.
+    """
+    import boto3
+    from botocore.loaders import JSONFileLoader, Loader
+
+    read, look = JSONFileLoader.load_file, Loader.list_available_services
+    read_once: Callable[[str], Any] = cache(lambda path: read(JSONFileLoader(), path))
+    # All of the tests look into the same folders: botocore's own.
+    look_once: Callable[[str], list[str]] = cache(lambda kind: look(Loader(), type_name=kind))
+    JSONFileLoader.load_file = lambda _, path: read_once(path)
+    Loader.list_available_services = lambda _, type_name: look_once(type_name)
+    for service in ("dynamodb", "sqs"):
+        boto3.Session(aws_access_key_id="none", aws_secret_access_key="none", region_name="eu-west-1").client(service)

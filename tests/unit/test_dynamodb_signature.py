@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idempotent_tasks.stores.dynamodb_signature import DATE, Signer
-from tests.support.roads import sign_at
+from tests.support.fast_path import sign_at
 
 NOW = datetime(2026, 11, 25, 12, 34, 56, tzinfo=UTC)
 CREDENTIALS = ReadOnlyCredentials("AKIAKEY", "wJalrXUtnFEMI/K7MDENG+bPxRfiCY", "token")

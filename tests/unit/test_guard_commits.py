@@ -16,10 +16,8 @@ from idempotent_tasks.keeper import Term
 from idempotent_tasks.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Replayed, Returned
-from tests.support.buckets import MemoryBucket
-from tests.support.guarding import KEY, Bench, Broken, done, grant, wish
-from tests.support.keeping import ManualKeeper
-from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
+from tests.support.guarding import KEY, Bench, Broken, ManualKeeper, done, grant, wish
+from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile
 
 LEASE = 4.0
 

@@ -25,9 +25,8 @@ from idempotent_tasks.outcomes import Recalled
 from idempotent_tasks.records import Busy, Outcome, Record, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Failed, Interrupted, Replayed, Returned, Unreadable
-from tests.support.buckets import MemoryBucket
 from tests.support.guarding import KEY, Bench, Broken, Interrupt, grant
-from tests.support.stores import down, meanwhile
+from tests.support.stores import MemoryBucket, down, meanwhile
 
 #: Larger than a store with this limit takes, however it is compressed.
 LARGE = secrets.token_hex(4000)

@@ -18,8 +18,7 @@ from idempotent_tasks.records import Busy
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Returned
-from tests.support.guarding import KEY, Bench, done, grant, wish
-from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.guarding import KEY, TERM, Bench, ManualKeeper, done, grant, start, unseen, wish
 from tests.support.stores import FaultyStore, down, lost_answer, stands_still
 
 

@@ -15,8 +15,7 @@ from idempotent_tasks.events import Event
 from idempotent_tasks.keeper import MOST_THREADS, Keeper, Term
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.fast_motion import Hour
-from tests.support.guarding import KEY
-from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.guarding import KEY, TERM, ManualKeeper, start, unseen
 from tests.support.stores import FaultyStore, passes
 
 #: Longer than any of these tests takes, in seconds.

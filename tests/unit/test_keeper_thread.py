@@ -11,8 +11,7 @@ from idempotent_tasks.events import Event
 from idempotent_tasks.keeper import Keeper, Term
 from idempotent_tasks.records import Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import wish
-from tests.support.keeping import TERM, ManualKeeper, start, unseen
+from tests.support.guarding import TERM, ManualKeeper, start, unseen, wish
 from tests.support.stores import FaultyStore
 
 #: Longer than any of these tests takes, in seconds.

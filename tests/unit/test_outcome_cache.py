@@ -14,12 +14,12 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores import Store
 from idempotent_tasks.stores.cached import CachedStore, OutcomeCache
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.guarding import KEY, done, grant, wish
 from tests.support.inline import InlineWorker
-from tests.support.remembering import remember_ten_thousand
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
 from tests.testbed.forking import Child
+from tests.testbed.outcome_memory import remember_ten_thousand
 
 CACHED = {"key": "order", "cache": 60}
 RETENTION = 3600

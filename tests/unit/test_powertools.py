@@ -26,7 +26,7 @@ from idempotent_tasks.keys import Selector, payload_digest, record_key
 from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.powertools import MAX_INFLATED_BYTES, digest, prepared, result_text
 from idempotent_tasks.records import Record
-from tests.support.selecting import SECRET, charge, deliver
+from tests.support.shop import SECRET, charge, deliver
 
 PREFIX = "shop"
 PLENTY = 400_000

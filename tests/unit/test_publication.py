@@ -28,9 +28,9 @@ from idempotent_tasks import (
 from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
 from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.guarding import wish
 from tests.support.inline import UNREACHABLE, InlineWorker
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, Step, down, lost_answer
 from tests.testbed.waiting import wait_for
 

@@ -12,8 +12,8 @@ from idempotent_tasks import DuplicateError
 from idempotent_tasks.events import Event
 from idempotent_tasks.reservation import is_reservation
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.inline import InlineWorker
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
 
 MODES = ["join", "raise"]

@@ -17,8 +17,8 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.guarding import grant
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
 
 

@@ -11,8 +11,8 @@ from benchmarks.speed.contenders import CHARGE
 from benchmarks.speed.playing import measured, titled
 from benchmarks.speed.rows import Reach, Row, rows_of
 from benchmarks.speed.worker import new_order, running
-from tests.support.remembering import remember_ten_thousand
 from tests.testbed.forking import Child
+from tests.testbed.outcome_memory import remember_ten_thousand
 
 __all__ = ["measure"]
 
