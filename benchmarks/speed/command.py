@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
+from benchmarks.command import add_files, write
 from benchmarks.speed import contenders, parts
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.errors import SpeedError
 from benchmarks.speed.machine import machine
 from benchmarks.speed.report import Report
 from benchmarks.speed.rows import Row, failed
-from benchmarks.written import add_files, write
 from idempotent_tasks.demo.unwinding import unwinding_on_signals
 
 __all__ = ["main"]

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from benchmarks.chaos import command
+from benchmarks.chaos import __main__ as command
 from benchmarks.chaos.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
 from benchmarks.chaos.deck import Deck
 from benchmarks.chaos.gateway import STATUSES, GatewayPages

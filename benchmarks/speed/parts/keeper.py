@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Final
 
-from benchmarks.keeper import LEASES_MEASURED, measure_over
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.guards import store_at
+from benchmarks.speed.renewals import LEASES_MEASURED, measure_over
 from benchmarks.speed.rows import Reach, Row
 from idempotent_tasks.keeper import LATE_AFTER, RENEW_AFTER
 

@@ -1,4 +1,4 @@
-"""What the keeper costs, and how many claims it keeps: ``python -m benchmarks.keeper`` from the project's root.
+"""What the keeper costs, and how many claims it keeps: ``python -m benchmarks.speed.renewals`` from the project's root.
 
 The first table is counted in fast motion, on a clock that nobody waits for.  The second is measured in real time, with
 real threads and a store in memory whose every renewal takes as long as told; ``--quick`` leaves it out.
