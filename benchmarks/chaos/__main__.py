@@ -12,18 +12,15 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks.chaos import contenders
-from benchmarks.chaos.broker import is_forgetful
-from benchmarks.chaos.errors import StormError
+from benchmarks.chaos.contenders import CONTENDERS, tracing
 from benchmarks.chaos.figures import Figures, figures_of
 from benchmarks.chaos.history import Event
 from benchmarks.chaos.plan import Plan, draw
 from benchmarks.chaos.player import Game, Player
-from benchmarks.chaos.report import Report
+from benchmarks.chaos.report import Report, draw_picture
 from benchmarks.chaos.services import Services
-from benchmarks.chaos.tracing import tracing
-from benchmarks.command import add_files, write
-from idempotent_tasks.demo.unwinding import unwinding_on_signals
+from benchmarks.command import add_files, unwinding_on_signals, write
+from tests.testbed.servers import MissingServiceError
 
 __all__ = ["main"]
 
@@ -56,11 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     console.print(f"plan {plan.digest} of seed {plan.seed}: {', '.join(options.contenders)}", highlight=False)
     try:
         report = _play(options, plan)
-    except (StormError, ModuleNotFoundError) as error:
+    except (MissingServiceError, ModuleNotFoundError, TimeoutError) as error:
         console.print(f"not played: {error}", style="red", highlight=False, markup=False)
         return UNPLAYED
     report.show(console)
-    write(options, report, "benchmarks.chaos.picture")
+    write(options, report, draw_picture)
     if any(figures.broken for figures in report.figures if figures.name in OURS):
         return BROKEN
     return UNPLAYED if report.unplayed else KEPT
@@ -73,8 +70,8 @@ def _play(options: argparse.Namespace, plan: Plan) -> Report:
             folder: Path = options.directory.resolve()
             folder.mkdir(parents=True)
         else:
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-storm-")))
-        tables = any(contenders.load(name).has_table for name in options.contenders)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-chaos-")))
+        tables = any(CONTENDERS[name].has_table for name in options.contenders)
         services = stack.enter_context(Services.started(folder, options.broker, dynamodb=tables))
         rounds = [[name] for name in options.contenders] if options.one_by_one else [options.contenders]
         figures = [each for names in rounds for each in _play_round(names, options, plan, services)]
@@ -125,10 +122,10 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
     name = player.arena.contender
     return figures_of(
         name,
-        contenders.load(name).title,
+        CONTENDERS[name].title,
         events,
         [job.key for job in plan.jobs],
-        forgetful=is_forgetful(player.arena),
+        forgetful=player.arena.is_forgetful,
         settled=player.settled,
         seconds=player.seconds,
         missed=player.missed,
@@ -142,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--pause", action="store_true", help="also stop processes past their claim, and continue them")
     parser.add_argument("--faults", action="store_true", help="make DynamoDB, a gateway and credentials fail")
-    parser.add_argument("--contenders", nargs="+", choices=contenders.NAMES, default=list(contenders.NAMES))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--one-by-one", action="store_true", help="play the contenders one after the other")
     parser.add_argument("--keys", type=int, default=150)
     parser.add_argument("--messages", type=int, default=184)

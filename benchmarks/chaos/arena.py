@@ -1,20 +1,63 @@
-"""What one contender has to itself: queue, prefixes, locks, table, journal; a value that travels to its workers."""
+"""What one contender has to itself (queue, prefixes, locks, table, journal), as a value that travels to its workers."""
 
-import json
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from benchmarks.chaos.journal import Journal
+from benchmarks.chaos.history import Event, What
+from tests.testbed.journal import Entry, LineReader, append_line
+from tests.testbed.workers import WorkerConfig
 
-__all__ = ["VARIABLE", "Arena"]
+__all__ = ["Arena", "Journal", "Reader", "now"]
 
-#: The environment variable that carries an `Arena` to a worker, as JSON.
-VARIABLE: Final = "IDEMPOTENT_TASKS_STORM_ARENA"
+_DEFAULTS = {field.name: field.default for field in fields(Event) if field.name not in ("what", "at")}
+
+
+def now() -> float:
+    """Return seconds on a clock that all processes of the machine share and that nobody sets."""
+    return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The writing end; safe to use from any number of processes at once."""
+
+    path: Path
+
+    def append(self, what: What, *, at: float | None = None, **details: Any) -> None:
+        """Write one line in one write, so that a killed writer leaves no half of it behind.
+
+        Args:
+            what: what happened.
+            at: when; now by default.
+            details: fields of `Event`.
+        """
+        event = asdict(Event(what=what, at=now() if at is None else at, **details))
+        append_line(self.path, {name: value for name, value in event.items() if value != _DEFAULTS.get(name)})
+
+
+class Reader:
+    """The reading end: each call returns what was written since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = LineReader(path)
+        self._lines = 0
+
+    def news(self) -> list[Event]:
+        """Return the lines that are complete and new, in their order, numbered from 1."""
+        lines = self._reader.news()
+        first = self._lines + 1
+        self._lines += len(lines)
+        return [_event(line, number) for number, line in enumerate(lines, start=first)]
+
+
+def _event(details: Entry, number: int) -> Event:
+    return Event(**{**details, "what": What(details["what"]), "line": number})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arena:
+class Arena(WorkerConfig):
     """All that a worker process must know; nothing in it is shared with another contender or another run."""
 
     contender: str
@@ -42,6 +85,15 @@ class Arena:
         return Journal(Path(self.directory) / "journal.jsonl")
 
     @property
+    def is_forgetful(self) -> bool:
+        """Whether a killed worker can take a message along that the broker does not know to be unacknowledged.
+
+        kombu pops a message from Redis and notes it afterwards; where the worker takes no more at the moment, long
+        afterwards (``kombu.transport.redis.MultiChannelPoller``, of 5.7).
+        """
+        return self.broker_url.startswith("redis://")
+
+    @property
     def task_name(self) -> str:
         """The name of the one task."""
         return f"{self.prefix}.charge"
@@ -50,12 +102,3 @@ class Arena:
     def queue(self) -> str:
         """The name of the one queue."""
         return f"{self.prefix}.queue"
-
-    def to_json(self) -> str:
-        """Return the text for the environment."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Arena":
-        """Read the text of `to_json`."""
-        return cls(**json.loads(text))

@@ -20,8 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from math import inf
 from typing import Final, assert_never
 
-from benchmarks.chaos.deck import Deck
-from benchmarks.chaos.plan import Plan
+from benchmarks.chaos.plan import Deck, Plan
 from tests.testbed.wire import Answer, Fault, Request
 
 __all__ = ["CredentialAnswer", "CredentialFault", "Credentials", "credential_service", "refuse_rotated"]
@@ -34,13 +33,13 @@ LAG_SECONDS: Final = 0.5
 EXPIRED_SECONDS: Final = 60.0
 PATH: Final = "/v1/credentials"
 
-_KEY: Final = "ASIASTORM"
+_KEY: Final = "ASIACHAOS"
 _AUTHORIZATION: Final = re.compile(rf"Credential={_KEY}(\d+)/")
 #: What a broken agent says with status 200; botocore finds no JSON, no credentials, or no time in it.
 _GARBAGE: Final = (
     b"<html><body>Welcome to the portal</body></html>",
-    b'{"AccessKeyId": "ASIAST',
-    b'{"Code": "Failed", "Message": "made up by the storm"}',
+    b'{"AccessKeyId": "ASIACH',
+    b'{"Code": "Failed", "Message": "made up by the chaos command"}',
 )
 #: The refusals of a key that is no longer good, and None: some of DynamoDB's hosts do not know yet.
 _REFUSALS: Final = (

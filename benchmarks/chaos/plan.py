@@ -2,12 +2,13 @@
 
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-__all__ = ["Job", "Message", "Outage", "Plan", "Rotation", "Strike", "StrikeKind", "Trouble", "draw"]
+__all__ = ["Deck", "Job", "Message", "Outage", "Plan", "Rotation", "Strike", "StrikeKind", "Trouble", "draw"]
 
 #: Seconds between two messages on average: about four bodies of a contender run at a time.
 SECONDS_PER_MESSAGE: Final = 0.45
@@ -262,3 +263,28 @@ def _rotations(rng: random.Random, window: float) -> list[Rotation]:
         life = rng.uniform(*(LONG_LIFE_SECONDS if rng.random() < LONG_LIFE_SHARE else SHORT_LIFE_SECONDS))
         found.append(Rotation(at=round(at, 3), life_seconds=round(life, 3)))
     return found
+
+
+T = TypeVar("T")
+
+
+class Deck(Generic[T]):
+    """Cards in a random order: each is dealt as often as it is there, then all are shuffled again.
+
+    Unlike independent draws, so many deals as there are cards have seen every card.
+
+    Args:
+        rng: decides the order.
+        cards: at least one.
+    """
+
+    def __init__(self, rng: random.Random, cards: Iterable[T]) -> None:
+        self._rng = rng
+        self._cards = tuple(cards)
+        self._left: list[T] = []
+
+    def deal(self) -> T:
+        """Return the next card."""
+        if not self._left:
+            self._left = self._rng.sample(self._cards, len(self._cards))
+        return self._left.pop()

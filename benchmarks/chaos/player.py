@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +10,12 @@ from typing import Any, Final
 
 from celery.states import READY_STATES
 
-from benchmarks.chaos.app import build_app
-from benchmarks.chaos.arena import Arena
-from benchmarks.chaos.broker import delete_queue, is_forgetful, messages_held
-from benchmarks.chaos.errors import StormError
-from benchmarks.chaos.fleet import WORKERS, Fleet
+from benchmarks.chaos.arena import Arena, Reader, now
+from benchmarks.chaos.contenders import build_app
+from benchmarks.chaos.fleet import WORKERS, Fleet, Nemesis
 from benchmarks.chaos.history import Event, History, What
-from benchmarks.chaos.journal import Reader, now
-from benchmarks.chaos.nemesis import Nemesis
 from benchmarks.chaos.plan import Job, Message, Plan
+from tests.testbed.brokers import messages_held
 
 __all__ = ["Game", "Player"]
 
@@ -30,7 +27,7 @@ START_SECONDS: Final = 90.0
 #: broker tells that it holds nothing; and where the broker does not tell, longer than the longest countdown.
 QUIET_SECONDS: Final = 3.0
 EMPTY_SECONDS: Final = 6.0
-PATIENCE_SECONDS: Final = 35.0
+UNTOLD_SECONDS: Final = 35.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,7 @@ class Player:
         """Play the whole plan and return what happened.
 
         Raises:
-            StormError: the workers did not come up.
+            TimeoutError: the workers did not come up.
             threading.BrokenBarrierError: those of another player did not.
         """
         with Fleet(self.arena, self.game.pool) as fleet, self._closing():
@@ -89,7 +86,7 @@ class Player:
             self._take_news()
             time.sleep(TICK_SECONDS)
             if now() > give_up_at or self.game.stop.is_set():
-                raise StormError(f"the workers of {self.arena.contender} are not ready:\n{fleet.tails()}")
+                raise TimeoutError(f"the workers of {self.arena.contender} are not ready:\n{fleet.tails()}")
 
     def _play(self, fleet: Fleet) -> None:
         nemesis = Nemesis(strikes=self.game.plan.strikes, fleet=fleet, journal=self._journal)
@@ -106,20 +103,20 @@ class Player:
                 busy = self._look() or busy
             if busy or self.history.running() or not nemesis.done:
                 last_sign = now()
-            elif now() - last_sign > self._patience():
+            elif now() - last_sign > self._quiet_seconds():
                 self.settled = True
                 break
             time.sleep(TICK_SECONDS)
         nemesis.resume_all()
         self.seconds, self.missed = now() - begun, nemesis.missed
-        if not messages_held(self._app, self.arena):
+        if not messages_held(self._app):
             self._journal.append(What.EMPTY)
         self._read_results(self._message_keys(), at_end=True)
 
-    def _patience(self) -> float:
+    def _quiet_seconds(self) -> float:
         if not self._waiting:
             return QUIET_SECONDS
-        return EMPTY_SECONDS if is_forgetful(self.arena) else PATIENCE_SECONDS
+        return EMPTY_SECONDS if self.arena.is_forgetful else UNTOLD_SECONDS
 
     def _publish_until(self, elapsed: float) -> bool:
         messages = self.game.plan.messages
@@ -142,7 +139,7 @@ class Player:
     def _look(self) -> bool:
         """Look for results, and return whether the broker still holds a message."""
         self._read_results(dict(self._waiting), at_end=False)
-        return messages_held(self._app, self.arena) > 0
+        return messages_held(self._app) > 0
 
     def _read_results(self, keys: dict[str, str], *, at_end: bool) -> None:
         for task_id, key in keys.items():
@@ -163,12 +160,12 @@ class Player:
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
-        steps: list[Callable[[], None]] = [lambda: delete_queue(self._app, self.arena), self._app.close]
         try:
             yield
         finally:
-            for step in steps:
-                step()
+            with self._app.connection_for_write() as connection:
+                self._app.amqp.queues[self.arena.queue](connection.default_channel).delete()
+            self._app.close()
 
 
 def _arguments(job: Job) -> dict[str, Any]:

@@ -1,20 +1,26 @@
-"""The report of one run: a table for the terminal, one for the documents, and everything as JSON."""
+"""The report of one run: tables for the terminal and the documents, everything as JSON, and a picture.
+
+``python -m benchmarks.chaos.report run1.json run2.json ...`` puts several runs into the tables of `docs/chaos.md`.
+"""
 
 import json
 import os
 import platform
+import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chaos.figures import PROMISES, RECOVERY, Figures
+from benchmarks.chaos.figures import PROMISES, RECOVERY, Figures, Recovery, spread
 from benchmarks.chaos.plan import Plan
 
-__all__ = ["Report"]
+__all__ = ["Report", "draw_picture", "summary"]
 
 _PACKAGES: Final = (
     "celery",
@@ -28,6 +34,22 @@ _PACKAGES: Final = (
 )
 #: So many findings of a contender are shown; the JSON file has all.
 _SHOWN: Final = 5
+_CHILD, _WORKER, _MEDIAN = "#4493e0", "#d4a72c", "#1f2328"
+_TICKS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+#: The columns, by the tally's names.
+_COLUMNS: Final = {
+    "duplicated": "duplicated",
+    "lost": "lost",
+    "overlap": "overlaps",
+    "conflict": "conflicts",
+    "unanswered": "no answer",
+    "vanished": "(lost by the broker)",
+    "limit": "(limit)",
+    "zombie_run": "(zombie runs)",
+    "zombie_effect": "(zombie effects)",
+}
+#: What only a run with pauses shows.
+_PAUSED_ONLY: Final = ("zombie_run", "zombie_effect")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,3 +148,85 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def draw_picture(report: Report, path: Path) -> None:
+    """Write the recovery times as an SVG picture: a row for each contender, a dot for each, a bar at the median."""
+    import matplotlib as mpl
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    mpl.rcParams["svg.hashsalt"] = "chaos"
+    figure = Figure(figsize=(9, 1.2 + 0.62 * len(report.figures)), layout="constrained")
+    axes = figure.subplots()
+    rng = random.Random("chaos")
+    for row, figures in enumerate(reversed(report.figures)):
+        for whole_worker, color in ((False, _CHILD), (True, _WORKER)):
+            found = [each.seconds for each in figures.recoveries if each.whole_worker is whole_worker]
+            seconds = [each for each in found if each is not None]
+            shift = -0.16 if whole_worker else 0.16
+            heights = [row + shift + rng.uniform(-0.1, 0.1) for _ in seconds]
+            axes.scatter(seconds, heights, s=13, color=color, alpha=0.65, linewidths=0)
+            median = figures.spread(whole_worker=whole_worker).median
+            if median is not None:
+                axes.vlines(median, row + shift - 0.15, row + shift + 0.15, color=_MEDIAN, linewidth=2.2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.FixedLocator(_TICKS))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.set_yticks(range(len(report.figures)), [figures.title for figures in reversed(report.figures)])
+    axes.set_xlabel("seconds from the kill to the next start of the key (logarithmic)")
+    axes.grid(axis="x", color="#d1d9e0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(report.title, fontsize=9)
+    dot = {"marker": "o", "linestyle": "", "markersize": 5}
+    keys = [
+        Line2D([], [], color=_CHILD, label="one pool process killed", **dot),
+        Line2D([], [], color=_WORKER, label="whole worker killed", **dot),
+        Line2D([], [], color=_MEDIAN, label="median", linewidth=2.2),
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def summary(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table for each broker, pool and kind of trouble, from the JSON reports of several runs.
+
+    Each count is shown run by run, recoveries are pooled.
+    """
+    for about in dict.fromkeys(map(_about, runs)):
+        same = [run for run in runs if _about(run) == about]
+        seeds = ", ".join(str(run["seed"]) for run in same)
+        columns = {tally: name for tally, name in _COLUMNS.items() if tally not in _PAUSED_ONLY or "pause" in about}
+        recovery = "recovery, s: median / p95 (n)"
+        yield f"| {about}; seed {seeds} | " + " | ".join([*columns.values(), recovery]) + " |"
+        yield "|---|" + "---:|" * (len(columns) + 1)
+        for index, contender in enumerate(same[0]["contenders"]):
+            each = [run["contenders"][index] for run in same]
+            counts = [", ".join(str(one["tally"][tally]) for one in each) for tally in columns]
+            yield f"| {contender['title']} | " + " | ".join([*counts, _recovery(each)]) + " |"
+        yield ""
+
+
+def _about(run: dict[str, Any]) -> str:
+    return ", ".join([run["broker"], run["pool"], *run["extras"]])
+
+
+def _recovery(contenders: list[dict[str, Any]]) -> str:
+    found = [
+        Recovery(key="", line=0, whole_worker=each["whole_worker"], seconds=each["seconds"])
+        for contender in contenders
+        for each in contender["recoveries"]
+    ]
+    pooled = spread(found)
+    if pooled.median is None or pooled.p95 is None:
+        return "-"
+    never = f" + {pooled.never} never" if pooled.never else ""
+    return f"{pooled.median:.1f} / {pooled.p95:.1f} ({pooled.count}{never})"
+
+
+if __name__ == "__main__":
+    for line in summary([json.loads(Path(name).read_text()) for name in sys.argv[1:]]):
+        print(line)  # noqa: T201 - what it is for

@@ -1,4 +1,4 @@
-"""The servers of a run, from tests/support: one broker, one DynamoDB stand-in, and the faults in front of it."""
+"""The servers of a run, from tests/testbed: one broker, one DynamoDB stand-in, and the faults in front of it."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,14 @@ from uuid import uuid4
 
 from redis import Redis
 
-from benchmarks.chaos import contenders
 from benchmarks.chaos.arena import Arena
-from benchmarks.chaos.errors import StormError
+from benchmarks.chaos.contenders import CONTENDERS
 from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.plan import Outage, Plan
+from benchmarks.command import own_environment
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.demo.environment import own_environment
 from tests.testbed import brokers
-from tests.testbed.servers import MissingServiceError, ministack_server, rabbitmq_server, redis_server
+from tests.testbed.servers import ministack_server, rabbitmq_server, redis_server
 
 __all__ = ["Services"]
 
@@ -54,16 +53,13 @@ class Services:
             dynamodb: whether a contender needs one.
 
         Raises:
-            StormError: one of them is not available.
+            MissingServiceError: one of them is not available.
         """
         with ExitStack() as stack:
             stack.enter_context(own_environment(folder))
-            try:
-                redis_url = stack.enter_context(redis_server(folder))
-                amqp_url = stack.enter_context(rabbitmq_server(folder)) if broker == "rabbitmq" else ""
-                dynamodb_url = stack.enter_context(ministack_server(folder)) if dynamodb else ""
-            except MissingServiceError as missing:
-                raise StormError(str(missing)) from missing
+            redis_url = stack.enter_context(redis_server(folder))
+            amqp_url = stack.enter_context(rabbitmq_server(folder)) if broker == "rabbitmq" else ""
+            dynamodb_url = stack.enter_context(ministack_server(folder)) if dynamodb else ""
             services = cls(
                 folder=folder, broker=broker, redis_url=redis_url, amqp_url=amqp_url, dynamodb_url=dynamodb_url
             )
@@ -73,13 +69,13 @@ class Services:
 
     def arena(self, contender: str, plan: Plan, *, faults: bool) -> Arena:
         """Return an arena that nobody else uses, its table created."""
-        prefix = f"storm-{self.token}.{contender}"
+        prefix = f"chaos-{self.token}.{contender}"
         if self.broker == "redis":
             broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
         else:
             broker = brokers.rabbitmq(self.amqp_url)
         endpoint = table = credentials_uri = ""
-        if contenders.load(contender).has_table:
+        if CONTENDERS[contender].has_table:
             table = f"{prefix}.records"
             DynamoDBStore(table, region=REGION, endpoint_url=self.dynamodb_url).create_table()
             endpoint = self.dynamodb_url
@@ -118,7 +114,7 @@ class Services:
         """Delete what this run left in Redis, which may be a server of the user's own."""
         for database in (0, RESULTS, LOCKS):
             with Redis.from_url(f"{self.redis_url}/{database}") as client:
-                for key in client.scan_iter(f"*storm-{self.token}.*"):
+                for key in client.scan_iter(f"*chaos-{self.token}.*"):
                     client.delete(key)
 
 

@@ -5,12 +5,11 @@ from typing import Any
 
 from celery import signals
 
-from benchmarks.chaos.app import build_app
-from benchmarks.chaos.arena import VARIABLE, Arena
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders import add_tracing_headers, build_app
 from benchmarks.chaos.history import What
-from benchmarks.chaos.tracing import add_tracing_headers
 
-arena = Arena.from_json(os.environ[VARIABLE])
+arena = Arena.of_this_process()
 app = build_app(arena)
 if arena.traced:
     signals.before_task_publish.connect(add_tracing_headers)

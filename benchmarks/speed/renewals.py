@@ -1,97 +1,62 @@
-"""What the keeper costs, and how many claims it keeps: ``python -m benchmarks.speed.renewals`` from the project's root.
+"""How late one process renews a thousand live claims in a table, and what that takes of one processor."""
 
-The first table is counted in fast motion, on a clock that nobody waits for.  The second is measured in real time, with
-real threads and a store in memory whose every renewal takes as long as told; ``--quick`` leaves it out.
-"""
-
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any, Final
+from typing import Final
 
-from idempotent_tasks.clock import SystemClock
+from benchmarks.speed.bench import Bench
+from benchmarks.speed.calls import store_at
+from benchmarks.speed.rows import Reach, Row
+from idempotent_tasks import DynamoDBStore
+from idempotent_tasks.active_run import ActiveRun
 from idempotent_tasks.events import Event
-from idempotent_tasks.keeper import RENEW_AFTER, Keeper, Term
-from idempotent_tasks.stores import Store
-from idempotent_tasks.testing import MemoryStore
-from tests.support.fast_motion import Hour
-from tests.support.guarding import start
-from tests.support.stores import FaultyStore
+from idempotent_tasks.keeper import LATE_AFTER, RENEW_AFTER, Keeper, Term
+from idempotent_tasks.records import Claim, ClaimRequest, Granted
 
-TASKS: Final = 24
-LEASE_SECONDS: Final = 30.0
-#: Seconds.
-BODIES: Final = (1.0, 9.0, 30.0, 600.0)
-#: How many claims, and how long a call takes, in seconds.
-LOADS: Final = ((1, 0.05), (100, 0.005), (100, 0.05), (1000, 0.005), (1000, 0.05), (1000, 0.1))
+__all__ = ["measure"]
+
 LEASES_MEASURED: Final = 2.5
-
-
-def hour_table() -> None:
-    """Print what 24 tasks within an hour cost, by the length of their bodies."""
-    say(f"{TASKS} tasks in an hour, lease {LEASE_SECONDS:g} s")
-    say(f"{'body':>8} {'renewals a task':>16} {'in the hour':>12} {'writes with claim and commit':>29} {'wake-ups':>9}")
-    for body in BODIES:
-        hour = Hour(TASKS, body, LEASE_SECONDS)
-        renewals = hour.run()
-        say(f"{body:>6g} s {renewals / TASKS:>16g} {renewals:>12} {renewals + 2 * TASKS:>29} {hour.wakes:>9}")
-
-
-def load_table() -> None:
-    """Print how late renewals are when many claims that were taken at one moment are kept with a slow store."""
-    say(f"\nclaims kept by one process, lease {LEASE_SECONDS:g} s, all claimed at once")
-    say(f"{'claims':>8} {'a call takes':>13} {'latest renewal after':>21} {'threads':>8} {'claims that expired':>20}")
-    for claims, call_seconds in LOADS:
-        latest, threads, expired = measure(claims, call_seconds)
-        say(f"{claims:>8} {call_seconds * 1000:>10g} ms {latest:>19.1f} s {threads:>8} {expired:>20}")
+RETENTION_SECONDS: Final = 3600
+#: Percent of one processor.
+MOST_CPU: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
-    """What became of claims that were kept for a while."""
+class _Kept:
+    """What became of claims that were renewed for a while."""
 
-    #: The longest time from a claim or a renewal to the next renewal, and the shortest, in seconds.
+    #: The longest time from a claim or a renewal to the next renewal, in seconds.
     latest: float
-    earliest: float
     #: How many threads renewed.
     threads: int
     #: How many claims were over when they were renewed.
     expired: int
-    #: How long they were kept after the last was claimed, and the process's processor time meanwhile, in seconds.
-    seconds: float
-    spent: float
+    #: The process's processor time, in percent of a core.
+    cpu: float
 
 
-def measure(claims: int, call_seconds: float) -> tuple[float, int, int]:
-    """Keep so many claims for a while with a store in memory whose renewals take so many seconds.
+def measure(bench: Bench) -> Iterator[Row]:
+    """Yield how late, how busy and how many were lost; once, because every claim is renewed many times in a run."""
+    claims, lease = bench.size(1000, 20), float(bench.size(30, 2))
+    bench.say(f"renewals: {claims} claims for {lease * LEASES_MEASURED:g} s")
+    kept = _keep(store_at(bench.roto_url, bench.table(bench.roto_url)), claims, lease)
+    subject = f"{claims:,} claims of {lease:g} s"
+    rows = (
+        # A third of the lease, and by how much a renewal may be late before another thread helps.
+        ("latest renewal", "s", kept.latest, Reach(most=lease * (RENEW_AFTER + LATE_AFTER), binding=False)),
+        ("claims that expired", "", kept.expired, Reach(least=0, most=0)),
+        ("processor time", "% of a core", kept.cpu, Reach(most=MOST_CPU, binding=False)),
+        ("threads", "", kept.threads, None),
+    )
+    for what, unit, value, reach in rows:
+        yield Row(part="renewals", measure=what, subject=subject, unit=unit, values=(value,), reach=reach)
 
-    Returns:
-        The longest time from a claim or a renewal to the next renewal in seconds, how many threads renewed, and how
-        many claims were over when they were renewed.
-    """
-    pause = threading.Event()
 
-    def slow(call: Callable[[], Any]) -> Any:
-        pause.wait(call_seconds)
-        return call()
-
-    kept = measure_over(FaultyStore(MemoryStore(clock=SystemClock()), renew=repeat(slow)), claims, LEASE_SECONDS)
-    assert kept.earliest >= LEASE_SECONDS * RENEW_AFTER  # noqa: S101 - a table of something else would be no use
-    return kept.latest, kept.threads, kept.expired
-
-
-def measure_over(store: Store, claims: int, lease_seconds: float) -> Kept:
-    """Keep so many claims in a store for `LEASES_MEASURED` leases, in real time.
-
-    Args:
-        store: where.
-        claims: how many, all claimed at once.
-        lease_seconds: how long each lives without a renewal.
-    """
+def _keep(store: DynamoDBStore, claims: int, lease_seconds: float) -> _Kept:
+    """Keep so many claims, all claimed at once, for `LEASES_MEASURED` leases in real time."""
     renewed_at: dict[str, float] = {}
     gaps: list[float] = []
     threads: set[int] = set()
@@ -105,29 +70,29 @@ def measure_over(store: Store, claims: int, lease_seconds: float) -> Kept:
     keeper, term = Keeper(), Term(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
     with ExitStack() as bodies:
         for key in map(str, range(claims)):
-            run = start(store, key, lease_seconds, key=key)
+            run = _start(store, key, lease_seconds)
             renewed_at[key] = store.clock.now()
             bodies.enter_context(keeper.keep(run, store, term, observe))
         began, spent_before = time.monotonic(), time.process_time()
         threading.Event().wait(lease_seconds * LEASES_MEASURED)
-        seconds, cost = time.monotonic() - began, time.process_time() - spent_before
-    return Kept(
-        latest=max(gaps),
-        earliest=min(gaps),
-        threads=len(threads),
-        expired=sum(gap > lease_seconds for gap in gaps),
-        seconds=seconds,
-        spent=cost,
+        cpu = (time.process_time() - spent_before) / (time.monotonic() - began) * 100
+    return _Kept(latest=max(gaps), threads=len(threads), expired=sum(gap > lease_seconds for gap in gaps), cpu=cpu)
+
+
+def _start(store: DynamoDBStore, key: str, lease_seconds: float) -> ActiveRun:
+    request = ClaimRequest(
+        key=key,
+        owner=key,
+        lease_seconds=lease_seconds,
+        retention_seconds=RETENTION_SECONDS,
+        task="speed.charge",
+        task_id=key,
+        worker="celery@speed",
     )
+    answer = store.claim(request)
+    assert isinstance(answer, Granted)  # noqa: S101 - for the type checker
+    return ActiveRun(answer.claim, _release_nothing)
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    hour_table()
-    if "--quick" not in sys.argv[1:]:
-        load_table()
+def _release_nothing(_claim: Claim, _reason: str, *, crashed: bool) -> None:
+    """Let the claim end with its lease."""

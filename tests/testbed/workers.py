@@ -49,6 +49,7 @@ class CeleryWorker:
         options: more of ``celery worker``.
         pool: the kind of pool.
         concurrency: how many processes or threads the pool has.
+        loglevel: from which level on it logs.
         preloaded: fork it from a server that has imported what it needs, where its pool and environment allow that.
     """
 
@@ -62,12 +63,13 @@ class CeleryWorker:
         *options: str,
         pool: str = "prefork",
         concurrency: int = 2,
+        loglevel: str = "INFO",
         preloaded: bool = False,
     ) -> None:
         self.name = name
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "--pool", pool]
         command += ["--concurrency", str(concurrency), "--hostname", name, "--queues", queue]
-        command += ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
+        command += ["--loglevel", loglevel, "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
         # gevent and eventlet replace what other modules import, and must come before them; the variables are read by
         # what was imported already.
         preloaded = preloaded and pool in ("prefork", "solo", "threads") and not FRESH_VARIABLES & set(os.environ)

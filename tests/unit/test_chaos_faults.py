@@ -13,12 +13,11 @@ from celery import Celery
 from celery.app.task import Context
 
 from benchmarks.chaos import __main__ as command
+from benchmarks.chaos.contenders import tracing
 from benchmarks.chaos.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
-from benchmarks.chaos.deck import Deck
-from benchmarks.chaos.gateway import STATUSES, GatewayPages
-from benchmarks.chaos.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Plan, Rotation, Trouble, draw
+from benchmarks.chaos.faults import STATUSES, GatewayPages
+from benchmarks.chaos.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Deck, Plan, Rotation, Trouble, draw
 from benchmarks.chaos.report import Report
-from benchmarks.chaos.tracing import tracing
 from tests.testbed.wire import Answer
 
 NOW = 1_800_000_000.0

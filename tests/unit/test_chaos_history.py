@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from benchmarks.chaos.checker import OVERTAKING_SECONDS, Finding, Kind, check
+from benchmarks.chaos.figures import Recovery, recoveries, spread
 from benchmarks.chaos.history import Event, History, What
 from benchmarks.chaos.plan import StrikeKind, draw
-from benchmarks.chaos.recovery import Recovery, recoveries, spread
 
 W1, W2 = "w1@ours", "w2@ours"
 CHILD, OTHER = 11, 22

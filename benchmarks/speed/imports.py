@@ -12,13 +12,12 @@ from statistics import median
 from typing import Final
 
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.rounds import interleaved
-from benchmarks.speed.rows import Reach, Row, rows_of
+from benchmarks.speed.rows import Reach, Row, interleaved, rows_of
 
 __all__ = ["measure"]
 
-PROJECT_ROOT: Final = Path(__file__).parents[3]
-BEFORE: Final = "import benchmarks.speed.worker_imports"
+PROJECT_ROOT: Final = Path(__file__).parents[2]
+BEFORE: Final = "import benchmarks.speed.watched_import"
 LIBRARY: Final = "idempotent_tasks"
 BOTH: Final = f"{BEFORE}, {LIBRARY}"
 CPU: Final = "processor time of a fresh interpreter"

@@ -1,8 +1,13 @@
-"""What single calls take of a processor, without a network, measured by pyperf."""
+"""What single calls take of a processor, without a network, measured by pyperf.
+
+Run as a module, it is one call under pyperf (``--call NAME`` and the options of a pyperf script). What is timed is
+processor time of the process (`time.process_time`), not the time that passes.
+"""
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -10,16 +15,14 @@ from typing import Any, Final
 
 import pyperf
 
-from benchmarks.speed.bench import Bench
-from benchmarks.speed.calls import CALLS
+from benchmarks.speed.bench import Bench, SpeedError
+from benchmarks.speed.calls import CALLS, Call
 from benchmarks.speed.contenders import names
-from benchmarks.speed.errors import SpeedError
-from benchmarks.speed.rounds import interleaved
-from benchmarks.speed.rows import Reach, Row, rows_of
+from benchmarks.speed.rows import Reach, Row, interleaved, rows_of
 
 __all__ = ["measure"]
 
-PROJECT_ROOT: Final = Path(__file__).parents[3]
+PROJECT_ROOT: Final = Path(__file__).parents[2]
 CPU: Final = "processor time of a call"
 MICROSECONDS: Final = 1_000_000
 #: What is divided by what, and where it is to lie.
@@ -49,7 +52,7 @@ def _run(bench: Bench, name: str, number: int) -> Any:
     """Have pyperf measure one call in a process of its own, and return its benchmark."""
     bench.say(f"micro: round {number + 1} of {bench.rounds}, {name}")
     report = bench.folder / f"{name.replace(' ', '-')}.{number}.json"
-    command = [sys.executable, "-m", "benchmarks.speed.timed", "--call", name, "--processes", "1", "--copy-env"]
+    command = [sys.executable, "-m", "benchmarks.speed.micro", "--call", name, "--processes", "1", "--copy-env"]
     command += ["--values", str(bench.size(5, 2)), "--quiet", "--output", str(report)]
     ended = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     if ended.returncode:
@@ -75,3 +78,34 @@ def _ratios(taken: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Row]
                 values=tuple(ours[CPU] / theirs[CPU] for ours, theirs in zip(taken[name], taken[base], strict=True)),
                 reach=None if most is None else Reach(most=most),
             )
+
+
+def timer_of(call: Call) -> Callable[[int], float]:
+    """Return what makes a number of calls and returns the processor seconds that they took."""
+
+    def run(loops: int) -> float:
+        before = time.process_time()
+        for _ in range(loops):
+            call()
+        return time.process_time() - before
+
+    return run
+
+
+def main() -> None:
+    """Be pyperf's main process, or one of the processes that it starts to measure in."""
+
+    def pass_on(command: list[str], options: Any) -> None:
+        command += ["--call", options.call]
+
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.speed.micro"), add_cmdline_args=pass_on)
+    runner.argparser.add_argument("--call", choices=CALLS, required=True)
+    options = runner.parse_args()
+    runner.metadata["clock"] = "process_time"
+    # The main process of pyperf only collects.
+    call = CALLS[options.call]() if options.worker else object
+    runner.bench_time_func(options.call, timer_of(call))
+
+
+if __name__ == "__main__":
+    main()
