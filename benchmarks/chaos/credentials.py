@@ -78,7 +78,7 @@ class Credentials:
 
     Args:
         plan: its seed decides the sequence of faults, its rotations and troubles when there are any.
-        elapsed: returns the seconds since the storm's beginning.
+        elapsed: returns the seconds since the beginning.
     """
 
     def __init__(self, plan: Plan, elapsed: Callable[[], float]) -> None:
@@ -192,7 +192,7 @@ def _given(number: int, life_seconds: float, delay_seconds: float = 0.0) -> Cred
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # A slow answer must not keep the storm from ending.
+    # A slow answer must not keep the run from ending.
     block_on_close = False
     request_queue_size = 128
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from benchmarks.chaos.credentials import Credentials, credential_service, refuse_rotated
 from benchmarks.chaos.plan import Deck, Plan
-from tests.testbed.wire import CLEAR, STORMY, Answer, Forward, Weather, Wire, wire_to
+from tests.testbed.wire import CLEAR, FAULT_RATES, Answer, Forward, Weather, Wire, wire_to
 
 __all__ = ["STATUSES", "Faults", "GatewayPages"]
 
@@ -70,9 +70,9 @@ def _page(status: int) -> bytes:
     return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>".encode()
 
 
-#: Of the requests, beside the other kinds of `STORMY`.
+#: Of the requests, beside the other kinds of `FAULT_RATES`.
 PAGE: Final = "page"
-RATES: Final = {**STORMY, PAGE: 0.08}
+RATES: Final = {**FAULT_RATES, PAGE: 0.08}
 OUTAGE: Final = "refused in an outage"
 ROTATION: Final = "rotations"
 
@@ -125,7 +125,7 @@ class Faults:
 
     def played(self) -> dict[str, int]:
         """Return how often each fault was played: requests and answers, and as `CLEAR` those that met none."""
-        weather = {kind: self._weather.counts[kind] for kind in (CLEAR, *STORMY)}
+        weather = {kind: self._weather.counts[kind] for kind in (CLEAR, *FAULT_RATES)}
         rotations = {ROTATION: self._credentials.rotations}
         return {**weather, **self._refused, **self._pages.counts, **rotations, **self._credentials.counts}
 

@@ -30,7 +30,7 @@ THREADS_SHARE: Final = 0.25
 #: Pauses, for each kill; and how long they are, in seconds: longer than any contender's claim of a few seconds.
 PAUSE_SHARE: Final = 0.2
 PAUSE_SECONDS: Final = (6.0, 16.0)
-#: Outages of the store: how many seconds of the storm come with one, and how long one is. A lease of a few seconds is
+#: Outages of the store: how many seconds of the run come with one, and how long one is. A lease of a few seconds is
 #: meant to outlast them; none outlasts an outage that is longer than itself.
 SECONDS_PER_OUTAGE: Final = 12.0
 OUTAGE_SECONDS: Final = (0.5, 2.0)
@@ -39,7 +39,7 @@ OUTAGE_SECONDS: Final = (0.5, 2.0)
 TROUBLE_SECONDS: Final = (0.5, 1.2)
 #: Between a trouble and an outage: long enough to renew a lease that just lived through the first of the two.
 RELIEF_SECONDS: Final = 2.0
-#: From one rotation of the credentials to the next; they go on while the storm comes to rest.
+#: From one rotation of the credentials to the next; they go on while the run comes to rest.
 ROTATION_SECONDS: Final = (2.0, 7.0)
 ROTATIONS_AFTER_SECONDS: Final = 120.0
 #: How long the credentials are said to live. botocore asks for new ones before each request in their last ten minutes,
@@ -47,7 +47,7 @@ ROTATIONS_AFTER_SECONDS: Final = 120.0
 SHORT_LIFE_SECONDS: Final = (30.0, 120.0)
 LONG_LIFE_SECONDS: Final = (11 * 60.0, 14 * 60.0)
 LONG_LIFE_SHARE: Final = 1 / 3
-#: The storm begins when the first bodies run, and ends when the last were just published; in seconds.
+#: The run begins when the first bodies run, and ends when the last were just published; in seconds.
 CALM_SECONDS: Final = 1.0
 AFTERMATH_SECONDS: Final = 3.0
 
@@ -246,7 +246,7 @@ def _troubles(rng: random.Random, outages: list[Outage], window: float) -> list[
     """Return one trouble for each gap between two outages that is long enough, and one after the last of them."""
     begins = [CALM_SECONDS, *(outage.at + outage.seconds + RELIEF_SECONDS for outage in outages)]
     needed = TROUBLE_SECONDS[1]
-    # The last gap is as long as it must be: even a short storm has a trouble.
+    # The last gap is as long as it must be: even a short run has a trouble.
     ends = [*(outage.at - RELIEF_SECONDS for outage in outages), max(window, begins[-1] + needed)]
     found = []
     for begin, end in zip(begins, ends, strict=True):

@@ -78,7 +78,7 @@ class Report:
 
     @property
     def unplayed(self) -> list[tuple[str, str]]:
-        """The contenders and faults of which the storm was to have one, and had none."""
+        """The contenders and faults of which the run was to have one, and had none."""
         return [(name, kind) for name, counts in self.faults.items() for kind, count in counts.items() if not count]
 
     def show(self, console: Console) -> None:
@@ -94,7 +94,7 @@ class Report:
         for figures in self.figures:
             self._show_findings(console, figures)
         for name, kind in self.unplayed:
-            console.print(f'{name} never met the fault "{kind}": the storm was too short', style="yellow")
+            console.print(f'{name} never met the fault "{kind}": the run was too short', style="yellow")
 
     def markdown(self) -> str:
         """Return the tables for the documents."""

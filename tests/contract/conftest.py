@@ -98,9 +98,9 @@ def dynamodb(make_store: MakeStore, wire: Wire) -> DynamoDBStore:
     return store
 
 
-@pytest.fixture(params=[True, False], ids=["short", "stock"])
+@pytest.fixture(params=[True, False], ids=["fast", "boto3"])
 def fast(request: pytest.FixtureRequest) -> bool:
-    """Whether the test's stores take the short road to DynamoDB; boto3's own shows that what it says is true."""
+    """Whether the test's stores take the fast path to DynamoDB; boto3's own shows that what it says is true."""
     return bool(request.param)
 
 

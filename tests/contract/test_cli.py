@@ -16,7 +16,7 @@ from idempotent_tasks.liveness import current_process
 from idempotent_tasks.records import Busy, Granted
 from idempotent_tasks.reservation import reservation_owner
 from idempotent_tasks.stores.dynamodb_operations import Operations
-from tests.support.guarding import done, grant, wish
+from tests.support.guarding import done, grant, request_by
 from tests.testbed.forking import Child
 from tests.testbed.wire import Wire, lose_answer, refuse
 
@@ -184,20 +184,20 @@ class TestRelease:
         grant(dynamodb, key="shop.charge#1", process=Child(current_process).result(), lease_seconds=600)
         assert json.loads(run("show", "shop.charge#1", "--json").stdout)["process_has_ended"] is True
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
-        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+        assert isinstance(dynamodb.claim(request_by("second", key="shop.charge#1")), Granted)
 
     def test_a_reservation(self, run: Run, dynamodb: DynamoDBStore) -> None:
         """Its message was lost: no body can run under it, so no force is needed, and a producer gets the key."""
-        reserver = wish(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
+        reserver = request_by(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
         dynamodb.claim(reserver)
         assert json.loads(run("list", "--status", "reserved", "--json").stdout)["task_id"] == "id-lost"
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
-        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+        assert isinstance(dynamodb.claim(request_by("second", key="shop.charge#1")), Granted)
 
     def test_by_force(self, run: Run, records: DynamoDBStore) -> None:
         """An operator who knows better frees a live claim."""
         assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 0
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Granted)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Granted)
 
     def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
         """Who holds it and for how long is said; nothing changes."""
@@ -205,7 +205,7 @@ class TestRelease:
         assert result.exit_code == 1
         assert "is held by id-r on worker@host for another" in result.stderr
         assert "--force" in result.stderr
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Busy)
 
     @pytest.mark.parametrize(
         ("key", "why"),
@@ -227,7 +227,7 @@ class TestRelease:
         result = run("release", "shop.charge#running", "--force")
         assert result.exit_code == 1
         assert "say --yes" in result.stderr
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Busy)
 
     def test_a_record_that_changed_meanwhile(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
         """Whoever was faster wins, and the operator is told."""

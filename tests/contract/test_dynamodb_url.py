@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreUnavailableError
-from tests.support.guarding import grant, wish
+from tests.support.guarding import grant, request_by
 from tests.testbed.processes import free_port
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
@@ -90,7 +90,7 @@ class TestParameters:
 
     @pytest.mark.parametrize(("value", "fast"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
     def test_the_road(self, value: str, fast: bool) -> None:
-        """Whether requests take the short road is the constructor's ``fast``, in words."""
+        """Whether requests take the fast path is the constructor's ``fast``, in words."""
         assert DynamoDBStore.from_url(f"dynamodb://eu-west-1/T?fast={value}").connection._fast is fast
 
     def test_the_usual_road(self) -> None:
@@ -158,7 +158,7 @@ class TestSecrets:
         """A server that cannot be reached is named without them."""
         url = f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@127.0.0.1:{free_port()}/table"
         with pytest.raises(StoreUnavailableError) as caught:
-            DynamoDBStore.from_url(url).claim(wish())
+            DynamoDBStore.from_url(url).claim(request_by())
         assert_hidden(told(caught.value))
 
     @pytest.mark.parametrize("secret", [SECRET, quote(SECRET, safe="")], ids=["unquoted", "quoted"])

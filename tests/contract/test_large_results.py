@@ -136,7 +136,7 @@ def test_the_page_gives_what_results_cost(dynamodb: DynamoDBStore, guard: Guard,
 
 
 def test_a_large_failure_is_replayed(dynamodb: DynamoDBStore, guard: Guard, s3_wire: Wire) -> None:
-    """A stored failure takes the same road."""
+    """A stored failure goes the same way."""
     bench = Bench(dynamodb)
     error = ValueError(noise(1000 * KB))
     assert bench.deliver("one", error, guard=guard) == Failed(error)

@@ -85,7 +85,7 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
 def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
     """However many bodies run side by side, and however often, a process has no more connections than it may keep.
 
-    That is as many for its client, which the first requests go through, as for the road that the others take.
+    That is as many for its client, which the first requests go through, as for the fast path that the others take.
     """
     # Greenlets acknowledge side by side, each on a connection to Redis; kombu allows ten.
     transport = {"max_connections": 2 * MANY}

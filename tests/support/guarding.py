@@ -29,9 +29,9 @@ __all__ = [
     "done",
     "grant",
     "no_keeping",
+    "request_by",
     "start",
     "unseen",
-    "wish",
 ]
 
 KEY = "shop.charge#17"
@@ -45,8 +45,8 @@ class Interrupt(SoftTimeLimitExceeded):
     """Raised from outside at any moment, as a soft time limit is."""
 
 
-def wish(owner: str = "one", **given: Any) -> ClaimRequest:
-    """Return a delivery's wish to claim `KEY`; its task id is ``id-{owner}``."""
+def request_by(owner: str = "one", **given: Any) -> ClaimRequest:
+    """Return a delivery's request to claim `KEY`; its task id is ``id-{owner}``."""
     return ClaimRequest(
         **{
             "key": KEY,
@@ -63,7 +63,7 @@ def wish(owner: str = "one", **given: Any) -> ClaimRequest:
 
 def grant(store: Store, owner: str = "one", **given: Any) -> Claim:
     """Claim `KEY` and return the claim, which must be granted."""
-    answer = store.claim(wish(owner, **given))
+    answer = store.claim(request_by(owner, **given))
     assert isinstance(answer, Granted), answer
     return answer.claim
 
@@ -107,7 +107,7 @@ class Bench:
                 raise value
             return value(run) if callable(value) else value
 
-        return (guard or self.guard()).run(wish(owner, **given), body)
+        return (guard or self.guard()).run(request_by(owner, **given), body)
 
     def events(self) -> list[str]:
         """Return the names of the events, in order."""

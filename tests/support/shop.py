@@ -13,7 +13,7 @@ from idempotent_tasks.events import Deferred, Event
 from idempotent_tasks.keys import Selector, record_key
 from idempotent_tasks.records import Claim, Granted, Record
 from idempotent_tasks.testing import MemoryStore
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 from tests.support.inline import InlineWorker
 
 __all__ = ["SECRET", "TASK", "Counting", "Shop", "charge", "deliver", "key_of", "make", "raising"]
@@ -63,7 +63,7 @@ class Shop:
 
     def claim_elsewhere(self) -> Claim:
         """Let another worker hold the key."""
-        answer = self.store.claim(wish("elsewhere", key=self.key))
+        answer = self.store.claim(request_by("elsewhere", key=self.key))
         assert isinstance(answer, Granted)
         return answer.claim
 

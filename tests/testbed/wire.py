@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 __all__ = [
     "CLEAR",
-    "STORMY",
+    "FAULT_RATES",
     "Answer",
     "Fault",
     "Forward",
@@ -165,8 +165,8 @@ def hold_answer(until: threading.Event, timeout_seconds: float = 30.0) -> Fault:
 #: What `Weather.counts` calls a request that was passed on.
 CLEAR: Final = "clear"
 #: A rate for each kind of fault: three requests of ten meet one.
-STORMY: Final = dict.fromkeys(("delay", "refuse", "throttle", "internal_error", "lose_answer", "cut"), 0.05)
-#: The faults by the kinds of `STORMY`, but for ``delay``, of which each is another; and of `CLEAR`.
+FAULT_RATES: Final = dict.fromkeys(("delay", "refuse", "throttle", "internal_error", "lose_answer", "cut"), 0.05)
+#: The faults by the kinds of `FAULT_RATES`, but for ``delay``, of which each is another; and of `CLEAR`.
 _FAULTS: Final[dict[str, Fault]] = {
     "refuse": refuse,
     "throttle": throttle,
@@ -184,7 +184,7 @@ class Weather:
 
     Args:
         seed: the same seed gives the same sequence.
-        rates: the part of the requests, from 0 to 1, that meets each kind: those of `STORMY` and of ``more``.
+        rates: the part of the requests, from 0 to 1, that meets each kind: those of `FAULT_RATES` and of ``more``.
         delay_seconds: the longest ``delay``; each is random.
         more: further faults by kind.
     """
@@ -192,12 +192,12 @@ class Weather:
     def __init__(
         self,
         seed: int,
-        rates: Mapping[str, float] = STORMY,
+        rates: Mapping[str, float] = FAULT_RATES,
         delay_seconds: float = 0.5,
         more: Mapping[str, Fault] | None = None,
     ) -> None:
         self._faults = {**_FAULTS, **(more or {})}
-        unknown = rates.keys() - STORMY.keys() - self._faults.keys()
+        unknown = rates.keys() - FAULT_RATES.keys() - self._faults.keys()
         assert not unknown, f"no fault is called {unknown}"
         assert sum(rates.values()) <= 1, f"rates above 1 altogether: {rates}"
         #: How many requests met each kind, and `CLEAR`.

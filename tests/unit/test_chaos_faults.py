@@ -25,7 +25,7 @@ PAGES = 24
 
 
 def plan_of(seed: int, *, faults: bool = True) -> Plan:
-    """Return the plan of a short storm."""
+    """Return the plan of a short run."""
     return draw(seed=seed, keys=20, messages=26, kills=8, threads=False, pause=False, faults=faults)
 
 
@@ -202,7 +202,7 @@ def asked(credentials: Credentials) -> list[CredentialAnswer]:
 
 
 def test_plan_keeps_troubles_and_outages_apart() -> None:
-    """Two in a row would outlast a lease that each of them alone does not; even a short storm has a trouble."""
+    """Two in a row would outlast a lease that each of them alone does not; even a short run has a trouble."""
     for seed in range(200):
         plan = plan_of(seed)
         assert plan.troubles
@@ -228,7 +228,7 @@ def test_plan_rotates_credentials_until_everything_is_at_rest() -> None:
 
 
 def report_of(seed: int, counts: dict[str, int]) -> Report:
-    """Return a report of a storm without contenders."""
+    """Return a report of a run without contenders."""
     return Report(
         plan=plan_of(seed), broker="redis", pool="prefork", extras=("faults",), figures=(), faults={"ours": counts}
     )
@@ -245,7 +245,7 @@ def test_report_counts_the_faults_and_names_those_that_never_came() -> None:
 
 
 @pytest.mark.parametrize(("count", "code"), [(0, 2), (1, 0)])
-def test_storm_without_one_of_its_faults_does_not_pass_for_played(
+def test_run_without_one_of_its_faults_does_not_pass_for_played(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, code: int
 ) -> None:
     """The exit code says that nothing is shown, and the terminal which fault never came."""

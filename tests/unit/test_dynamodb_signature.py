@@ -1,4 +1,4 @@
-"""Signatures of the short road: botocore's own, for whatever request, and nothing learned that would not give them."""
+"""Signatures of the fast path: botocore's own, for whatever request, and nothing learned that would not give them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

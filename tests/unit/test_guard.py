@@ -1,4 +1,4 @@
-"""The guard's ordinary roads: run and commit, replay, busy, mismatch, failure, crash loop."""
+"""The guard's ordinary outcomes: run and commit, replay, busy, mismatch, failure, crash loop."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ from idempotent_tasks.policy import Idempotency
 from idempotent_tasks.records import Busy, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Replayed, Returned
-from tests.support.guarding import KEY, Bench, done, grant, no_keeping, wish
+from tests.support.guarding import KEY, Bench, done, grant, no_keeping, request_by
 from tests.support.stores import FaultyStore, meanwhile
 
 SECRET = "4111111111111111"
@@ -292,4 +292,4 @@ def test_two_keys_do_not_meet(bench: Bench) -> None:
     """A claim holds its own key only."""
     grant(bench.store, "holder")
     assert bench.deliver("two", key="shop.charge#18") == Returned("done")
-    assert bench.guard().run(wish("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")
+    assert bench.guard().run(request_by("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")

@@ -16,7 +16,7 @@ from idempotent_tasks.keeper import Term
 from idempotent_tasks.records import Busy
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Replayed, Returned
-from tests.support.guarding import KEY, Bench, Broken, ManualKeeper, done, grant, wish
+from tests.support.guarding import KEY, Bench, Broken, ManualKeeper, done, grant, request_by
 from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile
 
 LEASE = 4.0
@@ -61,7 +61,7 @@ class SlowBucket(MemoryBucket):
 
 def others_wait(bench: Bench) -> None:
     """Have another delivery meet the key held."""
-    assert isinstance(bench.guard().run(wish("other"), lambda _: "stolen"), Busy)
+    assert isinstance(bench.guard().run(request_by("other"), lambda _: "stolen"), Busy)
 
 
 def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualKeeper) -> None:

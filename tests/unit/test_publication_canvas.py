@@ -57,7 +57,7 @@ class TestRetries:
 
     @each_mode
     def test_autoretry(self, app: Celery, worker: InlineWorker, mode: str) -> None:
-        """``autoretry_for`` takes the same road, and a joiner has the result that comes at last."""
+        """``autoretry_for`` goes the same way, and a joiner has the result that comes at last."""
         failures = [KeyError(), KeyError()]
 
         def body(order: str) -> str:

@@ -11,7 +11,7 @@ from idempotent_tasks.events import Event
 from idempotent_tasks.keeper import Keeper, Term
 from idempotent_tasks.records import Granted
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import TERM, ManualKeeper, start, unseen, wish
+from tests.support.guarding import TERM, ManualKeeper, request_by, start, unseen
 from tests.support.stores import FaultyStore
 
 #: Longer than any of these tests takes, in seconds.
@@ -76,7 +76,7 @@ def test_the_keepers_own_thread_renews() -> None:
     term = Term(lease_seconds=0.3, renewed=True, longest_seconds=None)
     with Keeper().keep(run, store, term, observe):
         assert renewed.wait(LONG_SECONDS), "the claim was not renewed"
-    assert isinstance(store.claim(wish("one", lease_seconds=0.3)), Granted)
+    assert isinstance(store.claim(request_by("one", lease_seconds=0.3)), Granted)
     assert [thread.daemon for thread in threading.enumerate() if thread.name == "idempotency-keeper"]
 
 

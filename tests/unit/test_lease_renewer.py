@@ -18,7 +18,7 @@ from idempotent_tasks.records import Busy
 from idempotent_tasks.retries import time_left
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.verdicts import Returned
-from tests.support.guarding import KEY, TERM, Bench, ManualKeeper, done, grant, start, unseen, wish
+from tests.support.guarding import KEY, TERM, Bench, ManualKeeper, done, grant, request_by, start, unseen
 from tests.support.stores import FaultyStore, down, lost_answer, stands_still
 
 
@@ -328,7 +328,7 @@ def test_a_guard_keeps_its_claim_with_a_keeper(keeper: Keeper, counted: FaultySt
         for _ in range(10):
             clock.advance(20.1)
             keeper.renew_due()
-            assert isinstance(bench.guard().run(wish("other"), lambda _: "stolen"), Busy)
+            assert isinstance(bench.guard().run(request_by("other"), lambda _: "stolen"), Busy)
         return "done"
 
     guard = bench.guard(lambda run: keeper.keep(run, counted, TERM, unseen))
