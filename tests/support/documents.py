@@ -1,8 +1,10 @@
 """Documents whose code blocks are executed, one after the other, in one folder and one namespace a document.
 
 A Python block that begins with ``# name.py`` is written to that file; one that begins with ``>>>`` is a session whose
-answers are compared; any other is run.  A ``text`` block is looked for in what was printed and logged.  A block that
-cannot run is preceded by ``<!--- skip: next "reason" -->``.
+answers are compared; any other is run.  A ``text`` block is looked for in what was printed and logged.  The commands of
+a console block are run, left running where they are workers, or checked to exist with their options, extras and
+services: those of the app ``proj``, installations, servers and benchmarks.  A block that cannot run is preceded by
+``<!--- skip: next "reason" -->``.
 """
 
 import configparser
