@@ -11,7 +11,7 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.checks import CheckContext, Finding, run_checks
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS, WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
-from tests.support.wire import Wire, answer, refuse, shift_date
+from tests.testbed.wire import Wire, answer, refuse, shift_date
 
 Look = Callable[[DynamoDBStore], list[Finding]]
 

@@ -26,7 +26,7 @@ from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
 WEEK = 7 * 86_400

@@ -13,11 +13,10 @@ import pytest
 from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.messaging.deferral import Publisher
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.rig import Rig
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
-from tests.support.worker import Worker
+from tests.support.rig import Rig, Worker
+from tests.testbed.brokers import messages_held
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 
@@ -123,7 +122,7 @@ def test_a_full_queue_sends_the_original_back_slowly(make_guarded: MakeRig) -> N
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate", gate="before-claim")
     filler = [rig.send("add", number, 1) for number in range(2)]
-    wait_for(lambda: backlog(rig.app) == 1, 20.0, "the queue is not full")
+    wait_for(lambda: messages_held(rig.app) == 1, 20.0, "the queue is not full")
     rig.journal.open("before-claim")
     rig.journal.wait_for("received", times=2, id=duplicate.id)
     rig.journal.open("before-effect")

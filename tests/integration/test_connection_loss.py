@@ -10,9 +10,9 @@ knows nothing of the loss: bodies run on, and what they acknowledge later belong
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import messages_held
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 #: Long claims: whoever must wait for the expiry of one waits longer than these tests.
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
@@ -36,7 +36,7 @@ def test_body_continues_over_a_lost_connection(make_guarded: MakeRig, tcp: Tcp) 
     rig.journal.wait_for("Replayed", id=published.id)
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     worker.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @on_rabbitmq
@@ -57,7 +57,7 @@ def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_g
     assert rig.result(published) == 17
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     other.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig
     assert [each["attempt"] for each in rig.journal.entries("Claimed")] == [1, 1]
     rig.journal.wait_for("acknowledged", id=published.id)
     worker.process.terminate()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @on_connections

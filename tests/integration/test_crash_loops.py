@@ -5,12 +5,12 @@ from celery.exceptions import TimeLimitExceeded
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"key": "order", "max_crashes": 2}
-LOGGED = {"idempotency_observers": ["tests.support.observer:observe", "idempotent_tasks.events:log_event"]}
+LOGGED = {"idempotency_observers": ["tests.support.app:observe", "idempotent_tasks.events:log_event"]}
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 
@@ -35,7 +35,7 @@ def test_kills_of_children_and_workers_count_for_their_key(make_guarded: MakeRig
     rig.journal.open("before-effect")
     second = rig.start_worker()
     given_up, alive = rig.send("charge", "ord-1", 17), rig.send("charge", "ord-2", 18)
-    with pytest.raises(CrashLoopError, match=r"ended its process 2 times in a row.* publish the task anew") as caught:
+    with pytest.raises(CrashLoopError, match=r"ended its process 2 times in a row.* publish the task again") as caught:
         rig.result(given_up)
     assert given_up.state == "FAILURE"
     assert rig.result(alive) == 18

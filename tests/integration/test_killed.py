@@ -6,7 +6,7 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore, Status
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
 
 #: The shortest claims: they end with the task's hard time limit, in seconds.
 BRIEF = {"time_limit": 4, "idempotency": {"key": "order", "grace": 0}}

@@ -7,8 +7,8 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
-from tests.support.wire import Wire
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.wire import Wire
 
 LEASE_SECONDS = 2.0
 #: A claim is renewed three times a lease: so many renewals take longer than two leases.
@@ -85,7 +85,7 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
 def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
     """However many bodies run side by side, and however often, a process has no more connections than it may keep.
 
-    That is as many for its client, which the first requests go through, as for the road that the others take.
+    That is as many for its client, which the first requests go through, as for the fast path that the others take.
     """
     # Greenlets acknowledge side by side, each on a connection to Redis; kombu allows ten.
     transport = {"max_connections": 2 * MANY}

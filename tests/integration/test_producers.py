@@ -13,13 +13,12 @@ from kombu.exceptions import OperationalError
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.integration.conftest import MakeRig
-from tests.support.app import VARIABLE
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.inline import UNREACHABLE
-from tests.support.processes import child
 from tests.support.rig import Rig
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.processes import child
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 PROJECT_ROOT = Path(__file__).parents[2]
 #: What another process runs to publish; it comes to the gate ``before-sending-charge`` when it has reserved the key.
@@ -96,7 +95,7 @@ def test_a_producer_killed_before_it_publishes(make_guarded: MakeRig, tmp_path: 
     rig = joining(make_guarded, reserve=RESERVED)
     rig.start_worker()
     rig.journal.shut("before-sending-charge")
-    env = os.environ | {VARIABLE: rig.config.to_json(), "PYTHONPATH": str(PROJECT_ROOT)}
+    env = os.environ | rig.config.environment() | {"PYTHONPATH": str(PROJECT_ROOT)}
     with child([sys.executable, "-c", PUBLISH], tmp_path / "producer.log", env):
         rig.journal.wait_for("at-gate", gate="before-sending-charge")
     rig.journal.open("before-sending-charge")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.wire import Wire, lose_answer, refuse
+from tests.testbed.wire import Wire, lose_answer, refuse
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)

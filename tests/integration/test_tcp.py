@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.tcp import Tcp, tcp_to
+from tests.testbed.tcp import Tcp, tcp_to
 
 TIMEOUT_SECONDS = 10.0
 

@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.weather import hold_answer
-from tests.support.wire import Fault, Wire, cut, hold, internal_error, lose_answer, refuse, throttle
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.wire import Fault, Wire, cut, hold, hold_answer, internal_error, lose_answer, refuse, throttle
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 #: A claim lives for two minutes: longer than any test waits.

@@ -9,10 +9,9 @@ from celery import Celery, _state
 
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting
 from tests.support.guarding import Bench, Broken
 from tests.support.inline import InlineWorker
-from tests.support.shop import Shop
+from tests.support.shop import Counting, Shop
 from tests.support.stores import FaultyStore
 
 BOUND_SECONDS = 30.0

@@ -16,7 +16,7 @@ from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.item import Item
 from idempotent_tasks.testing import MemoryStore
-from tests.support.buckets import MemoryBucket
+from tests.support.stores import MemoryBucket
 
 KEY = "shop.charge#3d2a"
 #: What every item of a finished run has.

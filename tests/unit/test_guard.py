@@ -1,4 +1,4 @@
-"""The guard's ordinary roads: run and commit, replay, busy, mismatch, failure, crash loop."""
+"""The guard's ordinary outcomes: run and commit, replay, busy, mismatch, failure, crash loop."""
 
 import logging
 from typing import Any
@@ -19,7 +19,7 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.events import log_event
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, wish
+from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, request_by
 from tests.support.stores import FaultyStore, meanwhile
 
 SECRET = "4111111111111111"
@@ -290,4 +290,4 @@ def test_two_keys_do_not_meet(bench: Bench) -> None:
     """A claim holds its own key only."""
     grant(bench.store, "holder")
     assert bench.deliver("two", key="shop.charge#18") == Returned("done")
-    assert deliver(bench.guard(), wish("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")
+    assert deliver(bench.guard(), request_by("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")

@@ -15,10 +15,8 @@ from idempotent_tasks.core.records import Busy
 from idempotent_tasks.core.retry import COMMIT_RETRY_SECONDS
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.buckets import MemoryBucket
-from tests.support.guarding import KEY, Bench, Broken, Keeping, done, grant, make_guard, wish
-from tests.support.keeping import ManualRenewer
-from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
+from tests.support.guarding import KEY, Bench, Broken, Keeping, ManualRenewer, done, grant, make_guard, request_by
+from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile
 
 LEASE = 4.0
 
@@ -62,7 +60,7 @@ class SlowBucket(MemoryBucket):
 
 def others_wait(bench: Bench) -> None:
     """Have another delivery meet the key held."""
-    assert isinstance(bench.guard().deliver(wish("other"), lambda _: "stolen"), Busy)
+    assert isinstance(bench.guard().deliver(request_by("other"), lambda _: "stolen"), Busy)
 
 
 def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:

@@ -13,9 +13,9 @@ from idempotent_tasks.core.lease import Lease, LeaseRenewer
 from idempotent_tasks.core.processes import Process, current_process, has_ended, running_as, this_process
 from idempotent_tasks.messaging.deferral import Publisher
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.forking import Child
-from tests.support.keeping import TERMS, start, unseen
-from tests.support.waiting import wait_for
+from tests.support.guarding import TERMS, start, unseen
+from tests.testbed.forking import Child
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 #: Above the largest that Linux gives.

@@ -25,7 +25,7 @@ from idempotent_tasks.worker.signals import release_what_runs
 from tests.support.inline import InlineWorker
 from tests.support.shop import raising
 from tests.support.stores import FaultyStore, meanwhile
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 

@@ -15,7 +15,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.testing import MemoryStore
-from tests.support.buckets import MemoryBucket
+from tests.support.stores import MemoryBucket
 
 told: list[Event] = []
 

@@ -15,7 +15,7 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.messaging.handler import UnguardedRun
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
+from tests.support.shop import Counting, make
 
 CELERY_VERSION = tuple(int(part) for part in celery.__version__.split(".")[:2])
 

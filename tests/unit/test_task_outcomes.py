@@ -36,9 +36,8 @@ from idempotent_tasks.events import Dispatched, Event, Replayed
 from idempotent_tasks.messaging.handler import SENDING_SECONDS, handle
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.buckets import MemoryBucket
 from tests.support.shop import Shop, raising
-from tests.support.stores import FaultyStore, down
+from tests.support.stores import FaultyStore, MemoryBucket, down
 from tests.unit.test_continuation import Follower
 
 #: More than a record takes, however it is compressed.
