@@ -31,7 +31,7 @@ Charge = Callable[[Any, str, float, float], str]
 #: anything about that, so all of them have both.
 REDELIVERED: Final[dict[str, Any]] = {"acks_late": True, "reject_on_worker_lost": True}
 #: Seconds until a lock in Redis ends whose holder died: long enough never to free the key of a message that waits for
-#: its redelivery. It is celery-once's default; celery-singleton's is for ever, which its documentation warns of.
+#: its redelivery. It is celery-once's default; celery-singleton's is indefinitely, which its documentation warns of.
 LOCK_SECONDS: Final = 3600
 #: Seconds for which Powertools holds a key unless the body ends before. It cannot renew, so a shorter time than the
 #: longest body on a busy machine would let a second run in; twice the longest body is the usual margin of a time limit.

@@ -121,10 +121,10 @@ def stub(client: Any) -> Any:
 def stubbed(store: DynamoDBStore) -> DynamoDBStore:
     """Have a store that was not used yet get its answers in the place of the connection, and return it."""
     stub(store.connection.client_of_this_process())
-    road = store.connection._fast_client  # noqa: SLF001 - nobody else puts a stub there
-    if road is not None:
-        # The stub is a handler, which would close the fast path: it is looked for, and overlooked.
-        hooks = road._hooks  # noqa: SLF001
+    fast = store.connection._fast_client  # noqa: SLF001 - nobody else puts a stub there
+    if fast is not None:
+        # The stub is a handler, which would close the fast path path: it is looked for, and overlooked.
+        hooks = fast._hooks  # noqa: SLF001
         found = hooks.found
         hooks.found = lambda operation: found(operation) and None  # type: ignore[method-assign]
         ConnectionPool.exchange = _exchanged  # type: ignore[method-assign, assignment]

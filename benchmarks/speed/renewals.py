@@ -67,12 +67,12 @@ def _keep(store: DynamoDBStore, claims: int, lease_seconds: float) -> _Kept:
         renewed_at[event.key] = now
         threads.add(threading.get_ident())
 
-    keeper, term = LeaseRenewer(), LeaseTerms(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
+    renewer, term = LeaseRenewer(), LeaseTerms(lease_seconds=lease_seconds, renewed=True, longest_seconds=None)
     with ExitStack() as bodies:
         for key in map(str, range(claims)):
             run = _start(store, key, lease_seconds)
             renewed_at[key] = store.clock.now()
-            bodies.enter_context(keeper.renewing(run, store, term, observe))
+            bodies.enter_context(renewer.renewing(run, store, term, observe))
         began, spent_before = time.monotonic(), time.process_time()
         threading.Event().wait(lease_seconds * LEASES_MEASURED)
         cpu = (time.process_time() - spent_before) / (time.monotonic() - began) * 100

@@ -48,7 +48,7 @@ class Marks:
         return first, last, count
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         self._memory[:] = bytes(_FORM.size)
 
     def begun(self, at: float) -> None:

@@ -69,7 +69,7 @@ def test_a_ready_made_client(canned: Canned, session: boto3.Session) -> None:
 
 @pytest.mark.usefixtures("silent")
 def test_a_proxy(canned: Canned, session: boto3.Session) -> None:
-    """Likewise on the way through one."""
+    """A request through a proxy that says nothing is given up in time, too."""
     config = Config(proxies={"http": canned.endpoint})
     connection = Connection(endpoint_url="http://dynamodb.invalid:8000", session=session, config=config, fast=False)
     connection.client_of_this_process()

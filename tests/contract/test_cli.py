@@ -232,7 +232,7 @@ class TestRelease:
         """A record that has changed since it was read is left alone, and the operator sees that."""
 
         def successor(forward: Any) -> Any:
-            wire.mend()
+            wire.heal()
             claim = records.get("shop.charge#running")
             records.commit(grant_of(records, claim.owner or ""), done(), 3600)
             return forward()

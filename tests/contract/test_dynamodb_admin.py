@@ -96,7 +96,7 @@ def test_a_claim_that_was_renewed_since_is_left_alone(operations: TableAdmin, dy
 
 
 def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
-    """The keeper finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
+    """The renewer finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
     assert isinstance(dynamodb.renew(claim, 60, 3600), Renewed)

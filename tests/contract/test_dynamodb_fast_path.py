@@ -123,7 +123,7 @@ class TestWhoSends:
         store.get(KEY)
         assert sent == wire.operations() == ["GetItem", "UpdateItem", "GetItem"]
 
-    def test_it_is_not_tried_for_ever(
+    def test_it_is_not_tried_indefinitely(
         self, dynamodb: DynamoDBStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where the client's requests are no template, a few of them show it."""

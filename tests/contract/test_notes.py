@@ -46,7 +46,7 @@ class TestDeferral:
         assert store.get(KEY).deferred == {}
 
     def test_a_takeover_voids_the_notes(self, store: AnyStore, clock: MovableClock) -> None:
-        """Likewise where the claim has expired, which takes no note either."""
+        """The next claim of an expired one's key clears its notes; the expired claim takes no note either."""
         grant(store)
         store.note_deferral(KEY, OWNER, "a", DUE + 3)
         clock.advance(LEASE + 2)

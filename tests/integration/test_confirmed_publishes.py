@@ -40,7 +40,7 @@ def lose_a_publish(tcp: Tcp, publish: Callable[[], object]) -> None:
     tcp.swallow()
     publish()
     wait_for(lambda: tcp.swallowed > before, 20.0, "nothing was published")
-    tcp.mend()
+    tcp.heal()
     assert tcp.cut()
 
 
@@ -76,7 +76,7 @@ def test_a_task_goes_back_that_nothing_can_follow(make_guarded: MakeRig, tcp: Tc
     rig.journal.open("before-effect")
     rig.journal.wait_for("received", times=2, id=published.id)
     assert published.state not in ("SUCCESS", "FAILURE")
-    tcp.mend()
+    tcp.heal()
     tcp.cut()
     assert rig.result(published) == 17
     rig.journal.wait_for("effect", key="next")

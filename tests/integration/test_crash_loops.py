@@ -64,7 +64,7 @@ def test_hard_time_limits_count(make_guarded: MakeRig) -> None:
 
 
 def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBStore) -> None:
-    """A run after a crash that ends by an exception, or commits, starts the count anew."""
+    """A run after a crash that ends by an exception, or commits, starts the count again."""
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"heed": {"idempotency": BY_ORDER}})
     # Held until the kill, however late it comes: a time limit would end the body as well.
     rig.journal.shut("attempt-1")
@@ -73,9 +73,9 @@ def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBSto
     worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
     with pytest.raises(ValueError, match="attempt 2 of ord-1"):
         rig.result(published)
-    anew = rig.send("heed", "ord-1", 17)
+    again = rig.send("heed", "ord-1", 17)
     worker.kill_child(rig.journal.wait_for("at-gate", times=2)["pid"])
-    assert rig.result(anew) == 17
+    assert rig.result(again) == 17
     assert attempts(rig, "ord-1") == [1, 2, 1, 2]
     assert store.get(rig.journal.wait_for("Committed")["key"]).attempt == 0
 

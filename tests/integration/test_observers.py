@@ -148,7 +148,7 @@ def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
         tried = tcp.taken, tcp.refused
         celery_events.observe(replayed_event(unsent))
         assert (tcp.taken, tcp.refused) == tried
-        tcp.mend()
+        tcp.heal()
         monkeypatch.setattr(celery_events._sender, "_paused_until", 0.0)
         celery_events.observe(replayed_event(after))
         wait_until_told(seen, "task-replayed", after)

@@ -1,4 +1,4 @@
-"""Pools whose bodies share the worker's process: a lease that one keeper renews, and nobody to release for the dead."""
+"""Pools whose bodies share the worker's process: a lease that one renewer renews, and nobody to release for the dead."""
 
 import signal
 import time
@@ -50,8 +50,8 @@ def test_long_body_keeps_its_claim_and_a_dead_one_loses_it(make_guarded: MakeRig
 
 
 @each_pool
-def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeRig, pool: str) -> None:
-    """Bodies side by side have claims of their own and one keeper, which goes on until the last of them is done."""
+def test_warm_shutdown_finishes_bodies_that_one_renewer_keeps(make_guarded: MakeRig, pool: str) -> None:
+    """Bodies side by side have claims of their own and one renewer, which goes on until the last of them is done."""
     bodies = 1 if pool == "solo" else 3
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": LEASED})
     rig.journal.shut("before-effect")
@@ -67,8 +67,8 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
     assert worker.process.wait_for_exit() == 0
     renewals = rig.journal.entries("Renewed")
     assert {each.id for each in published} in [
-        {entry["id"] for entry in renewals if entry["thread"] == keeper}
-        for keeper in {entry["thread"] for entry in renewals}
+        {entry["id"] for entry in renewals if entry["thread"] == renewer}
+        for renewer in {entry["thread"] for entry in renewals}
     ]
     for each in published:
         claimed, started, effect = (

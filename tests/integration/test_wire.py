@@ -86,11 +86,11 @@ def test_a_lost_answer_is_applied(client: Any, items: str, wire: Wire) -> None:
 
 
 def test_a_refused_request_is_not_applied(client: Any, items: str, wire: Wire) -> None:
-    """`refuse` breaks the connection before the write, until the wire is mended."""
+    """`refuse` breaks the connection before the write, until the wire is healed."""
     wire.break_all(refuse)
     with pytest.raises(ConnectionClosedError):
         put(client, items, "a")
-    wire.mend()
+    wire.heal()
     assert not exists(client, items, "a")
 
 
@@ -134,7 +134,7 @@ def test_a_decider_sees_the_whole_request(client: Any, items: str, wire: Wire) -
     for name, code in (("a", "ProvisionedThroughput"), ("b", "InternalServerError")):
         with pytest.raises(ClientError, match=code):
             put(client, items, name)
-    wire.mend()
+    wire.heal()
     put(client, items, "a")
     assert ["Credential=" in header for header in headers] == [True, True]
 
@@ -246,7 +246,7 @@ def test_weather_on_the_wire(client: Any, items: str, wire: Wire) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(write, range(100)))
-    wire.mend()
+    wire.heal()
     assert weather.counts.total() == 100
     assert errors["made up"] == weather.counts["throttle"] + weather.counts["internal_error"]
     assert errors.total() == 100 - weather.counts[CLEAR] - weather.counts["delay"], weather.counts

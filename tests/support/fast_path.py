@@ -19,18 +19,18 @@ def client_requests(connection: Connection) -> list[str]:
     """Return a list to which each operation is added that the client of this process sends from now on."""
     sent: list[str] = []
     client = connection.client_of_this_process()
-    road = connection._fast_client
-    if road is None:
+    fast = connection._fast_client
+    if fast is None:
         client.meta.events.register("before-call.dynamodb", lambda model, **_: sent.append(model.name))
         return sent
-    send = road.send_by_client
+    send = fast.send_by_client
 
     def noted(operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         sent.append(client.meta.method_to_api_mapping[operation])
         return send(operation, parameters)
 
-    # A handler would be seen, and close the road.
-    road.send_by_client = noted  # type: ignore[method-assign]
+    # A handler would be seen, and close the fast path.
+    fast.send_by_client = noted  # type: ignore[method-assign]
     return sent
 
 

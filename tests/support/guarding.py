@@ -1,4 +1,4 @@
-"""A guard, and a keeper of claims, without Celery: requests, policies and interrupts made short for the unit tests."""
+"""A guard, and a renewer of claims, without Celery: requests, policies and interrupts made short for the unit tests."""
 
 import math
 import threading

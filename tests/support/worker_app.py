@@ -71,7 +71,7 @@ put = S3Results.put
 
 
 def hold_put(results: S3Results, data: bytes, expires_at: float) -> str:
-    """Hold a delivery, if the test wants that, whose result lies in the bucket and is not committed."""
+    """Hold a delivery, if the test wants that, whose result is stored in the bucket and is not committed."""
     address = put(results, data, expires_at)
     journal.pass_gate("stored-in-bucket")
     return address

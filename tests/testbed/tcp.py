@@ -58,7 +58,7 @@ class Tcp:
             _reset(pair)
         return len(pairs)
 
-    def mend(self) -> None:
+    def heal(self) -> None:
         """Take new connections again, and pass on what clients send; what was swallowed is gone."""
         with self._lock:
             self._refusing = self._swallowing = False

@@ -267,7 +267,7 @@ class Wire:
         """Apply a fault to every request from now on."""
         self.break_when(lambda _operation, _ordinal: True, fault)
 
-    def mend(self) -> None:
+    def heal(self) -> None:
         """Take every fault away; the requests seen stay."""
         with self._lock:
             self._deciders.clear()

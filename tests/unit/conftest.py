@@ -28,7 +28,7 @@ def late_releases() -> Iterator[None]:
     """Let no release outlive its test: its retries would draw random numbers under another test's Hypothesis."""
     yield
     for thread in threading.enumerate():
-        if thread.name == "idempotency-departed-later":
+        if thread.name == "idempotency-reaper-later":
             thread.join(BOUND_SECONDS)
             assert not thread.is_alive(), "a release for a dead process goes on after its test"
 

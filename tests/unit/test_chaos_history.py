@@ -299,7 +299,7 @@ def test_key_without_effect_or_result_is_lost() -> None:
 
 
 def test_publisher_without_a_result_is_no_lost_key() -> None:
-    """One publisher has its result, another was dropped or waits for ever: counted at the publication."""
+    """One publisher has its result, another was dropped or waits indefinitely: counted at the publication."""
     book = Book()
     book.published("m1")
     book.run("a", 1.0, effect=2.0, ended=3.0)

@@ -120,7 +120,7 @@ def test_a_dead_holders_claim_is_taken_over(bench: Bench, clock: FakeClock) -> N
 
 
 def test_an_expired_outcome_is_run_again(bench: Bench, clock: FakeClock) -> None:
-    """After the retention the key starts anew."""
+    """After the retention the key starts again."""
     bench.deliver("one", "old")
     clock.advance(3_602)
     assert bench.deliver("two", "new") == Returned("new")
@@ -229,8 +229,8 @@ def test_the_last_attempt_before_a_crash_loop_runs(bench: Bench, clock: FakeCloc
     assert bench.deliver("three", guard=bench.guard(max_crashes=3)) == Returned("done")
 
 
-def test_a_crash_loop_can_be_tried_anew(bench: Bench, clock: FakeClock) -> None:
-    """The failed delivery frees the key and its count, so that publishing anew after a repair works."""
+def test_a_crash_loop_can_be_tried_again(bench: Bench, clock: FakeClock) -> None:
+    """The failed delivery frees the key and its count, so that publishing again after a repair works."""
     grant(bench.store, "dead")
     clock.advance(31)
     with pytest.raises(CrashLoopError):
@@ -240,7 +240,7 @@ def test_a_crash_loop_can_be_tried_anew(bench: Bench, clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("clean_end", [KeyError("x"), Retry()], ids=repr)
 def test_a_clean_end_resets_the_count(bench: Bench, clock: FakeClock, clean_end: BaseException) -> None:
-    """Crashes count in a row: a run that failed in an orderly way starts the count anew."""
+    """Crashes count in a row: a run that failed in an orderly way starts the count again."""
     for _ in range(3):
         grant(bench.store, "dead")
         clock.advance(31)

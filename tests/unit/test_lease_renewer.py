@@ -22,8 +22,8 @@ from tests.support.stores import FaultyStore, down, lost_answer, stands_still
 
 
 @pytest.fixture
-def keeper() -> LeaseRenewer:
-    """A keeper that the test drives."""
+def renewer() -> LeaseRenewer:
+    """A renewer that the test drives."""
     return ManualRenewer()
 
 
@@ -75,28 +75,28 @@ def test_how_long_a_claim_lives(policy: Idempotency, hard_limit: float | None, t
     assert lease_terms(policy, hard_limit) == term
 
 
-def test_a_short_body_costs_no_renewal(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+def test_a_short_body_costs_no_renewal(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """A task of one second is over long before a third of its lease."""
     run = start(counted)
-    with keeper.renewing(run, counted, TERMS, unseen):
+    with renewer.renewing(run, counted, TERMS, unseen):
         clock.advance(1)
-        assert keeper.renew_due() == pytest.approx(19)
+        assert renewer.renew_due() == pytest.approx(19)
     assert renewals(counted) == 0
 
 
 def test_a_claim_is_renewed_at_a_third_of_its_lease(
-    keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock
+    renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock
 ) -> None:
     """Then it lives a whole lease from that moment, and so on."""
     run = start(counted)
     seen: list[Event] = []
-    with keeper.renewing(run, counted, TERMS, seen.append):
+    with renewer.renewing(run, counted, TERMS, seen.append):
         clock.advance(19.9)
-        keeper.renew_due()
+        renewer.renew_due()
         assert renewals(counted) == 0
         for number in (1, 2, 3):
             clock.advance(20.1)
-            assert keeper.renew_due() == pytest.approx(20)
+            assert renewer.renew_due() == pytest.approx(20)
             assert renewals(counted) == number
             assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
             record = counted.get(KEY)
@@ -107,38 +107,38 @@ def test_a_claim_is_renewed_at_a_third_of_its_lease(
 
 
 def test_a_claim_is_never_prolonged_past_the_hard_limit(
-    keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock
+    renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock
 ) -> None:
     """By then the body is dead, and the next delivery must not wait for it."""
     begin, run = clock.now(), start(counted, lease=9)
     term = LeaseTerms(lease_seconds=9, renewed=True, longest_seconds=12)
-    with keeper.renewing(run, counted, term, unseen):
+    with renewer.renewing(run, counted, term, unseen):
         clock.advance(3)
-        keeper.renew_due()
+        renewer.renew_due()
         assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
         for _ in range(5):
             clock.advance(3)
-            keeper.renew_due()
+            renewer.renew_due()
         assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
-        assert keeper.renew_due() is None
+        assert renewer.renew_due() is None
 
 
 def test_the_time_that_the_claim_itself_took_counts(
-    keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock
+    renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock
 ) -> None:
     """An answer that was long on its way moves neither the limit nor the first renewal."""
     begin, run = clock.now(), start(counted, lease=9)
     clock.advance(2.5)
-    with keeper.renewing(run, counted, LeaseTerms(lease_seconds=9, renewed=True, longest_seconds=12), unseen):
-        assert keeper.renew_due() == pytest.approx(0.5, abs=0.001)
+    with renewer.renewing(run, counted, LeaseTerms(lease_seconds=9, renewed=True, longest_seconds=12), unseen):
+        assert renewer.renew_due() == pytest.approx(0.5, abs=0.001)
         for _ in range(5):
             clock.advance(3)
-            keeper.renew_due()
+            renewer.renew_due()
     assert run.claim.expires_at == pytest.approx(begin + 12, abs=0.001)
 
 
 def test_an_outage_shorter_than_the_lease_is_survived(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock
 ) -> None:
     """After a failed renewal the next try comes soon, so that the claim outlives the outage."""
     run = start(store)
@@ -150,9 +150,9 @@ def test_an_outage_shorter_than_the_lease_is_survived(
         return call()
 
     faulty = FaultyStore(store, renew=repeat(outage))
-    with keeper.renewing(run, faulty, TERMS, unseen):
+    with renewer.renewing(run, faulty, TERMS, unseen):
         while clock.now() < begin + 58:
-            pause = keeper.renew_due()
+            pause = renewer.renew_due()
             assert pause is not None
             clock.advance(pause)
         assert run.claim.expires_at > begin + 110
@@ -162,65 +162,65 @@ def test_an_outage_shorter_than_the_lease_is_survived(
 
 @pytest.mark.parametrize("error", [StoreMisconfiguredError("no permission"), StoreUnavailableError("down")], ids=repr)
 def test_a_failed_renewal_is_tried_again(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock, error: Exception
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock, error: Exception
 ) -> None:
     """Whatever the store's trouble is, the body goes on and so do the tries."""
     faulty = FaultyStore(store, renew=[down(error)])
     run = start(faulty)
-    with keeper.renewing(run, faulty, TERMS, unseen):
+    with renewer.renewing(run, faulty, TERMS, unseen):
         clock.advance(20)
-        assert keeper.renew_due() == pytest.approx(3)
+        assert renewer.renew_due() == pytest.approx(3)
         clock.advance(3.001)
-        keeper.renew_due()
+        renewer.renew_due()
         assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
 
 
-def test_a_renewals_answer_lost_is_renewed_again(keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock) -> None:
+def test_a_renewals_answer_lost_is_renewed_again(renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock) -> None:
     """The repetition is the owner's own and is granted."""
     faulty = FaultyStore(store, renew=[lost_answer()])
     run = start(faulty)
-    with keeper.renewing(run, faulty, TERMS, unseen):
+    with renewer.renewing(run, faulty, TERMS, unseen):
         clock.advance(20)
-        keeper.renew_due()
+        renewer.renew_due()
         clock.advance(3.001)
-        keeper.renew_due()
+        renewer.renew_due()
     assert not run.lost
     assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
 
 
-def test_a_lost_claim_is_announced_once(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+def test_a_lost_claim_is_announced_once(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """The body can ask whether its claim is gone; nothing is renewed for it any more."""
     run = start(counted, lease=5)
     seen: list[Event] = []
-    with keeper.renewing(run, counted, TERMS, seen.append):
+    with renewer.renewing(run, counted, TERMS, seen.append):
         clock.advance(21)
         other = grant(counted, "other")
-        assert keeper.renew_due() is None
+        assert renewer.renew_due() is None
         assert run.lost
         clock.advance(60)
-        assert keeper.renew_due() is None
+        assert renewer.renew_due() is None
     assert seen == [events.Lost(task="shop.charge", task_id="id-one", key=KEY, worker="worker@host")]
     assert renewals(counted) == 1
     assert counted.get(KEY).owner == other.owner
 
 
 def test_a_renewal_that_is_answered_after_its_own_end_is_renewed_again(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock
 ) -> None:
     """Such an answer renews nothing, and is told as nothing: the next try follows at once."""
     faulty = FaultyStore(store, renew=[stands_still(clock, 61)])
     run = start(faulty)
     seen: list[Event] = []
-    with keeper.renewing(run, faulty, TERMS, seen.append):
+    with renewer.renewing(run, faulty, TERMS, seen.append):
         clock.advance(21)
-        assert keeper.renew_due() == pytest.approx(20, abs=0.01)
+        assert renewer.renew_due() == pytest.approx(20, abs=0.01)
     assert run.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.01)
     assert [type(event) for event in seen] == [events.Renewed]
     assert not run.lost
 
 
 def test_a_renewal_that_is_answered_after_its_own_end_may_be_a_loss(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock
 ) -> None:
     """Another delivery took the key meanwhile."""
 
@@ -233,29 +233,29 @@ def test_a_renewal_that_is_answered_after_its_own_end_may_be_a_loss(
     faulty = FaultyStore(store, renew=[late])
     run = start(faulty)
     seen: list[Event] = []
-    with keeper.renewing(run, faulty, TERMS, seen.append):
+    with renewer.renewing(run, faulty, TERMS, seen.append):
         clock.advance(21)
-        keeper.renew_due()
+        renewer.renew_due()
     assert [type(event) for event in seen] == [events.Lost]
     assert run.lost
 
 
 @pytest.mark.parametrize("late", [10, 30])
 def test_the_next_renewal_is_due_by_the_claims_end(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock, late: int
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock, late: int
 ) -> None:
     """An answer that was long on its way, or that shows another time, leaves less of the lease than was asked for."""
     faulty = FaultyStore(store, renew=[stands_still(clock, late)])
     run = start(faulty)
-    with keeper.renewing(run, faulty, TERMS, unseen):
+    with renewer.renewing(run, faulty, TERMS, unseen):
         clock.advance(20.001)
-        pause = keeper.renew_due()
+        pause = renewer.renew_due()
         assert renewals(faulty) == (1 if late < 20 else 2)
         assert pause == pytest.approx(20 - late if late < 20 else 20, abs=0.01)
 
 
 def test_a_renewal_that_hangs_leaves_time_for_two_more(
-    keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock
+    renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock
 ) -> None:
     """It is waited for during a third of the lease at most, whatever the client's own time-outs are."""
     told: list[float] = []
@@ -265,87 +265,87 @@ def test_a_renewal_that_hangs_leaves_time_for_two_more(
         raise StoreUnavailableError
 
     faulty = FaultyStore(store, renew=[hang])
-    with keeper.renewing(start(faulty), faulty, TERMS, unseen):
+    with renewer.renewing(start(faulty), faulty, TERMS, unseen):
         clock.advance(21)
-        keeper.renew_due()
+        renewer.renew_due()
     assert told == [pytest.approx(20)]
 
 
-def test_a_finished_claim_is_not_reopened(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+def test_a_finished_claim_is_not_reopened(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """A renewal after the commit changes no outcome."""
     run = start(counted)
-    with keeper.renewing(run, counted, TERMS, unseen):
+    with renewer.renewing(run, counted, TERMS, unseen):
         counted.commit(run.claim, done(), 3600)
         clock.advance(21)
-        keeper.renew_due()
+        renewer.renew_due()
     assert counted.get(KEY).data == '"done"'
     assert run.lost
 
 
-def test_nothing_is_renewed_after_the_block(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+def test_nothing_is_renewed_after_the_block(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """Also not where the body raised."""
     run = start(counted)
-    with pytest.raises(KeyError), keeper.renewing(run, counted, TERMS, unseen):
+    with pytest.raises(KeyError), renewer.renewing(run, counted, TERMS, unseen):
         raise KeyError
     clock.advance(30)
-    assert keeper.renew_due() is None
+    assert renewer.renew_due() is None
     assert renewals(counted) == 0
 
 
 def test_a_block_that_ended_is_not_renewed_by_a_late_look(
-    keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock
+    renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock
 ) -> None:
-    """The keeper found two claims due, and the second one's block ended while it renewed the first."""
+    """The renewer found two claims due, and the second one's block ended while it renewed the first."""
     blocks: dict[str, ExitStack] = {owner: ExitStack() for owner in ("one", "two")}
 
     def end_the_other(event: Event) -> None:
         blocks["two" if event.key == "one" else "one"].close()
 
     for owner, block in blocks.items():
-        block.enter_context(keeper.renewing(start(counted, owner, key=owner), counted, TERMS, end_the_other))
+        block.enter_context(renewer.renewing(start(counted, owner, key=owner), counted, TERMS, end_the_other))
     clock.advance(21)
-    keeper.renew_due()
+    renewer.renew_due()
     assert renewals(counted) == 1
     for block in blocks.values():
         block.close()
 
 
-def test_claims_are_renewed_side_by_side(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
-    """One keeper serves every thread of a process; the next look is at the claim that is due first."""
+def test_claims_are_renewed_side_by_side(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+    """One renewer serves every thread of a process; the next look is at the claim that is due first."""
     first, second = start(counted, "one", key="a"), start(counted, "two", key="b", lease=30)
     short = replace(TERMS, lease_seconds=30)
-    with keeper.renewing(first, counted, TERMS, unseen), keeper.renewing(second, counted, short, unseen):
-        assert keeper.renew_due() == pytest.approx(10)
+    with renewer.renewing(first, counted, TERMS, unseen), renewer.renewing(second, counted, short, unseen):
+        assert renewer.renew_due() == pytest.approx(10)
         clock.advance(10.001)
-        keeper.renew_due()
+        renewer.renew_due()
         assert renewals(counted) == 1
         clock.advance(10.001)
-        keeper.renew_due()
+        renewer.renew_due()
         assert renewals(counted) == 3
 
 
-def test_one_stores_bug_does_not_stop_the_others(keeper: LeaseRenewer, store: MemoryStore, clock: FakeClock) -> None:
+def test_one_stores_bug_does_not_stop_the_others(renewer: LeaseRenewer, store: MemoryStore, clock: FakeClock) -> None:
     """An error that no store may raise costs its own claim, not those of the whole process."""
     faulty = FaultyStore(store, renew=repeat(down(ZeroDivisionError())))
     first, second = start(faulty, "one", key="a"), start(store, "two", key="b")
-    with keeper.renewing(first, faulty, TERMS, unseen), keeper.renewing(second, store, TERMS, unseen):
+    with renewer.renewing(first, faulty, TERMS, unseen), renewer.renewing(second, store, TERMS, unseen):
         clock.advance(21)
         for _ in range(2):
-            keeper.renew_due()
+            renewer.renew_due()
         assert second.claim.expires_at == pytest.approx(clock.now() + 60, abs=0.001)
 
 
-def test_a_guard_keeps_its_claim_with_a_keeper(keeper: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
+def test_a_guard_keeps_its_claim_with_a_renewer(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """A body longer than its lease commits under the renewed claim, and no other delivery ran."""
     bench = Bench(counted)
 
     def body(run: RunContext) -> str:
         for _ in range(10):
             clock.advance(20.1)
-            keeper.renew_due()
+            renewer.renew_due()
             assert isinstance(bench.guard().deliver(request_by("other"), lambda _: "stolen"), Busy)
         return "done"
 
-    guard = bench.guard(lambda run: keeper.renewing(run, counted, TERMS, unseen))
+    guard = bench.guard(lambda run: renewer.renewing(run, counted, TERMS, unseen))
     assert bench.deliver(value=body, guard=guard, lease_seconds=60) == Returned("done")
     assert renewals(counted) == 10

@@ -30,10 +30,10 @@ class Hour:
     tasks: int
     body_seconds: float
     lease_seconds: float
-    #: How often the keeper's thread woke up.
+    #: How often the renewer's thread woke up.
     wakes: int = 0
     _clock: FakeClock = field(default_factory=lambda: FakeClock(0.0))
-    _keeper: ManualRenewer = field(default_factory=ManualRenewer)
+    _renewer: ManualRenewer = field(default_factory=ManualRenewer)
     _wakes_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -58,11 +58,11 @@ class Hour:
     def _begin(self, number: int, block: ExitStack) -> None:
         term = LeaseTerms(lease_seconds=self.lease_seconds, renewed=True, longest_seconds=None)
         run = start(self._store, str(number), key=str(number), lease=self.lease_seconds)
-        block.enter_context(self._keeper.renewing(run, self._store, term, unseen))
+        block.enter_context(self._renewer.renewing(run, self._store, term, unseen))
         self._wake()
 
     def _let_pass(self, until: float) -> None:
-        """Move the clock, and wake the keeper whenever its thread would."""
+        """Move the clock, and wake the renewer whenever its thread would."""
         while self._wakes_at is not None and self._wakes_at < until:
             self._clock.advance(self._wakes_at - self._clock.now())
             self._wake()
@@ -70,32 +70,32 @@ class Hour:
 
     def _wake(self) -> None:
         self.wakes += 1
-        pause = self._keeper.renew_due()
+        pause = self._renewer.renew_due()
         self._wakes_at = None if pause is None else self._clock.now() + pause
 
 
 class HelpedRenewer(LeaseRenewer):
-    """A keeper that the test drives, and that starts its aides; they are counted."""
+    """A renewer that the test drives, and that starts its helpers; they are counted."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.aides: list[threading.Thread] = []
+        self.helpers: list[threading.Thread] = []
 
     def _spawn(self, work: Callable[[], None]) -> threading.Thread:
         if work == self._work:
             return threading.Thread(target=work)
-        self.aides.append(super()._spawn(work))
-        return self.aides[-1]
+        self.helpers.append(super()._spawn(work))
+        return self.helpers[-1]
 
 
 @pytest.fixture
-def aided() -> Iterator[HelpedRenewer]:
-    """A keeper with aides, which have all ended afterwards."""
-    keeper = HelpedRenewer()
-    yield keeper
-    for aide in keeper.aides:
-        aide.join(LONG_SECONDS)
-        assert not aide.is_alive()
+def helped() -> Iterator[HelpedRenewer]:
+    """A renewer with helpers, which have all ended afterwards."""
+    renewer = HelpedRenewer()
+    yield renewer
+    for helper in renewer.helpers:
+        helper.join(LONG_SECONDS)
+        assert not helper.is_alive()
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
         clock.advance(0.05)
         return call()
 
-    keeper, slowed = ManualRenewer(), FaultyStore(store, renew=repeat(slow))
+    renewer, slowed = ManualRenewer(), FaultyStore(store, renew=repeat(slow))
     renewed_at: dict[str, list[float]] = {}
 
     def observe(event: Event) -> None:
@@ -137,9 +137,9 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
 
     for key in map(str, range(100)):
         renewed_at[key] = [clock.now()]
-        blocks.enter_context(keeper.renewing(start(store, key, 30, key=key), slowed, HALF_MINUTE, observe))
+        blocks.enter_context(renewer.renewing(start(store, key, 30, key=key), slowed, HALF_MINUTE, observe))
     for _ in range(200):
-        pause = keeper.renew_due()
+        pause = renewer.renew_due()
         assert pause is not None
         clock.advance(pause)
     gaps = [later - sooner for at in renewed_at.values() for sooner, later in pairwise(at)]
@@ -150,21 +150,21 @@ def test_a_hundred_claims_with_a_slow_store(store: MemoryStore, clock: FakeClock
 def test_the_claim_that_expires_first_is_renewed_first(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
     """A short claim that comes due does not wait for the long ones that were due before it."""
     order: list[str] = []
-    keeper = ManualRenewer()
+    renewer = ManualRenewer()
     for number in range(20):
         key, lease = ("short", 3.0) if number == 10 else (f"long-{number}", 60.0)
         term = replace(TERMS, lease_seconds=lease)
         run = start(store, key, lease, key=key)
-        blocks.enter_context(keeper.renewing(run, store, term, lambda event: order.append(event.key)))
+        blocks.enter_context(renewer.renewing(run, store, term, lambda event: order.append(event.key)))
         clock.advance(0.001)
     clock.advance(21)
-    keeper.renew_due()
+    renewer.renew_due()
     assert len(order) == 20
     assert order[0] == "short"
 
 
 def test_late_renewals_are_shared(
-    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+    helped: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
     """When a claim is late after a call, another thread renews at the same time."""
     both = threading.Barrier(2)
@@ -176,28 +176,28 @@ def test_late_renewals_are_shared(
     slow = FaultyStore(store, renew=[passes, together, together])
     runs = [start(store, key, key=key) for key in "abc"]
     for run in runs:
-        blocks.enter_context(aided.renewing(run, slow, TERMS, unseen))
+        blocks.enter_context(helped.renewing(run, slow, TERMS, unseen))
     clock.advance(24)
-    aided.renew_due()
-    aided.aides[0].join(LONG_SECONDS)
+    helped.renew_due()
+    helped.helpers[0].join(LONG_SECONDS)
     assert not both.broken
     assert slow.calls == ["renew"] * 3
     assert [run.claim.expires_at for run in runs] == pytest.approx([clock.now() + 60] * 3, abs=0.001)
 
 
 def test_renewals_in_time_stay_in_one_thread(
-    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+    helped: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
     """Many claims that are due at once are no reason to start more threads."""
     for key in map(str, range(50)):
-        blocks.enter_context(aided.renewing(start(store, key, key=key), store, TERMS, unseen))
+        blocks.enter_context(helped.renewing(start(store, key, key=key), store, TERMS, unseen))
     clock.advance(21)
-    aided.renew_due()
-    assert not aided.aides
+    helped.renew_due()
+    assert not helped.helpers
 
 
 def test_a_hanging_store_is_met_by_few_threads(
-    aided: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
+    helped: HelpedRenewer, store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
     """The number of threads has a bound, however many claims are late."""
     proceed, this = threading.Event(), threading.current_thread()
@@ -209,17 +209,17 @@ def test_a_hanging_store_is_met_by_few_threads(
 
     hanging = FaultyStore(store, renew=repeat(hang))
     for key in map(str, range(100)):
-        blocks.enter_context(aided.renewing(start(store, key, key=key), hanging, TERMS, unseen))
+        blocks.enter_context(helped.renewing(start(store, key, key=key), hanging, TERMS, unseen))
     clock.advance(24)
-    aided.renew_due()
+    helped.renew_due()
     proceed.set()
-    assert len(aided.aides) == MOST_THREADS - 1
+    assert len(helped.helpers) == MOST_THREADS - 1
 
 
-def test_a_machine_without_another_thread_keeps_its_keeper(
+def test_a_machine_without_another_thread_keeps_its_renewer(
     store: MemoryStore, clock: FakeClock, blocks: ExitStack
 ) -> None:
-    """Where no aide can be started, the one thread does what it can."""
+    """Where no helper can be started, the one thread does what it can."""
 
     class Alone(ManualRenewer):
         def _spawn(self, work: Callable[[], None]) -> threading.Thread:
@@ -227,31 +227,33 @@ def test_a_machine_without_another_thread_keeps_its_keeper(
                 raise RuntimeError("can't start new thread")
             return super()._spawn(work)
 
-    keeper, counted = Alone(), FaultyStore(store)
+    renewer, counted = Alone(), FaultyStore(store)
     for key in "abc":
-        blocks.enter_context(keeper.renewing(start(store, key, key=key), counted, TERMS, unseen))
+        blocks.enter_context(renewer.renewing(start(store, key, key=key), counted, TERMS, unseen))
     clock.advance(24)
-    keeper.renew_due()
+    renewer.renew_due()
     assert counted.calls == ["renew"] * 3
 
 
-def test_the_keeper_does_not_spin_while_an_aide_renews(store: MemoryStore, clock: FakeClock, blocks: ExitStack) -> None:
-    """A claim in another thread's hands has no due time; the aide wakes the keeper when it has one again."""
-    keeper = ManualRenewer()
-    blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
+def test_the_renewer_does_not_spin_while_a_helper_renews(
+    store: MemoryStore, clock: FakeClock, blocks: ExitStack
+) -> None:
+    """A claim in another thread's hands has no due time; the helper wakes the renewer when it has one again."""
+    renewer = ManualRenewer()
+    blocks.enter_context(renewer.renewing(start(store), store, TERMS, unseen))
     clock.advance(21)
-    (renewals,) = keeper._queues.values()
+    (renewals,) = renewer._queues.values()
     kept = renewals.take(clock.now())
     assert kept is not None
-    assert keeper.renew_due() is None
+    assert renewer.renew_due() is None
     renewals.add(kept)
-    keeper._changed.clear()
-    keeper._help()
-    assert keeper._changed.is_set()
+    renewer._changed.clear()
+    renewer._help()
+    assert renewer._changed.is_set()
     assert store.get(KEY).held_until == pytest.approx(clock.now() + 60, abs=0.001)
 
 
-def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
+def test_bodies_that_start_together_share_a_renewer(store: MemoryStore) -> None:
     """The first two claims of a process, taken by two threads at the same moment, are both kept, by one thread."""
     second_start, started = threading.Event(), list[object]()
 
@@ -261,11 +263,11 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
             second_start.wait(0.2) if len(started) == 1 else second_start.set()
             return super()._spawn(work)
 
-    keeper, kept = SlowlyStarted(), threading.Barrier(3)
+    renewer, kept = SlowlyStarted(), threading.Barrier(3)
     looked = threading.Barrier(3)
 
     def keep(key: str) -> None:
-        with keeper.renewing(start(store, key, key=key), store, TERMS, unseen):
+        with renewer.renewing(start(store, key, key=key), store, TERMS, unseen):
             kept.wait(LONG_SECONDS)
             looked.wait(LONG_SECONDS)
 
@@ -273,7 +275,7 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
     for thread in threads:
         thread.start()
     kept.wait(LONG_SECONDS)
-    (renewals,) = keeper._queues.values()
+    (renewals,) = renewer._queues.values()
     count = len(renewals)
     looked.wait(LONG_SECONDS)
     for thread in threads:
@@ -283,13 +285,13 @@ def test_bodies_that_start_together_share_a_keeper(store: MemoryStore) -> None:
 
 def test_a_store_that_joins_within_any_step_of_a_look(blocks: ExitStack) -> None:
     """Python may let another thread run wherever it collects garbage, such as between two entries of a copied dict."""
-    keeper, thresholds = ManualRenewer(), gc.get_threshold()
+    renewer, thresholds = ManualRenewer(), gc.get_threshold()
     stores = [MemoryStore(clock=FakeClock()) for _ in range(50)]
 
     def join(phase: str, _: dict[str, int]) -> None:
         if phase == "start" and stores:
             store = stores.pop()
-            blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
+            blocks.enter_context(renewer.renewing(start(store), store, TERMS, unseen))
 
     for _ in range(5):
         join("start", {})
@@ -297,21 +299,21 @@ def test_a_store_that_joins_within_any_step_of_a_look(blocks: ExitStack) -> None
     gc.set_threshold(1)
     try:
         while stores:
-            keeper.renew_due()
+            renewer.renew_due()
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(join)
-    assert keeper.renew_due() is not None
+    assert renewer.renew_due() is not None
 
 
-def test_a_store_that_joins_while_the_keeper_looks(blocks: ExitStack) -> None:
+def test_a_store_that_joins_while_the_renewer_looks(blocks: ExitStack) -> None:
     """Another store's first claim, with a clock of its own, never disturbs the thread that keeps all the others."""
-    keeper, over, switch = ManualRenewer(), threading.Event(), sys.getswitchinterval()
+    renewer, over, switch = ManualRenewer(), threading.Event(), sys.getswitchinterval()
     stores = [MemoryStore(clock=FakeClock()) for _ in range(2000)]
 
     def join() -> None:
         for store in stores:
-            blocks.enter_context(keeper.renewing(start(store), store, TERMS, unseen))
+            blocks.enter_context(renewer.renewing(start(store), store, TERMS, unseen))
         over.set()
 
     sys.setswitchinterval(1e-6)
@@ -319,8 +321,8 @@ def test_a_store_that_joins_while_the_keeper_looks(blocks: ExitStack) -> None:
         joining = threading.Thread(target=join)
         joining.start()
         while not over.is_set():
-            keeper.renew_due()
+            renewer.renew_due()
         joining.join(LONG_SECONDS)
     finally:
         sys.setswitchinterval(switch)
-    assert keeper.renew_due() is not None
+    assert renewer.renew_due() is not None

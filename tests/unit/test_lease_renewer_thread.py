@@ -1,4 +1,4 @@
-"""The keeper's own thread: it renews by itself, wakes for newcomers, and every process has its own."""
+"""The renewer's own thread: it renews by itself, wakes for newcomers, and every process has its own."""
 
 import subprocess
 import sys
@@ -52,13 +52,13 @@ def test_the_block_ends_after_the_renewal_that_is_under_way(store: MemoryStore, 
         order.append("renewed")
         return call()
 
-    keeper, faulty = ManualRenewer(), FaultyStore(store, renew=[slow])
+    renewer, faulty = ManualRenewer(), FaultyStore(store, renew=[slow])
     run = start(faulty)
-    thread = threading.Thread(target=keeper.renew_due)
-    with keeper.renewing(run, faulty, TERMS, unseen):
+    thread = threading.Thread(target=renewer.renew_due)
+    with renewer.renewing(run, faulty, TERMS, unseen):
         clock.advance(21)
         thread.start()
-        assert renewing.wait(LONG_SECONDS), "the keeper did not renew"
+        assert renewing.wait(LONG_SECONDS), "the renewer did not renew"
         threading.Timer(0.05, proceed.set).start()
     order.append("ended")
     thread.join(LONG_SECONDS)
@@ -66,7 +66,7 @@ def test_the_block_ends_after_the_renewal_that_is_under_way(store: MemoryStore, 
     assert order == ["renewed", "ended"]
 
 
-def test_the_keepers_own_thread_renews() -> None:
+def test_the_renewers_own_thread_renews() -> None:
     """Without anybody asking, a running body's claim is renewed before it expires, by a thread that ends with us."""
     store, renewed = MemoryStore(clock=SystemClock()), threading.Event()
     run = start(store, lease=0.3)
@@ -83,10 +83,10 @@ def test_the_keepers_own_thread_renews() -> None:
 
 def test_a_short_claim_does_not_wait_for_a_long_one() -> None:
     """A claim that joins while the thread waits for another's due time is renewed in its own time."""
-    store, renewed, keeper = MemoryStore(clock=SystemClock()), threading.Event(), LeaseRenewer()
+    store, renewed, renewer = MemoryStore(clock=SystemClock()), threading.Event(), LeaseRenewer()
     long, short = start(store, key="a"), start(store, key="b", lease=0.3)
     term = LeaseTerms(lease_seconds=0.3, renewed=True, longest_seconds=None)
-    with keeper.renewing(long, store, TERMS, unseen), keeper.renewing(short, store, term, lambda _: renewed.set()):
+    with renewer.renewing(long, store, TERMS, unseen), renewer.renewing(short, store, term, lambda _: renewed.set()):
         assert renewed.wait(LONG_SECONDS), "the short claim was not renewed"
 
 

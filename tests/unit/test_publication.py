@@ -486,7 +486,7 @@ class TestStoreErrors:
 
     @pytest.fixture(params=STEPS.values(), ids=list(STEPS))
     def cut_off(self, request: pytest.FixtureRequest, app: Celery, store: MemoryStore) -> Celery:
-        """A producer's app whose store fails; the worker's will be mended."""
+        """A producer's app whose store fails; the worker's will be healed."""
         app.conf.idempotency_store = FaultyStore(store, claim=[request.param] * 50)
         return app
 

@@ -71,7 +71,7 @@ def test_a_takeover_needs_the_same_payload(stored: str | None, offered: str | No
 
 
 def test_an_expired_record_takes_any_payload() -> None:
-    """After its retention a key starts anew."""
+    """After its retention a key starts again."""
     held = record(expiration=int(NOW) - 1, validation="a")
     assert claimable(held, request_by("two", validation="b"), NOW)
 

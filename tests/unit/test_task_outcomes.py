@@ -415,12 +415,12 @@ class TestPickle:
         assert shop.runs == 0
 
     @pytest.mark.parametrize("setting", ["accept_content", "result_accept_content"])
-    @pytest.mark.parametrize("spelled", ["pickle", "application/x-python-serialize"])
+    @pytest.mark.parametrize("name", ["pickle", "application/x-python-serialize"])
     def test_an_app_with_pickle_starts_loudly(
-        self, shop: Shop, caplog: pytest.LogCaptureFixture, setting: str, spelled: str
+        self, shop: Shop, caplog: pytest.LogCaptureFixture, setting: str, name: str
     ) -> None:
         """A finding is logged, results keep their types, and no body runs twice."""
-        shop.app.conf[setting] = ["json", spelled]
+        shop.app.conf[setting] = ["json", name]
         shop.sells(lambda task: {1, 2}, idempotency={"codec": "pickle"})
         WorkController(app=shop.app, pool="solo", concurrency=1)
         found = [vars(each).get("idempotency_finding") for each in caplog.records if each.levelno == logging.WARNING]
