@@ -1,4 +1,4 @@
-"""Pools whose bodies share the worker's process: a lease that one renewer renews, and nobody to release for the dead."""
+"""Pools whose bodies share the worker's process: leases that one thread renews, and nobody to release for the dead."""
 
 import signal
 import time
