@@ -52,9 +52,10 @@ def deferred_once(shop: Shop) -> Message:
     return copy
 
 
-def last_countdown(shop: Shop) -> float:
-    """Return for how many seconds the last copy waits."""
-    return [event.countdown_seconds for event in shop.seen if isinstance(event, Deferred)][-1]
+def wait_for_last(shop: Shop) -> None:
+    """Let time pass until the last copy is due; observers are told its countdown rounded to milliseconds."""
+    countdown = [event.countdown_seconds for event in shop.seen if isinstance(event, Deferred)][-1]
+    shop.store.clock.sleep(countdown + 0.001)
 
 
 def test_twins_of_every_generation_become_one(busy: Shop) -> None:
@@ -79,7 +80,7 @@ def test_a_twin_is_dropped_only_while_the_successor_is_certain(busy: Shop) -> No
     twin(busy, copy)
     (late,) = generation(busy)
     busy.worker.run(copy)
-    busy.store.clock.sleep(last_countdown(busy))
+    wait_for_last(busy)
     busy.worker.run(late)
     assert busy.worker.waiting() == 2
     assert Counter(type(event).__name__ for event in busy.seen) == {"Deferred": 3}
@@ -92,7 +93,7 @@ def test_notes_do_not_pile_up(shop: Shop) -> None:
     copy = deferred_once(shop)
     for _ in range(20):
         shop.worker.run(copy)
-        shop.store.clock.sleep(last_countdown(shop))
+        wait_for_last(shop)
         (copy,) = generation(shop)
     copy.ack()
     assert len(shop.record.deferred) == 1
