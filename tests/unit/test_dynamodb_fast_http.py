@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 
 from idempotent_tasks.core.retry import limited
+from idempotent_tasks.stores.dynamodb.fast import http
 from idempotent_tasks.stores.dynamodb.fast.http import IDLE_SECONDS, IDLE_WITHOUT_SWEEPER, ConnectionPool, Limits
 from idempotent_tasks.testing import FakeClock
 from tests.testbed.waiting import wait_for
@@ -142,6 +143,25 @@ class TestIdle:
             rig.hang_up()
             rig.wait_for_open(0)
 
+    def test_a_burst_is_swept_that_comes_as_the_sweeper_ends(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It finds a thread that has just seen that none are left."""
+        monkeypatch.setattr(http, "SWEEP_SECONDS", 0.01)
+        bursts, swept, ended = iter([8]), rig.pool.sweep, threading.Event()
+
+        def sweep() -> int:
+            left = swept()
+            for number in bursts if left == 0 else ():
+                rig.burst(number)
+                rig.hang_up()
+                ended.set()
+            return left
+
+        monkeypatch.setattr(rig.pool, "sweep", sweep)
+        rig.burst(8)
+        rig.hang_up()
+        assert ended.wait(LONG_SECONDS)
+        rig.wait_for_open(0)
+
     def test_few_need_no_thread(self, rig: Rig) -> None:
         """A process that asks one or two things at a time has none for it."""
         before = set(threading.enumerate())
@@ -174,10 +194,29 @@ class TestIdle:
         assert rig.open() == 1
 
     def test_no_more_than_the_limit_are_kept(self, make_rig: Callable[..., Rig]) -> None:
-        """Those beyond it are closed after use."""
+        """Those beyond it are closed after use, or once the sweeper is no longer looking at one."""
         rig = make_rig(max_pool_connections=3)
         rig.burst(8)
+        rig.wait_for_open(3)
         assert rig.open() == 3
+
+    def test_the_limit_counts_one_that_a_sweep_looks_at(
+        self, make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A request meanwhile finds none in the pool, opens one, and leaves it: that is one more than the limit."""
+        rig = make_rig(max_pool_connections=1)
+        rig.exchange()
+        requests = iter([rig.exchange])
+
+        def look() -> float:
+            for request in requests:
+                request()
+            return rig.clock.monotonic()
+
+        monkeypatch.setattr(rig.pool, "_monotonic", look)
+        assert rig.pool.sweep() == 1
+        assert len(rig.lines) == 2
+        assert rig.open() == 1
 
     def test_a_pool_that_nobody_has_leaves_none(self, make_rig: Callable[..., Rig]) -> None:
         """Nor a thread that keeps it."""

@@ -212,6 +212,10 @@ class ConnectionPool:
             self._idle.appendleft(oldest)
         self._idle.append(_Idle(connection, self._monotonic()))
         self._trim()
+        self._start_sweeper()
+
+    def _start_sweeper(self) -> None:
+        """Start the thread that closes what expires, where a burst has left more than the next requests look at."""
         if len(self._idle) > IDLE_WITHOUT_SWEEPER and self._sweeper is None:
             self._sweeper = threading.Thread(
                 target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
@@ -317,6 +321,8 @@ def _sweep(pool: "ReferenceType[ConnectionPool]") -> None:
             return
         if connections.sweep() == 0:
             connections._sweeper = None  # noqa: SLF001 - its own thread
+            # A burst that has ended meanwhile has counted on this one.
+            connections._start_sweeper()  # noqa: SLF001
             return
         del connections
         pause.wait(SWEEP_SECONDS)
