@@ -1,5 +1,6 @@
 """Time, store, app and queue of a unit test: its own, in memory, and moved by nobody else."""
 
+import random
 import threading
 from collections.abc import Iterator
 from uuid import uuid4
@@ -7,6 +8,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery, _state
 
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import Bench, Broken
@@ -24,8 +26,17 @@ def clock(idempotency_clock: FakeClock) -> FakeClock:
 
 
 @pytest.fixture(autouse=True)
-def late_releases() -> Iterator[None]:
-    """Let no release outlive its test: its retries would draw random numbers under another test's Hypothesis."""
+def draws() -> Iterator[random.Random]:
+    """The process's random numbers: repeated with the seed that pytest-randomly gives the module `random`."""
+    process = this_process()
+    system, process.random = process.random, random.Random(random.getrandbits(64))
+    yield process.random
+    process.random = system
+
+
+@pytest.fixture(autouse=True)
+def late_releases(draws: random.Random) -> Iterator[None]:
+    """Let no release outlive its test: its retries would draw another test's random numbers."""
     yield
     for thread in threading.enumerate():
         if thread.name == "idempotency-reaper-later":

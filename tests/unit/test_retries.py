@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -22,15 +22,6 @@ def failing(times: int) -> tuple[Callable[[], str], list[float]]:
         return "answer"
 
     return call, tries
-
-
-@pytest.fixture(autouse=True)
-def fixed_jitter() -> Iterator[None]:
-    """Let the random pauses be the same in every run, so that a failure can be repeated."""
-    state = random.getstate()
-    random.seed(17)
-    yield
-    random.setstate(state)
 
 
 def test_an_answer_is_returned_at_once() -> None:
@@ -186,9 +177,9 @@ def test_a_call_knows_how_long_it_may_take() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_pause_sleeps_over_the_last_try(seed: int) -> None:
+def test_no_pause_sleeps_over_the_last_try(draws: random.Random, seed: int) -> None:
     """However long the pauses have grown, a try begins when just enough time for one is left."""
-    random.seed(seed)
+    draws.seed(seed)
     clock = FakeClock()
     end = clock.monotonic() + 10
 
