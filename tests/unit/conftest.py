@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, _state
+from hypothesis import HealthCheck, settings
 
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.events import Event
@@ -17,6 +18,10 @@ from tests.support.shop import Counting, Shop
 from tests.support.stores import FaultyStore
 
 BOUND_SECONDS = 30.0
+
+# How long an example takes is the machine's load as much as ours.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from aws_lambda_powertools.shared.json_encoder import Encoder
 from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig
 from aws_lambda_powertools.utilities.idempotency.base import _prepare_data
 from aws_lambda_powertools.utilities.idempotency.persistence.dynamodb import DynamoDBPersistenceLayer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -123,14 +123,12 @@ def key_of(expression: str, *args: Any, hash_name: str = "md5", **kwargs: Any) -
     return record_key(deliver(*args, **kwargs), PREFIX, selector, inspect.signature(charge))
 
 
-@settings(deadline=None)
 @given(values)
 def test_digests_are_those_of_powertools(value: Any) -> None:
     """Whatever an expression selects, its digest is the real package's."""
     assert digest(value, "md5") == LAYER._generate_hash(value)
 
 
-@settings(deadline=None)
 @given(results)
 def test_results_are_written_as_by_powertools(value: Any) -> None:
     """Whatever a body returns, its text is the real package's."""
