@@ -148,17 +148,14 @@ def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
-def decode_result(
-    record: Record, *, accepts_pickle: bool = False, accepted: Collection[str] = (), interrupts: Interrupts = ()
-) -> Any:
+def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts: Interrupts = ()) -> Any:
     """Return the result in a completed record.
 
     A record without a codec's name was written by Powertools, as JSON text.
 
     Args:
         record: the record, with its data in it.
-        accepts_pickle: whether pickle may be read, which runs code.
-        accepted: the names of further serializers of kombu's that the app accepts.
+        accepted: the serializers of kombu that may be read beside JSON; reading `PICKLE` runs code.
         interrupts: as for `encode_result`.
 
     Raises:
@@ -170,7 +167,7 @@ def decode_result(
     if record.codec == NONE:
         raise _unavailable(record, record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
-    _check_readable(record, codec, {*accepted, PICKLE} if accepts_pickle else accepted)
+    _check_readable(record, codec, accepted)
     if record.data is None and record.codec in (JSON, None):
         return None
     try:

@@ -42,9 +42,7 @@ class Results:
     policy: Idempotency
     #: Takes what the store does not; without one such a result is not stored.
     bucket: ResultStore | None = None
-    #: Whether the app reads pickle from its broker or result backend.
-    accepts_pickle: bool = False
-    #: The names of further serializers that the app reads.
+    #: The serializers, pickle among them, that the app reads from its broker or result backend.
     accepted: Collection[str] = ()
     #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
     never_final: tuple[type[BaseException], ...] = ()
@@ -83,12 +81,7 @@ class Results:
         """
         if recalled is not None and record.codec == NONE:
             return recalled.value
-        return decode_result(
-            self._whole(record),
-            accepts_pickle=self.accepts_pickle,
-            accepted=self.accepted,
-            interrupts=self.store.interrupts,
-        )
+        return decode_result(self._whole(record), accepted=self.accepted, interrupts=self.store.interrupts)
 
     def failure(self, record: Record) -> BaseException:
         """Return the exception of a failed record, or the `StoredFailureError` that says why it cannot be raised.
