@@ -110,7 +110,7 @@ def _form(value: Any, path: str) -> Any:
 
 
 def _mapping(value: Mapping[Any, Any], path: str, declared: Collection[str] = ()) -> Any:
-    # The keys of a mapping are data, such as a person's name, so no path has them; the fields that a class declares are none.
+    # A path shows no keys of a mapping, which are data, such as a person's name, but the fields that a class declares.
     pairs = [
         [_form(name, f"a key of {path}"), _form(each, f"{path}.{name}" if name in declared else f"{path}[…]")]
         for name, each in value.items()
