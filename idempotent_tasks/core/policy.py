@@ -1,4 +1,4 @@
-"""`Idempotency`: the options of one task, checked when the task is declared."""
+"""`Idempotency`: the options of one task, validated when the task is declared."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -35,7 +35,7 @@ _CHOICES: Final[dict[str, Any]] = {
     "missing_key": MissingKey,
     "at_publish": AtPublish,
 }
-#: What Powertools cannot read: it would take a failure for a success, and another codec's text for its own JSON.
+#: Powertools would read a failure as a success, and another codec's text as its own JSON.
 _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 
 
@@ -105,7 +105,7 @@ class Idempotency:
     powertools: bool | str = False
 
     def __new__(cls, **given: Any) -> Self:
-        """Remember which options were given, so that settings fill the others only."""
+        """Note which options were given: settings fill the others only."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -117,7 +117,7 @@ class Idempotency:
         return self
 
     def __post_init__(self) -> None:
-        """Check every value, and compile the selectors once."""
+        """Validate every value, and compile the selectors once."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
@@ -177,14 +177,14 @@ class Idempotency:
 
     @property
     def final_errors(self) -> tuple[type[Exception], ...]:
-        """The exception types of `store_failures`; those that it only names come with `imported`."""
+        """The exception types of `store_failures`, without those named as text: see `imported`."""
         return tuple(each for each in self._failures() if isinstance(each, type))
 
     def imported(self) -> "Idempotency":
-        """Return this policy with what it names as ``module:name`` imported.
+        """Return this policy with every ``module:name`` imported.
 
         Raises:
-            ConfigurationError: a name cannot be imported, or is something else than the field takes.
+            ConfigurationError: a name cannot be imported, or is nothing that the field takes.
         """
         found = {
             "store_failures": tuple(_imported("store_failures", each) for each in self._failures()),
@@ -220,12 +220,12 @@ class Idempotency:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that were given, without those that are open."""
+        """The options that were given, without defaults."""
         names: frozenset[str] = self.__dict__["_given"]
         return {name: getattr(self, name) for name in names}
 
     def over(self, defaults: Mapping[str, Any]) -> "Idempotency":
-        """Return this policy with the options that it leaves open taken from ``defaults``."""
+        """Return this policy with ``defaults`` for the options that were not given."""
         return Idempotency(**{**defaults, **self.given})
 
 
@@ -252,7 +252,7 @@ def _imported(field: str, value: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"{field}={value!r} cannot be imported: {error}") from error
     if isinstance(found, str):
-        raise ConfigurationError(f"{field}={value!r} is itself only a text")
+        raise ConfigurationError(f"{field}={value!r} is only a text")
     return found
 
 
