@@ -189,7 +189,7 @@ class Record:
         return Status.EXPIRED if self.expiration < int(now) else self.status
 
     def awaits_successor(self, token: str, now: float) -> bool:
-        """Return whether a copy's successor was published and is not due yet, so is still queued, at an epoch second."""
+        """Return whether a copy's successor was published and is not due yet at a time in epoch seconds."""
         return self.deferred.get(token, 0) > now * 1000
 
     def past_deferrals(self, now: float) -> list[str]:
