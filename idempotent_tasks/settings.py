@@ -210,6 +210,11 @@ class Settings:
     #: The app's previous store in this process, or None.
     former_store: Store | None = None
 
+    @property
+    def accepts_pickle(self) -> bool:
+        """Whether the app reads pickle."""
+        return PICKLE in self.accepted
+
     def store_under(self, policy: Idempotency) -> Store:
         """Return the store; for a task with ``cache``, behind this process's cache."""
         if policy.cache is None:

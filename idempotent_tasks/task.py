@@ -241,7 +241,7 @@ class IdempotentTask(Task):
         return self._resolved[1]
 
     def _check(self, policy: Idempotency, settings: Settings) -> None:
-        if policy.codec == PICKLE and PICKLE not in settings.accepted:
+        if policy.codec == PICKLE and not settings.accepts_pickle:
             msg = (
                 "codec='pickle' is what the app does not accept: who can write a record could run code here; "
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
