@@ -38,7 +38,7 @@ def canonical(value: Any) -> str:
         UncanonicalError: the value, or a part of it, has no canonical form.
     """
     try:
-        return _text_at_once(value) or _text(_form(value, "it"))
+        return _plain_text(value) or _text(_form(value, "it"))
     except RecursionError:
         raise UncanonicalError("a value that is nested too deeply or contains itself") from None
     except UncanonicalError:
@@ -48,7 +48,7 @@ def canonical(value: Any) -> str:
         raise UncanonicalError("a whole number with too many digits") from None
 
 
-def _text_at_once(value: Any) -> str | None:
+def _plain_text(value: Any) -> str | None:
     """Return the canonical form of a value if plain JSON is canonical for it, as for most; else None."""
     if not _is_plain(value):
         return None

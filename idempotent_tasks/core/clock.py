@@ -133,14 +133,14 @@ class ServerClock:
         shown = (server - self._local.now(), server + DATE_RESOLUTION_SECONDS - sent_at)
         with self._lock():
             if _gap(self._bounds or (0.0, 0.0), shown) <= DRIFT_SECONDS:
-                self._know(shown if self._bounds is None else _narrowed(self._bounds, shown))
+                self._set_bounds(shown if self._bounds is None else _narrowed(self._bounds, shown))
             elif self._jump is None or _gap(self._jump, shown) > DRIFT_SECONDS:
                 self._jump = shown
             else:
                 self._latest = -math.inf
-                self._know(_narrowed(self._jump, shown))
+                self._set_bounds(_narrowed(self._jump, shown))
 
-    def _know(self, bounds: tuple[float, float]) -> None:
+    def _set_bounds(self, bounds: tuple[float, float]) -> None:
         self._bounds, self._jump, self._offset = bounds, None, _middle(bounds)
 
     def _lock(self) -> threading.RLock:

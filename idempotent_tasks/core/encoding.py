@@ -75,9 +75,9 @@ FAILURE: Final = "failure"
 #: The members of an object in which kombu's JSON writes a value of a registered type.
 _TAG: Final = {"__type__", "__value__"}
 #: The names that kombu's JSON registers itself.
-_KOMBUS: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
+_KOMBU_NAMES: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
 #: JSON writes these and their subclasses without looking for a registered type.
-_JSONS: Final = (str, int, float, list, tuple, dict)
+_JSON_TYPES: Final = (str, int, float, list, tuple, dict)
 #: Characters in the name of a registered type.
 _LONGEST_NAME: Final = 100
 
@@ -275,7 +275,7 @@ def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outc
         error: the exception that the body raised.
         interrupts: as for `encode_result`.
     """
-    named = _path(type(error))
+    named = _type_name(type(error))
     # As pickle does, but never by the type's own `__reduce__`; an OSError has more than its `args`.
     _, args, *state = _builtin(type(error)).__reduce__(error)
     try:
@@ -338,7 +338,7 @@ def _find(
     while waiting:
         kind = waiting.pop()
         if not issubclass(kind, never):
-            if _path(kind) == name:
+            if _type_name(kind) == name:
                 return kind
             waiting.extend(kind.__subclasses__())
     return None
@@ -381,7 +381,7 @@ def register_type(
     if encode is None or decode is None:
         if encode is not decode:
             raise ConfigurationError(f"register_type({cls.__qualname__}) has one of encode= and decode=; give both")
-        encode, decode = _pydantics(cls)
+        encode, decode = _pydantic_codec(cls)
     write = encode
 
     def encode_exactly(value: T) -> Any:
@@ -403,22 +403,23 @@ def _check(cls: type[Any], name: str) -> None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
         raise refused(f"the name is not 1 to {_LONGEST_NAME} printable characters")
     holder = _registered.get(name)
-    if name in _KOMBUS or (holder is not None and _path(holder) != _path(cls)):
-        raise refused(f"the name is taken by {'kombu' if holder is None else _path(holder)}")
-    if issubclass(cls, _JSONS):
-        raise refused(f"it is a {next(each for each in _JSONS if issubclass(cls, each)).__name__}, written as such")
+    if name in _KOMBU_NAMES or (holder is not None and _type_name(holder) != _type_name(cls)):
+        raise refused(f"the name is taken by {'kombu' if holder is None else _type_name(holder)}")
+    written_as = next((each for each in _JSON_TYPES if issubclass(cls, each)), None)
+    if written_as is not None:
+        raise refused(f"it is a {written_as.__name__}, written as such")
     if hasattr(cls, "__json__"):
-        raise refused("it has __json__(), which kombu prefers and which says nothing about the way back")
+        raise refused("it has __json__(), which kombu prefers and which does not say how to decode it")
     base = next((each for each in _registered.values() if each in cls.__mro__[1:]), None)
     if base is not None:
-        raise refused(f"register it before {_path(base)}, which it is derived from: kombu takes the first that fits")
+        raise refused(f"register it before its base {_type_name(base)}: kombu takes the first that fits")
 
 
-def _path(cls: type[Any]) -> str:
+def _type_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _pydantics(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
+def _pydantic_codec(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
     try:
         adapter: Any = import_module("pydantic").TypeAdapter(cls)
     except ImportError as error:

@@ -133,7 +133,7 @@ class Guard:
 
         Args:
             request: the claim to request.
-            body: the task's body; an exception that is no final failure is passed on after the key's release.
+            body: the task's body; after the key's release, its exceptions but final failures are passed on.
 
         Raises:
             PayloadMismatchError: the key was used with another payload.
@@ -198,7 +198,7 @@ class Guard:
                 verdict = self._settled(run)
         except BaseException as error:
             if not run.ended:
-                self._let_go(run, error)
+                self._release(run, error)
                 raise
             if not isinstance(error, self.store.interrupts):
                 raise
@@ -207,7 +207,7 @@ class Guard:
         return verdict
 
     def _run_body(self, run: RunContext, body: Callable[[RunContext], Any]) -> None:
-        """Run the body to its outcome; pass on an exception that is none."""
+        """Run the body to its outcome; pass on any other exception."""
         try:
             # No call between these two, so that no interrupt comes between them.
             run.value = body(run)
@@ -218,7 +218,7 @@ class Guard:
             run.failure = error
             run.ended = True
 
-    def _let_go(self, run: RunContext, error: BaseException) -> None:
+    def _release(self, run: RunContext, error: BaseException) -> None:
         # Only the watcher knows whether the body exited by itself or was asked to from outside.
         if not (isinstance(error, PROCESS_ENDS) and self.watched):
             run.hand_over(type(error).__name__, crashed=self._is_crash(error))

@@ -34,7 +34,7 @@ LATE_AFTER: Final = 1 / 20
 #: The most threads that renew.
 MOST_THREADS: Final = 16
 #: How many renewals of ended runs may stay queued before the queue is swept.
-MOST_OVER: Final = 64
+MOST_ENDED: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,20 +132,20 @@ class _Renewal:
         if self.done:
             return
         clock, claim = self.store.clock, self.run.claim
-        whole = self.terms.lease_seconds
-        lease = whole if self.last is None else min(whole, self.last - clock.now())
+        full_lease = self.terms.lease_seconds
+        lease = full_lease if self.last is None else min(full_lease, self.last - clock.now())
         if lease <= 0:
             self.done = True
             return
         try:
             # So short that two renewals may fail or hang.
-            with limited(clock, whole * RENEW_AFTER):
+            with limited(clock, full_lease * RENEW_AFTER):
                 answer = self.store.renew(claim, lease, claim.request.retention_seconds)
         except Exception as error:
             if not isinstance(error, StoreError):
                 # One store's bug must not end the thread that renews every claim of the process.
                 logger.exception("the claim of %s cannot be renewed", claim.key)
-            self.due = clock.now() + whole * LEASE_PART
+            self.due = clock.now() + full_lease * LEASE_PART
             return
         if isinstance(answer, Lost):
             self.done = True
@@ -158,7 +158,7 @@ class _Renewal:
         now = clock.now()
         # The answer may have been slow, or have corrected the store's clock.
         late = lease - (answer.claim.expires_at - now)
-        self.due = now + whole * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
+        self.due = now + full_lease * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
         if now < answer.claim.expires_at:
             self.observe(events.Renewed.about(claim.request))
 
@@ -171,7 +171,7 @@ class RenewalQueue:
         #: Break ties, because renewals cannot be compared.
         self._numbers = count()
         self._heap: list[tuple[float, int, _Renewal]] = []
-        self._over = 0
+        self._ended = 0
 
     def __len__(self) -> int:
         with self._lock:
@@ -202,11 +202,11 @@ class RenewalQueue:
     def sweep(self) -> None:
         """Count a run that has ended, and remove such runs if there are many."""
         with self._lock:
-            self._over += 1
-            if self._over > max(MOST_OVER, len(self._heap) // 2):
+            self._ended += 1
+            if self._ended > max(MOST_ENDED, len(self._heap) // 2):
                 self._heap = [entry for entry in self._heap if not entry[-1].done]
                 heapq.heapify(self._heap)
-                self._over = 0
+                self._ended = 0
 
 
 class LeaseRenewer:

@@ -59,11 +59,11 @@ class Results:
             ResultEncodingError: the result cannot be encoded.
         """
         codec = POWERTOOLS if self.policy.powertools else self.policy.codec
-        return self._placed(encode_result(value, codec, interrupts=self.store.interrupts), claim)
+        return self._offloaded(encode_result(value, codec, interrupts=self.store.interrupts), claim)
 
     def failed(self, error: BaseException, claim: Claim) -> Outcome:
         """Encode a final failure as an outcome, as `completed` does a result."""
-        return self._placed(encode_failure(error, interrupts=self.store.interrupts), claim)
+        return self._offloaded(encode_failure(error, interrupts=self.store.interrupts), claim)
 
     def result(self, record: Record, recalled: Recalled | None = None) -> Any:
         """Return the result of a completed record; ``recalled`` where it was not stored.
@@ -74,7 +74,7 @@ class Results:
         """
         if recalled is not None and record.codec == NONE:
             return recalled.value
-        return decode_result(self._whole(record), accepted=self.accepted, interrupts=self.store.interrupts)
+        return decode_result(self._with_data(record), accepted=self.accepted, interrupts=self.store.interrupts)
 
     def failure(self, record: Record) -> BaseException:
         """Return the exception of a failed record, or a `StoredFailureError` with why it cannot be rebuilt.
@@ -83,7 +83,7 @@ class Results:
             StoreError: the bucket does not answer.
         """
         try:
-            whole = self._whole(record)
+            whole = self._with_data(record)
             return decode_failure(
                 whole, self.policy.final_errors, never=self.never_final, interrupts=self.store.interrupts
             )
@@ -107,7 +107,7 @@ class Results:
             raise ConfigurationError(msg, record.task, record.key)
         return replayed
 
-    def _placed(self, outcome: Outcome, claim: Claim) -> Outcome:
+    def _offloaded(self, outcome: Outcome, claim: Claim) -> Outcome:
         # Powertools does not read from a bucket.
         size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.bucket
         most = self.store.store.max_data_bytes
@@ -129,7 +129,7 @@ class Results:
             outcome.error or f"the result has {size} bytes as {outcome.codec}, {reason}", outcome.status
         )
 
-    def _whole(self, record: Record) -> Record:
+    def _with_data(self, record: Record) -> Record:
         """Return a record with its data, fetched from the bucket if it is stored there."""
         codec = record.codec or ""
         if not codec.endswith(ELSEWHERE):
