@@ -25,15 +25,12 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the time in epoch seconds (UTC)."""
-        ...
 
     def monotonic(self) -> float:
         """Return monotonic seconds, for durations and deadlines."""
-        ...
 
     def sleep(self, seconds: float) -> None:
         """Return after this many seconds."""
-        ...
 
 
 class SystemClock:

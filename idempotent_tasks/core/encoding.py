@@ -165,7 +165,12 @@ def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts:
     if record.codec == NONE:
         raise unavailable(record, record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
-    _check_readable(record, codec, accepted)
+    if codec not in _WRITERS and not is_codec(codec):
+        raise unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
+    if codec not in (JSON, POWERTOOLS, *accepted):
+        raise unavailable(
+            record, f"its result was stored as {codec}, which this app does not accept; see accept_content"
+        )
     if record.data is None and record.codec in (JSON, None):
         return None
     try:
@@ -213,14 +218,6 @@ def _dumps_as(codec: str, value: Any) -> str | bytes:
     except EncodeError as error:
         raise (error.__context__ or error) from None
     return data
-
-
-def _check_readable(record: Record, codec: str, accepted: Collection[str]) -> None:
-    if codec not in _WRITERS and not is_codec(codec):
-        raise unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
-    if codec not in (JSON, POWERTOOLS, *accepted):
-        why = f"its result was stored as {codec}, which this app does not accept; see accept_content"
-        raise unavailable(record, why)
 
 
 def _loads_as(codec: str, data: str | bytes) -> Any:

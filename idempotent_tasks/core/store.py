@@ -42,12 +42,10 @@ class Store(Protocol):
     @property
     def clock(self) -> Clock:
         """The clock that all callers of this store share; claims expire by it."""
-        ...
 
     @property
     def max_data_bytes(self) -> int:
         """The largest ``Outcome.data`` that a commit takes, in bytes."""
-        ...
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         """Claim the key if `idempotent_tasks.core.records.claimable`, else return why not.
@@ -60,7 +58,6 @@ class Store(Protocol):
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
         """
-        ...
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """Store the outcome if the claim's owner still holds the key, even past the claim's expiry.
@@ -72,7 +69,6 @@ class Store(Protocol):
             `Committed`, also if an earlier try of this call did it; `Superseded` with the record of another owner, or
             of none if the claim was released; `Vanished` if there is no record any more.
         """
-        ...
 
     def restore(self, record: Record) -> None:
         """Write a whole record if its key has none.
@@ -80,7 +76,6 @@ class Store(Protocol):
         Raises:
             RecordExistsError: the key has a record, other than an outcome of the same owner.
         """
-        ...
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """Remove the owner from a record in progress, so that the next claim is granted; the fence stays.
@@ -96,7 +91,6 @@ class Store(Protocol):
             `Released`, also if an earlier try of this call did it and the claim's fence is known; `Lost` if the owner
             does not hold the key.
         """
-        ...
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
@@ -105,7 +99,6 @@ class Store(Protocol):
         changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's expiry with
         the time at which the answer arrives.
         """
-        ...
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """Note that the message copy with this token was deferred, so that a second delivery of it is not.
@@ -120,14 +113,12 @@ class Store(Protocol):
             due: when its successor is delivered, in epoch milliseconds by the store's clock.
             past: tokens whose notes are obsolete, of which up to `MOST_FORGOTTEN` are removed.
         """
-        ...
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """Note that a task's continuation was sent, so that a redelivery of the task does not send it again.
 
         Adds to ``Record.dispatched`` if the key has an outcome, unless `MOST_NOTED` others are noted.
         """
-        ...
 
     def get(self, key: str) -> Record:
         """Return the record, expired or not, as the last write left it.
@@ -135,7 +126,6 @@ class Store(Protocol):
         Raises:
             RecordNotFoundError: no record has this key.
         """
-        ...
 
 
 @runtime_checkable
@@ -148,11 +138,9 @@ class ResultStore(Protocol):
     @property
     def above_bytes(self) -> int | None:
         """Data of more bytes is stored here; None for only what a `Store` does not take."""
-        ...
 
     def put(self, data: bytes, expires_at: float) -> str:
         """Keep data at least until ``expires_at`` (epoch seconds), and return its address; safe to repeat."""
-        ...
 
     def get(self, address: str) -> bytes:
         """Return the data of an address.
@@ -160,4 +148,3 @@ class ResultStore(Protocol):
         Raises:
             ResultUnavailableError: it is gone, or was changed.
         """
-        ...
