@@ -78,7 +78,7 @@ class ClaimRequest:
     #: Of a reservation: until when its message may replace another publish of the key, in epoch milliseconds by the
     #: store's clock; None for always.
     stands_in_until: int | None = None
-    #: The process that requests it, as `idempotent_tasks.core.processes.current_process` names it.
+    #: The process that requests it, as ``current_process`` names it.
     process: str | None = None
 
 

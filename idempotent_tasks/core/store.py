@@ -111,7 +111,7 @@ class Store(Protocol):
             owner: the owner of the claim that the copy was deferred for.
             token: the copy's token.
             due: when its successor is delivered, in epoch milliseconds by the store's clock.
-            past: tokens whose notes are obsolete, of which up to `MOST_FORGOTTEN` are removed.
+            past: tokens whose notes are obsolete, of which up to ten are removed.
         """
 
     def note_dispatch(self, key: str, task_id: str) -> None:
