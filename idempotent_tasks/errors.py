@@ -15,7 +15,7 @@ The tree::
     ├── DuplicateError              refused when published (at_publish="raise")
     └── StoreError                  the store could not answer
         ├── StoreUnavailableError   for now: network, throttling, a 5xx
-        ├── StoreMisconfiguredError until somebody acts: table, schema, permission, clock
+        ├── StoreMisconfiguredError until an operator acts: table, schema, permission, clock
         ├── RecordCorruptError      an item that is not one of ours
         ├── RecordNotFoundError     no item has this key
         └── RecordExistsError       an item has this key already

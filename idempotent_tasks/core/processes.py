@@ -58,8 +58,8 @@ def has_ended(process: str | None, *, and_watcher: bool = True) -> bool:
         and_watcher: whether the watcher must have ended, too: it may still release the process's claims.
     """
     place, _, names = (process or "").rpartition("/")
-    asked = names.split(_WATCHED_BY)[: None if and_watcher else 1]
-    return bool(place) and place == _this_place() and all(map(_has_ended, asked))
+    must_end = names.split(_WATCHED_BY)[: None if and_watcher else 1]
+    return bool(place) and place == _this_place() and all(map(_has_ended, must_end))
 
 
 def _has_ended(name: str) -> bool:

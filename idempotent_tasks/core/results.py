@@ -125,9 +125,8 @@ class Results:
                 reason = f"and its bucket failed: {error.message}"
         if fits:
             return outcome
-        return unreplayable(
-            outcome.error or f"the result has {size} bytes as {outcome.codec}, {reason}", outcome.status
-        )
+        reason = f"the result has {size} bytes as {outcome.codec}, {reason}"
+        return unreplayable(outcome.error or reason, outcome.status)
 
     def _with_data(self, record: Record) -> Record:
         """Return a record with its data, fetched from the bucket if it is stored there."""
