@@ -1,4 +1,4 @@
-"""Every error of the library, all under one root.
+"""Errors of the library, all under one root.
 
 The tree::
 
@@ -10,19 +10,18 @@ The tree::
     ├── InProgressError             another delivery holds the key (on_busy="raise")
     ├── CrashLoopError              the body killed its worker too many times
     ├── ResultEncodingError         the body succeeded, its result cannot be stored
-    ├── ResultUnavailableError      a replay whose result was never stored, or is gone
-    │   └── StoredFailureError      a replay of a stored failure that cannot be raised again as it was
+    ├── ResultUnavailableError      the result to replay was never stored, or is gone
+    │   └── StoredFailureError      the failure to replay cannot be raised again as it was
     ├── DuplicateError              refused when published (at_publish="raise")
     └── StoreError                  the store could not answer
         ├── StoreUnavailableError   for now: network, throttling, a 5xx
-        ├── StoreMisconfiguredError until somebody acts: table, schema, permission, clock
+        ├── StoreMisconfiguredError until an operator acts: table, schema, permission, clock
         ├── RecordCorruptError      an item that is not one of ours
         ├── RecordNotFoundError     no item has this key
         └── RecordExistsError       an item has this key already
 
-An error names the task and the key, never an argument or a result.  All its state is in ``args``, because
-pickle and Celery's JSON result backends both rebuild an exception as ``type(*args)``
-(``celery.backends.base.Backend.exception_to_python``).
+An error names the task and the key, never an argument or a result.  All its state is in ``args``, because pickle and
+Celery's JSON result backends rebuild it as ``type(*args)`` (``celery.backends.base.Backend.exception_to_python``).
 """
 
 from typing import ClassVar, Self
@@ -53,11 +52,11 @@ class IdempotencyError(Exception):
 
     Attributes:
         message: what happened and what to do about it; by default `default_message`.
-        task: the Celery task's name, where there is one.
-        key: the record's key, where there is one.
+        task: the Celery task's name, or None.
+        key: the record's key, or None.
     """
 
-    #: The message of an error that is raised without one; not the docstring, which ``python -OO`` removes.
+    #: The message of an error that is raised without one; not taken from the docstring, which ``python -OO`` removes.
     default_message: ClassVar[str] = "Something went wrong in idempotent_tasks."
 
     def __init__(self, message: str = "", task: str | None = None, key: str | None = None, *more: object) -> None:
@@ -133,7 +132,7 @@ class StoredFailureError(ResultUnavailableError):
     """The key failed for good; its error cannot be raised again as it was.
 
     Attributes:
-        original: the error's type by module and name, where the record says it.
+        original: the error's type by module and name; None if the record names none.
     """
 
     default_message = "The key failed for good; its error cannot be raised again as it was."
@@ -146,7 +145,7 @@ class StoredFailureError(ResultUnavailableError):
 
     @classmethod
     def of(cls, original: str | None, why: str, task: str | None, key: str) -> Self:
-        """Return the error for a record that names ``original``, and cannot raise it for the reason ``why``."""
+        """Return the error for a record whose ``original`` cannot be raised, and ``why``."""
         msg = f"it failed for good ({original}), and the body does not run again; {why}"
         return cls(msg, task, key, original)
 

@@ -1,4 +1,4 @@
-"""Events of deliveries, as frozen dataclasses, and the observers that they are sent to."""
+"""Events of deliveries, as frozen dataclasses, and the observers that receive them."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ logger = logging.getLogger("idempotent_tasks")
 
 
 class _Subject(Protocol):
-    """What an event is about, such as a claim request."""
+    """The subject of an event, such as a claim request."""
 
     @property
     def task(self) -> str: ...
@@ -50,22 +50,22 @@ class _Subject(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Base of all events: something happened to a delivery of a key, or to a message before it was published."""
+    """Base of all events of a delivery, or of a message before it was published."""
 
-    #: The severity under which `log_event` logs it.
+    #: The level at which `log_event` logs it.
     level: ClassVar[int] = logging.INFO
 
-    #: The Celery task's name and this delivery's task id; of what was not published the id that it would have had.
+    #: The Celery task's name and this delivery's task id; for a message that was not published, the id it would have.
     task: str
     task_id: str
     #: The record's key; a digest of the arguments, never the arguments.
     key: str
-    #: The node name of the worker that has the delivery; empty outside a worker.
+    #: The node name of the worker; empty outside a worker.
     worker: str
 
     @classmethod
     def about(cls, subject: _Subject, **details: Any) -> Self:
-        """Return the event of one delivery, such as its claim request, with the event's own fields."""
+        """Return an event about a subject, such as a claim request, with the event's own fields."""
         return cls(task=subject.task, task_id=subject.task_id, key=subject.key, worker=subject.worker, **details)
 
 
@@ -80,7 +80,7 @@ class Reserved(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Joined(Event):
-    """``at_publish="join"``: the key has a task already, whose result the producer got instead of publishing."""
+    """``at_publish="join"``: the key has a task already; the producer got its result and published nothing."""
 
     #: That task's id.
     holder_task_id: str
@@ -90,13 +90,13 @@ class Joined(Event):
 class Refused(Event):
     """``at_publish="raise"``: the key has a task already, and nothing was published."""
 
-    #: That task's id, where the record names it.
+    #: That task's id; None if the record names none.
     holder_task_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unreserved(Event):
-    """The message was published without a reservation, because the store could not be asked for one."""
+    """The message was published without a reservation, because the store failed."""
 
     #: The type of the store's error.
     reason: str
@@ -118,7 +118,7 @@ class Committed(Event):
 
     level = logging.DEBUG
     fence: int
-    #: Whether a later delivery can have the result.
+    #: Whether a later delivery can get the outcome.
     replayable: bool
     #: Seconds from the claim to the commit.
     seconds: float
@@ -137,21 +137,21 @@ class Unreplayable(Event):
 class Released(Event):
     """The body did not finish; the key is free for the next delivery.
 
-    Sent once for each claim that ends without an outcome, also where the release found the claim lost or the store took
-    none: the reason says so.
+    Emitted once for each claim that ends without an outcome, also if the release found the claim lost or the store
+    failed, which the reason then says.
     """
 
-    #: The exception's type, for example ``Retry``; ``Unseen`` where no body began under a claim whose answer was lost.
+    #: The exception's type, for example ``Retry``; ``Unseen`` if no body began under a claim whose answer was lost.
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed(Event):
-    """The stored outcome was returned, or raised where it is a failure; the body did not run."""
+    """The stored outcome was returned, or raised if it is a failure; the body did not run."""
 
-    #: The task id whose run gave the outcome, where the record names it.
+    #: The task id whose run gave the outcome; None if the record names none.
     holder_task_id: str | None
-    #: Seconds since the outcome was stored; None where the record does not say when.
+    #: Seconds since the outcome was stored; None if the record does not say when.
     age_seconds: float | None
 
 
@@ -161,21 +161,21 @@ class Deferred(Event):
 
     #: Seconds until the copy runs.
     countdown_seconds: float
-    #: ``busy``; ``sending`` where another copy of the delivery may be sending what follows; or the type of the store's
+    #: ``busy``; ``sending`` if another copy of the delivery may be sending the continuation; or the type of the store's
     #: error.
     reason: str
-    #: How often this message has been deferred by now; 1 for the first time.
+    #: How often this message has been deferred; 1 for the first time.
     deferrals: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged(Event):
-    """The key was running and another copy of the same message waits for it already; this copy was dropped."""
+    """The key was running and another copy of the message waits for it already; this copy was dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dispatched(Event):
-    """What follows the task (links, chain, chord) was sent, which a redelivery will know."""
+    """The task's continuation (links, chain, chord) was sent; a redelivery does not send it again."""
 
     level = logging.DEBUG
 
@@ -195,10 +195,10 @@ class Superseded(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unrecorded(Event):
-    """The body finished, but the store took no outcome: another delivery may run the body again."""
+    """The body finished, but its outcome was not stored: another delivery may run the body again."""
 
     level = logging.ERROR
-    #: The type of the store's error; ``Released`` where somebody had freed the key while the body ran.
+    #: The type of the store's error; ``Released`` if the key was released while the body ran.
     reason: str
 
 
@@ -232,32 +232,14 @@ class Lost(Event):
     level = logging.ERROR
 
 
-#: Every kind of event.
-KINDS: Final[tuple[type[Event], ...]] = (
-    Reserved,
-    Joined,
-    Refused,
-    Unreserved,
-    Claimed,
-    Committed,
-    Unreplayable,
-    Released,
-    Replayed,
-    Deferred,
-    Merged,
-    Dispatched,
-    Skipped,
-    Superseded,
-    Unrecorded,
-    Mismatched,
-    CrashLooped,
-    Renewed,
-    Lost,
+#: Every event class of this module, in the order above.
+KINDS: Final[tuple[type[Event], ...]] = tuple(
+    each for each in list(globals().values()) if isinstance(each, type) and Event in each.__bases__
 )
 
 Observer = Callable[[Event], None]
 
-#: The fields that the log's text has at its beginning or, as the worker, only in the ``extra``.
+#: The fields that a log message begins with or, as the worker, has only in its ``extra``.
 _EVENT_FIELDS: Final = ("task", "task_id", "key", "worker")
 
 
@@ -281,11 +263,11 @@ def log_event(event: Event) -> None:
 
 
 class Observers:
-    """Notifies each observer of each event; one that raises is logged and changes nothing.
+    """Notifies each observer of each event; an observer's exception is logged and changes nothing.
 
     Args:
-        observers: in the order in which they are notified.
-        interrupts: exceptions that something outside raises into this thread; they are no observer's failure.
+        observers: notified in this order.
+        interrupts: exceptions that are raised into this thread from outside; they are passed on.
     """
 
     def __init__(self, observers: Sequence[Observer], interrupts: tuple[type[BaseException], ...] = ()) -> None:

@@ -1,6 +1,6 @@
 """Parse and validate the ``idempotency_*`` settings of an app: ``app.conf`` -> `Settings`.
 
-A setting is a row of `SETTINGS` and a field of `Settings`; the reference's tables are made from the rows.
+Each setting is a row of `SETTINGS`, from which the reference's tables are made, and a field of `Settings`.
 """
 
 import gc
@@ -78,7 +78,7 @@ def _check_mode(key: str, raw: Any) -> str:
 
 
 def _codes(key: str, raw: Any) -> frozenset[str]:
-    """Return the codes of findings; whether there are such findings is asked by the checks themselves."""
+    """Return the codes of findings, which the checks validate."""
     if isinstance(raw, str) or not isinstance(raw, Collection) or not all(isinstance(each, str) for each in raw):
         raise ConfigurationError(f"{key}={raw!r} is not a list of codes of findings")
     return frozenset(raw)
@@ -118,14 +118,14 @@ class Setting:
 
     #: The key of ``app.conf`` without ``idempotency_``.
     name: str
-    #: The raw value of an app that sets none; None for nothing.
+    #: The raw default; None for no value.
     default: Any = None
-    #: Takes `key` and a raw value, and returns what the library uses or raises `ConfigurationError`; None where other
-    #: values are needed too.
+    #: Takes `key` and a raw value; returns the parsed value or raises `ConfigurationError`. None for a setting that is
+    #: parsed elsewhere, with other values.
     parse: Callable[[str, Any], Any] | None = None
-    #: For the reference, as Markdown; empty for an option of a task, whose meaning `Idempotency` documents.
+    #: Markdown for the reference; empty for an option of a task, which `Idempotency` documents.
     meaning: str = ""
-    #: The environment variable that counts before ``app.conf``; none if empty.
+    #: The environment variable that overrides ``app.conf``; empty for none.
     variable: str = ""
 
     @property
@@ -134,13 +134,13 @@ class Setting:
         return _PREFIX + self.name
 
     def value(self, raw: Any) -> Any:
-        """Return the parsed value: the environment's, else the raw one of ``app.conf``, else the default."""
+        """Return the parsed value: from the environment, else from ``app.conf`` (raw), else the default."""
         given = os.environ.get(self.variable) or raw
         given = self.default if given is None else given
         return given if given is None or self.parse is None else self.parse(self.key, given)
 
 
-#: Every setting. An option of a task has one for its default, which `Idempotency` checks.
+#: Every setting. Those of the options of a task are their defaults, which `Idempotency` validates.
 SETTINGS: Final = (
     Setting("store", meaning='always needed: a [URL or a store](store.md), `"dynamodb://REGION/TABLE"`, `"memory://"`'),
     Setting(
@@ -191,43 +191,42 @@ class Settings:
     """The parsed settings of an app. A field whose name is a setting's has that setting's value."""
 
     store: Store
-    #: What tasks with ``Idempotency(cache=...)`` remember.
+    #: The outcomes that tasks with ``Idempotency(cache=...)`` keep in memory.
     outcomes: OutcomeCache
-    #: Notifies every observer of an event.
     observe: Observers
-    #: ``idempotency_<option>``, by the field of `Idempotency`; only what the app sets.
+    #: ``idempotency_<option>`` by the field of `Idempotency`; only those that the app sets.
     defaults: Mapping[str, Any]
     checks: str = "warn"
     silenced_checks: frozenset[str] = frozenset()
     disabled: bool = False
     #: The address and port on which a worker serves its Prometheus metrics.
     prometheus: tuple[str, int] | None = None
-    #: Where results are stored that are larger than the store takes; None for nowhere.
+    #: For results that are too large for the store, or None.
     results: ResultStore | None = None
     #: The names of the serializers that the app reads from its broker or its result backend.
     accepted: frozenset[str] = frozenset()
-    #: The raw value of every setting, by its name, when it was read.
+    #: The raw value of every setting by its name, as it was read.
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    #: The store that the app used in this process before it was given another; None where there is none.
+    #: The app's previous store in this process, or None.
     former_store: Store | None = None
 
     @property
     def accepts_pickle(self) -> bool:
-        """Whether pickle is one of the serializers that the app reads."""
+        """Whether the app reads pickle."""
         return PICKLE in self.accepted
 
     def store_under(self, policy: Idempotency) -> Store:
-        """Return the store, or for a task with ``cache`` this process's memory in front of it."""
+        """Return the store; for a task with ``cache``, behind this process's cache."""
         if policy.cache is None:
             return self.store
         return CachedStore(inner=self.store, cache=self.outcomes, max_age=seconds(policy.cache))
 
 
 class SettingsRegistry:
-    """The settings that the apps of one process have been read with."""
+    """The settings of the apps of one process."""
 
     def __init__(self) -> None:
-        #: By app: the raw store that the settings were read with, and the settings.
+        #: By app: the raw store with which the settings were read, and the settings.
         self.read: WeakKeyDictionary[Any, tuple[Any, Settings]] = WeakKeyDictionary()
         self.lock = threading.Lock()
 
@@ -247,7 +246,7 @@ def settings_of(app: Any) -> Settings:
         ConfigurationError: a setting is missing, unknown or wrong, or contradicts another app's.
     """
     raw_store = app.conf.get("idempotency_store")
-    # Without the lock where it can be: a child that is forked while another thread holds it never gets it.
+    # Without the lock if known: a child that is forked while another thread holds it would never get it.
     settings = _apps.known(app, raw_store)
     if settings is None:
         with _apps.lock:
@@ -258,10 +257,10 @@ def settings_of(app: Any) -> Settings:
 
 @contextmanager
 def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] = ()) -> Iterator[None]:
-    """Let an app have another store and other observers for the length of a block, in this process: for tests.
+    """Replace an app's store and observers during a block, in this process: for tests.
 
-    The app's configuration is not touched; its other settings hold, but for the bucket of results, and it needs no
-    store of its own.
+    The app needs no store of its own, and uses no bucket; its other settings hold, and its configuration stays as it
+    is.
 
     Raises:
         ConfigurationError: another setting is wrong.
@@ -282,20 +281,20 @@ def temporary_settings(app: Any, *, store: Store, observers: Sequence[Observer] 
 
 
 def changed_settings(app: Any) -> list[str]:
-    """Return the settings of an app that were changed since they were read, which is without effect."""
+    """Return the settings of an app that were changed after they were read, which has no effect."""
     read, now = settings_of(app).raw, _raw(app)
     return [_PREFIX + name for name in now if read[name] is not now[name] and read[name] != now[name]]
 
 
 def codec_of(conf: Any, serializer: str | None) -> str:
-    """Return how a task's results are stored so that a replay is what the first delivery gave.
+    """Return the codec for a task's results with which a replay equals the first delivery's result.
 
-    That was written by the result backend's serializer for who waits for it, and by the messages' for the tasks that
-    follow.  pickle keeps what either does.
+    The result backend's serializer wrote that for its caller, and the messages' serializer for the tasks that follow;
+    pickle keeps what either keeps.
 
     Args:
-        conf: the app's.
-        serializer: the task's own, which is the app's where it has none.
+        conf: the app's configuration.
+        serializer: the task's own, or None for the app's.
     """
     written = (conf.result_serializer, serializer or conf.task_serializer)
     used = [name for name in written if name != JSON and name in _accepted(conf)]
@@ -303,14 +302,14 @@ def codec_of(conf: Any, serializer: str | None) -> str:
 
 
 def _parsed(app: Any, store: Store) -> Settings:
-    """Return an app's settings with a store that has been parsed already."""
+    """Parse an app's settings, except for its store."""
     raw = _raw(app)
     defaults = {name: raw[name] for name in _OPTIONS if raw[name] is not None}
     Idempotency.of(defaults)
     value = {setting.name: setting.value(raw[setting.name]) for setting in SETTINGS if setting.parse}
     observers, prometheus = value.pop("observers"), value.pop("prometheus_port")
     if prometheus is not None:
-        # What is served must be counted, and once.
+        # Metrics that are served must be counted, and only once.
         observers += [each for each in _observers("idempotency_observers", "prometheus") if each not in observers]
     most, most_bytes = value.pop("cache_outcomes"), value.pop("cache_bytes")
     return Settings(
@@ -329,7 +328,7 @@ def _parsed(app: Any, store: Store) -> Settings:
 def _load(app: Any, raw_store: Any) -> Settings:
     _refuse_unknown(app)
     store = _store(raw_store, app.main or "")
-    _refuse_other_layout(app, store)
+    _check_shared_table(app, store)
     settings = _parsed(app, store)
     if app not in _apps.read:
         return settings
@@ -340,15 +339,14 @@ def _load(app: Any, raw_store: Any) -> Settings:
     return replace(settings, former_store=former)
 
 
-def _refuse_other_layout(app: Any, store: Store) -> None:
-    """Refuse a table that another app uses with other attribute names: neither would see the other's records."""
-    if _contradicted(app, store) is None:
+def _check_shared_table(app: Any, store: Store) -> None:
+    """Raise for a table that another app uses with other attribute names: neither would see the other's records."""
+    if _conflict(app, store) is None:
         return
-    # It may be an app that nobody has any more.
+    # The other app may be garbage.
     gc.collect()
-    contradicted = _contradicted(app, store)
-    if contradicted is not None:
-        other, differences = contradicted
+    if (conflict := _conflict(app, store)) is not None:
+        other, differences = conflict
         msg = (
             f"apps {app.main!r} and {other.main!r} use one table, {store!r}, with different attribute names "
             f"({', '.join(differences)}), so that neither sees the other's records; "
@@ -357,8 +355,8 @@ def _refuse_other_layout(app: Any, store: Store) -> None:
         raise ConfigurationError(msg)
 
 
-def _contradicted(app: Any, store: Store) -> tuple[Any, list[str]] | None:
-    """Return another app that has the store's table under other names, and which."""
+def _conflict(app: Any, store: Store) -> tuple[Any, list[str]] | None:
+    """Return another app that uses the store's table with other attribute names, and their differences."""
     if not isinstance(store, DynamoDBStore) or store.connection.place is None:
         return None
     for other, (_, settings) in list(_apps.read.items()):
@@ -389,7 +387,7 @@ def _store(raw: Any, app_name: str) -> Store:
     remedy = 'set app.conf.idempotency_store to "dynamodb://REGION/TABLE", "memory://" or a Store'
     if raw is None:
         raise ConfigurationError(f"app {app_name!r} has no idempotency store; {remedy}")
-    # Of a text only what cannot be a password: a secret is quoted by nobody.
+    # Of a text, quote only what cannot be a password.
     begins = re.match(r"[a-z][a-z0-9+]*(?=:|$)", raw) if isinstance(raw, str) else None
     scheme = begins[0] if begins else type(raw).__name__
     raise ConfigurationError(f"app {app_name!r} has an unusable idempotency store ({scheme!r}); {remedy}")
@@ -417,16 +415,15 @@ def _refuse_unknown(app: Any) -> None:
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
 
 
-#: The settings whose URLs may have a secret in them, under whatever namespace.
+#: The settings whose URLs may contain a secret, under any namespace.
 _SECRETIVE: Final = r"IDEMPOTENCY_(STORE|RESULTS_BUCKET)$"
 
 
 def _mask_in_reports() -> None:
-    """Have ``celery report`` and ``celery inspect conf`` mask the settings that may have a secret in them.
+    """Mask the settings that may contain a secret in ``celery report`` and ``celery inspect conf``.
 
-    Celery masks what a pattern of its own finds, and has no other way to name more
-    (``celery.app.utils.filter_hidden_settings``).  A text that looks otherwise when it is printed would not do:
-    ``inspect conf`` sends the text itself.
+    By Celery's own pattern, the only way to name more (``celery.app.utils.filter_hidden_settings``): a ``str`` subclass
+    with another ``repr`` would not do, because ``inspect conf`` sends the text itself.
     """
     masked = utils.HIDDEN_SETTINGS
     if _SECRETIVE not in masked.pattern:

@@ -1,14 +1,14 @@
-"""Canonical JSON of a value: equal values give equal text, different values different text.
+"""Canonical JSON: equal values give equal text, different values different text.
 
-The form survives Celery's JSON serialisation: a value and what a worker receives of it have the same form, so a
-tuple is a list, an enumeration member is its value, a dataclass or pydantic model is a mapping of its fields.
+A value and what a worker receives of it after Celery's JSON serialisation have the same form: a tuple is a list, an
+enumeration member is its value, a dataclass or pydantic model is a mapping of its fields.
 """
 
 import base64
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -18,17 +18,17 @@ from uuid import UUID
 
 __all__ = ["UncanonicalError", "canonical", "fields_of"]
 
-#: The one member of an object that stands for a value JSON has no type for: ``{"": [type, text]}``.
+#: The only member of an object that stands for a value JSON has no type for: ``{"": [type, text]}``.
 _TAG: Final = ""
 _LEAF_TYPES: Final = frozenset({str, int, float, bool, type(None)})
-#: How many levels plain JSON is used for: a value that contains itself has no end.
+#: The most levels written as plain JSON: a value that contains itself has no end.
 _DEEPEST: Final = 100
-#: Made once: `json.dumps` makes one for each call that has options. Nothing that it is given contains itself.
+#: Made once, because `json.dumps` makes one per call with options. It is never given a value that contains itself.
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 class UncanonicalError(ValueError):
-    """A value has no canonical form; the message says of what type and where, by no key of a mapping."""
+    """A value has no canonical form; the message names its type and place, but no key of a mapping."""
 
 
 def canonical(value: Any) -> str:
@@ -38,7 +38,7 @@ def canonical(value: Any) -> str:
         UncanonicalError: the value, or a part of it, has no canonical form.
     """
     try:
-        return _text_at_once(value) or _text(_form(value, "it"))
+        return _plain_text(value) or _text(_form(value, "it"))
     except RecursionError:
         raise UncanonicalError("a value that is nested too deeply or contains itself") from None
     except UncanonicalError:
@@ -48,8 +48,8 @@ def canonical(value: Any) -> str:
         raise UncanonicalError("a whole number with too many digits") from None
 
 
-def _text_at_once(value: Any) -> str | None:
-    """Return the canonical form of a value that plain JSON writes canonically, as most are, and None for any other."""
+def _plain_text(value: Any) -> str | None:
+    """Return the canonical form of a value if plain JSON is canonical for it, as for most; else None."""
     if not _is_plain(value):
         return None
     try:
@@ -60,7 +60,7 @@ def _text_at_once(value: Any) -> str | None:
 
 
 def _is_plain(value: Any, levels: int = _DEEPEST) -> bool:
-    """Return whether a value has only JSON's own types, no mapping key that is a tag, and at most so many levels."""
+    """Return whether a value has only JSON's types, no key that is a tag, and at most so many levels."""
     kind = type(value)
     if kind in _LEAF_TYPES:
         return True
@@ -71,7 +71,7 @@ def _is_plain(value: Any, levels: int = _DEEPEST) -> bool:
         value = value.values()
     elif kind is not list and kind is not tuple:
         return False
-    # No call for a leaf, and a loop where all() would make a generator: half of what the walk costs.
+    # No call for a leaf, and no generator as for all(): this halves the cost.
     for each in value:
         if type(each) not in _LEAF_TYPES and (not levels or not _is_plain(each, levels - 1)):
             return False
@@ -104,11 +104,13 @@ def _form(value: Any, path: str) -> Any:
     fields = fields_of(value)
     if fields is None:
         raise UncanonicalError(f"a {type(value).__module__}.{type(value).__qualname__} at {path}")
-    return _mapping(fields, path, _declared(value))
+    # A model may hold fields that its class does not declare.
+    declared = fields if dataclasses.is_dataclass(value) else getattr(type(value), "model_fields", ())
+    return _mapping(fields, path, declared)
 
 
-def _mapping(value: Mapping[Any, Any], path: str, declared: frozenset[str] = frozenset()) -> Any:
-    # The keys of a mapping are data, such as a person's name; the fields that a class declares are not.
+def _mapping(value: Mapping[Any, Any], path: str, declared: Collection[str] = ()) -> Any:
+    # A path shows no keys of a mapping, which are data, such as a person's name, but the fields that a class declares.
     pairs = [
         [_form(name, f"a key of {path}"), _form(each, f"{path}.{name}" if name in declared else f"{path}[…]")]
         for name, each in value.items()
@@ -117,13 +119,6 @@ def _mapping(value: Mapping[Any, Any], path: str, declared: frozenset[str] = fro
     if len(names) == len(pairs) and _TAG not in names:
         return dict(pairs)
     return _tagged("mapping", sorted(pairs, key=_text))
-
-
-def _declared(value: Any) -> frozenset[str]:
-    """Return the fields that the class of a dataclass instance or a model declares; a model may hold others too."""
-    if dataclasses.is_dataclass(value):
-        return frozenset(field.name for field in dataclasses.fields(value))
-    return frozenset(getattr(type(value), "model_fields", ()))
 
 
 def _tagged(kind: str, payload: Any) -> dict[str, Any]:
@@ -184,7 +179,7 @@ def _plain(kind: str, text: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
     return lambda value, _path: _tagged(kind, text(value))
 
 
-#: The first that fits is used, so that a subclass stands before its base.
+#: The first match is used, so a subclass stands before its base.
 _WRITERS: Final[tuple[tuple[type | tuple[type, ...], Callable[[Any, str], Any]], ...]] = (
     (str, lambda value, _path: str.__str__(value)),
     (int, lambda value, _path: int(value)),

@@ -1,4 +1,4 @@
-"""The one source of time: epoch seconds, sleeping, and the offset to the store's own clock.
+"""Clocks: epoch seconds, sleeping, and the offset to the store's own clock.
 
 Nothing else in the package reads a clock or sleeps, so a test moves time by passing another `Clock`.
 """
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 __all__ = ["Clock", "ServerClock", "SystemClock"]
 
-#: An HTTP ``Date`` header names a whole second; the true time lies up to this many seconds after it.
+#: An HTTP ``Date`` header is truncated to whole seconds: the true time is up to this many seconds later.
 DATE_RESOLUTION_SECONDS = 1.0
-#: An answer may contradict the earlier ones by this much without a confirmation: clocks drift, and a service has many.
+#: An answer may contradict earlier ones by this much without a confirmation: a service has many clocks, which drift.
 DRIFT_SECONDS = 1.0
 
 
@@ -25,21 +25,18 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return the time in epoch seconds (UTC)."""
-        ...
 
     def monotonic(self) -> float:
-        """Return seconds since some moment, by a clock that nobody sets: for durations and deadlines."""
-        ...
+        """Return monotonic seconds, for durations and deadlines."""
 
     def sleep(self, seconds: float) -> None:
         """Return after this many seconds."""
-        ...
 
 
 class SystemClock:
-    """The machine's own clock as it stood when this object was made, and the time that has passed since.
+    """The machine's clock when this object was made, plus the time that has passed since.
 
-    A clock that is set while a worker runs therefore moves no expiry, and a machine that was suspended is not late.
+    So setting the clock while a worker runs moves no expiry, and a machine that was suspended is not late.
     """
 
     def __init__(self) -> None:
@@ -59,28 +56,26 @@ class SystemClock:
 
 
 class ServerClock:
-    """A local clock corrected to the clock of the server whose answers it was shown.
+    """A local clock corrected to the server's, by the ``Date`` of its answers.
 
     Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
-    the intervals of successive answers are intersected.  A machine whose clock may be right is never corrected; any
-    other by the middle of the bounds, which is wrong by half a second and half the round trip at most.
+    the intervals of successive answers are intersected.  A clock that may be right is never corrected; any other by
+    the middle of the bounds, which is wrong by half a second and half the round trip at most.
 
-    An answer that contradicts what is known by more than clocks drift is a jump: it changes nothing before the next
-    answer confirms it.  Before the first answer the local clock is what is known.
-
-    The time never goes back, but for a jump that was confirmed.
+    An answer that contradicts the bounds (before the first answer: the local clock) by more than `DRIFT_SECONDS` is a
+    jump: it changes nothing until the next answer confirms it.  Only a confirmed jump sets the time back.
     """
 
     def __init__(self, local: Clock) -> None:
         self._local = local
         self._bounds: tuple[float, float] | None = None
         self._offset = 0.0
-        #: The bounds by an answer that contradicts `_bounds` and was not confirmed yet.
+        #: The bounds from an answer that contradicts `_bounds` and is not confirmed yet.
         self._jump: tuple[float, float] | None = None
         #: The latest time that `now` has returned since the last confirmed jump.
         self._latest = -math.inf
-        #: By process: a child that is forked while a thread of its parent holds the lock never gets it.
-        #: Not shut for a signal handler that interrupts its own thread here.
+        #: By process id: a child that is forked while a thread holds the lock would never get it.
+        #: Re-entrant, for a signal handler that interrupts its own thread here.
         self._locks: dict[int, threading.RLock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +84,7 @@ class ServerClock:
 
     @property
     def offset_seconds(self) -> float:
-        """What is added to the local time, in seconds; 0.0 before the first answer."""
+        """The correction of the local time, in seconds; 0.0 before the first answer."""
         return self._offset
 
     @property
@@ -104,14 +99,14 @@ class ServerClock:
             return self._latest
 
     def last_shown(self) -> float:
-        """Return the server's time by its last answer alone, confirmed or not, in epoch seconds (UTC).
+        """Return the server's time by its last answer, confirmed or not, in epoch seconds (UTC).
 
-        It is good enough to sign a request with, where the time that `now` returns was refused.
+        For signing a request again after the time that `now` returns was refused.
         """
         return self._local.now() + _middle(self._jump or self._bounds)
 
     def monotonic(self) -> float:
-        """Return the local clock's monotonic time, which no answer of the server moves."""
+        """Return the local clock's monotonic time, which no answer corrects."""
         return self._local.monotonic()
 
     def local_now(self) -> float:
@@ -123,7 +118,7 @@ class ServerClock:
         self._local.sleep(seconds)
 
     def observe(self, date_header: str, sent_at: float) -> None:
-        """Take in one answer of the server itself, not of what stands in between.
+        """Correct the clock by an answer of the server itself, not of a proxy.
 
         Args:
             date_header: the answer's HTTP ``Date`` (RFC 9110 section 5.6.7).
@@ -135,14 +130,14 @@ class ServerClock:
         shown = (server - self._local.now(), server + DATE_RESOLUTION_SECONDS - sent_at)
         with self._lock():
             if _gap(self._bounds or (0.0, 0.0), shown) <= DRIFT_SECONDS:
-                self._know(shown if self._bounds is None else _narrowed(self._bounds, shown))
+                self._set_bounds(shown if self._bounds is None else _narrowed(self._bounds, shown))
             elif self._jump is None or _gap(self._jump, shown) > DRIFT_SECONDS:
                 self._jump = shown
             else:
                 self._latest = -math.inf
-                self._know(_narrowed(self._jump, shown))
+                self._set_bounds(_narrowed(self._jump, shown))
 
-    def _know(self, bounds: tuple[float, float]) -> None:
+    def _set_bounds(self, bounds: tuple[float, float]) -> None:
         self._bounds, self._jump, self._offset = bounds, None, _middle(bounds)
 
     def _lock(self) -> threading.RLock:
@@ -151,29 +146,29 @@ class ServerClock:
 
 
 def _middle(bounds: tuple[float, float] | None) -> float:
-    """Return the offset that is taken of those in some bounds: none, where that may be right."""
+    """Return the offset to use for some bounds: 0.0 where that may be right, else their middle."""
     low, high = bounds or (0.0, 0.0)
     return 0.0 if low <= 0.0 <= high else (low + high) / 2
 
 
 def _gap(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Return by how much two intervals miss each other; negative where they overlap."""
+    """Return the gap between two intervals; negative where they overlap."""
     return max(one[0], other[0]) - min(one[1], other[1])
 
 
 def _narrowed(bounds: tuple[float, float], shown: tuple[float, float]) -> tuple[float, float]:
-    """Return what two intervals share; the newer one where they share nothing, because one clock drifted."""
+    """Return the intersection of two intervals; the newer one if there is none, because a clock drifted."""
     low, high = max(bounds[0], shown[0]), min(bounds[1], shown[1])
     return (low, high) if low <= high else shown
 
 
 def _seconds_since_boot() -> float:
-    """Return a time that nobody sets; on Linux it goes on while the machine is suspended."""
+    """Return a monotonic time; on Linux it includes the time that the machine was suspended."""
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
 
 
-# All answers of one second have the same.
+# All answers of one second have the same header.
 @lru_cache(maxsize=2)
 def _epoch_seconds(date_header: str) -> float | None:
     try:

@@ -34,69 +34,63 @@ __all__ = [
 
 #: Message header with the caller's explicit key.
 KEY_HEADER: Final = "idempotency_key"
-#: The option of ``apply_async``, ``send_task`` and signatures with the same.
+#: The same as an option of ``apply_async``, ``send_task`` and signatures.
 KEY_OPTION: Final = "idempotency_key"
-#: Message header that counts how often this message was deferred.
+#: Message header: how often this message was deferred.
 DEFERRALS_HEADER: Final = "idempotency_deferrals"
-#: Message header of a deferred copy with the owner tokens of claims that earlier deliveries of it asked for, whose
-#: answers they never saw; the last one first.
+#: Message header of a deferred copy: the owner tokens of claims that its earlier deliveries requested without seeing
+#: the answers; the last one first.
 UNSEEN_HEADER: Final = "idempotency_unseen"
-#: How many of them a message carries at most.
+#: The most owner tokens in it.
 MOST_UNSEEN: Final = 8
-#: Message header of a deferred copy: a random token that no other message has, and whose copy it is.
+#: Message header of a deferred copy: a random token that no other message has, and the message that it is a copy of.
 COPY_HEADER: Final = "idempotency_copy"
-#: Entry of the request dict, set by the worker's parent process: the enforced hard time limit in seconds, or None.
+# The worker's parent process sets three entries of the request dict.
+#: The enforced hard time limit in seconds, or None.
 HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
-#: Entry of the request dict, set by the worker's parent process: the owner token of the claim that will be asked for.
+#: The owner token of the claim that will be requested.
 OWNER_ENTRY: Final = "idempotency_owner"
-#: Entry of the request dict, set by the worker's parent process: its process id where it releases for its children.
+#: The parent's process id where it releases the claims of its children.
 WATCHER_ENTRY: Final = "idempotency_watcher"
-#: Entry of the request's ``properties``, set by the worker's parent process: the `ReceivedMessage`.  Not of the request
-#: dict itself: what is there and none of Celery's is in ``request.headers``, which bodies hand on to other messages.
+#: Entry of the request's ``properties``, set by the parent too: the `ReceivedMessage`.  Celery copies unknown entries
+#: of the request dict itself to ``request.headers``, which bodies pass on to other messages.
 MESSAGE_ENTRY: Final = "idempotency_message"
-#: What must not travel on when a message is sent again for another reason than deferral.
+#: Removed when a message is sent again for another reason than deferral.
 PRIVATE_HEADERS: Final = frozenset(
-    {
-        DEFERRALS_HEADER,
-        COPY_HEADER,
-        UNSEEN_HEADER,
-        HARD_LIMIT_ENTRY,
-        OWNER_ENTRY,
-        WATCHER_ENTRY,
-    }
+    (DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY)
 )
-#: An owner token as this library draws it; a message's sender can write anything else, such as a reservation's owner.
+#: An owner token of this library; a message's sender can write anything else, such as a reservation's owner.
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
-#: A higher count is none of ours: a message that is deferred each second has it after 11 days.
+#: A higher count is forged: deferred each second, a message reaches it after 11 days.
 MOST_DEFERRALS: Final = 1_000_000
-#: How deep tracing SDKs put headers into an inner ``headers``: into the message's, or into those of an eager call.
+#: How deep tracing SDKs nest ``headers`` in ``headers``: in the message's, or in those of an eager call.
 _DEEPEST: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReceivedMessage:
-    """The message of a delivery as the broker gave it to the worker's parent process."""
+    """The message of a delivery as the worker's parent process received it from the broker."""
 
-    #: The queue that it was consumed from; None where that cannot be told.
+    #: The queue that it was consumed from; None if unknown.
     queue: str | None
-    #: Whether that queue gets what is published under its name: kombu's fanout on Redis has subscribers instead.
+    #: Whether publishing to that queue's name reaches it: kombu's fanout on Redis has subscribers instead.
     is_addressable: bool = True
-    #: Without its compression.
+    #: Decompressed.
     body: bytes | str
     content_type: str
     content_encoding: str
     headers: Mapping[str, Any]
-    #: As the transport delivers them, its delivery's own ones among them.
+    #: As the transport delivers them, with those of the delivery itself.
     properties: Mapping[str, Any]
-    #: How often the worker has given this message back lately, because it could not be published again.
+    #: How often the worker has requeued this message lately, because it could not be published again.
     returns: int = 0
 
 
 class OwnerToken(str):
-    """The owner token as the worker's parent process hands it over, which no message can carry.
+    """An owner token from the worker's parent process, which no message can carry.
 
-    What a publisher puts into a header of `OWNER_ENTRY`'s name is plain text: without a token of this type the request
-    has not been made by a `GuardedRequest`, and its other entries are not the parent's either.
+    A publisher's header of `OWNER_ENTRY`'s name is plain text: without a token of this type the request was not made
+    by a `GuardedRequest`, and its other entries are not the parent's either.
     """
 
     __slots__ = ()
@@ -112,41 +106,41 @@ class Delivery:
     kwargs: Mapping[str, Any]
     #: The key that the caller gave to this call, unchecked.
     explicit_key: object = None
-    #: Whether it is one of a group's or chord's members, all of which a key may have been handed to.
+    #: Whether it is a member of a group or chord, whose members may all have been given one key.
     grouped: bool = False
     #: How often the task was retried before.
     retries: int = 0
     #: How often this message was deferred before.
     deferrals: int = 0
-    #: Owner tokens of claims that earlier deliveries of this message may have been granted, whose bodies never began.
+    #: Owner tokens of claims that earlier deliveries of this message may have been granted without running the body.
     unseen: tuple[str, ...] = ()
     #: The token of this deferred copy; None for any other message.
     copy: str | None = None
-    #: After how many seconds the worker kills the body for certain, or None where nothing does.
+    #: Seconds after which the worker is certain to kill the body; None for never.
     hard_limit_seconds: float | None = None
     #: The owner token that the worker's parent process knows too; None outside a worker.
     owner: str | None = None
-    #: The process that releases the claim if this one dies; None where none does.
+    #: The id of the process that releases the claim if this one dies; None for none.
     watcher: int | None = None
     #: The worker's node name.
     worker: str = ""
-    #: Whether the task runs inside the caller's process, where no message can be sent again.
+    #: Whether the task runs in the caller's process, where there is no message to send again.
     eager: bool = False
-    #: The message; None where no parent process of ours took it from a queue.
+    #: The message; None where no parent process of ours received it from a queue.
     received: ReceivedMessage | None = None
 
     @property
     def message(self) -> str:
-        """What all copies of this message share, and its retries do not."""
+        """The id that all copies of this message share, and its retries do not."""
         return f"{self.task_id}/{self.retries}"
 
     def successor(self) -> "Delivery":
-        """Return the delivery that a copy of this message will be: with a token of its own, and deferred once more."""
+        """Return the delivery of the next copy of this message: deferred once more, with a new token."""
         return replace(self, deferrals=self.deferrals + 1, copy=uuid4().hex)
 
     @property
     def headers(self) -> dict[str, Any]:
-        """The message headers that say how often this message was deferred, and which copy of it this one is."""
+        """The headers of this copy: how often it was deferred, its token and its message."""
         return {DEFERRALS_HEADER: self.deferrals, COPY_HEADER: f"{self.copy}/{self.message}"}
 
 
@@ -171,14 +165,14 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         watcher=request.get(WATCHER_ENTRY) if from_parent else None,
         worker=request.hostname or "",
         eager=bool(request.is_eager) and not from_parent,
-        # A message's own header of this name is never one.
+        # A message's own property of this name is never one.
         received=received if isinstance(received, ReceivedMessage) else None,
     )
     return replace(delivery, copy=_token(_header(request, COPY_HEADER), delivery.message))
 
 
 def id_text(task_id: Any) -> str:
-    """Return a task id as text: publishers give a ``uuid.UUID``, a number or bytes too."""
+    """Return a task id as text: publishers also use ``uuid.UUID``, numbers and bytes."""
     return task_id.decode(errors="replace") if isinstance(task_id, bytes) else str(task_id)
 
 
@@ -186,17 +180,17 @@ def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
     """Return whether a task is a member of a group or chord, or the first step of a chain that is one.
 
     Args:
-        group_id: the group of the task itself.
+        group_id: the task's own group.
         chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
     """
     return bool(group_id) or any(options.get("group_id") for options in _options(chain))
 
 
 def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
-    """Return the body of a chord that has a member's own explicit key, because the key was given to the whole chord.
+    """Return the body of a chord that has its member's explicit key, as when a key is given to a whole chord; or None.
 
     Args:
-        key: the member's, or None.
+        key: the member's key, or None.
         chord: the body that waits for the task itself, or None.
         chain: the signatures that follow it; the last step of a chain that is a member has the body.
     """
@@ -207,22 +201,22 @@ def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
 
 
 def explicit_key(options: Mapping[str, Any]) -> Any:
-    """Return the key among the options of a call or a signature, however it was given; None where there is none."""
+    """Return the key in the options of a call or signature, given as an option or as a header; None without one."""
     return options.get(KEY_OPTION) or (options.get("headers") or {}).get(KEY_HEADER)
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:
-    """Return the options of each signature; none of what a message has in the place of one."""
+    """Return the options of each signature; whatever else a message has in place of one is skipped."""
     found = (each.get("options") for each in signatures or () if isinstance(each, Mapping))
     return [options for options in found if isinstance(options, Mapping)]
 
 
 def inherited_headers(request: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers of a message that repeats a request for another reason than deferral.
+    """Return the headers for sending a request again for another reason than deferral.
 
     Args:
-        request: the request, whose explicit key stays.
-        headers: those that Celery would send, of which ours are left out.
+        request: the request, whose explicit key is kept.
+        headers: those that Celery would send, from which `PRIVATE_HEADERS` are removed.
     """
     key = _header(request, KEY_HEADER)
     kept = {} if key is None else {KEY_HEADER: key}
@@ -230,11 +224,11 @@ def inherited_headers(request: Any, headers: Mapping[str, Any]) -> dict[str, Any
 
 
 def _header(request: Any, name: str) -> Any:
-    """Return a message's header, None where it has none of this name.
+    """Return a message's header; None if it has none of this name.
 
-    A worker's request has them as attributes, and in ``request.headers`` unless the message has an inner ``headers``,
-    which takes that place: tracing SDKs put one there (https://github.com/celery/celery/issues/4875).  The request of
-    an eager call has them in ``request.headers`` only.
+    A worker's request has headers as attributes, and in ``request.headers`` unless the message has an inner
+    ``headers``, which replaces them: tracing SDKs add one (https://github.com/celery/celery/issues/4875).  The request
+    of an eager call has them in ``request.headers`` only.
     """
     return next((each[name] for each in _places(request) if each.get(name) is not None), None)
 
@@ -263,13 +257,13 @@ def _count(header: object) -> int:
 
 
 def _token(header: object, message: str) -> str | None:
-    """Return the token of a header; None where the header was made for another message, which took it over."""
+    """Return the token of a header; None where it was copied from another message."""
     token, _, of = header.partition("/") if isinstance(header, str) else ("", "", "")
     return token if token and of == message else None
 
 
 def _tokens(header: object) -> tuple[str, ...]:
-    """Return the owner tokens of a message's header, and nothing else that somebody may have written there."""
+    """Return the owner tokens of a header, without anything else that a sender may have written there."""
     if not isinstance(header, list | tuple):
         return ()
     tokens = (each for each in header[:MOST_UNSEEN] if isinstance(each, str) and _TOKEN.fullmatch(each))

@@ -1,7 +1,7 @@
-"""Encode results and final failures to text or bytes under a codec's name, decode them, and register users' types.
+"""Encode and decode results and final failures under a codec's name, and register users' types.
 
-JSON as Celery writes it, or what the app's own serializer writes, so that a replay equals the result; compressed where
-it is long.  A codec's name says all that a reader must know, and a reader that does not know the name refuses.
+JSON as Celery writes it, or the app's own serializer, so that a replay equals the result; compressed where it is long.
+The codec's name is all that a reader needs; an unknown name is refused.
 """
 
 import json as plain_json
@@ -46,6 +46,7 @@ __all__ = [
     "register_type",
     "size_of",
     "text_of",
+    "unavailable",
     "unreplayable",
 ]
 
@@ -53,34 +54,34 @@ T = TypeVar("T")
 
 #: JSON text with kombu's tags for dates, Decimal, UUID, bytes and registered types (``kombu.utils.json``).
 JSON: Final = "json"
-#: Python's own format, which runs code when it is read: only where the app accepts it from its broker too.
+#: Runs code when it is read: only where the app accepts it from its broker or result backend too.
 PICKLE: Final = "pickle"
-#: Plain JSON text as Powertools for AWS Lambda (Python) writes it; its own records name no codec.
+#: Plain JSON text of Powertools for AWS Lambda (Python), whose own records name no codec.
 POWERTOOLS: Final = "powertools"
 #: No result was stored.
 NONE: Final = "none"
-#: Follows the name of the codec whose data was compressed (:rfc:`1950`).
+#: Suffix of the codec's name where the data is compressed (:rfc:`1950`).
 COMPRESSED: Final = "+zlib"
 #: The codecs of this library; a task may also name another serializer that kombu knows (``kombu.serialization``).
 CODECS: Final = (JSON, PICKLE)
 
-#: Shorter data stays as it is, in bytes: a person can read it, and it costs a unit or two.
+#: Bytes; shorter data stays readable for people, and costs DynamoDB a unit or two.
 COMPRESS_ABOVE: Final = 4096
-#: The largest result that is stored, in bytes as it is before compression.  What is read stops there too, because a
-#: few kilobytes can be made to inflate to all the memory that a process has.
+#: The largest stored result in bytes before compression.  Reading stops there too, because a few kilobytes can inflate
+#: to all the memory of a process.
 MAX_RESULT_BYTES: Final = 32 * 1024 * 1024
-_TAG: Final = {"__type__", "__value__"}
-#: JSON text, as a result's: ``type`` by module and name; ``args`` and ``state`` as in ``BaseException.__reduce__``.
+#: JSON text like `JSON`: ``type`` by module and name; ``args`` and ``state`` as in ``BaseException.__reduce__``.
 FAILURE: Final = "failure"
-#: The names of the types that kombu's JSON has registered itself.
-_KOMBUS: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
+#: The members of an object in which kombu's JSON writes a value of a registered type.
+_TAG: Final = {"__type__", "__value__"}
+#: The names that kombu's JSON registers itself.
+_KOMBU_NAMES: Final = frozenset({"base64", "bytes", "date", "datetime", "decimal", "time", "uuid"})
 #: JSON writes these and their subclasses without looking for a registered type.
-_JSONS: Final = (str, int, float, list, tuple, dict)
+_JSON_TYPES: Final = (str, int, float, list, tuple, dict)
+#: Characters in the name of a registered type.
 _LONGEST_NAME: Final = 100
 
 _registered: Final[dict[str, type[Any]]] = {}
-_LONGEST_TAG: Final = 100
-
 _WRITERS: Final[Mapping[str, Callable[[Any], str | bytes]]] = {
     JSON: json.dumps,
     PICKLE: pickle.dumps,
@@ -96,21 +97,21 @@ def is_codec(name: object) -> bool:
 
 
 def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
-    """Return a body's result as an outcome; one of more than `MAX_RESULT_BYTES` without its data.
+    """Encode a body's result as an outcome; one of more than `MAX_RESULT_BYTES` has no data.
 
     Args:
         value: what the body returned.
-        codec: a name that `is_codec`, or `POWERTOOLS`, whose data stays as it is.
-        interrupts: exceptions that something outside raises into this thread; they are no fault of the value's.
+        codec: a name that `is_codec`, or `POWERTOOLS`, which is never compressed.
+        interrupts: exceptions that are raised into this thread from outside; they are passed on.
 
     Raises:
-        ResultEncodingError: the value cannot be written so.
+        ResultEncodingError: the codec cannot write the value.
     """
     try:
         data = _WRITERS[codec](value) if codec in _WRITERS else _dumps_as(codec, value)
     except interrupts:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the user's own types raise
+    except Exception as error:  # noqa: BLE001 - from the user's own types
         # The error's own text may quote the result.
         kind = type(value).__qualname__
         remedy = {JSON: "return JSON types, or register_type() its own", PICKLE: "have it picklable"}.get(
@@ -126,39 +127,33 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
 
 
 def compressed(outcome: Outcome) -> Outcome:
-    """Return an outcome with its data compressed where that saves bytes, and without data above `MAX_RESULT_BYTES`."""
-    if outcome.data is None or size_of(outcome) <= COMPRESS_ABOVE:
+    """Compress an outcome's data where that saves bytes, and drop data above `MAX_RESULT_BYTES`."""
+    size = size_of(outcome)
+    if outcome.data is None or size <= COMPRESS_ABOVE:
         return outcome
-    if size_of(outcome) > MAX_RESULT_BYTES:
-        reason = f"the result has {size_of(outcome)} bytes as {outcome.codec}, at most {MAX_RESULT_BYTES} are stored"
+    if size > MAX_RESULT_BYTES:
+        reason = f"the result has {size} bytes as {outcome.codec}, at most {MAX_RESULT_BYTES} are stored"
         return unreplayable(outcome.error or reason, outcome.status)
     smaller = zlib.compress(as_bytes(outcome.data))
-    if len(smaller) >= size_of(outcome):
-        return outcome
-    return replace(outcome, codec=outcome.codec + COMPRESSED, data=smaller)
+    return outcome if len(smaller) >= size else replace(outcome, codec=outcome.codec + COMPRESSED, data=smaller)
 
 
 def size_of(outcome: Outcome | Record) -> int:
-    """Return how many bytes the data has."""
+    """Return the size of the data in bytes."""
     return 0 if outcome.data is None else len(as_bytes(outcome.data))
 
 
 def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
-    """Return the outcome of a finished body whose result is not stored."""
+    """Return the outcome of a finished body without data, and why it has none."""
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
-def decode_result(
-    record: Record, *, accepts_pickle: bool = False, accepted: Collection[str] = (), interrupts: Interrupts = ()
-) -> Any:
-    """Return the result in a completed record.
-
-    A record without a codec's name was written by Powertools, as JSON text.
+def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts: Interrupts = ()) -> Any:
+    """Decode the result of a completed record; one that names no codec was written by Powertools, as JSON text.
 
     Args:
         record: the record, with its data in it.
-        accepts_pickle: whether pickle may be read, which runs code.
-        accepted: the names of further serializers of kombu's that the app accepts.
+        accepted: the serializers of kombu that may be read beside JSON; reading `PICKLE` runs code.
         interrupts: as for `encode_result`.
 
     Raises:
@@ -168,9 +163,14 @@ def decode_result(
     if record.status is Status.FAILED:
         raise StoredFailureError.of(record.error, "an error is no result", record.task, record.key)
     if record.codec == NONE:
-        raise _unavailable(record, record.error or "its result was not stored")
+        raise unavailable(record, record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
-    _check_readable(record, codec, {*accepted, PICKLE} if accepts_pickle else accepted)
+    if codec not in _WRITERS and not is_codec(codec):
+        raise unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
+    if codec not in (JSON, POWERTOOLS, *accepted):
+        raise unavailable(
+            record, f"its result was stored as {codec}, which this app does not accept; see accept_content"
+        )
     if record.data is None and record.codec in (JSON, None):
         return None
     try:
@@ -181,17 +181,17 @@ def decode_result(
     except interrupts:
         raise
     except _UnreadableError as error:
-        raise _unavailable(record, f"its stored result is {error}") from None
-    except Exception:  # noqa: BLE001 - the same
-        raise _unavailable(record, f"its stored result is not readable {codec.upper()}") from None
+        raise unavailable(record, f"its stored result is {error}") from None
+    except Exception:  # noqa: BLE001 - from the user's own types
+        raise unavailable(record, f"its stored result is not readable {codec.upper()}") from None
 
 
 def text_of(record: Record) -> str | bytes:
     """Return a record's data, decompressed.
 
     Raises:
-        ValueError, zlib.error: it has none, it is not compressed as its codec says, or it is larger than any that this
-            library stores.
+        ValueError, zlib.error: there is none, it is not compressed as its codec says, or it has more than
+            `MAX_RESULT_BYTES`.
     """
     if record.data is None:
         raise ValueError("no data")
@@ -208,7 +208,7 @@ def text_of(record: Record) -> str | bytes:
 
 
 def loads(data: str | bytes) -> Any:
-    """Read JSON as Celery does; raises what reading raises."""
+    """Read JSON as Celery does; raises whatever that raises."""
     return json.loads(data, object_hook=_decoded_object)
 
 
@@ -218,14 +218,6 @@ def _dumps_as(codec: str, value: Any) -> str | bytes:
     except EncodeError as error:
         raise (error.__context__ or error) from None
     return data
-
-
-def _check_readable(record: Record, codec: str, accepted: Collection[str]) -> None:
-    if codec not in _WRITERS and not is_codec(codec):
-        raise _unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
-    if codec not in (JSON, POWERTOOLS, *accepted):
-        why = f"its result was stored as {codec}, which this app does not accept; see accept_content"
-        raise _unavailable(record, why)
 
 
 def _loads_as(codec: str, data: str | bytes) -> Any:
@@ -240,12 +232,12 @@ def _loads_as(codec: str, data: str | bytes) -> Any:
     try:
         return serialization.loads(data, content_type, encoding, accept=[content_type])
     except DecodeError as error:
-        # kombu wraps whatever is raised meanwhile, an interrupt from outside too.
+        # kombu wraps every exception, an interrupt from outside too.
         raise (error.__context__ or error) from None
 
 
 class _UnreadableError(ValueError):
-    """Stored data cannot be read; the message says why and quotes none of it."""
+    """Stored data cannot be read; the message quotes none of it."""
 
 
 def _decoded_object(found: dict[str, Any]) -> Any:
@@ -253,7 +245,7 @@ def _decoded_object(found: dict[str, Any]) -> Any:
         return json.object_hook(found)
     except Exception as error:
         tag = found.get("__type__")
-        if found.keys() != _TAG or not isinstance(tag, str) or len(tag) > _LONGEST_TAG:
+        if found.keys() != _TAG or not isinstance(tag, str) or len(tag) > _LONGEST_NAME:
             raise
         msg = (
             f"not readable JSON: a value of type {tag!r} cannot be made here ({type(error).__name__}); "
@@ -267,26 +259,27 @@ def as_bytes(data: str | bytes) -> bytes:
     return data if isinstance(data, bytes) else data.encode()
 
 
-def _unavailable(record: Record, why: str) -> ResultUnavailableError:
+def unavailable(record: Record, why: str) -> ResultUnavailableError:
+    """Return the error for a record whose result cannot be replayed, and why."""
     msg = f"task {record.task_id or 'of another writer'} ran already, but {why}; the body does not run again"
     return ResultUnavailableError(msg, record.task, record.key)
 
 
 def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outcome:
-    """Encode an exception as the outcome of its key, without data where it has no JSON form.
+    """Encode a final failure as an outcome, without data where it has no JSON form.
 
     Args:
-        error: the final failure that the body raised.
-        interrupts: exceptions that something outside raises into this thread.
+        error: the exception that the body raised.
+        interrupts: as for `encode_result`.
     """
-    named = _name(type(error))
-    # As pickle would, but without the type's own `__reduce__`; an OSError has more than its `args`.
+    named = _type_name(type(error))
+    # As pickle does, but never by the type's own `__reduce__`; an OSError has more than its `args`.
     _, args, *state = _builtin(type(error)).__reduce__(error)
     try:
         data = json.dumps({"type": named, "args": list(args), "state": state[0] if state else {}})
     except interrupts:
         raise
-    except Exception:  # noqa: BLE001 - whatever the forms of its arguments raise: it has none
+    except Exception:  # noqa: BLE001 - from the user's own types
         return unreplayable(named, Status.FAILED)
     return compressed(Outcome(status=Status.FAILED, codec=FAILURE, data=data, error=named))
 
@@ -298,16 +291,16 @@ def decode_failure(
     never: tuple[type[BaseException], ...] = (),
     interrupts: Interrupts = (),
 ) -> BaseException:
-    """Rebuild the exception in a failed record: same type, same arguments, same attributes.
+    """Rebuild the exception of a failed record: same type, same arguments, same attributes.
 
-    The exception's own initialiser is not called, because it takes other arguments than ``args`` as a rule.
+    The exception's own ``__init__`` is not called, because it rarely takes ``args`` as its arguments.
 
     Args:
         record: the record, with its data in it.
         types: what may be raised, subclasses included; other types are named, never imported.
-        never: what may not be raised although it is of these types, subclasses included: exceptions that tell a worker
-            what to do with a message, which a record must not decide.  This library's errors never are raised.
-        interrupts: as for `encode_failure`.
+        never: exceptions of these types, subclasses included, that may not be raised: they decide about a message,
+            which a record must not.  This library's own errors are never raised.
+        interrupts: as for `encode_result`.
 
     Raises:
         StoredFailureError: the record holds no failure of these types that can be read here.
@@ -327,16 +320,12 @@ def decode_failure(
             return _rebuilt(found, stored["args"], stored["state"])
     except interrupts:
         raise
-    except Exception:  # noqa: BLE001 - its text may quote what is stored
+    except Exception:  # noqa: BLE001 - its text may quote the data
         raise refused("what is stored of it cannot be read") from None
     raise refused(
         "it is none of the task's store_failures, nor of their subclasses that this process has imported and that "
         "can be final"
     )
-
-
-def _name(kind: type[BaseException]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _find(
@@ -345,12 +334,10 @@ def _find(
     waiting = list(types)
     while waiting:
         kind = waiting.pop()
-        # Its subclasses are none either.
-        if issubclass(kind, never):
-            continue
-        if _name(kind) == name:
-            return kind
-        waiting.extend(kind.__subclasses__())
+        if not issubclass(kind, never):
+            if _type_name(kind) == name:
+                return kind
+            waiting.extend(kind.__subclasses__())
     return None
 
 
@@ -363,7 +350,7 @@ def _rebuilt(kind: type[BaseException], args: list[Any], state: dict[str, Any]) 
 
 
 def _builtin(kind: type[BaseException]) -> Any:
-    """Return the built-in exception that a type is derived from, which knows what it keeps beside ``__dict__``."""
+    """Return the built-in exception that a type is derived from; it may keep state beside ``__dict__``."""
     return next(each for each in kind.__mro__ if each.__module__ == "builtins")
 
 
@@ -373,25 +360,25 @@ def register_type(
     """Register a type, so that its values in results replay as that type.
 
     Call it where the type is defined, so that every process does.  The type is registered with kombu's JSON
-    (``kombu.utils.json.register_type``), and so with everything that Celery writes as JSON: results for the result
-    backend, and arguments of the tasks that follow.
+    (``kombu.utils.json.register_type``), and so for all JSON that Celery writes: results in the result backend, and
+    arguments of the tasks that follow.
 
     Args:
-        cls: a dataclass, a pydantic model, or any other class; values of subclasses need a registration of their own.
-        name: stored with each value; keep it when the class is renamed.
-        encode: returns what JSON can write of a value; without it and ``decode`` pydantic does both, which must be
-            installed.
-        decode: returns the value of what ``encode`` returned.
+        cls: a dataclass, a pydantic model, or any other class; register subclasses separately.
+        name: stored with each value, at most 100 printable characters; keep it when the class is renamed.
+        encode: returns a value that JSON can write; without it and ``decode`` pydantic, which must be installed,
+            does both.
+        decode: rebuilds the value from what ``encode`` returned.
 
     Raises:
-        ConfigurationError: the name is taken or no short printable text; JSON never asks for such a type; or nothing
-            says how it is written.
+        ConfigurationError: the name is taken or not 1 to 100 printable characters; JSON has its own way to write the
+            type; or ``encode`` or ``decode`` is missing, and pydantic is or cannot help.
     """
     _check(cls, name)
     if encode is None or decode is None:
         if encode is not decode:
             raise ConfigurationError(f"register_type({cls.__qualname__}) has one of encode= and decode=; give both")
-        encode, decode = _pydantics(cls)
+        encode, decode = _pydantic_codec(cls)
     write = encode
 
     def encode_exactly(value: T) -> Any:
@@ -413,22 +400,23 @@ def _check(cls: type[Any], name: str) -> None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > _LONGEST_NAME:
         raise refused(f"the name is not 1 to {_LONGEST_NAME} printable characters")
     holder = _registered.get(name)
-    if name in _KOMBUS or (holder is not None and _path(holder) != _path(cls)):
-        raise refused(f"the name is taken by {'kombu' if holder is None else _path(holder)}")
-    if issubclass(cls, _JSONS):
-        raise refused(f"it is a {next(each for each in _JSONS if issubclass(cls, each)).__name__}, written as such")
+    if name in _KOMBU_NAMES or (holder is not None and _type_name(holder) != _type_name(cls)):
+        raise refused(f"the name is taken by {'kombu' if holder is None else _type_name(holder)}")
+    written_as = next((each for each in _JSON_TYPES if issubclass(cls, each)), None)
+    if written_as is not None:
+        raise refused(f"it is a {written_as.__name__}, written as such")
     if hasattr(cls, "__json__"):
-        raise refused("it has __json__(), which kombu prefers and which says nothing about the way back")
+        raise refused("it has __json__(), which kombu prefers and which does not say how to decode it")
     base = next((each for each in _registered.values() if each in cls.__mro__[1:]), None)
     if base is not None:
-        raise refused(f"register it before {_path(base)}, which it is derived from: kombu takes the first that fits")
+        raise refused(f"register it before its base {_type_name(base)}: kombu takes the first that fits")
 
 
-def _path(cls: type[Any]) -> str:
+def _type_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _pydantics(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
+def _pydantic_codec(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
     try:
         adapter: Any = import_module("pydantic").TypeAdapter(cls)
     except ImportError as error:
@@ -440,7 +428,7 @@ def _pydantics(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T]]:
         raise ConfigurationError(msg) from error
 
     def encode(value: T) -> str:
-        # A field that holds something else than it says would come back as something else.
+        # A field whose value is not of its declared type would be decoded as another value.
         text: bytes = adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
         return text.decode()
 

@@ -1,6 +1,6 @@
-"""The guard: claim the key, run the body, commit its outcome; or replay, or say who holds the key.
+"""The guard: claim the key, run the body, commit its outcome; or replay, or return who holds the key.
 
-No Celery and no DynamoDB here.  What a verdict means for the message is the business of `messaging`.
+No Celery and no DynamoDB here: `messaging` decides what a verdict means for the message.
 """
 
 from collections.abc import Callable
@@ -50,11 +50,11 @@ __all__ = [
     "Verdict",
 ]
 
-#: Why the claim of a process is released that is found to have ended.
+#: The reason of the release of a claim whose process has ended.
 HOLDER_ENDED: Final = "HolderEnded"
-#: What ends a process, by the body itself or by billiard's SIGTERM at a hard time limit, is no clean end of the body.
+#: Exceptions that end a process, raised by the body or by billiard's SIGTERM at a hard time limit: no clean end.
 PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
-#: Seconds between two looks at a busy key under ``on_busy="wait"``.
+#: Seconds between two claims of a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
 
@@ -67,32 +67,31 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The key's outcome is a failure: the body's own just now, or one that is replayed."""
+    """The key's outcome is a failure, of this run or replayed."""
 
     error: BaseException
-    #: Whether what follows the failed task was sent for this task id before.
-    dispatched: bool = False
     #: As in `Replayed`.
+    dispatched: bool = False
     continuation: str | None = None
-    #: Whether the body failed in a run before.
+    #: Whether the failure is an earlier run's.
     replayed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Unclaimed:
-    """The store could not answer the claim; the body did not run."""
+    """The store did not answer the claim; the body did not run."""
 
     error: StoreError
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The time for this delivery ran out before its body started, or before its outcome was read."""
+    """The delivery was interrupted, as by a time limit, before its body started or before its outcome was read."""
 
     error: BaseException
 
 
-#: What came of a delivery.  An outcome that is on record already (`Finished`, `Superseded`) is to be replayed.
+#: The result of `Guard.deliver`.  `Finished` and `Superseded` have a record to replay.
 Verdict = Returned | Failed | Finished | Superseded | Busy | Unclaimed | Interrupted
 
 
@@ -101,20 +100,20 @@ class Replayed:
     """The key had its outcome already."""
 
     value: Any
-    #: Whether what follows the task was sent for this task id before.
+    #: Whether the continuation (links, chain, chord) of this task id was sent before.
     dispatched: bool = False
-    #: What follows the task instead of what its message says, where the body of this task id has changed that.
+    #: The continuation that the body of this task id has set instead of its message's; None for the message's.
     continuation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The key has an outcome, and it cannot be read for now; the body did not run."""
+    """The key has an outcome that cannot be read for now; the body did not run."""
 
     error: StoreError
 
 
-#: What came of a replay.
+#: The result of `Guard.replay`.
 Replay = Replayed | Failed | Unreadable | Busy | Interrupted
 
 
@@ -130,18 +129,18 @@ class Guard:
     watched: bool = False
 
     def deliver(self, request: ClaimRequest, body: Callable[[RunContext], Any]) -> Verdict:
-        """Run the body if its key can be claimed, commit its outcome, and return what became of the delivery.
+        """Claim the key, run the body, commit its outcome; return the verdict.
 
         Args:
-            request: the claim to ask for.
-            body: the task's body; what it raises is passed on after the key was released, unless it is the outcome.
+            request: the claim to request.
+            body: the task's body; after the key's release, its exceptions but final failures are passed on.
 
         Raises:
             PayloadMismatchError: the key was used with another payload.
             CrashLoopError: the body crashed ``max_crashes`` times in a row.
             ResultEncodingError: the body succeeded, its result cannot be stored.
         """
-        # What an interrupt leaves of a claim that was granted, seen or not.
+        # To release after an interrupt: the claim may be granted before its answer is seen.
         claim = Claim.unseen(request)
         try:
             answer = self._claim(request)
@@ -164,7 +163,7 @@ class Guard:
                 return answer
 
     def _claim(self, request: ClaimRequest) -> ClaimAnswer | Unanswered:
-        """Claim the key, again while another holds it under ``on_busy="wait"``, and at once if that other has died."""
+        """Claim the key; repeat while it is busy under ``on_busy="wait"``, and at once if its holder has ended."""
         clock = self.store.clock
         wait = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
         give_up_at = clock.monotonic() + min(wait, self.store.deadline.seconds_left)
@@ -193,24 +192,24 @@ class Guard:
     def _run(self, run: RunContext, body: Callable[[RunContext], Any]) -> Verdict:
         verdict: Verdict | None = None
         try:
-            # Until the outcome is stored: what is written, compressed and sent elsewhere before takes its time too.
+            # Until the outcome is stored: encoding, compression and an upload take time too.
             with self.lease.renewing(run):
                 self._run_body(run, body)
                 verdict = self._settled(run)
         except BaseException as error:
             if not run.ended:
-                self._let_go(run, error)
+                self._release(run, error)
                 raise
             if not isinstance(error, self.store.interrupts):
                 raise
-            # An interrupt after the body's end comes too late to mean anything.
+            # An interrupt after the body's end is too late to matter.
             return verdict or self._settled(run)
         return verdict
 
     def _run_body(self, run: RunContext, body: Callable[[RunContext], Any]) -> None:
-        """Run the body to its outcome, or raise what it raised else."""
+        """Run the body to its outcome; pass on any other exception."""
         try:
-            # Nothing is called between the two, so that no interrupt comes between them.
+            # No call between these two, so that no interrupt comes between them.
             run.value = body(run)
             run.ended = True
         except BaseException as error:
@@ -219,36 +218,39 @@ class Guard:
             run.failure = error
             run.ended = True
 
-    def _let_go(self, run: RunContext, error: BaseException) -> None:
-        # Whether an exit is the body's own or was asked for from outside, only the watcher knows.
+    def _release(self, run: RunContext, error: BaseException) -> None:
+        # Only the watcher knows whether the body exited by itself or was asked to from outside.
         if not (isinstance(error, PROCESS_ENDS) and self.watched):
             run.hand_over(type(error).__name__, crashed=self._is_crash(error))
 
     def _is_crash(self, error: BaseException) -> bool:
         if isinstance(error, Exception):
             return isinstance(error, MemoryError)
-        # But in the prefork pool, whose processes are watched, Celery takes what is no Exception for a lost worker. A
-        # greenlet is ended from outside, by a revoke; its exception's type is in a package that may not be there.
+        # Except in the prefork pool, whose processes are watched, Celery takes a BaseException for a lost worker.
+        # A greenlet is ended from outside, by a revoke; its exception's type is in a package that may be missing.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         return not self.watched and not kinds & {GeneratorExit.__name__, "GreenletExit"}
 
     def _settled(self, run: RunContext) -> Verdict:
-        """Bring the outcome of a body that has ended on record, whatever interrupts, unless it gave its key away."""
+        """Commit the outcome of a body that has ended, in spite of interrupts, unless its key was handed over."""
         if run.handed_over:
             return Returned(run.value)
         try:
             return self.store.despite_interrupts(lambda: self._commit(run))
         except BaseException as error:
             if not run.ending and not isinstance(error, self.store.interrupts):
-                # It came between the body's end and the first try of the commit, for example for want of memory.
+                # It was raised between the body's end and the first try of the commit, such as a MemoryError.
                 self._emit(events.Unrecorded, run.claim.request, reason=type(error).__name__)
             raise
 
     def _commit(self, run: RunContext) -> Verdict:
-        """Store the outcome, and return the run's own verdict, or the record of the outcome that counts instead."""
+        """Store the outcome, and return it as the verdict, or the record that supersedes it."""
         claim, unwritable = run.claim, None
         try:
-            outcome = self._outcome(run)
+            if run.failure is None:
+                outcome = self.results.completed(run.value, claim)
+            else:
+                outcome = self.results.failed(run.failure, claim)
         except ResultEncodingError as error:
             unwritable, outcome = error, unreplayable(error.message)
         run.ending = True
@@ -264,7 +266,7 @@ class Guard:
             case Unanswered(store_error):
                 self._emit(events.Unrecorded, claim.request, reason=type(store_error).__name__)
             case Superseded(record) if record.free:
-                # The effect is done, and nobody has the key whose outcome could be waited for.
+                # The effect is done, and there is no holder whose outcome could be replayed.
                 self._emit(events.Unrecorded, claim.request, reason=events.Released.__name__)
             case Superseded():
                 self._emit(events.Superseded, claim.request, fence=claim.fence)
@@ -272,11 +274,6 @@ class Guard:
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
         return Returned(run.value) if run.failure is None else Failed(run.failure)
-
-    def _outcome(self, run: RunContext) -> Outcome:
-        if run.failure is not None:
-            return self.results.failed(run.failure, run.claim)
-        return self.results.completed(run.value, run.claim)
 
     def _emit_commit(self, run: RunContext, outcome: Outcome) -> None:
         request, replayable = run.claim.request, outcome.codec != NONE
@@ -288,30 +285,33 @@ class Guard:
     def replay(
         self, request: ClaimRequest, record: Record, recalled: Recalled | None = None, *, result_ignored: bool = False
     ) -> Replay:
-        """Return the outcome of a record that another delivery, or another run, has left.
+        """Return the outcome of another delivery's, or another run's, record.
 
         Args:
-            request: the delivery's.
+            request: this delivery's.
             record: of an outcome; or of a claim that has superseded this delivery's own.
-            recalled: the result, where the record has none and another has it.
-            result_ignored: whether nobody gets the result: one that cannot be read is no error then.
+            recalled: the result, where the record has none and the result backend has it.
+            result_ignored: whether nobody gets the result, so that one that cannot be read is no error.
 
         Raises:
             ResultUnavailableError: the key has an outcome without a readable result.
-            ConfigurationError: ``on_replay`` returned nothing; what it raises is passed on.
+            ConfigurationError: ``on_replay`` returned None; what it raises is passed on.
         """
         if record.status is Status.INPROGRESS:
             return Busy(record.held_until, record)
         dispatched = request.task_id in record.dispatched
-        # Another task id has a continuation of its own, which its message says.
+        # Another task id has the continuation of its own message.
         continuation = record.continuation if request.task_id == record.task_id else None
         replay: Replayed | Failed
         try:
             if record.status is Status.FAILED:
                 replay = Failed(self.results.failure(record), dispatched, continuation, replayed=True)
             else:
-                result = self._result(record, recalled, ignored=result_ignored)
-                replay = Replayed(result, dispatched, continuation)
+                replay = Replayed(self.results.result(record, recalled), dispatched, continuation)
+        except ResultUnavailableError:
+            if not result_ignored:
+                raise
+            replay = Replayed(None, dispatched, continuation)
         except StoreError as error:
             return Unreadable(error)
         except self.store.interrupts as error:
@@ -322,14 +322,6 @@ class Guard:
         age = None if completed is None else round(self.store.clock.now() - completed / 1000, 3)
         self._emit(events.Replayed, request, holder_task_id=record.task_id, age_seconds=age)
         return replay
-
-    def _result(self, record: Record, recalled: Recalled | None, *, ignored: bool) -> Any:
-        try:
-            return self.results.result(record, recalled)
-        except ResultUnavailableError:
-            if ignored:
-                return None
-            raise
 
     def _emit(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.store.observe(kind.about(request, **details))

@@ -1,4 +1,4 @@
-"""Derive a record's key and the payload's digest from a delivery."""
+"""Derive a record's key and its payload's digest from a delivery."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -30,16 +30,16 @@ __all__ = [
 #: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
 KeySource = str | Callable[..., Any] | None
 
-#: Longer keys are payloads by mistake; Stripe's limit for the same reason (https://docs.stripe.com/api/idempotent_requests).
+#: A longer key is a payload by mistake; Stripe has the same limit (https://docs.stripe.com/api/idempotent_requests).
 MAX_EXPLICIT_KEY_CHARACTERS: Final = 255
-#: With the digest it stays below DynamoDB's 1,024 bytes of a sort key.
+#: With the digest, a key fits into DynamoDB's 1,024 bytes of a sort key.
 MAX_PREFIX_BYTES: Final = 512
-#: Digested before the canonical form, so that the digests of another version of the form differ from these.
+#: Digested before the canonical form, so that another version of the form has other digests.
 FORM_VERSION: Final = b"1:"
 
 
 class _Interpreter(TreeInterpreter):
-    """A JMESPath interpreter that reads fields of dataclasses and pydantic models without copying them."""
+    """JMESPath interpreter that also reads fields of dataclasses and pydantic models."""
 
     def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Visit a node with tuples as lists, which is what JSON makes of them in a message."""
@@ -54,39 +54,39 @@ class _Interpreter(TreeInterpreter):
 
 
 class _NothingSelectedError(Exception):
-    """A part of an expression selects nothing; the message names the part."""
+    """A part of an expression selects nothing; the message names it."""
 
 
 class _StrictInterpreter(_Interpreter):
-    """A JMESPath interpreter that refuses null where an expression puts parts together.
+    """JMESPath interpreter that refuses null as a part of a compound value.
 
-    JMESPath has null for what is not there.  Two different calls whose parts are null would share one key, so a part
-    that is null is an error: a member of a list or of a mapping, an argument of a function, what is selected of an
-    element.  ``||`` and ``not_null()`` say what stands for a part that may be absent.  Conditions of filters only
-    choose, and are as JMESPath has them.
+    JMESPath yields null for what is absent.  Different calls whose parts are null would share one key, so a null part
+    is an error: a member of a list or mapping, an argument of a function, a selection from an element.  ``||`` and
+    ``not_null()`` give a default for a part that may be absent.  Conditions of filters only choose, so they may be
+    null.
     """
 
     def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Visit a node; a tuple that it selects is a list."""
+        """Visit a node; return a selected tuple as a list."""
         found = super().visit(node, *args, **kwargs)
         return list(found) if isinstance(found, tuple) else found
 
     def visit_multi_select_list(self, node: dict[str, Any], value: Any) -> Any:
-        """Return the selected parts, none of which may be null; None if the value is null."""
+        """Return the selected parts; None if the value is null."""
         parts = super().visit_multi_select_list(node, value)
         for number, part in enumerate(parts or (), 1):
             _require(part, f"part {number} of a list")
         return parts
 
     def visit_multi_select_dict(self, node: dict[str, Any], value: Any) -> Any:
-        """Return the selected parts by name, none of which may be null; None if the value is null."""
+        """Return the selected parts by name; None if the value is null."""
         parts = super().visit_multi_select_dict(node, value)
         for name, part in (parts or {}).items():
             _require(part, f"part {name!r}")
         return parts
 
     def visit_function_expression(self, node: dict[str, Any], value: Any) -> Any:
-        """Call a function; none of its arguments may be null, but for those of ``not_null()``."""
+        """Call a function; only ``not_null()`` takes null."""
         name, given = node["value"], [self.visit(child, value) for child in node["children"]]
         if name == "not_null":
             return self._functions.call_function(name, given)
@@ -98,12 +98,12 @@ class _StrictInterpreter(_Interpreter):
         return result
 
     def visit_projection(self, node: dict[str, Any], value: Any) -> Any:
-        """Select from each element of a list; None if it is no list."""
+        """Select from each element of a list; None for any other value."""
         elements = self.visit(node["children"][0], value)
         return self._of_each(node["children"][1], elements) if isinstance(elements, list) else None
 
     def visit_value_projection(self, node: dict[str, Any], value: Any) -> Any:
-        """Select from each value of a mapping; None if it is no mapping."""
+        """Select from each value of a mapping; None for any other value."""
         whole = self.visit(node["children"][0], value)
         return self._of_each(node["children"][1], whole.values()) if isinstance(whole, Mapping) else None
 
@@ -120,7 +120,7 @@ class _StrictInterpreter(_Interpreter):
     def _of_each(self, selected: dict[str, Any], elements: Iterable[Any]) -> list[Any]:
         found = []
         for element in elements:
-            # An element that is null itself is left out, as JMESPath has it.
+            # JMESPath leaves out elements that are null themselves.
             if element is not None:
                 part = self.visit(selected, element)
                 _require(part, "an element of a projection")
@@ -135,7 +135,7 @@ class Selector:
     #: The option's name and the source, for messages.
     option: str
     text: str
-    #: The hash function of Powertools for AWS Lambda where the selection is read and digested as there.
+    #: The hash function of Powertools for AWS Lambda, where values are selected and digested as there.
     powertools_hash: str | None = None
     _parsed: Any = None
     _call: Callable[..., Any] | None = None
@@ -165,10 +165,10 @@ class Selector:
         """Return the value that the source selects from a delivery's arguments.
 
         Raises:
-            MissingKeyError: it selects nothing, and something is required; or a part of it selects nothing, where
-                Powertools does not read the same key.
+            MissingKeyError: it selects nothing, and something is required; or a part of it selects nothing, unless it
+                selects as Powertools does.
             KeyEncodingError: it cannot be applied to these arguments.
-            TypeError: the arguments do not fit the task's signature, as calling the body would say.
+            TypeError: the arguments do not fit the task's signature, as in a call of the body.
         """
         try:
             if self._call is not None:
@@ -193,7 +193,7 @@ class Selector:
         value = call(*delivery.args, **delivery.kwargs)
         if self.powertools_hash:
             return prepared(value)
-        # What the callable only passes on is data, in which null is a value.
+        # An argument that the callable returns as it is is data, which may contain None.
         if not any(value is each for each in (*delivery.args, *delivery.kwargs.values())):
             parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
             for number, part in enumerate(parts, 1):
@@ -216,12 +216,13 @@ class Selector:
 def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signature: inspect.Signature) -> str:
     """Return the record's key, ``{prefix}#{task id or digest}``.
 
-    A key given with the call comes first, then the selector, then the task id.  Equal values give equal keys
-    whichever way they come.
+    From the key given with the call, else the selector, else the task id; equal values from any of them give equal
+    keys.
 
     Raises:
-        MissingKeyError: the explicit key is empty, or the selector, or a part of it, selects nothing.
-        KeyEncodingError: the explicit key is not a plain short text, or the selected value has no canonical form.
+        MissingKeyError: the explicit key is empty, or the selector or a part of it selects nothing.
+        KeyEncodingError: the explicit key is not 1 to 255 printable characters, or the selected value has no canonical
+            form.
         TypeError: the arguments do not fit the task's signature.
     """
     if delivery.explicit_key is not None:
@@ -241,7 +242,7 @@ def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:
         return _digest(_bound(signature, delivery), None, delivery)
     except KeyEncodingError:
         msg = (
-            "a member of a group or chord has an idempotency_key, and its arguments, which have no one written form, "
+            "a member of a group or chord has an idempotency_key, and its arguments, which have no canonical form, "
             "cannot be compared with those of the other members; name with validate= what must not differ"
         )
         raise KeyEncodingError(msg, delivery.task) from None
@@ -249,7 +250,7 @@ def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:
 
 def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:
     """Return the digest of the validated part of the payload; raises as `record_key` does."""
-    # Powertools digests nothing as it digests anything else.
+    # Powertools digests an empty selection like any other.
     selected = selector.select(delivery, signature, required=selector.powertools_hash is None)
     return _digest(selected, selector, delivery)
 
@@ -259,7 +260,7 @@ def check_explicit_key(key: object, task: str) -> str:
 
     Raises:
         MissingKeyError: it is empty.
-        KeyEncodingError: it is something else.
+        KeyEncodingError: it is anything else.
     """
     remedy = "pass the identifier of what must happen once, such as an order number"
     if not isinstance(key, str):
@@ -275,12 +276,11 @@ def check_explicit_key(key: object, task: str) -> str:
 
 
 def check_task_id(task_id: str, task: str) -> str:
-    """Validate that a task id can be encoded in UTF-8, as stores and brokers need it.  Return it.
-
-    JSON can carry half of a surrogate pair (:rfc:`8259`, section 8.2), and UTF-8 cannot.
+    """Validate that a task id can be encoded in UTF-8, as stores and brokers need.  Return it.
 
     Raises:
-        KeyEncodingError: it has none.
+        KeyEncodingError: it cannot, because it has half of a surrogate pair, which JSON can carry (:rfc:`8259`,
+            section 8.2).
     """
     try:
         str(task_id).encode()
@@ -342,9 +342,9 @@ def _digest(value: Any, selector: Selector | None, delivery: Delivery) -> str:
     try:
         form = canonical(value)
     except UncanonicalError as error:
-        msg = f"{source} selects {error}; select something that has one written form"
+        msg = f"{source} selects {error}; select something that has a canonical form"
         raise KeyEncodingError(msg, delivery.task) from None
     digested = sha256(FORM_VERSION)
-    # Putting them together first would copy a form that may be large.
+    # Not concatenated: that would copy a form that may be large.
     digested.update(form.encode())
     return digested.hexdigest()

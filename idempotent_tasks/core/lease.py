@@ -1,6 +1,6 @@
-"""How long a claim lives, the context of the run that holds it, and the renewer of a process's claims.
+"""Leases: how long a claim lives, the context of the run that holds it, and the renewer of a process's claims.
 
-The renewer lives in the process that runs the body: it dies with it, and knows of a loss at once.
+The renewer is in the process that runs the body: it dies with it, and notes a lost claim at once.
 """
 
 import heapq
@@ -25,16 +25,16 @@ __all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "Rene
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: How long a claim lives between renewals where nothing limits the body's time and no ``lease`` was asked for.
+#: The lease of a task without a time limit and without a ``lease``.
 DEFAULT_LEASE_SECONDS: Final = 60.0
-#: A claim is renewed when this part of its lease has passed, so that two renewals may fail.
+#: A claim is renewed after this part of its lease, so that two renewals may fail.
 RENEW_AFTER: Final = 1 / 3
-#: A renewal that is late by this part of its lease shows that one thread cannot keep up: it calls for another.
+#: A renewal that is late by this part of its lease starts another thread: the present ones cannot keep up.
 LATE_AFTER: Final = 1 / 20
-#: How many threads renew at most.
+#: The most threads that renew.
 MOST_THREADS: Final = 16
-#: So many renewals of runs that are over stay queued before the queue is swept.
-MOST_OVER: Final = 64
+#: How many renewals of ended runs may stay queued before the queue is swept.
+MOST_ENDED: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,55 +45,53 @@ class LeaseTerms:
     lease_seconds: float
     #: Whether it is renewed while the body runs.
     renewed: bool
-    #: Seconds from the claim after which it is not prolonged any more, because the body is dead by then.
+    #: Seconds from the claim after which it is not renewed any more, because the body is dead by then; None for never.
     longest_seconds: float | None
 
 
 def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseTerms:
-    """Return the terms of a claim under a policy and an enforced hard time limit, in seconds.
+    """Return the lease terms under a policy and an enforced hard time limit (seconds; None for none).
 
-    With an enforced limit the claim simply outlives it by the policy's grace.  A ``lease``, or a body whose time
-    nothing limits, needs renewal.
+    A claim outlives the limit by the policy's grace.  It is renewed only where the policy has a shorter ``lease``, or
+    where there is no limit.
     """
     longest = None if hard_limit_seconds is None else hard_limit_seconds + seconds(policy.grace)
-    if policy.lease is None and longest is not None:
-        return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)
-    lease = DEFAULT_LEASE_SECONDS if policy.lease is None else seconds(policy.lease)
-    if longest is not None and longest <= lease:
-        return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)
-    return LeaseTerms(lease_seconds=lease, renewed=True, longest_seconds=longest)
+    lease = (longest or DEFAULT_LEASE_SECONDS) if policy.lease is None else seconds(policy.lease)
+    if longest is None or lease < longest:
+        return LeaseTerms(lease_seconds=lease, renewed=True, longest_seconds=longest)
+    return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)
 
 
 class RunContext:
-    """A body's run under a claim; ``self.idempotency`` inside it."""
+    """Run context: a body's run under a claim; ``self.idempotency`` in the body."""
 
     def __init__(self, claim: Claim, store: RetryingStore) -> None:
         self.claim = claim
         #: When the key was claimed, in epoch seconds by the store's clock.
         self.began_at = claim.expires_at - claim.request.lease_seconds
         self.handed_over = False
-        #: Whether the claim is known to be gone: another delivery may be running the body too.
+        #: Whether the claim is lost: another delivery may be running the body too.
         self.lost = False
-        #: Whether the run is ending its claim itself, by a commit or a release: that it is gone then says nothing.
+        #: Whether the run itself is committing or releasing its claim, which is then not lost.
         self.ending = False
-        #: Whether the body has come to its outcome: the value that it returned, or a failure that is final.
+        #: Whether the body has its outcome: `value`, or the final `failure`.
         self.ended = False
         self.value: Any = None
         self.failure: BaseException | None = None
-        #: What follows the task, where its body has changed that; known when the body has ended.
+        #: The continuation that the body has set instead of its message's; known when the body has ended.
         self.continuation: str | None = None
-        #: Whether nobody gets the result: one that cannot be stored is no error then.  Known when the body has ended.
+        #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
         self.result_ignored = False
         self._store = store
 
     @property
     def key(self) -> str:
-        """The record's key: pass it downstream, so that a repeated effect is recognised there."""
+        """The record's key: pass it to downstream systems, so that they recognise a repeated effect."""
         return self.claim.key
 
     @property
     def fence(self) -> int:
-        """The claim's fence: a later run of the key has a larger one."""
+        """The claim's fencing token: a later run of the key has a larger one."""
         return self.claim.fence
 
     @property
@@ -102,7 +100,7 @@ class RunContext:
         return self.claim.attempt
 
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
-        """Free the key now: the body is over, or a message that will claim it is about to be published."""
+        """Release the key: the body is over, or a message that will claim the key is about to be published."""
         if not self.handed_over:
             self.handed_over = self.ending = True
             self._store.release(self.claim, reason, crashed=crashed)
@@ -116,77 +114,77 @@ class _Renewal:
     store: Store
     terms: LeaseTerms
     observe: Callable[[events.Event], None]
-    #: When the claim is to be renewed, in epoch seconds by the store's clock; changed only by who has taken it.
+    #: When to renew next, in epoch seconds by the store's clock; changed only by the thread that has taken it.
     due: float
-    #: Epoch seconds after which the claim is not prolonged, or None.
+    #: Epoch seconds after which the claim is not renewed, or None.
     last: float | None
-    #: Whether the run is over, or has lost its claim.
+    #: Whether the run has ended, or has lost its claim.
     done: bool = False
-    #: Held during a renewal, which the end of the body waits for.
+    #: Held during a renewal, for which the end of the run waits.
     renewing: threading.Lock = field(default_factory=lambda: this_process().lock())
 
     def is_late(self) -> bool:
-        """Return whether it has been due for so long that the renewers cannot keep up."""
+        """Return whether it has been due for so long that the threads cannot keep up."""
         return not self.done and self.store.clock.now() - self.due >= self.terms.lease_seconds * LATE_AFTER
 
     def renew(self) -> None:
-        """Renew the claim, and note when it is to be renewed again."""
+        """Renew the claim, and set when it is due again."""
         if self.done:
             return
         clock, claim = self.store.clock, self.run.claim
-        whole = self.terms.lease_seconds
-        lease = whole if self.last is None else min(whole, self.last - clock.now())
+        full_lease = self.terms.lease_seconds
+        lease = full_lease if self.last is None else min(full_lease, self.last - clock.now())
         if lease <= 0:
             self.done = True
             return
         try:
-            # Two renewals may fail, whether they are refused or hang.
-            with limited(clock, whole * RENEW_AFTER):
+            # So short that two renewals may fail or hang.
+            with limited(clock, full_lease * RENEW_AFTER):
                 answer = self.store.renew(claim, lease, claim.request.retention_seconds)
         except Exception as error:
             if not isinstance(error, StoreError):
-                # This thread renews the claims of the whole process: one store's bug must not end it.
+                # One store's bug must not end the thread that renews every claim of the process.
                 logger.exception("the claim of %s cannot be renewed", claim.key)
-            self.due = clock.now() + whole * LEASE_PART
+            self.due = clock.now() + full_lease * LEASE_PART
             return
         if isinstance(answer, Lost):
             self.done = True
-            # What the run's own commit or release has ended is not lost, and of both the run knows more than we.
+            # A claim that the run's own commit or release has ended is not lost.
             if not self.run.ending:
                 self.run.lost = True
                 self.observe(events.Lost.about(claim.request))
             return
         self.run.claim = answer.claim
         now = clock.now()
-        # An answer may have been long on its way, or show that it is later than was thought.
+        # The answer may have been slow, or have corrected the store's clock.
         late = lease - (answer.claim.expires_at - now)
-        self.due = now + whole * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
+        self.due = now + full_lease * RENEW_AFTER - (late if late > lease * LATE_AFTER else 0.0)
         if now < answer.claim.expires_at:
             self.observe(events.Renewed.about(claim.request))
 
 
 class RenewalQueue:
-    """The renewals of one store's claims, by the time at which they come due; for several threads."""
+    """Thread-safe priority queue of the renewals of one store's claims, by the time when they are due."""
 
     def __init__(self) -> None:
         self._lock = this_process().lock()
-        #: Breaks ties, because renewals cannot be compared.
+        #: Break ties, because renewals cannot be compared.
         self._numbers = count()
         self._heap: list[tuple[float, int, _Renewal]] = []
-        self._over = 0
+        self._ended = 0
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._heap)
 
     def add(self, renewal: _Renewal) -> bool:
-        """Queue a renewal until it is due, and return whether it is the next of all."""
+        """Queue a renewal until it is due, and return whether it is the first."""
         with self._lock:
             heapq.heappush(self._heap, (renewal.due, next(self._numbers), renewal))
             return self._heap[0][-1] is renewal
 
     def take(self, now: float) -> _Renewal | None:
-        """Take the renewal that has been due for longest, for whoever asks alone; None where none is due."""
+        """Remove and return the renewal that has been due for longest; None if none is due."""
         with self._lock:
             while self._heap and self._heap[0][0] <= now:
                 *_, renewal = heapq.heappop(self._heap)
@@ -195,37 +193,37 @@ class RenewalQueue:
             return None
 
     def next(self) -> _Renewal | None:
-        """Return the renewal that comes due next, or is due; None where none is queued."""
+        """Return the first renewal, due or not; None if none is queued."""
         with self._lock:
             while self._heap and self._heap[0][-1].done:
                 heapq.heappop(self._heap)
             return self._heap[0][-1] if self._heap else None
 
     def sweep(self) -> None:
-        """Note that a run is over, and forget such ones where they are many."""
+        """Count a run that has ended, and remove such runs if there are many."""
         with self._lock:
-            self._over += 1
-            if self._over > max(MOST_OVER, len(self._heap) // 2):
+            self._ended += 1
+            if self._ended > max(MOST_ENDED, len(self._heap) // 2):
                 self._heap = [entry for entry in self._heap if not entry[-1].done]
                 heapq.heapify(self._heap)
-                self._over = 0
+                self._ended = 0
 
 
 class LeaseRenewer:
-    """Renews the claims of a process from one thread (or greenlet), started when the first claim needs it.
+    """Renewer of all claims of a process, in one thread (or greenlet) that the first claim starts.
 
-    It renews one claim at a time, in the order in which they come due.  Where that is too slow, because there are many
-    claims or the store is, up to `MOST_THREADS` share the work until it is done.  The limit: all claims of a process
-    must be renewed by so many threads within two thirds of a lease (1,000 claims of 30 s take 9 s if a call takes 100
-    ms); and a call that hangs holds up the claims of its process for its own time-outs (4 s with `DynamoDBStore`'s
-    own), so a process with many bodies wants leases of more than 6 s.
+    It renews one claim at a time, in the order in which they are due.  Where that is too slow, because there are many
+    claims or the store is slow, up to `MOST_THREADS` share the work until it is done.  The limit: so many threads must
+    renew all claims of a process within two thirds of a lease (1,000 claims of 30 s take 9 s if a call takes 100 ms);
+    and a call that hangs delays the claims of its process by its own time-outs (4 s with `DynamoDBStore`'s own), so a
+    process with many bodies needs leases of more than 6 s.
 
-    A process has one, `Process.own(LeaseRenewer)`: a forked child has no thread of its parent's.
+    One for each process, `Process.own(LeaseRenewer)`: a forked child has none of its parent's threads.
     """
 
     def __init__(self) -> None:
-        #: By the clock that says what is due, one for each store.  Replaced, never changed: while one thread looks
-        #: through it, another may add its own, even within ``list(...)``, where that collects garbage.
+        #: By store's clock.  Copied on write: another thread may add one while this one iterates, even within
+        #: ``list(...)``, where that collects garbage.
         self._queues: dict[Clock, RenewalQueue] = {}
         self._changed = this_process().event()
         self._helpers: list[threading.Thread] = []
@@ -236,13 +234,13 @@ class LeaseRenewer:
     def renewing(
         self, run: RunContext, store: Store, terms: LeaseTerms, observe: Callable[[events.Event], None]
     ) -> Iterator[None]:
-        """Renew a run's claim until the block ends; then no renewal is under way any more."""
+        """Renew a run's claim until the block ends, and wait for a renewal that is under way then."""
         renewal = _Renewal(
             run=run,
             store=store,
             terms=terms,
             observe=observe,
-            # From the claim on, not from its answer, which may have been long on its way.
+            # From the claim, not from its answer, which may have been slow.
             due=run.began_at + terms.lease_seconds * RENEW_AFTER,
             last=None if terms.longest_seconds is None else run.began_at + terms.longest_seconds,
         )
@@ -251,21 +249,21 @@ class LeaseRenewer:
             yield
         finally:
             renewal.done = True
-            # A renewal that lands after the release would hold the key again.
+            # A renewal that arrives after the release would hold the key again.
             with renewal.renewing:
                 pass
             queue.sweep()
 
     def renew_due(self) -> float | None:
-        """Renew every claim that is due, and return the seconds until the next one, None where there is none."""
+        """Renew every claim that is due, and return the seconds until the next is; None if there is none."""
         while self._renew_next():
             self._start_helper()
-        # What a helper renews at this moment has no next time yet; the helper says when it has.
+        # A claim that a helper is renewing has no due time yet; the helper sets `_changed` when it has.
         queued = [renewal for queue in self._queues.values() if (renewal := queue.next()) is not None]
         return min((max(each.due - each.store.clock.now(), 0.0) for each in queued), default=None)
 
     def _renew_next(self) -> bool:
-        """Renew the claim that has been due for longest, and return whether one was due."""
+        """Renew one claim that is due, and return whether there was one."""
         for clock, queue in self._queues.items():
             renewal = queue.take(clock.now())
             if renewal is not None:
@@ -291,12 +289,12 @@ class LeaseRenewer:
         return queue
 
     def _start_helper(self) -> None:
-        """Let another thread help with what is late, as long as something is."""
+        """Start another thread if a renewal is late."""
         self._helpers = [helper for helper in self._helpers if helper.is_alive()]
         due = [queue.next() for queue in self._queues.values()]
         late = any(renewal is not None and renewal.is_late() for renewal in due)
         if late and len(self._helpers) < MOST_THREADS - 1:
-            # A machine that has no thread left must not cost the renewer its own.
+            # The renewer must survive on a machine that has no thread left.
             with suppress(RuntimeError):
                 self._helpers.append(self._spawn(self._help))
 
@@ -316,14 +314,14 @@ class LeaseRenewer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """The lease of one delivery's claim: its terms, and what renews it in this process."""
+    """The lease of one delivery's claim: its terms and its renewal."""
 
     terms: LeaseTerms
     store: Store
     observe: Callable[[events.Event], None]
 
     def renewing(self, run: RunContext) -> AbstractContextManager[None]:
-        """Keep the run's claim alive until the block ends."""
+        """Renew the run's claim until the block ends, if its terms need that."""
         if not self.terms.renewed:
             return nullcontext()
         return this_process().own(LeaseRenewer).renewing(run, self.store, self.terms, self.observe)

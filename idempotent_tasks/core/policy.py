@@ -1,4 +1,4 @@
-"""`Idempotency`: the options of one task, checked when the task is declared."""
+"""`Idempotency`: the options of one task, validated when the task is declared."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -35,13 +35,13 @@ _CHOICES: Final[dict[str, Any]] = {
     "missing_key": MissingKey,
     "at_publish": AtPublish,
 }
-#: What Powertools cannot read: it would take a failure for a success, and another codec's text for its own JSON.
+#: Powertools would read a failure as a success, and another codec's text as its own JSON.
 _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idempotency:
-    """The options of one task: what makes deliveries the same, and what happens to duplicates.
+    """Options of one task: which deliveries are duplicates, and what happens to them.
 
     An option that is not given comes from the app's setting ``idempotency_<option>``, else from the default here.
     Durations are seconds or a ``timedelta``.
@@ -53,33 +53,33 @@ class Idempotency:
             callable, or None for no part; a delivery that differs fails with `PayloadMismatchError`.
         prefix: separates the keys of different tasks; None for the task's name.  Set it before you rename a task.
         expires: how long an outcome is kept and replayed, in seconds.
-        on_busy: what a delivery does whose key is running: ``defer`` publishes it again for later, ``wait`` waits
+        on_busy: what a delivery does if its key is running: ``defer`` publishes it again for later, ``wait`` waits
             in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
             periodic tasks), unless a link, a chain or a chord waits for it.
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
-        on_store_error: what a delivery does that cannot claim its key, because the store does not answer: ``defer``,
-            ``raise`` the `StoreError`, or ``run`` the body unguarded.
-        missing_key: what a delivery does whose key, or a part of it, selects nothing: ``raise`` `MissingKeyError`, or
-            ``run`` the body unguarded.
+        on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
+            `StoreError`, or ``run`` the body unguarded.
+        missing_key: what a delivery does if its key, or a part of it, selects nothing: ``raise`` `MissingKeyError`,
+            or ``run`` the body unguarded.
         lease: claim a key for this many seconds and renew the claim while the body runs; None to claim it for the
-            task's whole time limit.  With a lease, a machine that vanishes is recovered from after one lease.
+            task's whole time limit.  With a lease, another machine recovers from a lost one after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`; ``sys.exit()`` in a body
             is a crash too.
-        codec: how results are stored: ``json``, or ``pickle`` or another of kombu's serializers, where the app accepts
-            it; by default as the app writes results and messages.
-        store_failures: types of exceptions that are final: one of them, raised by the body, is stored as the key's
-            outcome, and later deliveries raise it again; any other frees the key.
+        codec: how results are stored: ``json``, or ``pickle`` or another serializer of kombu that the app accepts; by
+            default as the app writes results and messages.
+        store_failures: types of final exceptions: one that the body raises is stored as the key's outcome, and later
+            deliveries raise it again; any other exception releases the key.
         on_replay: called with the result and the `Record` of each replay; returns the result.  What it raises is the
             delivery's failure, and the record stays as it is.
-        at_publish: what ``apply_async`` does whose key has a task already, in a queue, running or done: ``send`` asks
-            nothing and publishes, ``join`` publishes nothing and returns that task's result, ``raise`` raises
-            `DuplicateError`.
+        at_publish: what ``apply_async`` does if the key has a task already, queued, running or done: ``send``
+            publishes without asking the store, ``join`` publishes nothing and returns that task's result, ``raise``
+            raises `DuplicateError`.
         reserve: how long a message may wait in its queue while its key stays reserved for it, in seconds.
         cache: how long an outcome may be replayed from this process's memory without asking the store, in seconds;
             None for not at all.
         powertools: share records with a function under Powertools for AWS Lambda (Python): True, or the name of its
-            ``hash_function`` where that is not md5.  ``key`` must be given, and ``prefix`` be its ``key_prefix``.
+            ``hash_function`` if that is not md5.  ``key`` is required, and ``prefix`` must be its ``key_prefix``.
 
     Raises:
         ConfigurationError: an unknown option, or a value that an option does not take.
@@ -105,7 +105,7 @@ class Idempotency:
     powertools: bool | str = False
 
     def __new__(cls, **given: Any) -> Self:
-        """Remember which options were given, so that settings fill the others only."""
+        """Note which options were given: settings fill the others only."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -117,7 +117,7 @@ class Idempotency:
         return self
 
     def __post_init__(self) -> None:
-        """Check every value, and compile the selectors once."""
+        """Validate every value, and compile the selectors once."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
@@ -177,14 +177,14 @@ class Idempotency:
 
     @property
     def final_errors(self) -> tuple[type[Exception], ...]:
-        """The exception types of `store_failures`; those that it only names come with `imported`."""
+        """The exception types of `store_failures`, without those named as text: see `imported`."""
         return tuple(each for each in self._failures() if isinstance(each, type))
 
     def imported(self) -> "Idempotency":
-        """Return this policy with what it names as ``module:name`` imported.
+        """Return this policy with every ``module:name`` imported.
 
         Raises:
-            ConfigurationError: a name cannot be imported, or is something else than the field takes.
+            ConfigurationError: a name cannot be imported, or is nothing that the field takes.
         """
         found = {
             "store_failures": tuple(_imported("store_failures", each) for each in self._failures()),
@@ -220,12 +220,12 @@ class Idempotency:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that were given, without those that are open."""
+        """The options that were given, without defaults."""
         names: frozenset[str] = self.__dict__["_given"]
         return {name: getattr(self, name) for name in names}
 
     def over(self, defaults: Mapping[str, Any]) -> "Idempotency":
-        """Return this policy with the options that it leaves open taken from ``defaults``."""
+        """Return this policy with ``defaults`` for the options that were not given."""
         return Idempotency(**{**defaults, **self.given})
 
 
@@ -252,7 +252,7 @@ def _imported(field: str, value: Any) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(f"{field}={value!r} cannot be imported: {error}") from error
     if isinstance(found, str):
-        raise ConfigurationError(f"{field}={value!r} is itself only a text")
+        raise ConfigurationError(f"{field}={value!r} is only a text")
     return found
 
 

@@ -1,7 +1,4 @@
-"""Digests and results as Powertools for AWS Lambda (Python) writes them, byte for byte.
-
-Without the package itself, which a worker need not have.
-"""
+"""Digests and results of Powertools for AWS Lambda (Python), byte for byte, without that package."""
 
 import base64
 import dataclasses
@@ -22,18 +19,16 @@ from jmespath.functions import Functions, signature
 
 __all__ = ["DEFAULT_HASH", "HASHES", "PowertoolsFunctions", "digest", "prepared", "result_text"]
 
-#: What ``IdempotencyConfig(hash_function=...)`` is by default.
+#: The default of ``IdempotencyConfig(hash_function=...)``.
 DEFAULT_HASH: Final = "md5"
 #: The hash functions whose digests have a fixed length.
 HASHES: Final = frozenset(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_"))
-
-
-#: The largest size that a compressed argument is decompressed to, in bytes: a small message can hold a huge one.
+#: The most bytes that a compressed argument may inflate to: a small message can hold a huge one.
 MAX_INFLATED_BYTES: Final = 32 * 1024 * 1024
 
 
 class PowertoolsFunctions(Functions):
-    """JMESPath's functions and the three that Powertools adds; those raise `ValueError` for what they cannot read."""
+    """JMESPath's functions and the three of Powertools, which raise `ValueError` for what they cannot read."""
 
     @signature({"types": ["string"]})
     def _func_powertools_json(self, value: str) -> Any:
@@ -88,11 +83,7 @@ def prepared(value: Any) -> Any:
 
 
 def digest(value: Any, hash_name: str) -> str:
-    """Return the hexadecimal digest of a selected value.
-
-    Args:
-        value: what the key's or the validation's expression selects.
-        hash_name: one of `HASHES`.
+    """Return the hexadecimal digest of a selected value, by one of `HASHES`.
 
     Raises:
         TypeError, ValueError, RecursionError: the value has no JSON form there.

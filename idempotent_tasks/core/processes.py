@@ -1,7 +1,7 @@
-"""What belongs to one operating-system process: its time, threads, randomness, name, and whether another has ended.
+"""The operating-system process: its clock, threads, randomness and name, and whether another process has ended.
 
-The rest of the package asks `this_process` for these, so that a simulation can run several processes in one, each with
-its own (`running_as`).
+The rest of the package gets these from `this_process`, so that a simulation can run several processes in one
+(`running_as`).
 """
 
 import os
@@ -22,28 +22,28 @@ from kombu.asynchronous import get_event_loop
 
 from idempotent_tasks.core.clock import Clock, SystemClock
 
-__all__ = ["ForkGate", "Process", "current_process", "has_ended", "running_as", "this_process"]
+__all__ = ["ForkGate", "Process", "current_process", "has_ended", "pid_exists", "running_as", "this_process"]
 
 T = TypeVar("T")
 
-#: Seconds for which a fork waits at most; then the pool gets its process, whatever a thread still does.
+#: The most seconds that a fork waits; then the pool gets its process in spite of a held lock.
 FORK_WAIT_SECONDS: Final = 1.0
-#: Seconds between two looks at a process where the system has no process handles.
+#: Seconds between two checks of a process on systems without process handles.
 _POLL_SECONDS: Final = 0.05
-#: Between the name of a process and that of its watcher.
+#: Separates the name of a process from its watcher's.
 _WATCHED_BY: Final = "^"
 _PROC: Final = Path("/proc")
-#: Fields of ``/proc/PID/stat``, counted from the one after the command's closing bracket (``man 5 proc_pid_stat``).
+#: Indexes of fields of ``/proc/PID/stat`` after the command's closing bracket (``man 5 proc_pid_stat``).
 _STATE, _THREADS, _START_TIME = 0, 17, 19
 
 
 def current_process(watcher: int | None = None) -> str | None:
-    """Return a name of this process that no other has, on this machine or elsewhere; None where it cannot be had.
+    """Return a globally unique name of this process, or None if unavailable.
 
     Host, boot, namespaces, process id and start time.  Linux only: it needs ``/proc``.
 
     Args:
-        watcher: the id of the process that takes care of what this one leaves behind, which becomes part of the name.
+        watcher: the id of the process that releases the claims that this one leaves behind; part of the name.
     """
     return _name_of(os.getpid(), watcher)
 
@@ -51,33 +51,40 @@ def current_process(watcher: int | None = None) -> str | None:
 def has_ended(process: str | None, *, and_watcher: bool = True) -> bool:
     """Return whether a process named by `current_process`, and its watcher, are certain to have ended.
 
-    False where it ran on another machine, in another boot or in another container, and for None.
+    False for None, and for a process of another machine, boot or container.
 
     Args:
         process: the name.
-        and_watcher: whether the watcher must have ended, too: it may still free what the process held.
+        and_watcher: whether the watcher must have ended, too: it may still release the process's claims.
     """
     place, _, names = (process or "").rpartition("/")
-    asked = names.split(_WATCHED_BY)[: None if and_watcher else 1]
-    return bool(place) and place == _this_place() and all(map(_has_ended, asked))
+    must_end = names.split(_WATCHED_BY)[: None if and_watcher else 1]
+    return bool(place) and place == _this_place() and all(map(_has_ended, must_end))
 
 
 def _has_ended(name: str) -> bool:
     pid, _, start = name.partition("@")
     if not pid.isdecimal():
         return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+    if not pid_exists(int(pid)):
         return True
-    except (PermissionError, OverflowError):
-        pass
     stat = _stat(int(pid))
-    # Where processes of other users are hidden, there is nothing to read.
+    # There is none where other users' processes are hidden.
     return stat is not None and (stat[_START_TIME] != start or _is_zombie(stat))
 
 
-# A forked child has another id, so it never finds its parent's name here.
+def pid_exists(pid: int) -> bool:
+    """Return whether this machine has a process of this id, a zombie included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+# A forked child has another id, so it never gets its parent's name.
 @lru_cache(maxsize=1)
 def _name_of(*pids: int | None) -> str | None:
     place = _this_place()
@@ -89,12 +96,12 @@ def _name_of(*pids: int | None) -> str | None:
 
 @lru_cache(maxsize=1)
 def _this_place() -> str | None:
-    """Return a name of what process ids and start times mean something in."""
+    """Return the name of the scope of process ids and start times: host, boot and namespaces."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         ids = (_PROC / "self/ns/pid").stat().st_ino
         times = _PROC / "self/ns/time"
-        # Kernels before 5.6 have one time for all.
+        # Kernels before 5.6 have no time namespaces.
         time = times.stat().st_ino if times.exists() else 0
     except OSError:
         return None
@@ -110,10 +117,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _is_zombie(stat: list[str]) -> bool:
-    """Return whether all that is left of a process is that its parent has not collected it.
-
-    Its first thread may have ended before others that still run something.
-    """
+    """Return whether a process has ended and waits for its parent; its first thread may end before others."""
     return stat[_STATE] in ("Z", "X") and int(stat[_THREADS]) <= 1
 
 
@@ -124,9 +128,9 @@ class Process:
     """
 
     def __init__(self) -> None:
-        #: Never corrected, unlike a store's: for what is measured on this machine only.
+        #: Never corrected, unlike a store's: for measurements on this machine only.
         self.clock: Clock = SystemClock()
-        #: Has no state that forked children would share.
+        #: Without state that forked children would share.
         self.random: random.Random = random.SystemRandom()
         self._owned: dict[tuple[int, Callable[[], Any]], Any] = {}
 
@@ -136,16 +140,16 @@ class Process:
         return os.getpid()
 
     def token(self) -> str:
-        """Return a random token that no other process draws: 32 hexadecimal digits."""
+        """Return a unique random token: 32 hexadecimal digits."""
         return uuid4().hex
 
     def own(self, kind: Callable[[], T]) -> T:
-        """Return this process's only object of a kind: made on first use, and again in a forked child.
+        """Return this process's singleton of a kind: made on first use, and again in a forked child.
 
         Args:
-            kind: its class, or another function that makes it; must be safe to call twice where threads race.
+            kind: its class or another factory; racing threads may call it twice.
         """
-        # Without a lock, which a child might inherit locked. A parent's objects are left to their threads.
+        # Without a lock, which a child might inherit locked. A child ignores its parent's objects.
         owner = self.pid, kind
         owned = self._owned.get(owner)
         if owned is None:
@@ -153,7 +157,7 @@ class Process:
         return owned  # type: ignore[no-any-return]
 
     def provide(self, kind: Callable[[], T], owned: T) -> None:
-        """Have `own` return this object for a kind."""
+        """Set the object that `own` returns for a kind."""
         self._owned[self.pid, kind] = owned
 
     def spawn(self, work: Callable[[], None], name: str) -> threading.Thread:
@@ -163,7 +167,7 @@ class Process:
         return thread
 
     def executor(self, threads: int, name: str) -> Executor:
-        """Return a pool of so many threads, whose work the interpreter waits for before it exits."""
+        """Return a pool of so many threads, for whose work the interpreter waits before it exits."""
         return ThreadPoolExecutor(threads, name)
 
     def event(self) -> threading.Event:
@@ -183,14 +187,11 @@ class Process:
         return current_process(watcher)
 
     def has_ended(self, name: str | None, *, and_watcher: bool = True) -> bool:
-        """Return whether the process of a name is certain to have ended, as the function `has_ended` does."""
+        """Return whether a process is certain to have ended, as the function `has_ended` does."""
         return has_ended(name, and_watcher=and_watcher)
 
     def wait_for_end(self, pid: int, seconds: float) -> bool:
-        """Wait up to so many seconds for a process of this machine to end, and return whether it did.
-
-        A zombie counts as ended: it runs nothing any more.
-        """
+        """Wait up to so many seconds for a process of this machine to end, or to be a zombie; return whether it did."""
         if not hasattr(os, "pidfd_open"):
             return self._poll_for_end(pid, seconds)
         try:
@@ -207,9 +208,7 @@ class Process:
     def _poll_for_end(self, pid: int, seconds: float) -> bool:
         give_up_at = self.clock.monotonic() + seconds
         while self.clock.monotonic() < give_up_at:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
+            if not pid_exists(pid):
                 return True
             self.clock.sleep(_POLL_SECONDS)
         return False
@@ -224,8 +223,8 @@ class ForkGate:
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Let no other thread fork this process during a block, for `FORK_WAIT_SECONDS` at most."""
-        # By name, once: in a child that is forked inside the block it is another lock that `_reset` left.
+        """Make other threads' forks of this process wait for the block's end, for `FORK_WAIT_SECONDS` at most."""
+        # Evaluated once: a child that is forked inside the block has another lock, from `_reset`.
         with self._lock:
             yield
 
@@ -237,18 +236,18 @@ class ForkGate:
             self._lock.release()
 
     def _reset(self) -> None:
-        # A thread that forks inside its own block must not wait for itself.
+        # Re-entrant: a thread that forks inside its own block must not wait for itself.
         self._lock = threading.RLock()
         self._waited = False
 
 
-#: The operating system's own; what stands in for it is set in a context.
+#: The real process; a context variable holds what replaces it.
 _OWN: Final = Process()
 _current: Final[ContextVar[Process]] = ContextVar("idempotency_process")
 
 
 def this_process() -> Process:
-    """Return the process that the code around this call runs in."""
+    """Return the process in which the caller runs."""
     return _current.get(_OWN)
 
 

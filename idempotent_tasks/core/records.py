@@ -1,13 +1,10 @@
-"""The record of one key, and the answers that a store gives about it.
-
-Pure values: nothing here knows Celery, DynamoDB or a clock.
-"""
+"""The record of a key, claims, and a store's answers: pure values, without Celery, DynamoDB or a clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
-from typing import Final, Protocol
+from typing import Final
 
 from idempotent_tasks.errors import StoreError
 
@@ -43,70 +40,70 @@ __all__ = [
     "was_released",
 ]
 
-#: How far two processes that reckon with a server's time may be apart: its ``Date`` names whole seconds.
+#: How far apart the server's time may be in two processes: its ``Date`` has whole seconds.
 CLOCK_SPREAD_MILLISECONDS: Final = 1000
 
 
 class Status(StrEnum):
     """What a record says about its key."""
 
-    #: A delivery claimed the key and has not finished; or it released the key and nobody claimed it since.
+    #: A delivery claimed the key and has not finished; or it was released and not claimed since.
     INPROGRESS = "INPROGRESS"
     #: The body returned; the outcome is the result.
     COMPLETED = "COMPLETED"
-    #: The body raised an error that is the key's final outcome.
+    #: The body raised a final failure; the outcome is its error.
     FAILED = "FAILED"
-    #: The record's retention has passed.  Computed when read, never stored.
+    #: The record's retention has passed; never stored.
     EXPIRED = "EXPIRED"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimRequest:
-    """One delivery's wish to run the body of a key."""
+    """A delivery's request to claim a key, or a producer's to reserve one."""
 
     #: The record's key, ``{prefix}#{digest or id}``.
     key: str
-    #: Random token of this delivery; whoever holds it may renew, commit and release.
+    #: Owner token: whoever has it may renew, commit and release the claim.
     owner: str
-    #: How long the claim shall live without renewal, in seconds.
+    #: Seconds from the claim, or a renewal, to its expiry.
     lease_seconds: float
-    #: How long the record shall be kept, in seconds; the store keeps it longer than the claim.
+    #: Seconds for which the record is kept; the store keeps it longer than the claim.
     retention_seconds: float
     #: Digest of the validated part of the payload.
     validation: str | None = None
-    #: The Celery task's name, its id, and the worker's node name: for people.
+    #: For people: the Celery task's name, its id, and the worker's node name.
     task: str = ""
     task_id: str = ""
     worker: str = ""
-    #: Of a reservation: until when its message may stand in for another publish of the key, in epoch milliseconds by
-    #: the store's clock; None for always.
+    #: Of a reservation: until when its message may replace another publish of the key, in epoch milliseconds by the
+    #: store's clock; None for always.
     stands_in_until: int | None = None
-    #: Which process asks, where it can be told whether it still lives; see `idempotent_tasks.core.processes`.
+    #: The process that requests it, as ``current_process`` names it.
     process: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A granted wish: the right to run the body until it expires."""
+    """A granted request: the right to run the body until it expires."""
 
     request: ClaimRequest
-    #: Grows with every claim of the key; later claims have larger fences.
+    #: Fencing token: every later claim of the key has a larger one.
     fence: int
-    #: Claims in a row that ended without commit or release, this one included.
+    #: Claims in a row that ended without commit or release, plus 1 for this one.
     attempt: int
     #: When the claim expires, in epoch milliseconds by the store's clock.
     in_progress_expiration: int
-    #: When it was asked for, in epoch milliseconds by the store's clock; 0 where that is not known.
+    #: When it was requested, in epoch milliseconds by the store's clock; 0 if unknown.
     claimed_at: int = 0
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
-        """Return the claim that a request may have been granted without our seeing the answer: enough to release it."""
+        """Return the claim that a request may have been granted, to release it without having seen the answer."""
         return cls(request=request, fence=0, attempt=0, in_progress_expiration=0)
 
     @classmethod
     def shown_by(cls, holder: "Record") -> "Claim":
-        """Return the claim of the owner that a record names: enough to release it."""
+        """Return the claim of a record's owner, to release it."""
         request = ClaimRequest(
             key=holder.key,
             owner=holder.owner or "",
@@ -125,7 +122,7 @@ class Claim:
 
     @property
     def owner(self) -> str:
-        """The token that proves the claim."""
+        """The owner token."""
         return self.request.owner
 
     @property
@@ -136,7 +133,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a body left behind, ready to be stored."""
+    """An outcome of a body, encoded for the store."""
 
     #: `Status.COMPLETED` or `Status.FAILED`.
     status: Status
@@ -146,20 +143,20 @@ class Outcome:
     data: str | bytes | None
     #: Why there is no data, or the type of the stored failure.
     error: str | None = None
-    #: What follows the task, where its body has changed that; None otherwise.
+    #: The continuation (links, chain, chord) that the body has set instead of its message's; None for the message's.
     continuation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One item of the store, in the units of Powertools for AWS Lambda (Python)."""
+    """A store's item, in the units of Powertools for AWS Lambda (Python)."""
 
     key: str
     status: Status
     #: Epoch seconds; after it the record counts as absent.
     expiration: int
-    #: Epoch milliseconds: when the claim expires; the time of its release once the key is `free`, for which 0 stands
-    #: too; None where a foreign writer set none.
+    #: Epoch milliseconds: when the claim expires, or once the key is `free` when it was released (0 in older records);
+    #: None where a foreign writer set none.
     in_progress_expiration: int | None = None
     data: str | bytes | None = None
     validation: str | None = None
@@ -176,16 +173,15 @@ class Record:
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
-    #: Of a reservation, as `ClaimRequest.stands_in_until`.
+    #: As in `ClaimRequest`.
     stands_in_until: int | None = None
-    #: The process that claimed, as `ClaimRequest.process`.
     process: str | None = None
-    #: For the token of each copy that met this claim and was published again: when its successor is due, in epoch
+    #: By the token of each copy that was deferred while this claim held the key: when its successor is due, in epoch
     #: milliseconds by the store's clock.  Older versions noted a small number for each delivery instead.
     deferred: Mapping[str, int] = field(default_factory=dict)
-    #: What follows the task that ran, as `Outcome.continuation`.
+    #: As in `Outcome`.
     continuation: str | None = None
-    #: The task ids whose continuation (links, chain, chord) is known to have been sent.
+    #: The task ids whose continuation is known to have been sent.
     dispatched: frozenset[str] = frozenset()
 
     def status_at(self, now: float) -> Status:
@@ -193,21 +189,18 @@ class Record:
         return Status.EXPIRED if self.expiration < int(now) else self.status
 
     def awaits_successor(self, token: str, now: float) -> bool:
-        """Return whether a copy's successor is certain to be on its way at a time in epoch seconds.
-
-        It was published, and comes later: no worker has taken it up and settled it yet.
-        """
+        """Return whether a copy's successor was published and is not due yet at a time in epoch seconds."""
         return self.deferred.get(token, 0) > now * 1000
 
     def past_deferrals(self, now: float) -> list[str]:
-        """Return the tokens whose notes say nothing any more at a time in epoch seconds."""
+        """Return the tokens whose successors are due at a time in epoch seconds: their notes can be removed."""
         return [token for token in self.deferred if not self.awaits_successor(token, now)]
 
     @property
     def free(self) -> bool:
-        """Whether the key was released and nobody claimed it since: in progress, with a fence, and without an owner.
+        """Whether the key was released and not claimed since: in progress, with a fence, and without an owner.
 
-        A record of Powertools in progress has no owner either, and no fence.
+        A record of Powertools in progress has neither owner nor fence.
         """
         if self.status is not Status.INPROGRESS:
             return False
@@ -215,7 +208,7 @@ class Record:
 
     @property
     def held_until(self) -> float:
-        """When the key can be claimed at the latest while in progress, in epoch seconds."""
+        """The latest time at which a key in progress becomes claimable, in epoch seconds."""
         if self.in_progress_expiration is None:
             return float(self.expiration)
         return min(self.in_progress_expiration / 1000, float(self.expiration))
@@ -249,14 +242,14 @@ class Busy:
 class Mismatch:
     """The key was used with a different payload."""
 
-    #: Digest of the payload in the record, and of the one that was offered.
+    #: Digests of the record's payload and of the request's.
     stored: str
     offered: str
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The outcome is the key's outcome."""
+    """The outcome is stored as the key's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +283,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """The store gave no answer in time; whether it took the step is not known."""
+    """The store gave no answer in time: it may have taken the step."""
 
     error: StoreError
 
@@ -300,11 +293,11 @@ CommitAnswer = Committed | Superseded | Vanished
 
 
 def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
-    """Return whether a claim must be granted: the rule that every store's conditional write expresses.
+    """Return whether a claim must be granted: the rule of every store's conditional write.
 
     Args:
-        record: what the store holds under the key, or None.
-        request: the claim that is asked for.
+        record: the key's record, or None.
+        request: the claim request.
         now: epoch seconds by the store's clock.
     """
     if record is None or record.expiration < int(now):
@@ -313,17 +306,17 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
         return False
     if _payloads_differ(record, request):
         return False
-    # Whoever sees the release asks after it, whatever its clock says.
+    # A request that finds the release comes after it, whatever the clocks say.
     if record.free or record.owner == reservation_owner(request.task_id):
         return True
     return record.in_progress_expiration < int(now * 1000)
 
 
 def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
-    """Say why a claim was refused, from the record that the refusal returned.
+    """Return why a claim was refused, from the record that the refusal returned.
 
-    A record with the request's own owner token is an earlier try of this very request whose answer was lost
-    on the way (https://github.com/aws/aws-sdk-java/issues/2667): that is a grant.
+    A record with the request's own owner token is from an earlier try of it whose answer was lost
+    (https://github.com/aws/aws-sdk-java/issues/2667): that is a grant.
     """
     if record.validation and request.validation and _payloads_differ(record, request):
         return Mismatch(record.validation, request.validation)
@@ -343,34 +336,34 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
 
 
 def held_claim(record: Record | None, claim: Claim) -> Claim | None:
-    """Return a claim with the end that its record says; None where its owner does not hold the key any more."""
+    """Return a claim with the expiry of its record; None if its owner does not hold the key any more."""
     if record is None or record.owner != claim.owner or record.status is not Status.INPROGRESS or record.free:
         return None
     return replace(claim, in_progress_expiration=record.in_progress_expiration or 0)
 
 
 def is_first_try(old: Record, record: Record) -> bool:
-    """Return whether a record is what an earlier try of restoring another left: an outcome of the same owner.
+    """Return whether ``old`` is from an earlier try to restore ``record``: an outcome of the same owner.
 
-    A late claim of the owner's own is none; nor is an outcome of Powertools, whose last write leaves our owner beside
-    it and names no time.
+    The owner's own late claim is none; nor is an outcome of Powertools, whose write keeps our owner and sets no
+    ``completed_at``.
     """
     timed = (old.completed_at is None) is (record.completed_at is None)
     return old.owner == record.owner and old.status is not Status.INPROGRESS and timed
 
 
 def was_released(record: Record | None, claim: Claim) -> bool:
-    """Return whether a record is what this claim's release left behind, by its fence: an unseen claim has none."""
+    """Return whether a record is from this claim's release, by its fence: an unseen claim has none."""
     return record is not None and record.free and record.owner is None and record.fence == claim.fence
 
 
 def release_time(claim: Claim, now: float) -> int:
-    """Return the time of a claim's release (epoch milliseconds): no request for the claim itself is later.
+    """Return the time of a claim's release (epoch milliseconds), never before that of the claim's own request.
 
-    A request that is older than the release, and arrives after it, is refused by this time.
+    By this time a store refuses an older request that arrives after the release.
 
     Args:
-        claim: the claim, seen or unseen; one that is unseen may have been asked for by another process.
+        claim: the claim, seen or unseen; another process may have requested an unseen one.
         now: epoch seconds by the store's clock, which may have been set back since the claim.
     """
     spread = 0 if claim.fence else CLOCK_SPREAD_MILLISECONDS
@@ -378,25 +371,12 @@ def release_time(claim: Claim, now: float) -> int:
 
 
 def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:
-    """Return a record's ``expiration`` (epoch seconds): after its retention, and always after its claim.
-
-    Args:
-        retention_seconds: how long the record shall be kept from now.
-        in_progress_expiration: when its claim expires, in epoch milliseconds.
-        now: epoch seconds.
-    """
+    """Return a record's ``expiration`` (epoch seconds): after its retention from now, and always after its claim."""
     return max(ceil(now + retention_seconds), in_progress_expiration // 1000 + 2)
 
 
 def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, now: float) -> Record:
-    """Return the record of an outcome under its claim.
-
-    Args:
-        claim: the claim that its owner held, or still believes in.
-        outcome: its outcome.
-        retention_seconds: how long the record is kept from now.
-        now: epoch seconds by the store's clock.
-    """
+    """Return the record of a claim's outcome, to be kept for ``retention_seconds`` from now (epoch seconds)."""
     request = claim.request
     return Record(
         key=claim.key,
@@ -417,42 +397,27 @@ def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, n
     )
 
 
-class Reserver(Protocol):
-    """What tells a reservation from a claim."""
-
-    @property
-    def owner(self) -> str | None:
-        """Whose the key is, or shall be."""
-        ...
-
-    @property
-    def task_id(self) -> str | None:
-        """The task that it is for."""
-        ...
-
-
 def reservation_owner(task_id: str) -> str:
-    """Return the owner of a key that is reserved for a task.
+    """Return the owner of a reservation: a record in progress for the task that a producer is about to publish.
 
-    A producer reserves the key of the message that it is about to publish: a record in progress, whose owner is no
-    secret, because the message's delivery must know it to take the key over.
+    It is no secret, because the message's delivery must know it to take the key over.
     """
     return f"reserved for {task_id}"
 
 
-def is_reservation(of: Reserver) -> bool:
+def is_reservation(of: ClaimRequest | Record) -> bool:
     """Return whether a claim request, or a record, is a reservation."""
     return of.task_id is not None and of.owner == reservation_owner(of.task_id)
 
 
 def reservation_seconds(wait: float, delay: float, expires_in: float | None, grace: float) -> float:
-    """Return for how long a key is reserved, in seconds.
+    """Return for how long a key is reserved; all in seconds.
 
     Args:
         wait: how long the message may wait in its queue.
-        delay: after how many seconds it may run at the earliest (``countdown``, ``eta``).
-        expires_in: after how many seconds its worker drops it (``expires``), or None.
-        grace: what is added to that, because the worker goes by another clock.
+        delay: the delay of its earliest run (``countdown``, ``eta``).
+        expires_in: after how long its worker drops it (``expires``), or None.
+        grace: added to that, because the worker has another clock.
     """
     longest = max(delay, 0.0) + wait
     return longest if expires_in is None else min(longest, max(expires_in, 0.0) + grace)

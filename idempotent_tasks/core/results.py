@@ -1,4 +1,4 @@
-"""Results and final failures: written so that the store takes them, and read back from wherever they are stored."""
+"""Results and final failures, in the record or in a bucket: what is too large for the one is stored in the other."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from idempotent_tasks.core.encoding import (
     encode_failure,
     encode_result,
     size_of,
+    unavailable,
     unreplayable,
 )
 from idempotent_tasks.core.policy import Idempotency
@@ -23,30 +24,28 @@ from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, 
 
 __all__ = ["Recalled", "Results"]
 
-#: Follows the name of the codec whose data is stored in a bucket; the record has its address.
+#: Suffix of the codec's name where the data is in a bucket, and the record has its address.
 ELSEWHERE: Final = "+s3"
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A result that the record has not, and somebody else has."""
+    """A result that the record lacks and the result backend has."""
 
     value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Writes and reads the outcomes of one task's keys."""
+    """Writer and reader of the outcomes of one task's keys."""
 
     store: RetryingStore
     policy: Idempotency
-    #: Takes what the store does not; without one such a result is not stored.
+    #: For results that are too large for the store; without one they are not stored.
     bucket: ResultStore | None = None
-    #: Whether the app reads pickle from its broker or result backend.
-    accepts_pickle: bool = False
-    #: The names of further serializers that the app reads.
+    #: The serializers, pickle among them, that the app reads from its broker or result backend.
     accepted: Collection[str] = ()
-    #: Exceptions that are never a key's outcome, whatever ``store_failures`` says.
+    #: Exceptions that are never a key's outcome, in spite of ``store_failures``.
     never_final: tuple[type[BaseException], ...] = ()
 
     def is_final(self, error: BaseException) -> bool:
@@ -54,28 +53,20 @@ class Results:
         return isinstance(error, self.policy.final_errors) and not isinstance(error, self.never_final)
 
     def completed(self, value: Any, claim: Claim) -> Outcome:
-        """Return a result as an outcome that the store takes; what is too large is stored in the bucket before.
-
-        Args:
-            value: what the body returned.
-            claim: its claim.
+        """Encode a body's result as an outcome that fits into the record, and upload it to the bucket if too large.
 
         Raises:
-            ResultEncodingError: the result cannot be written.
+            ResultEncodingError: the result cannot be encoded.
         """
         codec = POWERTOOLS if self.policy.powertools else self.policy.codec
-        return self._placed(encode_result(value, codec, interrupts=self.store.interrupts), claim)
+        return self._offloaded(encode_result(value, codec, interrupts=self.store.interrupts), claim)
 
     def failed(self, error: BaseException, claim: Claim) -> Outcome:
-        """Return a final failure as an outcome that the store takes, as `completed` does with a result."""
-        return self._placed(encode_failure(error, interrupts=self.store.interrupts), claim)
+        """Encode a final failure as an outcome, as `completed` does a result."""
+        return self._offloaded(encode_failure(error, interrupts=self.store.interrupts), claim)
 
     def result(self, record: Record, recalled: Recalled | None = None) -> Any:
-        """Return the result of a completed record.
-
-        Args:
-            record: the record.
-            recalled: the result, where the record has none and another has it.
+        """Return the result of a completed record; ``recalled`` where it was not stored.
 
         Raises:
             ResultUnavailableError: there is none, or it cannot be read.
@@ -83,21 +74,16 @@ class Results:
         """
         if recalled is not None and record.codec == NONE:
             return recalled.value
-        return decode_result(
-            self._whole(record),
-            accepts_pickle=self.accepts_pickle,
-            accepted=self.accepted,
-            interrupts=self.store.interrupts,
-        )
+        return decode_result(self._with_data(record), accepted=self.accepted, interrupts=self.store.interrupts)
 
     def failure(self, record: Record) -> BaseException:
-        """Return the exception of a failed record, or the `StoredFailureError` that says why it cannot be raised.
+        """Return the exception of a failed record, or a `StoredFailureError` with why it cannot be rebuilt.
 
         Raises:
             StoreError: the bucket does not answer.
         """
         try:
-            whole = self._whole(record)
+            whole = self._with_data(record)
             return decode_failure(
                 whole, self.policy.final_errors, never=self.never_final, interrupts=self.store.interrupts
             )
@@ -107,10 +93,10 @@ class Results:
             return StoredFailureError.of(record.error, error.message, record.task, record.key)
 
     def replayed(self, value: Any, record: Record) -> Any:
-        """Return what ``on_replay`` makes of a result; what it raises is passed on.
+        """Pass a result through ``on_replay``; what that raises is passed on.
 
         Raises:
-            ConfigurationError: it returned None for another result, as one does that returns nothing.
+            ConfigurationError: it returned None for another result, as a function without ``return`` does.
         """
         hook = self.policy.on_replay
         if not callable(hook):
@@ -121,44 +107,39 @@ class Results:
             raise ConfigurationError(msg, record.task, record.key)
         return replayed
 
-    def _placed(self, outcome: Outcome, claim: Claim) -> Outcome:
-        # Powertools does not look into a bucket.
+    def _offloaded(self, outcome: Outcome, claim: Claim) -> Outcome:
+        # Powertools does not read from a bucket.
         size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.bucket
         most = self.store.store.max_data_bytes
         fits = size <= most
         if fits and (bucket is None or bucket.above_bytes is None or size <= bucket.above_bytes):
             return outcome
-        if bucket is None:
-            reason = f"the result has {size} bytes as {outcome.codec}, the store takes {most}"
-            return unreplayable(outcome.error or reason, outcome.status)
-        data = as_bytes(outcome.data or b"")
-        expires_at = expiration_seconds(
-            claim.request.retention_seconds, claim.in_progress_expiration, self.store.clock.now()
-        )
-        try:
-            address = self._retrying(bucket).put(data, expires_at)
-        except StoreError as error:
-            if fits:
-                return outcome
-            reason = f"the result has {size} bytes as {outcome.codec}, and its bucket failed: {error.message}"
-            return unreplayable(outcome.error or reason, outcome.status)
-        return replace(outcome, codec=outcome.codec + ELSEWHERE, data=address)
+        reason = f"the store takes {most}"
+        if bucket is not None:
+            retention, now = claim.request.retention_seconds, self.store.clock.now()
+            expires_at = expiration_seconds(retention, claim.in_progress_expiration, now)
+            try:
+                address = self._retrying(bucket).put(as_bytes(outcome.data or b""), expires_at)
+                return replace(outcome, codec=outcome.codec + ELSEWHERE, data=address)
+            except StoreError as error:
+                reason = f"and its bucket failed: {error.message}"
+        if fits:
+            return outcome
+        reason = f"the result has {size} bytes as {outcome.codec}, {reason}"
+        return unreplayable(outcome.error or reason, outcome.status)
 
-    def _whole(self, record: Record) -> Record:
-        """Return a record with its data in it."""
-        if not (record.codec or "").endswith(ELSEWHERE):
+    def _with_data(self, record: Record) -> Record:
+        """Return a record with its data, fetched from the bucket if it is stored there."""
+        codec = record.codec or ""
+        if not codec.endswith(ELSEWHERE):
             return record
+        if self.bucket is None or not isinstance(record.data, str):
+            raise unavailable(record, "its result is in a bucket; set idempotency_results_bucket here too")
         try:
-            data = self._fetched(record.data)
+            data = self._retrying(self.bucket).get(record.data)
         except ResultUnavailableError as error:
-            msg = f"task {record.task_id} ran already, but {error.message}; the body does not run again"
-            raise ResultUnavailableError(msg, record.task, record.key) from error
-        return replace(record, codec=(record.codec or "").removesuffix(ELSEWHERE), data=data)
-
-    def _fetched(self, address: str | bytes | None) -> bytes:
-        if self.bucket is None or not isinstance(address, str):
-            raise ResultUnavailableError("its result lies in a bucket; set idempotency_results_bucket here too")
-        return self._retrying(self.bucket).get(address)
+            raise unavailable(record, error.message) from error
+        return replace(record, codec=codec.removesuffix(ELSEWHERE), data=data)
 
     def _retrying(self, bucket: ResultStore) -> RetryingResults:
         return RetryingResults(results=bucket, clock=self.store.clock, deadline=self.store.deadline)

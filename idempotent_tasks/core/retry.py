@@ -1,11 +1,11 @@
-"""Retrying: a store, and a bucket of results, that try again until they answer or a moment has passed.
+"""Retries, deadlines and interrupts: a store and a bucket that try again until they answer or time is up.
 
-The one home of tenacity, and the one place that knows retries, deadlines and interrupts.
+The only user of tenacity.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
@@ -46,40 +46,40 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Seconds: the first pause is random below FIRST, later ones double up to LONGEST.
+#: Seconds: pauses are random; the first is below FIRST, later bounds double up to LONGEST.
 FIRST_PAUSE: Final = 0.05
-#: Seconds: where less is left before the last try, there is none.
+#: Seconds: with less left before the last try, there is none.
 SHORTEST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 2.0
-#: Seconds: the first try has at least so many, whatever is left; no other begins that would have fewer.
+#: Seconds: the first try has at least so many, whatever is left; no other begins with fewer.
 SHORTEST_TRY: Final = 0.1
-#: The longest pause between two tries of what decides whether a claim is kept, its renewal or its commit, as a part of
-#: the lease.
+#: The longest pause between two tries of a renewal or a commit, which decide whether a claim is kept, as a part of its
+#: lease.
 LEASE_PART: Final = 1 / 20
-#: Seconds for which a claim, and a commit or a release after its claim's end, is tried again while the store fails.
+#: Seconds for which a claim, and a commit or release past its claim's expiry, is retried.
 STORE_RETRY_SECONDS: Final = 5.0
-#: Seconds for which a commit is tried at most where the claim is renewed meanwhile, if that is more than its lease.
+#: Seconds for which a commit is retried while its claim is renewed, unless its lease is longer.
 COMMIT_RETRY_SECONDS: Final = 60.0
-#: Seconds that a commit or a release is given where less is left: nothing else is worth the last moment of a process.
+#: The least seconds for a commit or release: nothing else is worth the last moment of a process.
 LAST_TRY_SECONDS: Final = 0.5
-#: Seconds for which a note is tried again that spares others some work.
+#: Seconds for which a note is retried: it only saves others some work.
 NOTE_RETRY_SECONDS: Final = 1.0
-#: How often a key is asked for that is granted too late, or a record put back that comes and goes.
+#: How often a key is claimed that is granted too late, or a record restored that is deleted again.
 MOST_ROUNDS: Final = 5
-#: Seconds for which a bucket is asked again while it is unavailable.
+#: Seconds for which a call of the bucket is retried.
 BUCKET_RETRY_SECONDS: Final = 5.0
-#: Seconds after which one try of an upload has failed, if nothing moves.
+#: Seconds after which a try of an upload without progress has failed.
 UPLOAD_SECONDS: Final = 8.0
 
-#: When the store call under way must have ended, and the clock whose monotonic time that is.
+#: By when the current store call must have ended, and the clock whose monotonic time that is.
 _limit: Final[ContextVar[tuple[Clock, float] | None]] = ContextVar("idempotency_limit", default=None)
 
 
 @contextmanager
 def limited(clock: Clock, seconds: float) -> Iterator[None]:
-    """Let no request that is sent in the block be waited for longer than these seconds, nor than an outer block allows.
+    """Limit how long requests sent in the block are waited for, to these seconds and to an outer block's limit.
 
-    A store asks `time_left` before each request and limits its time-outs to it.
+    A store limits the time-outs of each request to `time_left`.
     """
     end = clock.monotonic() + min(seconds, time_left())
     token = _limit.set((clock, end))
@@ -90,7 +90,7 @@ def limited(clock: Clock, seconds: float) -> Iterator[None]:
 
 
 def time_left() -> float:
-    """Return the seconds that the store call under way may still take: ``math.inf`` where nothing limits it."""
+    """Return the seconds that the current store call may still take; ``math.inf`` without a limit."""
     limit = _limit.get()
     if limit is None:
         return math.inf
@@ -107,17 +107,17 @@ def persistently(
     retried: type[StoreError] = StoreUnavailableError,
     overtime: float = 0.0,
 ) -> T:
-    """Call until there is an answer, at least once, with growing random pauses.
+    """Retry a call until it answers, at least once, with growing random pauses.
 
-    Each try is `limited` to the seconds that are left, and the overtime, so that no request outlives them.
+    Each try is `limited` to the seconds that are left plus the overtime.
 
     Args:
         call: one try; safe to repeat.
-        clock: on whose monotonic time the seconds are measured, and on which the pauses are spent.
-        seconds: for how long; or what returns the seconds that are left, where that may change meanwhile.
+        clock: measures the seconds, by its monotonic time, and sleeps the pauses.
+        seconds: for how long; or a function that returns the seconds left, where that may change.
         longest_pause: seconds to which the pauses grow, `LONGEST_PAUSE` at most.
-        retried: the errors after which another try may help.
-        overtime: seconds by which a try that has begun in time may outlast them.
+        retried: the errors to retry after.
+        overtime: seconds by which a try that began in time may outlast them.
 
     Raises:
         StoreError: the last try's error.
@@ -136,7 +136,7 @@ def persistently(
         return left() - SHORTEST_TRY < SHORTEST_PAUSE
 
     def pause(most: float) -> float:
-        # None sleeps over the last moment in which a try may still help.
+        # No pause outlasts the last moment for another try.
         return min(this_process().random.uniform(0, most), left() - SHORTEST_TRY)
 
     try:
@@ -159,37 +159,34 @@ def persistently(
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The moment by which a delivery must have come to an end, because its process is killed soon after."""
+    """The time by which a delivery must have ended, because its process is killed soon after."""
 
-    #: On whose monotonic time the moment is; None for no deadline.
+    #: None for no deadline.
     clock: Clock | None = None
-    #: Seconds.
+    #: Seconds of its monotonic time.
     at: float = math.inf
 
     @property
     def seconds_left(self) -> float:
-        """How many seconds are left; ``math.inf`` without a deadline."""
+        """The seconds left; ``math.inf`` without a deadline."""
         return math.inf if self.clock is None else self.at - self.clock.monotonic()
 
 
 class Run(Protocol):
-    """What a commit asks of a run: its claim, which is renewed meanwhile."""
+    """A run to commit; its claim may be renewed meanwhile."""
 
     claim: Claim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryingStore:
-    """A `Store` for one delivery that tries again, heeds the delivery's deadline, and answers instead of raising.
-
-    Where the store gives no answer in time, that is the answer `Unanswered`: the step may have been taken.
-    """
+    """A `Store` for one delivery: retries until its deadline, and returns `Unanswered` instead of raising."""
 
     store: Store
-    #: Takes `idempotent_tasks.events.Released`, which each release emits.
+    #: Receives an `idempotent_tasks.events.Released` for each release.
     observe: Callable[[events.Event], None]
     deadline: Deadline = Deadline()
-    #: Exceptions that something outside raises into this thread at any moment, such as a soft time limit.
+    #: Exceptions that are raised into this thread from outside at any moment, such as a soft time limit.
     interrupts: tuple[type[BaseException], ...] = ()
 
     @property
@@ -198,7 +195,7 @@ class RetryingStore:
         return self.store.clock
 
     def claim(self, request: ClaimRequest, retry_seconds: float = STORE_RETRY_SECONDS) -> ClaimAnswer | Unanswered:
-        """Claim a key; an interrupt comes out, and the claim may have been granted then."""
+        """Claim a key; an interrupt is passed on, although the claim may have been granted."""
         seconds = min(retry_seconds, self.deadline.seconds_left)
         try:
             return persistently(lambda: self._timely_claim(request), clock=self.clock, seconds=seconds)
@@ -206,10 +203,10 @@ class RetryingStore:
             return Unanswered(error)
 
     def _timely_claim(self, request: ClaimRequest) -> ClaimAnswer:
-        """Claim, and renew at once a claim that is over, or nearly, when its grant arrives.
+        """Claim, and renew at once a claim that has expired, or nearly, when its grant arrives.
 
         Raises:
-            StoreUnavailableError: each grant came too late.
+            StoreUnavailableError: every grant arrived too late.
         """
         answer = self.store.claim(request)
         for _ in range(MOST_ROUNDS):
@@ -223,17 +220,17 @@ class RetryingStore:
         return claim.expires_at - self.clock.now() > claim.request.lease_seconds * LEASE_PART
 
     def commit(self, run: Run, outcome: Outcome) -> Committed | Superseded | Unanswered:
-        """Store an outcome, trying for as long as the claim lives, whatever the store's error.
+        """Store an outcome, retrying while the claim lives, whatever the store's error; restore a deleted record.
 
-        That may be long where the claim is renewed meanwhile, so not indefinitely: a store may take renewals and refuse
-        the outcome.  A record that was deleted meanwhile is put back with the outcome.
+        At most `COMMIT_RETRY_SECONDS` or a lease where the claim is renewed meanwhile: a store may take renewals and
+        refuse the outcome.
         """
         lease, begun = run.claim.request.lease_seconds, self.clock.monotonic()
 
         def left() -> float:
             lives = run.claim.expires_at - self.clock.now()
             tried = self.clock.monotonic() - begun
-            # Past the claim's end too, since the owner alone decides: the effect is done, only the record is wanting.
+            # Past the claim's expiry too, since the owner alone decides: the effect is done, its record is missing.
             seconds = max(min(lives, max(lease, COMMIT_RETRY_SECONDS) - tried), STORE_RETRY_SECONDS - tried)
             return max(min(seconds, self.deadline.seconds_left), LAST_TRY_SECONDS - tried)
 
@@ -242,7 +239,7 @@ class RetryingStore:
                 lambda: self._commit_or_restore(run.claim, outcome),
                 clock=self.clock,
                 seconds=left,
-                # A pause must not sleep over what is left of the lease, after which another delivery runs the body.
+                # A pause must not outlast the lease, after which another delivery runs the body.
                 longest_pause=lease * LEASE_PART,
                 retried=StoreError,
             )
@@ -259,17 +256,17 @@ class RetryingStore:
             try:
                 self.store.restore(restored)
             except RecordExistsError:
-                # Somebody claims it under our hands, or an old request of our own has: look again.
+                # Another delivery has claimed the key meanwhile, or an old request of ours has.
                 continue
             if self.clock.now() - (restored.completed_at or 0) / 1000 <= CLOCK_TOLERANCE_SECONDS:
                 return Committed()
-            # So late that its retention would be too short: the commit finds it, and keeps it for longer.
+            # So late that its retention would be too short: another commit prolongs it.
         raise StoreUnavailableError("the record comes and goes", claim.request.task, claim.key)
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> None:
-        """Free a key, trying for as long as its claim lives; where the store takes nothing, it expires by itself.
+        """Release a key, retrying while its claim lives; if all tries fail, the claim expires.
 
-        Each end of a run is emitted, so that an observer who counts claims misses none.
+        Emits `Released` for each end of a run, so that an observer who counts claims misses none.
         """
         longest_pause = max(claim.request.lease_seconds, STORE_RETRY_SECONDS) * LEASE_PART
 
@@ -279,23 +276,23 @@ class RetryingStore:
             return self._released(claim, reason, seconds, crashed=crashed, began=began, longest_pause=longest_pause)
 
         answer = self.despite_interrupts(release)
-        # A claim without a fence is one that may never have been granted.
+        # A claim without a fence may never have been granted.
         if claim.fence or not isinstance(answer, Lost):
             self.observe(events.Released.about(claim.request, reason=_described(reason, answer, claim)))
 
     def withdraw(
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = False, seconds: float = 0.0
     ) -> Released | Lost | Unanswered:
-        """Free a key whose claim may have been granted without anybody's seeing the answer.
+        """Release a key whose claim may have been granted without anybody's seeing the answer.
 
         Args:
             claim: the claim; `Claim.unseen` of a request whose answer was not seen.
-            reason: for the record.
+            reason: for the record and the event.
             crashed, began: as for `Store.release`.
-            seconds: for how long to try; 0 for one try, which may take until the deadline.
+            seconds: for how long to retry; 0 for one try, which may take until the deadline.
 
         Returns:
-            `Released`; `Lost` where another has the key, or nobody, though a request that is still on its way may yet
+            `Released`; `Lost` where another delivery has the key, or none, and a request that is still on its way may
             take it; or `Unanswered`.
         """
         left = self.deadline.seconds_left
@@ -310,7 +307,7 @@ class RetryingStore:
     def _released(
         self, claim: Claim, reason: str, seconds: float, *, crashed: bool, began: bool, **pauses: float
     ) -> Released | Lost | Unanswered:
-        # A store of another's need not know of what never began.
+        # A user's own store need not have the parameter.
         untried = {} if began else {"began": False}
         try:
             return persistently(
@@ -324,25 +321,21 @@ class RetryingStore:
             return Unanswered(error)
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str]) -> bool:
-        """Note a deferral as `Store.note_deferral` does, and return whether the store took it."""
+        """Call `Store.note_deferral`, and return whether the store answered."""
         return self._noted(lambda: self.store.note_deferral(key, owner, token, due, past))
 
     def note_dispatch(self, key: str, task_id: str) -> bool:
-        """Note a dispatch as `Store.note_dispatch` does, and return whether the store took it."""
+        """Call `Store.note_dispatch`, and return whether the store answered."""
         return self._noted(lambda: self.store.note_dispatch(key, task_id))
 
     def _noted(self, note: Callable[[], None]) -> bool:
-        seconds = min(NOTE_RETRY_SECONDS, self.deadline.seconds_left)
-        try:
-            persistently(note, clock=self.clock, seconds=seconds)
-        except StoreError:
-            return False
-        except self.interrupts:
-            return False
-        return True
+        with suppress(StoreError, *self.interrupts):
+            persistently(note, clock=self.clock, seconds=min(NOTE_RETRY_SECONDS, self.deadline.seconds_left))
+            return True
+        return False
 
     def despite_interrupts(self, step: Callable[[], T]) -> T:
-        """Take a step that is safe to repeat, and take it again if an interrupt, which comes once, cuts it short."""
+        """Take a step that is safe to repeat, and repeat it after an interrupt, of which there is only one."""
         try:
             return step()
         except self.interrupts:
@@ -351,10 +344,10 @@ class RetryingStore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryingResults:
-    """A `ResultStore` for one delivery that is asked again while it is unavailable, and heeds the deadline.
+    """A `ResultStore` for one delivery that retries until its deadline.
 
     Raises:
-        StoreError: from either call, where there is no answer in time.
+        StoreError: from either call, if there is no answer in time.
     """
 
     results: ResultStore
@@ -362,26 +355,25 @@ class RetryingResults:
     deadline: Deadline = Deadline()
 
     def put(self, data: bytes, expires_at: float) -> str:
-        """Keep data, leaving time for the commit, and return its address."""
-        # A try without an answer must leave time for the commit.
+        """Store data and return its address; a try without an answer leaves time for the commit."""
         left = self.deadline.seconds_left - UPLOAD_SECONDS
         if left < 0:
             raise StoreUnavailableError("too little time is left before the hard time limit")
         return self._persistently(lambda: self.results.put(data, expires_at), left, overtime=UPLOAD_SECONDS)
 
     def get(self, address: str) -> bytes:
-        """Return the data of an address; raises ``ResultUnavailableError`` where it is gone."""
+        """Return the data of an address; raises `ResultUnavailableError` if it is gone."""
         return self._persistently(lambda: self.results.get(address), self.deadline.seconds_left)
 
     def _persistently(self, call: Callable[[], T], left: float, overtime: float = 0.0) -> T:
-        """Call for a while; a call that has begun may go on for the seconds that are left, and overtime."""
+        """Retry for a while; a try that has begun may take all seconds left, and overtime."""
         seconds = min(BUCKET_RETRY_SECONDS, left)
         longest = math.inf if left == math.inf else left - seconds + overtime
         return persistently(call, clock=self.clock, seconds=seconds, overtime=longest)
 
 
 def _described(reason: str, answer: Released | Lost | Unanswered, claim: Claim) -> str:
-    """Return why a claim has ended, as its event says it: the body's reason, and what became of the release."""
+    """Return the reason of a `Released` event: the body's reason, and how the release failed."""
     match answer:
         case Released():
             return reason

@@ -199,7 +199,6 @@ class DeliveryHandler:
                 store=store,
                 policy=self.policy,
                 bucket=settings.results,
-                accepts_pickle=settings.accepts_pickle,
                 accepted=settings.accepted,
                 never_final=NEVER_FINAL,
             ),

@@ -1,7 +1,7 @@
 """Send the library's events as Celery events, for ``celery events``, Flower and ``idempotency watch``.
 
-They use their own connection with a timeout of a second, and pause after a failure, so that a broker that is away does
-not hold up task bodies.
+On connections of their own with a time-out of a second, and with a pause after a failure, so that an unavailable broker
+does not delay task bodies.
 """
 
 import logging
@@ -19,15 +19,15 @@ from idempotent_tasks.core.clock import SystemClock
 
 __all__ = ["REPORTED", "event_type", "observe"]
 
-#: The events that are sent: all but those of every first run, each of which would cost a message.
+#: The events that are sent: all but those of every first run, because each costs a message.
 REPORTED: Final = tuple(kind for kind in events.KINDS if kind.level > logging.DEBUG)
-#: The events that become the task's state in a monitor, because Celery's own do not show them.  A monitor takes
-#: ``task-replayed`` as the state ``REPLAYED`` and ranks it above ``STARTED``, below ``SUCCESS``
-#: (``celery.events.state.Task.event``), so an event after which the delivery may go on, such as a release, is none.
+#: The events that a monitor shows as the task's state, because Celery's own events do not.  A monitor ranks the state
+#: ``REPLAYED`` of ``task-replayed`` above ``STARTED``, below ``SUCCESS`` (``celery.events.state.Task.event``), so
+#: events after which the delivery may go on, such as a release, are not among them.
 STATES: Final = (events.Replayed, events.Deferred, events.Skipped)
 #: Seconds to wait for a connection, and for each answer of the broker.
 TIMEOUT_SECONDS: Final = 1.0
-#: Seconds without sending after an event could not be sent.
+#: Seconds for which nothing is sent after a failure.
 PAUSE_SECONDS: Final = 30.0
 #: The transport options for timeouts, by kombu driver type.
 _TIMEOUTS: Final = {
@@ -44,24 +44,22 @@ def event_type(kind: type[events.Event]) -> str:
 
 
 def observe(event: events.Event) -> None:
-    """Send an event to the broker's event exchange.
-
-    Its fields are ``uuid`` (the task id), ``name`` (the task name) and those of the event.
+    """Send an event to the broker's event exchange, with ``uuid`` (task id), ``name`` (task name) and its own fields.
 
     Raises:
-        kombu.exceptions.OperationalError: the event could not be sent; no other is tried for `PAUSE_SECONDS`.
+        kombu.exceptions.OperationalError: the event could not be sent; none is sent for `PAUSE_SECONDS`.
     """
     if isinstance(event, REPORTED):
         _sender.send(event)
 
 
 class _Sender:
-    """Sends to the broker, and pauses after a failure."""
+    """Sender of Celery events."""
 
     def __init__(self) -> None:
         self._clock = SystemClock()
         self._paused_until = 0.0
-        #: By app: a connection that is never opened, the key of the pool of open ones.
+        #: By app: a connection that is never opened, as the key of kombu's pool.
         self._connections: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def send(self, event: events.Event) -> None:
@@ -80,7 +78,7 @@ class _Sender:
 
     @contextmanager
     def _dispatcher(self, app: Any, hostname: str | None) -> Iterator[Any]:
-        # After a fork, kombu makes new pools in the child.
+        # kombu makes new pools in a forked child.
         with pools.producers[self._connection(app)].acquire(block=True, timeout=TIMEOUT_SECONDS) as producer:
             try:
                 with app.events.Dispatcher(

@@ -1,7 +1,7 @@
-"""OpenTelemetry: attributes and events of the task's span, and metrics; needs the extra ``opentelemetry``.
+"""OpenTelemetry: metrics, and attributes and events of the task's span; needs the extra ``opentelemetry``.
 
-The span is the current one, which opentelemetry-instrumentation-celery opens around a task.  The application chooses
-the SDK that exports spans and metrics; without one this does nothing.
+The span is the current one, which opentelemetry-instrumentation-celery opens around a task.  Without an SDK, which the
+application chooses, nothing is exported.
 """
 
 from dataclasses import fields
@@ -22,7 +22,7 @@ _runs: Final = _meter.create_histogram(
 _ages: Final = _meter.create_histogram(
     "idempotent_tasks.replay.age", unit="s", description="How old replayed outcomes were."
 )
-#: Events that do not say how the delivery ended.
+#: Events that do not end a delivery.
 _INTERMEDIATE: Final = (events.Claimed, events.Renewed, events.Dispatched)
 
 

@@ -1,7 +1,7 @@
 """Prometheus metrics; needs the extra ``prometheus``.
 
 Labels are the task and the event, never a key or a task id.  Each child of a prefork worker counts separately: set
-``PROMETHEUS_MULTIPROC_DIR`` to a folder for all processes of the worker, and let the parent `serve` their sum
+``PROMETHEUS_MULTIPROC_DIR`` to a folder for all processes of the worker, whose parent serves their sum with `serve`
 (https://prometheus.github.io/client_python/multiprocess/).
 """
 
@@ -14,10 +14,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from idempotent_tasks import events
+from idempotent_tasks.core.processes import pid_exists
 
 __all__ = ["FOLDER_VARIABLE", "observe", "serve"]
 
-#: The variable with the folder in which prometheus_client keeps the counts of a worker's processes.
+#: The environment variable of the folder in which prometheus_client keeps the counts of a worker's processes.
 FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 #: Histogram buckets in seconds.
 BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0)
@@ -38,12 +39,11 @@ _deferrals = Histogram(
     "idempotent_tasks_deferrals", "How often a message had been deferred.", ["task"], buckets=COUNT_BUCKETS
 )
 
-#: By task: the counter of each kind of event.  All start at 0, because Prometheus sees no increase in a series that
-#: starts at 1.
+#: By task, the counter of each kind of event, from 0: Prometheus sees no increase in a series that starts at 1.
 _series: Final[dict[str, dict[type[events.Event], Counter]]] = {}
 #: Events that end the run under a claim.
 _ENDS: Final = (events.Committed, events.Released, events.Superseded, events.Unrecorded, events.Lost)
-#: Key and task id of the claims under which this process runs bodies.
+#: Key and task id of each claim under which this process runs a body.
 _claimed: Final[set[tuple[str, str]]] = set()
 
 
@@ -106,17 +106,7 @@ class _PoolCollector(MultiProcessCollector):
         """Return the summed metrics."""
         for file in Path(os.environ[FOLDER_VARIABLE]).glob("gauge_live*.db"):
             pid = file.stem.rpartition("_")[2]
-            if pid.isdecimal() and not _is_alive(int(pid)):
+            if pid.isdecimal() and not pid_exists(int(pid)):
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
         metrics: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
         return metrics
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

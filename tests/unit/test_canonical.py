@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 from pydantic import BaseModel, ConfigDict
 
-from idempotent_tasks.core.canonical import UncanonicalError, _form, _text, _text_at_once, canonical, fields_of
+from idempotent_tasks.core.canonical import UncanonicalError, _form, _plain_text, _text, canonical, fields_of
 
 SECRET = "4111111111111111"
 #: A key of a mapping that could be a field's name, and is somebody's.
@@ -177,7 +177,7 @@ mostly_plain = st.recursive(
 @given(mostly_plain)
 def test_what_is_written_at_once_is_the_form(value: Any) -> None:
     """Values of JSON's own types take a shorter way to the same form; others are not mistaken for them."""
-    at_once = _text_at_once(value)
+    at_once = _plain_text(value)
     try:
         form = _text(_form(value, "it"))
     except UncanonicalError:
@@ -187,7 +187,7 @@ def test_what_is_written_at_once_is_the_form(value: Any) -> None:
 
 def test_a_value_of_plain_types_is_written_at_once() -> None:
     """What a message brings, for the most part."""
-    assert _text_at_once({"id": "A-1", "lines": [{"n": 1, "price": 2.5, "gift": None}, (True, [])]}) is not None
+    assert _plain_text({"id": "A-1", "lines": [{"n": 1, "price": 2.5, "gift": None}, (True, [])]}) is not None
 
 
 @given(sendable)

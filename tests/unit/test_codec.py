@@ -192,7 +192,7 @@ class TestCompression:
         noise = os.urandom(COMPRESS_ABOVE)
         outcome = encode_result(noise, PICKLE)
         assert outcome.codec == PICKLE
-        assert decode_result(stored(outcome), accepts_pickle=True) == noise
+        assert decode_result(stored(outcome), accepted={PICKLE}) == noise
 
     def test_people_see_the_text(self) -> None:
         """What the command line shows is the text."""
@@ -219,7 +219,7 @@ class TestLimit:
         assert len(data) < 1_000_000
         tracemalloc.start()
         with pytest.raises(ResultUnavailableError, match=f"larger than the {MAX_RESULT_BYTES} bytes") as caught:
-            decode_result(record(data, codec), accepts_pickle=True)
+            decode_result(record(data, codec), accepted={PICKLE})
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 3 * MAX_RESULT_BYTES
@@ -256,7 +256,7 @@ class TestPickle:
         """What has no JSON form replays as itself."""
         outcome = encode_result({("a", 1): {2, 3}}, PICKLE)
         assert outcome.codec == PICKLE
-        assert decode_result(stored(outcome), accepts_pickle=True) == {("a", 1): {2, 3}}
+        assert decode_result(stored(outcome), accepted={PICKLE}) == {("a", 1): {2, 3}}
 
     def test_it_is_not_read_where_the_app_does_not_accept_it(self) -> None:
         """Whoever can write a record must not run code in a worker that reads no pickle."""
@@ -264,7 +264,7 @@ class TestPickle:
         with pytest.raises(ResultUnavailableError, match="stored as pickle, which this app does not accept"):
             decode_result(stored(outcome))
         assert Bomb.exploded == 0
-        decode_result(stored(outcome), accepts_pickle=True)
+        decode_result(stored(outcome), accepted={PICKLE})
         assert Bomb.exploded == 1
 
     def test_what_cannot_be_pickled(self) -> None:
@@ -306,9 +306,9 @@ class TestAnotherSerializer:
     def test_it_is_not_read_where_the_app_does_not_accept_it(self) -> None:
         """Whatever its reader does, the app has not asked for it; pickle is no exception to that."""
         outcome = encode_result([SECRET], "literal")
-        for accepted in ([], ["json", "pickle", "yaml"]):
+        for accepted in ([PICKLE], [JSON, PICKLE, "yaml"]):
             with pytest.raises(ResultUnavailableError, match="stored as literal, which this app does not accept"):
-                decode_result(stored(outcome), accepts_pickle=True, accepted=accepted)
+                decode_result(stored(outcome), accepted=accepted)
 
     def test_what_it_cannot_write_or_read(self) -> None:
         """The errors name the type and the format, and quote nothing."""
@@ -337,7 +337,7 @@ def test_an_interrupt_is_nobodys_fault(codec: str) -> None:
     with pytest.raises(Interrupt):
         encode_result(Interrupting(), codec, interrupts=(Interrupt,))
     with pytest.raises(Interrupt):
-        decode_result(record(PICKLED_INTERRUPTED, PICKLE), accepts_pickle=True, interrupts=(Interrupt,))
+        decode_result(record(PICKLED_INTERRUPTED, PICKLE), accepted={PICKLE}, interrupts=(Interrupt,))
 
 
 def test_an_unreplayable_outcome_names_its_reason() -> None:

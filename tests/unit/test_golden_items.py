@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, decode_result
+from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, PICKLE, decode_result
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.results import Results
@@ -85,7 +85,7 @@ def outcomes(store: MemoryStore) -> Results:
     bucket.objects.update(OBJECTS)
     policy = Idempotency(store_failures=(ValueError,))
     return Results(
-        store=RetryingStore(store=store, observe=lambda _: None), policy=policy, bucket=bucket, accepts_pickle=True
+        store=RetryingStore(store=store, observe=lambda _: None), policy=policy, bucket=bucket, accepted={PICKLE}
     )
 
 
@@ -126,7 +126,7 @@ def test_an_older_reader_refuses(item: Item) -> None:
     """A codec's name that a reader does not know is an error, whatever is in the item."""
     renamed = {**item, "codec": {"S": "tomorrow's"}}
     with pytest.raises(ResultUnavailableError, match="unknown codec"):
-        decode_result(read(renamed), accepts_pickle=True)
+        decode_result(read(renamed), accepted={PICKLE})
 
 
 def test_a_changed_continuation_is_read() -> None:

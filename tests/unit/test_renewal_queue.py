@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_tasks.core.lease import MOST_OVER, RenewalQueue
+from idempotent_tasks.core.lease import MOST_ENDED, RenewalQueue
 
 
 @dataclass(eq=False)
@@ -57,10 +57,10 @@ def test_entries_that_are_over_are_swept_out() -> None:
     """A process that runs many short bodies keeps none of them in memory until its claim would come due."""
     lasting = Entry(60)
     queue = filled(lasting)
-    for _ in range(10 * MOST_OVER):
+    for _ in range(10 * MOST_ENDED):
         entry = Entry(60)
         queue.add(entry)
         entry.done = True
         queue.sweep()
-        assert len(queue) <= MOST_OVER + 2
+        assert len(queue) <= MOST_ENDED + 2
     assert taken(queue, 60) == [lasting]
