@@ -239,18 +239,18 @@ class IdempotentTask(Task):
         return self._resolved[1]
 
     def _check(self, policy: Idempotency, settings: Settings) -> None:
+        never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
+        msg = None
         if policy.codec == PICKLE and not settings.accepts_pickle:
             msg = (
                 "codec='pickle' is what the app does not accept: who can write a record could run code here; "
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
             )
-            raise ConfigurationError(msg, self.name)
-        if policy.codec not in (JSON, *settings.accepted):
+        elif policy.codec not in (JSON, *settings.accepted):
             msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
-            raise ConfigurationError(msg, self.name)
-        never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
-        if never:
+        elif never:
             msg = f"store_failures has {never}, which are about a message, a claim or a process, and never final"
+        if msg is not None:
             raise ConfigurationError(msg, self.name)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
@@ -281,11 +281,7 @@ class IdempotentTask(Task):
             raise ConfigurationError(msg, self.name)
 
     def _run_body(
-        self,
-        run: RunContext | UnguardedRun,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        self, run: RunContext | UnguardedRun, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         state = state_of(self.request)
         state.run = run

@@ -175,7 +175,7 @@ def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Fin
     try:
         visibility = float(sqs_attributes(channel, name)["VisibilityTimeout"])
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
-        what = f"queue {name!r} does not tell its visibility timeout ({type(error).__name__}: {error})"
+        what = f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})"
         remedy = "allow sqs:GetQueueAttributes, or give broker_transport_options the queue's visibility_timeout"
         yield Finding(code="queue-limits-unknown", what=what, remedy=remedy)
         return

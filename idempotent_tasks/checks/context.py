@@ -20,7 +20,7 @@ __all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings"]
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckContext:
     """An app with its guarded tasks and settings, and the worker that runs them or would run them."""
 
@@ -44,13 +44,7 @@ class CheckContext:
         Raises:
             ConfigurationError: a setting is missing, unknown or wrong.
         """
-        return cls._of(
-            worker.app,
-            pool=pool,
-            worker_time_limit=worker.time_limit,
-            concurrency=worker.concurrency,
-            prefetch_multiplier=worker.prefetch_multiplier,
-        )
+        return cls._of(worker.app, pool, worker.time_limit, worker.concurrency, worker.prefetch_multiplier)
 
     @classmethod
     def of_app(cls, app: Any, pool: str) -> Self:
@@ -60,23 +54,19 @@ class CheckContext:
             ConfigurationError: a setting is missing, unknown or wrong.
         """
         conf = app.conf
-        return cls._of(
-            app,
-            pool=pool,
-            worker_time_limit=conf.task_time_limit,
-            concurrency=conf.worker_concurrency,
-            prefetch_multiplier=conf.worker_prefetch_multiplier,
-        )
+        return cls._of(app, pool, conf.task_time_limit, conf.worker_concurrency, conf.worker_prefetch_multiplier)
 
     @classmethod
-    def _of(cls, app: Any, **worker: Any) -> Self:
+    def _of(
+        cls, app: Any, pool: str, time_limit: float | None, concurrency: int | None, prefetch_multiplier: int
+    ) -> Self:
         tasks = tuple(task for _, task in sorted(app.tasks.items()) if isinstance(task, IdempotentTask))
         settings = settings_of(app)
         silenced = settings.silenced_checks
         if not silenced <= WHY.keys():
             msg = f"idempotency_silenced_checks={sorted(silenced)!r} is not a list of {sorted(WHY)}"
             raise ConfigurationError(msg)
-        return cls(app=app, tasks=tasks, settings=settings, **worker)
+        return cls(app, tasks, settings, pool, time_limit, concurrency, prefetch_multiplier)
 
     def policy(self, task: IdempotentTask) -> Idempotency:
         """Return a task's policy with the app's defaults."""

@@ -39,7 +39,7 @@ class _CallbackProducer(Producer):
             give_back = state_of(current_task.request).give_back if current_task else None
             if give_back is None or not _blames_broker(error, connection):
                 raise
-            logger.exception("%s[%s]: what follows cannot be sent", current_task.name, current_task.request.id)
+            logger.exception("%s[%s]: a callback cannot be sent", current_task.name, current_task.request.id)
             raise give_back(error) from error
 
 

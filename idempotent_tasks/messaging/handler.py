@@ -133,12 +133,9 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
             raise
         return _run_unguarded(delivery, body, None, error)
     try:
-        handler = DeliveryHandler(
-            task=task, delivery=delivery, policy=policy, settings=settings, request=request, deadline=deadline
-        )
-        return handler.deliver(body)
+        return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body)
     except Exception:
-        # Not earlier: a deferred copy has the message's own callbacks.
+        # Not earlier: a deferred copy keeps the error callbacks of the message.
         if not delivery.eager:
             callbacks.assign_task_ids(task.request, request.key, failed=True)
         raise
@@ -158,7 +155,7 @@ def _run_unguarded(delivery: Delivery, body: Body, key: str | None, why: Excepti
     return body(UnguardedRun(key))
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class DeliveryHandler:
     """Handles one delivery that has a key; the fields are as for `handle`."""
 

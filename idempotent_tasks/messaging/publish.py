@@ -14,7 +14,6 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
-from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
@@ -194,16 +193,15 @@ def publication_of(
     is_new = task_id is None and policy.key is None and KEY_HEADER not in headers
     if settings.disabled or is_new:
         return None
-    wants_result = options.get("ignore_result") is False and task.ignore_result
-    options = {**task._get_exec_options(), **options}  # noqa: SLF001 - what apply_async itself starts from
-    sent_args, sent_kwargs = _as_delivered(task, args, kwargs, options)
+    merged = {**task._get_exec_options(), **options}  # noqa: SLF001 - as apply_async itself does
+    sent_args, sent_kwargs = _as_delivered(task, args, kwargs, merged)
     delivery = Delivery(
         task=task.name,
         task_id=task_id or uuid(),
         args=sent_args,
         kwargs=sent_kwargs,
         explicit_key=headers.get(KEY_HEADER),
-        grouped=is_grouped(options.get("group_id"), options.get("chain")),
+        grouped=is_grouped(merged.get("group_id"), merged.get("chain")),
     )
     try:
         request = claim_request(delivery, policy, task.run_signature)
@@ -211,32 +209,29 @@ def publication_of(
         if policy.missing_key == "raise":
             raise
         return None
-    wanted_until = _wanted_until(settings.store.clock, task.app, options)
+    expires_in = _seconds_until(task.app, merged.get("expires"))
+    wanted_until = None if expires_in is None else int((settings.store.clock.now() + expires_in) * 1000)
     # Nobody can wait for a result that the message ignores.
-    stands_in_until = 0 if options.get("ignore_result") and not task.ignore_result else wanted_until
+    stands_in_until = 0 if merged.get("ignore_result") and not task.ignore_result else wanted_until
     return Publication(
         task=task,
         policy=policy,
         settings=settings,
-        request=replace(_reservation(request, task.app, policy, options), stands_in_until=stands_in_until),
+        request=replace(_reservation(request, task.app, policy, merged, expires_in), stands_in_until=stands_in_until),
         wanted_until=wanted_until,
-        wants_result=wants_result,
-        awaited=any(options.get(name) for name in AWAITED),
-        add_to_parent=options.get("add_to_parent", True),
+        wants_result=options.get("ignore_result") is False and task.ignore_result,
+        awaited=any(merged.get(name) for name in AWAITED),
+        add_to_parent=merged.get("add_to_parent", True),
     )
 
 
-def _reservation(request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any]) -> ClaimRequest:
+def _reservation(
+    request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any], expires_in: float | None
+) -> ClaimRequest:
     delay = _seconds_until(app, options.get("countdown") or options.get("eta")) or 0.0
-    expires_in = _seconds_until(app, options.get("expires"))
     held = reservation_seconds(seconds(policy.reserve), delay, expires_in, seconds(policy.grace))
     # No process: a producer may end once the broker has the message.
     return replace(request, owner=reservation_owner(request.task_id), lease_seconds=held, process=None)
-
-
-def _wanted_until(clock: Clock, app: Any, options: Mapping[str, Any]) -> int | None:
-    expires_in = _seconds_until(app, options.get("expires"))
-    return None if expires_in is None else int((clock.now() + expires_in) * 1000)
 
 
 def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | None:

@@ -259,7 +259,7 @@ def _read_sqs_limits(app: Any, queue: str, channel: Any) -> QueueLimits:
         hold_seconds = float(found["VisibilityTimeout"])
         return QueueLimits(hold_seconds=hold_seconds, receives=None if receives is None else int(receives))
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's, or what an emulator answers
-        logger.warning("queue %r does not tell its visibility timeout: %s: %s", queue, type(error).__name__, error)
+        logger.warning("the visibility timeout of queue %r cannot be read: %s: %s", queue, type(error).__name__, error)
         return QueueLimits(hold_seconds=_configured_timeout(app))
 
 
