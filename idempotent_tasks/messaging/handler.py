@@ -263,19 +263,16 @@ class DeliveryHandler:
 
     def _note_end(self, run: RunContext) -> None:
         run.result_ignored = self._is_result_ignored()
-        if not run.handed_over and not self.delivery.eager:
-            run.continuation = self._changed_continuation()
-
-    def _changed_continuation(self) -> str | None:
-        changed = callbacks.changed(self.task.request)
-        if changed == callbacks.UNRECORDED:
+        if run.handed_over or self.delivery.eager:
+            return
+        run.continuation = callbacks.changed(self.task.request)
+        if run.continuation == callbacks.UNRECORDED:
             logger.warning(
                 "%s[%s]: the body has changed what follows, and that has no JSON form or is too long for the record; "
                 "a redelivery that does not know whether it was sent will fail",
                 self.delivery.task,
                 self.delivery.task_id,
             )
-        return changed
 
     def _is_result_ignored(self) -> bool:
         """Return whether nobody gets the result: Celery neither stores it nor passes it to a callback."""
@@ -395,7 +392,7 @@ class DeliveryHandler:
     def _release_unseen(self) -> Interrupted | None:
         """Release a claim that an earlier delivery of this message was granted unseen, so that it counts as no crash.
 
-        Only one of them can hold the key: after a try without an answer the others are left to the next copy.
+        Only the latest of them can hold the key: after a try without an answer, the rest is left to the next copy.
         """
         try:
             for token in self.delivery.unseen:

@@ -130,9 +130,8 @@ class Publication:
 
         Otherwise the message is published under its own id, and its delivery waits for the outcome, or runs.
         """
-        waits = holder.status is Status.INPROGRESS
         if self.policy.at_publish == "raise":
-            return not (waits and self._is_revoked(holder))
+            return holder.status is not Status.INPROGRESS or not self._is_revoked(holder)
         if holder.task_id is None or self.wants_result:
             # Another writer's record names no task to wait for.
             return False
