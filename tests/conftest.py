@@ -1,16 +1,15 @@
 """Servers once a session, everything else once a test: a clean environment, a wire, a table name of its own."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import botocore
 import pytest
 
-from tests.support.dynamodb import ministack_server, roto_server
-from tests.support.rabbitmq_server import rabbitmq_server
-from tests.support.redis_server import redis_server
-from tests.support.wire import Wire, wire_to
+from tests.testbed.servers import MissingServiceError, ministack_server, rabbitmq_server, redis_server, roto_server
+from tests.testbed.wire import Wire, wire_to
 
 REGION = "eu-west-1"
 FOREIGN_VARIABLES = ("AWS_", "BOTO", "CELERY_", "IDEMPOTENCY_")
@@ -24,6 +23,31 @@ FAKE_AWS = {
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }
+
+
+@contextmanager
+def available() -> Iterator[None]:
+    """Make a missing service a failure where the environment says ``CI=true``, a skip elsewhere."""
+    try:
+        yield
+    except MissingServiceError as missing:
+        if os.environ.get("CI", "").lower() in {"true", "1", "yes"}:
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Decide about a service that a fixture misses."""
+    with available():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Decide about a service that the test itself misses."""
+    with available():
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

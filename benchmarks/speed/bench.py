@@ -2,29 +2,79 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
-import pytest
 from redis import Redis
 
-from benchmarks.speed.errors import SpeedError
-from benchmarks.speed.guards import store_at
-from benchmarks.speed.place import Place
-from idempotent_tasks.demo.command import own_environment
-from tests.support.dynamodb import ministack_server, roto_server
-from tests.support.redis_server import redis_server
+from benchmarks.command import own_environment
+from benchmarks.speed.calls import store_at
+from tests.testbed.servers import ministack_server, redis_server, roto_server
+from tests.testbed.workers import WorkerConfig
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Place", "SpeedError"]
+
+
+class SpeedError(Exception):
+    """A part cannot be measured here; the text says why, and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(WorkerConfig):
+    """All that a worker process must know; its names belong to one contender in one round."""
+
+    contender: str
+    #: Begins the names of the queues and of all keys in Redis and in the table.
+    prefix: str
+    broker_url: str
+    result_backend: str
+    #: The DynamoDB endpoint and table.
+    endpoint: str
+    table: str
+    #: An empty folder for the marks and the log.
+    directory: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder as a path."""
+        return Path(self.directory)
+
+    @property
+    def failure(self) -> Path:
+        """The file that is there once a task has failed."""
+        return self.folder / "failure"
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue that the worker consumes."""
+        return f"{self.prefix}.queue"
+
+    @property
+    def staging_queue(self) -> str:
+        """The name of the queue that collects messages before the worker may have them."""
+        return f"{self.prefix}.staged"
+
+    @property
+    def unacknowledged(self) -> str:
+        """The Redis key of the messages that were delivered and not yet acknowledged."""
+        return f"{self.prefix}.unacked"
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """Kombu's options: keys of its own, because a server may have other users."""
+        return {
+            "unacked_key": self.unacknowledged,
+            "unacked_index_key": f"{self.unacknowledged}.index",
+            "unacked_mutex_key": f"{self.unacknowledged}.mutex",
+        }
+
 
 #: Redis databases.
 BROKER, RESULTS = 0, 1
-#: Runs a server, whose files go into a folder, and yields its URL.
-Server = Callable[[Path], AbstractContextManager[str]]
 _numbers: Final = itertools.count()
 
 
@@ -57,19 +107,19 @@ class Bench:
     @cached_property
     def redis_url(self) -> str:
         """A Redis-protocol server, as a URL without a database number."""
-        url = self._started(redis_server)
+        url = self._stack.enter_context(redis_server(self.folder))
         self._stack.callback(self._forget, url)
         return url
 
     @cached_property
     def roto_url(self) -> str:
         """The DynamoDB stand-in that takes the least of the machine for itself."""
-        return self._started(roto_server)
+        return self._stack.enter_context(roto_server(self.folder))
 
     @cached_property
     def ministack_url(self) -> str:
         """The DynamoDB stand-in that answers a refusal as DynamoDB does, with the item."""
-        return self._started(ministack_server)
+        return self._stack.enter_context(ministack_server(self.folder))
 
     def size(self, full: int, quick: int) -> int:
         """Return how many there are in a full run or a quick one."""
@@ -95,12 +145,6 @@ class Bench:
             table=table,
             directory=str(directory),
         )
-
-    def _started(self, server: Server) -> str:
-        try:
-            return self._stack.enter_context(server(self.folder))
-        except (pytest.skip.Exception, pytest.fail.Exception) as missing:
-            raise SpeedError(str(missing)) from missing
 
     def _forget(self, url: str) -> None:
         """Delete what this run left in Redis, which may be a server of the user's own."""

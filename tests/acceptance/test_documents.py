@@ -11,8 +11,7 @@ from celery import _state
 from kombu import Connection
 
 from tests.support.documents import Book
-from tests.support.dynamodb import roto_server
-from tests.support.redis_server import redis_server
+from tests.testbed.servers import redis_server, roto_server
 
 ROOT = Path(__file__).parents[2]
 PROPERTY = "code blocks"

@@ -8,7 +8,7 @@ import pytest
 from kombu import Connection
 
 from tests.support.examples import Example, dynamodb_url
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 WORKER = "celery -A tasks worker"
 READY = r" ready\."

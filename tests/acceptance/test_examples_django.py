@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from tests.support.examples import Example, dynamodb_url
-from tests.support.processes import free_port
-from tests.support.waiting import wait_for
+from tests.testbed.processes import free_port
+from tests.testbed.waiting import wait_for
 
 CONFIRMED_SECONDS = 60.0
 

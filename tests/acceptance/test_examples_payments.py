@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.support.dynamodb import roto_server
 from tests.support.examples import Example, dynamodb_url
-from tests.support.processes import free_port
-from tests.support.waiting import wait_for
+from tests.testbed.processes import free_port
+from tests.testbed.servers import roto_server
+from tests.testbed.waiting import wait_for
 
 WORKER = "celery -A tasks worker"
 READY = r" ready\."

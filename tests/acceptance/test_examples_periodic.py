@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from tests.support.examples import Example, dynamodb_url
-from tests.support.processes import ChildProcess, running_in_group
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess, running_in_group
+from tests.testbed.waiting import wait_for
 
 #: What starts a process of a kind, but for its number, and what its log says then.
 COMMANDS = {

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from tests.support.services import unavailable
+from tests.testbed.servers import MissingServiceError
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 100.0
@@ -28,7 +28,7 @@ def project() -> dict[str, str]:
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with a source distribution and the wheel that was built from it."""
     if find_spec("build") is None or find_spec("hatchling") is None:
-        unavailable("The build tools", "no package `build` or `hatchling`", "pip install --group build")
+        raise MissingServiceError("The build tools", "no package `build` or `hatchling`", "pip install --group build")
     target = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import run_command
-from tests.support.dynamodb import MINISTACK_VARIABLE
+from tests.testbed.servers import MINISTACK_VARIABLE
 
 PROJECT_ROOT = Path(__file__).parents[2]
 

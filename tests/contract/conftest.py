@@ -12,9 +12,9 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
-from tests.support.dynamodb import FAST
 from tests.support.powertools import Lambda
-from tests.support.wire import Answer, Forward, Wire, shift_date, wire_to
+from tests.testbed.servers import FAST
+from tests.testbed.wire import Answer, Forward, Wire, shift_date, wire_to
 
 AnyStore = MemoryStore | DynamoDBStore
 #: Makes another store over the test's table, with other arguments where given.
@@ -98,9 +98,9 @@ def dynamodb(make_store: MakeStore, wire: Wire) -> DynamoDBStore:
     return store
 
 
-@pytest.fixture(params=[True, False], ids=["short", "stock"])
+@pytest.fixture(params=[True, False], ids=["fast", "boto3"])
 def fast(request: pytest.FixtureRequest) -> bool:
-    """Whether the test's stores take the short road to DynamoDB; boto3's own shows that what it says is true."""
+    """Whether the test's stores take the fast path to DynamoDB; boto3's own shows that what it says is true."""
     return bool(request.param)
 
 

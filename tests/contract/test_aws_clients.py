@@ -18,9 +18,9 @@ from idempotent_tasks.stores.dynamodb.client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.roads import ask
-from tests.support.waiting import wait_for
-from tests.support.wire import Wire, answer
+from tests.support.fast_path import ask
+from tests.testbed.waiting import wait_for
+from tests.testbed.wire import Wire, answer
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 #: Seconds: longer than until the first look, shorter than a minute.

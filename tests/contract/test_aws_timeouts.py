@@ -14,9 +14,9 @@ from idempotent_tasks.core.retry import limited
 from idempotent_tasks.stores.dynamodb.client import Connection
 from idempotent_tasks.testing import FakeClock
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
-from tests.support.processes import free_port
-from tests.support.roads import ask
-from tests.support.wire import Wire, hold, wire_to
+from tests.support.fast_path import ask
+from tests.testbed.processes import free_port
+from tests.testbed.wire import Wire, hold, wire_to
 
 #: Seconds that a caller has, and in which it must have its error even on a busy machine.
 LEFT_SECONDS = 0.3
@@ -69,7 +69,7 @@ def test_a_ready_made_client(canned: Canned, session: boto3.Session) -> None:
 
 @pytest.mark.usefixtures("silent")
 def test_a_proxy(canned: Canned, session: boto3.Session) -> None:
-    """Likewise on the way through one."""
+    """A request through a proxy that says nothing is given up in time, too."""
     config = Config(proxies={"http": canned.endpoint})
     connection = Connection(endpoint_url="http://dynamodb.invalid:8000", session=session, config=config, fast=False)
     connection.client_of_this_process()

@@ -12,11 +12,10 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.core.store import MOST_NOTED
 from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of, token_of, write_units
-from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire
+from tests.support.guarding import done, grant, request_by
+from tests.testbed.wire import Wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "discussion" / "cost.md"
-SCALING = PAGE.with_name("scaling.md")
 #: The bytes of the result's JSON text, by the heading of its column.
 RESULTS = {"100 B": 100, "1 KB": KILOBYTE, "10 KB": 10 * KILOBYTE, "100 KB": 100 * KILOBYTE}
 #: The epoch milliseconds at which a copy is due: as many digits as any.
@@ -61,11 +60,11 @@ def measure(store: DynamoDBStore, raw: Any, wire: Wire, result_bytes: int) -> di
     held: list[Claim] = []
     meter.step("claim", lambda: held.append(grant(store, **claimed_by("1"))))
     meter.step("renewal", lambda: store.renew(held[0], 30, RETENTION))
-    meter.step("busy", lambda: store.claim(wish(**claimed_by("2"))))
+    meter.step("busy", lambda: store.claim(request_by(**claimed_by("2"))))
     meter.step("note", lambda: store.note_deferral(KEY, held[0].owner, token_of(0), DUE))
     meter.step("commit", lambda: store.commit(held[0], done(f'"{"x" * (result_bytes - 2)}"'), RETENTION))
     meter.step("dispatch", lambda: store.note_dispatch(KEY, "8ea60c75-5640-44be-b0b4-bf62f271a431"))
-    meter.step("replay", lambda: store.claim(wish(**claimed_by("2"))))
+    meter.step("replay", lambda: store.claim(request_by(**claimed_by("2"))))
     return meter.units
 
 
@@ -104,11 +103,10 @@ def test_the_page_gives_the_units_of_a_crowded_key(dynamodb: DynamoDBStore, raw:
     for number in range(MOST_NOTED):
         dynamodb.note_deferral(KEY, claim.owner, token_of(number), DUE)
     full = meter.size()
-    meter.step("busy", lambda: dynamodb.claim(wish(**claimed_by("2"))))
+    meter.step("busy", lambda: dynamodb.claim(request_by(**claimed_by("2"))))
     meter.step("note", lambda: dynamodb.note_deferral(KEY, claim.owner, token_of(MOST_NOTED), DUE))
     assert meter.size() == full
-    ((refused, deferral),) = re.findall(
-        r"refused claim costs (\d+) units there, a deferral (\d+)", SCALING.read_text(encoding="utf-8")
-    )
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    ((refused, deferral),) = re.findall(r"refused claim costs (\d+) units, a deferral (\d+)", text)
     assert meter.units["busy"] == int(refused)
     assert meter.units["busy"] + meter.units["note"] == int(deferral)

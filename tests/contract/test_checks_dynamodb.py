@@ -11,7 +11,7 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.checks import CheckContext, Finding, run_checks
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS, WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
-from tests.support.wire import Wire, answer, refuse, shift_date
+from tests.testbed.wire import Wire, answer, refuse, shift_date
 
 Look = Callable[[DynamoDBStore], list[Finding]]
 
@@ -115,7 +115,7 @@ def test_a_missing_permission(look: Look, dynamodb: DynamoDBStore, wire: Wire, a
     assert f"dynamodb:{action}" in finding.what
     statement = json.loads(finding.remedy)
     assert statement["Action"] == f"dynamodb:{action}"
-    wire.mend()
+    wire.heal()
     assert look(dynamodb) == []
 
 
@@ -133,7 +133,7 @@ def test_a_store_that_refuses(look: Look, dynamodb: DynamoDBStore, wire: Wire) -
     (finding,) = look(dynamodb)
     assert finding.code == "store-refuses"
     assert "the credentials are not known there; fix them" in finding.what
-    wire.mend()
+    wire.heal()
     assert look(dynamodb) == []
 
 
@@ -148,5 +148,5 @@ def test_a_clock_that_is_off(look: Look, make_store: MakeStore, wire: Wire, offs
     assert f" s {side} DynamoDB's" in finding.what
     seconds = int(finding.what.partition(" is ")[2].partition(" s ")[0])
     assert abs(seconds - abs(offset)) <= 2
-    wire.mend()
+    wire.heal()
     assert look(store) == []

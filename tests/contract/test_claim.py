@@ -5,7 +5,7 @@ import pytest
 from idempotent_tasks import RecordNotFoundError, Status, Store
 from idempotent_tasks.core.records import Busy, Finished, Granted, Mismatch, Outcome, Released
 from tests.contract.conftest import AnyStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 LEASE = 30
 RETENTION = 3600
@@ -52,7 +52,7 @@ def test_a_held_key_is_busy(store: AnyStore) -> None:
     """A refusal names the holder and the end of its claim, and changes nothing."""
     claim = grant(store)
     held = store.get(KEY)
-    assert store.claim(wish("two")) == Busy(claim.expires_at, held)
+    assert store.claim(request_by("two")) == Busy(claim.expires_at, held)
     assert store.get(KEY) == held
 
 
@@ -70,7 +70,7 @@ def test_a_claim_that_has_not_expired_yet_is_busy(store: AnyStore, clock: Movabl
     """Nobody takes over early."""
     grant(store)
     clock.advance(LEASE - 2)
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
 
 
 def test_attempts_count_the_crashes(store: AnyStore, clock: MovableClock) -> None:
@@ -97,7 +97,7 @@ def test_an_outcome_is_finished(store: AnyStore, outcome: Outcome) -> None:
     """Who meets an outcome is given the record with its data, also after the claim would have expired."""
     store.commit(grant(store), outcome, RETENTION)
     record = store.get(KEY)
-    assert store.claim(wish("two")) == Finished(record)
+    assert store.claim(request_by("two")) == Finished(record)
     assert (record.status, record.data, record.codec, record.error) == (
         outcome.status,
         outcome.data,
@@ -110,7 +110,7 @@ def test_an_outcome_does_not_end_with_its_claim(store: AnyStore, clock: MovableC
     """The lease that a finished body had is of no importance any more."""
     store.commit(grant(store), done(), RETENTION)
     clock.advance(LEASE + 2)
-    assert isinstance(store.claim(wish("two")), Finished)
+    assert isinstance(store.claim(request_by("two")), Finished)
 
 
 @pytest.mark.parametrize("outcome", [done(), FAILED], ids=["completed", "failed"])
@@ -145,10 +145,10 @@ class TestLostAnswers:
 
     def test_a_repeated_claim_is_granted_again(self, store: AnyStore) -> None:
         """The repetition finds its own token: the same claim, not a conflict, and no further attempt."""
-        first = store.claim(wish("one", validation="a"))
+        first = store.claim(request_by("one", validation="a"))
         record = store.get(KEY)
         assert isinstance(first, Granted)
-        assert store.claim(wish("one", validation="a")) == first
+        assert store.claim(request_by("one", validation="a")) == first
         assert store.get(KEY) == record
 
     def test_a_repeated_claim_after_a_takeover_is_granted_again(self, store: AnyStore, clock: MovableClock) -> None:
@@ -156,19 +156,19 @@ class TestLostAnswers:
         grant(store)
         clock.advance(LEASE + 2)
         second = grant(store, "two")
-        assert store.claim(wish("two")) == Granted(second)
+        assert store.claim(request_by("two")) == Granted(second)
 
     def test_a_claim_repeated_after_its_own_commit_is_finished(self, store: AnyStore) -> None:
         """A delivery that already stored its outcome replays it."""
         store.commit(grant(store), done(), RETENTION)
-        assert isinstance(store.claim(wish("one")), Finished)
+        assert isinstance(store.claim(request_by("one")), Finished)
 
     def test_a_claim_repeated_after_a_takeover_is_busy(self, store: AnyStore, clock: MovableClock) -> None:
         """Once another owner has the key, the old token is worth nothing."""
         grant(store)
         clock.advance(LEASE + 2)
         grant(store, "two")
-        assert isinstance(store.claim(wish("one")), Busy)
+        assert isinstance(store.claim(request_by("one")), Busy)
 
 
 class TestMismatch:
@@ -177,27 +177,27 @@ class TestMismatch:
     def test_while_in_progress(self, store: AnyStore) -> None:
         """A running body's key refuses another payload as such, not as busy."""
         grant(store, validation="a")
-        assert store.claim(wish("two", validation="b")) == Mismatch("a", "b")
+        assert store.claim(request_by("two", validation="b")) == Mismatch("a", "b")
 
     @pytest.mark.parametrize("outcome", [done(), FAILED], ids=["completed", "failed"])
     def test_on_an_outcome(self, store: AnyStore, outcome: Outcome) -> None:
         """Nobody is given the outcome of another payload."""
         store.commit(grant(store, validation="a"), outcome, RETENTION)
-        assert store.claim(wish("two", validation="b")) == Mismatch("a", "b")
+        assert store.claim(request_by("two", validation="b")) == Mismatch("a", "b")
 
     def test_on_takeover(self, store: AnyStore, clock: MovableClock) -> None:
         """A dead holder's key is still the key of its payload, and its record stays as it is."""
         grant(store, validation="a")
         clock.advance(LEASE + 2)
         dead = store.get(KEY)
-        assert store.claim(wish("two", validation="b")) == Mismatch("a", "b")
+        assert store.claim(request_by("two", validation="b")) == Mismatch("a", "b")
         assert store.get(KEY) == dead
         assert grant(store, "three", validation="a").attempt == 2
 
     def test_after_a_release(self, store: AnyStore) -> None:
         """A key that waits for its retry refuses another payload."""
         store.release(grant(store, validation="a"), "Retry")
-        assert store.claim(wish("two", validation="b")) == Mismatch("a", "b")
+        assert store.claim(request_by("two", validation="b")) == Mismatch("a", "b")
 
     def test_not_once_the_record_expired(self, store: AnyStore, clock: MovableClock) -> None:
         """An expired record remembers no payload."""
@@ -212,12 +212,12 @@ class TestMismatch:
     ) -> None:
         """The same payload, or none on either side, is busy, then taken over, then finished."""
         grant(store, validation=stored)
-        assert isinstance(store.claim(wish("two", validation=offered)), Busy)
+        assert isinstance(store.claim(request_by("two", validation=offered)), Busy)
         clock.advance(LEASE + 2)
         second = grant(store, "two", validation=offered)
         assert store.get(KEY).validation == offered
         store.commit(second, done(), RETENTION)
-        assert isinstance(store.claim(wish("three", validation=offered)), Finished)
+        assert isinstance(store.claim(request_by("three", validation=offered)), Finished)
 
 
 def test_the_fence_grows_with_every_claim(store: AnyStore, clock: MovableClock) -> None:

@@ -15,9 +15,9 @@ from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from tests.support.forking import Child
-from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire, lose_answer, refuse
+from tests.support.guarding import done, grant, request_by
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire, lose_answer, refuse
 
 Run = Callable[..., Result]
 
@@ -183,20 +183,20 @@ class TestRelease:
         grant(dynamodb, key="shop.charge#1", process=Child(current_process).result(), lease_seconds=600)
         assert json.loads(run("show", "shop.charge#1", "--json").stdout)["process_has_ended"] is True
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
-        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+        assert isinstance(dynamodb.claim(request_by("second", key="shop.charge#1")), Granted)
 
     def test_a_reservation(self, run: Run, dynamodb: DynamoDBStore) -> None:
         """A reservation is released without ``--force``, because no body runs under it."""
-        reserver = wish(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
+        reserver = request_by(reservation_owner("id-lost"), key="shop.charge#1", task_id="id-lost", lease_seconds=600)
         dynamodb.claim(reserver)
         assert json.loads(run("list", "--status", "reserved", "--json").stdout)["task_id"] == "id-lost"
         assert run("release", "shop.charge#1", "--yes").exit_code == 0
-        assert isinstance(dynamodb.claim(wish("second", key="shop.charge#1")), Granted)
+        assert isinstance(dynamodb.claim(request_by("second", key="shop.charge#1")), Granted)
 
     def test_by_force(self, run: Run, records: DynamoDBStore) -> None:
         """``--force`` releases a live claim."""
         assert run("release", "shop.charge#running", "--yes", "--force").exit_code == 0
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Granted)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Granted)
 
     def test_a_live_claim_is_refused(self, run: Run, records: DynamoDBStore) -> None:
         """The holder and the time left are printed; nothing changes."""
@@ -204,7 +204,7 @@ class TestRelease:
         assert result.exit_code == 1
         assert "is held by id-r on worker@host for another" in result.stderr
         assert "--force" in result.stderr
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Busy)
 
     @pytest.mark.parametrize(
         ("key", "why"),
@@ -226,13 +226,13 @@ class TestRelease:
         result = run("release", "shop.charge#running", "--force")
         assert result.exit_code == 1
         assert "say --yes" in result.stderr
-        assert isinstance(records.claim(wish("second", key="shop.charge#running")), Busy)
+        assert isinstance(records.claim(request_by("second", key="shop.charge#running")), Busy)
 
     def test_a_record_that_changed_meanwhile(self, run: Run, records: DynamoDBStore, wire: Wire) -> None:
         """A record that has changed since it was read is left alone, and the operator sees that."""
 
         def successor(forward: Any) -> Any:
-            wire.mend()
+            wire.heal()
             claim = records.get("shop.charge#running")
             records.commit(grant_of(records, claim.owner or ""), done(), 3600)
             return forward()

@@ -5,7 +5,7 @@ import pytest
 from idempotent_tasks import RecordExistsError, RecordNotFoundError, Status
 from idempotent_tasks.core.records import Committed, Finished, Lost, Outcome, Superseded, Vanished
 from tests.contract.conftest import AnyStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 LEASE = 30
 RETENTION = 3600
@@ -41,7 +41,7 @@ def test_a_short_retention_still_outlives_the_claim(store: AnyStore) -> None:
 def test_data_comes_back_as_it_was(store: AnyStore, data: str | bytes | None) -> None:
     """Text, bytes and their empty forms are replayed unchanged and are not the same as no data."""
     store.commit(grant(store), Outcome(status=Status.COMPLETED, codec="x", data=data, error="why"), RETENTION)
-    answer = store.claim(wish("two"))
+    answer = store.claim(request_by("two"))
     assert isinstance(answer, Finished)
     assert (answer.record.data, type(answer.record.data)) == (data, type(data))
     assert (answer.record.codec, answer.record.error) == ("x", "why")
@@ -52,7 +52,7 @@ def test_a_late_owner_may_commit(store: AnyStore, clock: MovableClock) -> None:
     claim = grant(store)
     clock.advance(LEASE + 600)
     assert store.commit(claim, done(), RETENTION) == Committed()
-    assert isinstance(store.claim(wish("two")), Finished)
+    assert isinstance(store.claim(request_by("two")), Finished)
 
 
 def test_a_second_commit_changes_nothing(store: AnyStore) -> None:
@@ -127,7 +127,7 @@ class TestVanished:
         store.restore(record)
         store.restore(record)
         assert store.get(KEY) == record
-        assert store.claim(wish("two", validation="a")) == Finished(record)
+        assert store.claim(request_by("two", validation="a")) == Finished(record)
 
     def test_a_restored_fence_goes_on(self, store: AnyStore, clock: MovableClock) -> None:
         """The next claim after a restored record has a larger fence."""

@@ -28,7 +28,7 @@ from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.canned import Canned
 from tests.support.credential_services import ACCESS_KEY, ROLE, CredentialServices, credential_services, direct
-from tests.support.roads import ask
+from tests.support.fast_path import ask
 
 #: Seconds; less than any time-out of ours, and more than a request takes that is answered.
 SHORT_SECONDS = 0.4

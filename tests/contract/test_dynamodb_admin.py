@@ -9,7 +9,7 @@ from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status
 from idempotent_tasks.core.records import Busy, Granted, Lost, Renewed, Superseded
 from idempotent_tasks.stores.dynamodb.admin import Corrupt, TableAdmin
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import done, grant, wish
+from tests.support.guarding import done, grant, request_by
 
 #: A dozen pages: DynamoDB returns at most 1 MB in one.
 BULKY = 20
@@ -79,7 +79,7 @@ def test_a_released_key_is_claimable_with_a_larger_fence(operations: TableAdmin,
     assert operations.release(record, "by hand")
     released = dynamodb.get("shop#1")
     assert (released.free, released.error, released.fence) == (True, "by hand", record.fence)
-    answer = dynamodb.claim(wish("second", key="shop#1"))
+    answer = dynamodb.claim(request_by("second", key="shop#1"))
     assert isinstance(answer, Granted)
     assert answer.claim.fence == record.fence + 1
     assert answer.claim.attempt == 1
@@ -92,11 +92,11 @@ def test_a_claim_that_was_renewed_since_is_left_alone(operations: TableAdmin, dy
     assert isinstance(dynamodb.renew(claim, 60, 3600), Renewed)
     assert not operations.release(shown, "by hand")
     assert not operations.delete(shown)
-    assert isinstance(dynamodb.claim(wish("second", key="shop#1")), Busy)
+    assert isinstance(dynamodb.claim(request_by("second", key="shop#1")), Busy)
 
 
 def test_force_goes_over_a_renewal_and_the_holder_learns_it(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:
-    """The keeper finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
+    """The renewer finds its claim lost; the outcome of the released body is not recorded, whoever claims next."""
     claim = grant(dynamodb, key="shop#1")
     shown = dynamodb.get("shop#1")
     assert isinstance(dynamodb.renew(claim, 60, 3600), Renewed)

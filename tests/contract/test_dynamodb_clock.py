@@ -12,8 +12,8 @@ from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavai
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.core.records import Busy, Finished, Renewed
 from tests.contract.conftest import MakeStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Fault, Forward, Selector, Wire, refuse, shift_date
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.wire import Answer, Fault, Forward, Selector, Wire, refuse, shift_date
 
 #: Makes an answer one that is not DynamoDB's own.
 Change = Callable[[Answer | None], Answer | None]
@@ -66,7 +66,7 @@ def skewed(make_store: MakeStore, skew_seconds: int) -> DynamoDBStore:
 def test_a_live_claim_is_respected(dynamodb: DynamoDBStore, make_store: MakeStore, skew_seconds: int) -> None:
     """A clock that is ten minutes ahead takes over no claim that has half a minute to live."""
     claim = grant(dynamodb)
-    answer = skewed(make_store, skew_seconds).claim(wish("two"))
+    answer = skewed(make_store, skew_seconds).claim(request_by("two"))
     assert isinstance(answer, Busy)
     assert answer.until == claim.expires_at
 
@@ -81,7 +81,7 @@ def test_a_lease_is_in_servers_time(dynamodb: DynamoDBStore, make_store: MakeSto
     assert record.expiration == pytest.approx(time.time() + RETENTION, abs=RESOLUTION + 1)
     assert (record.claimed_at or 0) / 1000 == pytest.approx(time.time(), abs=RESOLUTION)
     assert claim.fence / 1000 == pytest.approx(time.time(), abs=RESOLUTION)
-    assert isinstance(dynamodb.claim(wish("two")), Busy)
+    assert isinstance(dynamodb.claim(request_by("two")), Busy)
     renewed = store.renew(claim, LEASE * 2, RETENTION)
     assert isinstance(renewed, Renewed)
     assert renewed.claim.expires_at == pytest.approx(time.time() + LEASE * 2, abs=RESOLUTION)
@@ -105,7 +105,7 @@ def test_an_outcome_lives_its_retention(
 ) -> None:
     """A wrong clock neither forgets a result early nor replays one that has expired."""
     dynamodb.commit(grant(dynamodb), done(), 300)
-    assert isinstance(skewed(make_store, skew_seconds).claim(wish("two")), Finished)
+    assert isinstance(skewed(make_store, skew_seconds).claim(request_by("two")), Finished)
     wire.break_all(shift_date(303))
     grant(skewed(make_store, skew_seconds), "three")
 
@@ -115,7 +115,7 @@ def test_two_wrong_clocks_agree(make_store: MakeStore, dynamodb: DynamoDBStore, 
     """Workers that are twenty minutes apart see one claim end at the same moment."""
     one, two = skewed(make_store, skew_seconds), skewed(make_store, -skew_seconds)
     claim = grant(one)
-    answer = two.claim(wish("two"))
+    answer = two.claim(request_by("two"))
     assert isinstance(answer, Busy)
     assert answer.until == claim.expires_at
     # Each corrects no more than it must, so that one lags the server and the other leads it.
@@ -132,7 +132,7 @@ def test_a_clock_that_is_set_while_the_worker_runs(
     grant(dynamodb)
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + skew_seconds)
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
 
 
 @pytest.mark.usefixtures("dynamodb")
@@ -143,7 +143,7 @@ def test_a_clock_that_stood_still_makes_no_stillborn_claim(make_store: MakeStore
     wire.break_all(shift_date(STOOD_STILL))
     claim = grant(store)
     assert claim.expires_at == pytest.approx(time.time() + STOOD_STILL + LEASE, abs=RESOLUTION)
-    answer = make_store().claim(wish("two"))
+    answer = make_store().claim(request_by("two"))
     assert isinstance(answer, Busy)
     assert answer.until == claim.expires_at
 
@@ -162,7 +162,7 @@ def test_a_claim_whose_answer_shows_that_it_is_over_asks_again(make_store: MakeS
 
     wire.break_nth("UpdateItem", 2, lambda forward: later(lambda: take_first(forward)))
     wire.break_all(later)
-    answer = store.claim(wish("one"))
+    answer = store.claim(request_by("one"))
     assert isinstance(answer, Busy)
     assert answer.holder.owner == "two"
 
@@ -201,7 +201,7 @@ class TestWhoTellsTheTime:
         wire.break_all(foreign(off, change))
         for _ in range(4):
             with suppress(StoreUnavailableError, StoreMisconfiguredError):
-                store.claim(wish())
+                store.claim(request_by())
         assert store.clock.now() == pytest.approx(time.time(), abs=RESOLUTION)
 
     def test_one_wrong_answer_takes_over_nothing(
@@ -212,7 +212,7 @@ class TestWhoTellsTheTime:
         claim = grant(holder)
         wire.clear()
         wire.break_when(nth(1), shift_date(off))
-        answer = store.claim(wish("two"))
+        answer = store.claim(request_by("two"))
         assert isinstance(answer, Busy)
         assert answer.until == claim.expires_at
         assert store.clock.now() == pytest.approx(time.time(), abs=RESOLUTION)

@@ -1,4 +1,4 @@
-"""Credentials on both roads: those that change while a worker runs, those that fail, and that none is ever shown."""
+"""Credentials with either client: those that change while a worker runs or fail, and that none is ever shown."""
 
 import traceback
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from idempotent_tasks.errors import StoreError
 from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.roads import ask, client_requests
-from tests.support.wire import Request, Wire, answer, refuse
+from tests.support.fast_path import ask, client_requests
+from tests.testbed.wire import Request, Wire, answer, refuse
 
 SECRET = "wJalrXUtnFEMI/K7MDENG"
 TOKEN = "IQoJb3JpZ2luX2VjEHoaCX"
@@ -181,7 +181,7 @@ class TestFailing:
         failure: Exception,
         said: str,
     ) -> None:
-        """It may pass, whatever it is, on both roads and at whichever request; once they are there the store works."""
+        """It may pass, whatever it is, with either client, at any request; once they are there the store works."""
         rotation = Rotation()
         connection = connect(rotation.credentials)
         for _ in range(requests):
@@ -197,7 +197,7 @@ class TestFailing:
         ask(connection)
 
     def test_none_at_all(self, wire: Wire, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Both roads say what is missing, each time, and nothing is kept of it: they work once it is there."""
+        """Both clients say what is missing, each time, and nothing is kept of it: they work once it is there."""
         direct(monkeypatch, "dynamodb", wire.endpoint)
         wire.break_all(answer(400, "ConditionalCheckFailedException"))
         connection = Connection(region=REGION, fast=fast)

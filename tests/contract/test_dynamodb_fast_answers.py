@@ -1,4 +1,4 @@
-"""What DynamoDB's answers are taken for on both roads, and what is not believed."""
+"""What DynamoDB's answers are taken for with either client, and what is not believed."""
 
 import json
 import zlib
@@ -10,7 +10,7 @@ import pytest
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from tests.support.canned import JSON, Canned, Said, page
-from tests.support.roads import ask
+from tests.support.fast_path import ask
 
 NAMESPACE = "com.amazonaws.dynamodb.v20120810#"
 CONDITION = "ConditionalCheckFailedException"
@@ -41,7 +41,7 @@ each_name = pytest.mark.parametrize("name", ["data", "B", "BS"])
 
 
 def open_connection(canned: Canned, session: boto3.Session, *, fast: bool) -> Connection:
-    """Return a connection after its first request: where there is a road, it is open."""
+    """Return a connection after its first request: where there is a fast path, it is open."""
     connection = Connection(endpoint_url=canned.endpoint, session=session, fast=fast)
     ask(connection)
     return connection
@@ -49,13 +49,13 @@ def open_connection(canned: Canned, session: boto3.Session, *, fast: bool) -> Co
 
 @pytest.fixture
 def connection(canned: Canned, session: boto3.Session, fast: bool) -> Connection:
-    """A connection on each road."""
+    """A connection with each client."""
     return open_connection(canned, session, fast=fast)
 
 
 @pytest.fixture
 def short(canned: Canned, session: boto3.Session) -> Connection:
-    """A connection on the short road."""
+    """A connection on the fast path."""
     return open_connection(canned, session, fast=True)
 
 

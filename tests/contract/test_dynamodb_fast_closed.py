@@ -20,8 +20,8 @@ from idempotent_tasks.stores.dynamodb.client import Connection
 from tests.conftest import REGION
 from tests.contract.conftest import MovableClock
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
-from tests.support.forking import Child
-from tests.support.roads import ask, client_requests, sign_at
+from tests.support.fast_path import ask, client_requests, sign_at
+from tests.testbed.forking import Child
 
 HTML = ("Content-Type", "text/html")
 ID = ("x-amzn-RequestId", "made-up")

@@ -1,4 +1,4 @@
-"""Connections to DynamoDB on both roads: kept while they can be, never shared, and closed where one went wrong."""
+"""Connections to DynamoDB with either client: kept while they can be, never shared, and closed where one went wrong."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from botocore.config import Config
 from idempotent_tasks import StoreUnavailableError
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from tests.support.canned import JSON, Asked, Canned, Said, page, the_key_asked
+from tests.support.fast_path import ask
 from tests.support.guarding import Interrupt
-from tests.support.roads import ask
 
 #: Longer than any of these tests takes, in seconds.
 LONG_SECONDS = 20.0
@@ -36,7 +36,7 @@ def connect(canned: Canned, session: boto3.Session, fast: bool) -> Callable[...,
 
 @pytest.fixture
 def connection(connect: Callable[..., Connection], canned: Canned) -> Connection:
-    """A connection after its first request: where there is a road, it is open."""
+    """A connection after its first request: where there is a fast path, it is open."""
     connection = connect()
     ask(connection)
     canned.requests.clear()
@@ -187,7 +187,7 @@ class TestTimeouts:
     """Servers that say nothing hold nobody longer than the config allows."""
 
     def test_read(self, connect: Callable[..., Connection], canned: Canned) -> None:
-        """Neither before the answer nor in the middle of it; both roads say the same of it."""
+        """Neither before the answer nor in the middle of it; both clients say the same of it."""
         connection = connect(read_timeout=SHORT_SECONDS, connect_timeout=LONG_SECONDS)
         ask(connection)
         forever, begun = threading.Event(), page(b"{}", JSON)[:-1]
@@ -221,7 +221,7 @@ class TestTimeouts:
 
 
 class TestBroken:
-    """What goes wrong on the way is the same error on both roads, and the next call is a new one."""
+    """What goes wrong on the way is the same error with either client, and the next call is a new one."""
 
     @pytest.mark.parametrize(
         "answer",

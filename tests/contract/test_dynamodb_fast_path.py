@@ -1,4 +1,4 @@
-"""The short road to DynamoDB: what boto3's client sends, what goes past it, and that both are the same requests."""
+"""The fast path to DynamoDB: what boto3's client sends, what goes past it, and that both are the same requests."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from idempotent_tasks.stores.dynamodb.fast.client import MAX_REJECTED_TEMPLATES, FastClient
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.roads import answered, ask, client_requests, sign_at
-from tests.support.wire import Request, Wire
+from tests.support.fast_path import answered, ask, client_requests, sign_at
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.wire import Request, Wire
 
 HOUR_SECONDS = 3600
 #: What two requests never share, by name in lower case.
@@ -30,7 +30,7 @@ BYTES = Outcome(status=Status.COMPLETED, codec="pickle", data=b"\x80\x05\x00\xff
 
 #: Every call that sends something, on a claim that is held.
 CALLS: dict[str, Callable[[DynamoDBStore, Claim], object]] = {
-    "claim": lambda store, _: store.claim(wish("two", key="shop.charge#two")),
+    "claim": lambda store, _: store.claim(request_by("two", key="shop.charge#two")),
     "commit": lambda store, claim: store.commit(claim, done('"déjà vu"'), HOUR_SECONDS),
     "commit-bytes": lambda store, claim: store.commit(claim, BYTES, HOUR_SECONDS),
     "release": lambda store, claim: store.release(claim, "Retry"),
@@ -116,14 +116,14 @@ class TestWhoSends:
     def test_what_the_road_cannot_do_the_client_does(
         self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, config: Config
     ) -> None:
-        """With a certificate of the client's own, or where AWS says which endpoint to ask, the road stays closed."""
+        """With a client's own certificate, or where AWS says which endpoint to ask, the fast path stays closed."""
         store = make_store(fast=True, config=config)
         sent = client_requests(store.connection)
         grant(store)
         store.get(KEY)
         assert sent == wire.operations() == ["GetItem", "UpdateItem", "GetItem"]
 
-    def test_it_is_not_tried_for_ever(
+    def test_it_is_not_tried_indefinitely(
         self, dynamodb: DynamoDBStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where the client's requests are no template, a few of them show it."""
@@ -140,7 +140,7 @@ class TestWhoSends:
         assert len(looked_at) == MAX_REJECTED_TEMPLATES
 
     def test_discovery_that_the_environment_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The client asks AWS which endpoint to use, and again when that answer is old: the road stays closed."""
+        """The client asks AWS which endpoint to use, and again when that answer is old: the fast path stays closed."""
         monkeypatch.setenv("AWS_ENDPOINT_DISCOVERY_ENABLED", "true")
         session = boto3.Session(region_name=REGION)
         found = b'{"Endpoints": [{"Address": "found.example", "CachePeriodInMinutes": 1}]}'
@@ -154,7 +154,7 @@ class TestWhoSends:
 
 
 class TestSameRequest:
-    """A request of the road's beside what boto3 sends for the same call."""
+    """A request of the fast path's beside what boto3 sends for the same call."""
 
     @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
     def test_each_call(
@@ -219,7 +219,7 @@ def test_a_machine_whose_clock_is_off(
     skew_seconds: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """boto3 signs with the machine's time, which AWS refuses; the road signs with DynamoDB's as it was answered."""
+    """boto3 signs with the machine's time, which AWS refuses; the fast path with DynamoDB's as it was answered."""
     clock = MovableClock()
     clock.offset_seconds = skew_seconds
     offset = timedelta(seconds=skew_seconds)
@@ -277,7 +277,7 @@ class TestProxy:
     def test_one_that_is_not_for_this_host(
         self, store: DynamoDBStore, wire: Wire, fast: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What NO_PROXY names is asked without it, and the road is open."""
+        """What NO_PROXY names is asked without it, and the fast path is open."""
         monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
         sent = client_requests(store.connection)
         grant(store)

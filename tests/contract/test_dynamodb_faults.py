@@ -12,9 +12,9 @@ from botocore.config import Config
 from idempotent_tasks import DynamoDBStore, Record, Status, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.core.records import Claim, Committed, Granted, Released, Renewed
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, Interrupt, done, grant, wish
-from tests.support.processes import free_port
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, hold, internal_error, lose_answer, refuse
+from tests.support.guarding import KEY, Interrupt, done, grant, request_by
+from tests.testbed.processes import free_port
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, hold, internal_error, lose_answer, refuse
 
 RETENTION = 3600
 #: Longer than any of these tests takes, in seconds.
@@ -74,7 +74,7 @@ PERMANENT = {
 
 #: Every call that sends something, on a claim that is held.
 CALLS: dict[str, tuple[str, Callable[[DynamoDBStore, Claim], object]]] = {
-    "claim": ("UpdateItem", lambda store, _: store.claim(wish("two"))),
+    "claim": ("UpdateItem", lambda store, _: store.claim(request_by("two"))),
     "commit": ("UpdateItem", lambda store, claim: store.commit(claim, done(), RETENTION)),
     "release": ("UpdateItem", lambda store, claim: store.release(claim, "Retry")),
     "renew": ("UpdateItem", lambda store, claim: store.renew(claim, 60, RETENTION)),
@@ -99,7 +99,7 @@ class TestTransient:
         """A claim that met it is unavailable for now, said with what and where; the next one is granted."""
         wire.break_nth("UpdateItem", 1, fault)
         with pytest.raises(StoreUnavailableError) as caught:
-            dynamodb.claim(wish())
+            dynamodb.claim(request_by())
         assert "dynamodb:UpdateItem" in str(caught.value)
         assert dynamodb.table in str(caught.value)
         grant(dynamodb)
@@ -112,7 +112,7 @@ class TestTransient:
         words = "words of DynamoDB.\n\nThe Canonical String was\nx-amz-security-token:secret"
         wire.break_nth("UpdateItem", 1, answer(400, code, words))
         with pytest.raises(StoreUnavailableError, match=remedy) as caught:
-            dynamodb.claim(wish())
+            dynamodb.claim(request_by())
         for part in ("dynamodb:UpdateItem", dynamodb.table, code, "words of DynamoDB"):
             assert part in str(caught.value)
         assert "security-token" not in str(caught.value)
@@ -135,7 +135,7 @@ class TestTransient:
         store = make_store()
         wire.break_nth("GetItem", 1, refuse)
         with pytest.raises(StoreUnavailableError):
-            store.claim(wish())
+            store.claim(request_by())
         assert wire.operations() == ["GetItem"]
         grant(store)
         assert wire.operations() == ["GetItem", "GetItem", "UpdateItem"]
@@ -144,7 +144,7 @@ class TestTransient:
         """An endpoint without a server is named."""
         endpoint = f"http://127.0.0.1:{free_port()}"
         store = DynamoDBStore("table", endpoint_url=endpoint, session=session)
-        for call in (store.verify, store.create_table, lambda: store.claim(wish())):
+        for call in (store.verify, store.create_table, lambda: store.claim(request_by())):
             with pytest.raises(StoreUnavailableError, match=endpoint):
                 call()
 
@@ -156,7 +156,7 @@ class TestTransient:
         wire.clear()
         wire.break_nth("UpdateItem", 1, hold(never))
         with pytest.raises(StoreUnavailableError, match="ReadTimeoutError"):
-            store.claim(wish())
+            store.claim(request_by())
         never.set()
 
     def test_the_retries_of_a_config_are_ignored(self, make_store: MakeStore, wire: Wire) -> None:
@@ -164,7 +164,7 @@ class TestTransient:
         store = make_store(config=Config(retries={"max_attempts": 5, "mode": "adaptive"}))
         wire.break_all(internal_error)
         with pytest.raises(StoreUnavailableError):
-            store.claim(wish())
+            store.claim(request_by())
         assert wire.operations() == ["GetItem"]
 
 
@@ -178,7 +178,7 @@ class TestPermanent:
         wire.clear()
         wire.break_nth("UpdateItem", 1, answer(400, code, "words of DynamoDB"))
         with pytest.raises(StoreMisconfiguredError, match=remedy) as caught:
-            dynamodb.claim(wish())
+            dynamodb.claim(request_by())
         for part in ("dynamodb:UpdateItem", dynamodb.table, code, "words of DynamoDB"):
             assert part in str(caught.value)
 
@@ -221,7 +221,7 @@ class TestPermanent:
     def test_an_endpoint_that_is_none(self, session: Any) -> None:
         """A mistyped endpoint is a matter of configuration, not of the network."""
         with pytest.raises(StoreMisconfiguredError, match="not-a-url"):
-            DynamoDBStore("table", endpoint_url="not-a-url", session=session).claim(wish())
+            DynamoDBStore("table", endpoint_url="not-a-url", session=session).claim(request_by())
 
 
 class TestLostAnswers:
@@ -231,9 +231,9 @@ class TestLostAnswers:
         """The repetition is granted the claim that the first try took."""
         wire.break_nth("UpdateItem", 1, lose_answer)
         with pytest.raises(StoreUnavailableError):
-            dynamodb.claim(wish())
+            dynamodb.claim(request_by())
         applied = dynamodb.get(KEY)
-        answered = dynamodb.claim(wish())
+        answered = dynamodb.claim(request_by())
         assert isinstance(answered, Granted)
         assert (answered.claim.fence, answered.claim.attempt) == (applied.fence, 1)
         assert answered.claim.in_progress_expiration == applied.in_progress_expiration
@@ -296,13 +296,13 @@ def test_what_somebody_raises_into_a_request_comes_out(dynamodb: DynamoDBStore, 
         os.kill(os.getpid(), signal.SIGUSR1)
         interrupted.wait(LONG_SECONDS)
 
-    dynamodb.claim(wish("one", key="shop.charge#other"))
+    dynamodb.claim(request_by("one", key="shop.charge#other"))
     interrupted, before = threading.Event(), signal.signal(signal.SIGUSR1, interrupt)
     try:
         wire.break_nth("UpdateItem", 2, signal_us)
         with pytest.raises(Interrupt):
-            dynamodb.claim(wish("two"))
+            dynamodb.claim(request_by("two"))
     finally:
         interrupted.set()
         signal.signal(signal.SIGUSR1, before)
-    assert isinstance(dynamodb.claim(wish("three")), Granted)
+    assert isinstance(dynamodb.claim(request_by("three")), Granted)

@@ -8,7 +8,7 @@ from idempotent_tasks import DynamoDBStore, RecordCorruptError, Status
 from idempotent_tasks.core.encoding import decode_result
 from idempotent_tasks.core.records import Busy, Finished, Lost, Mismatch, Superseded
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 RETENTION = 3600
 
@@ -43,7 +43,7 @@ class TestPowertools:
             in_progress_expiration=milliseconds(dynamodb, -5),
             data={"S": '{"paid": 12}'},
         )
-        answer = dynamodb.claim(wish())
+        answer = dynamodb.claim(request_by())
         assert isinstance(answer, Finished)
         assert (answer.record.owner, answer.record.fence, answer.record.codec) == (None, 0, None)
         assert decode_result(answer.record) == {"paid": 12}
@@ -51,7 +51,7 @@ class TestPowertools:
     def test_a_completed_item_without_data_replays_none(self, dynamodb: DynamoDBStore, raw: Any) -> None:
         """A function that returned nothing leaves no ``data``."""
         put(raw, dynamodb, status={"S": "COMPLETED"}, expiration=seconds(dynamodb, 600))
-        answer = dynamodb.claim(wish())
+        answer = dynamodb.claim(request_by())
         assert isinstance(answer, Finished)
         assert decode_result(answer.record) is None
 
@@ -65,7 +65,7 @@ class TestPowertools:
             expiration=seconds(dynamodb, 600),
             in_progress_expiration=until,
         )
-        answer = dynamodb.claim(wish())
+        answer = dynamodb.claim(request_by())
         assert isinstance(answer, Busy)
         assert answer.until == int(until["N"]) / 1000
 
@@ -89,7 +89,7 @@ class TestPowertools:
         """Outside Lambda Powertools knows no time-out: nobody can tell whether the holder lives."""
         until = seconds(dynamodb, 600)
         put(raw, dynamodb, status={"S": "INPROGRESS"}, expiration=until)
-        answer = dynamodb.claim(wish())
+        answer = dynamodb.claim(request_by())
         assert isinstance(answer, Busy)
         assert answer.until == int(until["N"])
 
@@ -110,7 +110,7 @@ class TestPowertools:
             data={"S": "1"},
             validation={"S": "a"},
         )
-        assert dynamodb.claim(wish(validation="b")) == Mismatch("a", "b")
+        assert dynamodb.claim(request_by(validation="b")) == Mismatch("a", "b")
 
     def test_it_supersedes_our_claim(self, dynamodb: DynamoDBStore, raw: Any) -> None:
         """Powertools took the key over and finished: our late outcome and release change nothing."""
@@ -202,7 +202,7 @@ class TestCorruptItems:
         put(raw, dynamodb, **with_wrong(sound(dynamodb), attribute, value))
         before = raw.scan(TableName=dynamodb.table)["Items"]
         for call in (
-            lambda: dynamodb.claim(wish("two")),
+            lambda: dynamodb.claim(request_by("two")),
             lambda: dynamodb.commit(late, done(), RETENTION),
             lambda: dynamodb.get(KEY),
         ):
@@ -220,7 +220,7 @@ class TestCorruptItems:
         dead = {**sound(dynamodb), "status": {"S": "INPROGRESS"}, "in_progress_expiration": {"N": "1"}}
         put(raw, dynamodb, **{**dead, attribute: value})
         with pytest.raises(RecordCorruptError, match=f"'{attribute}'") as caught:
-            dynamodb.claim(wish("two"))
+            dynamodb.claim(request_by("two"))
         assert caught.value.key == KEY
 
     def test_it_is_named_as_the_table_names_it(self, make_store: MakeStore, raw: Any) -> None:
@@ -229,4 +229,4 @@ class TestCorruptItems:
         store.create_table()
         put(raw, store, **with_wrong(sound(store), "data", None), result={"M": {}})
         with pytest.raises(RecordCorruptError, match="'result'"):
-            store.claim(wish())
+            store.claim(request_by())

@@ -1,4 +1,4 @@
-"""Handlers of botocore's events, and wrappers of its methods: they see and change each request, on both roads."""
+"""Handlers of botocore's events, and wrappers of its methods: they see and change each request, with either client."""
 
 import functools
 import http.client
@@ -17,9 +17,9 @@ from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
 from tests.support.canned import Canned, canned_server
+from tests.support.fast_path import answered, ask, client_requests
 from tests.support.guarding import KEY, grant
-from tests.support.roads import answered, ask, client_requests
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def dynamodb_endpoint(roto: str) -> str:
 
 
 def test_they_see_every_request(dynamodb: DynamoDBStore, make_store: MakeStore, fast: bool) -> None:
-    """On both roads, under the same names, as it goes out."""
+    """With either client, under the same names, as it goes out."""
     session = boto3.Session(region_name=REGION)
     seen = []
     session.events.register("before-send", lambda event_name, request, **_: seen.append((event_name, request)))
@@ -91,7 +91,7 @@ class TestEachRequest:
     @pytest.mark.parametrize("event", HOLDERS)
     @pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
     def test_a_header_of_its_own(self, canned: Canned, fast: bool, event: str, late: bool) -> None:
-        """A trace's id, or the token of the hour, also of a handler that comes when the road is open."""
+        """A trace's id, or the token of the hour, also of a handler that comes when the fast path is open."""
         session = boto3.Session(region_name=REGION)
         connection = Connection(endpoint_url=canned.endpoint, session=session, fast=fast)
         numbers = itertools.count()
@@ -148,7 +148,7 @@ class TestEachRequest:
 
     @pytest.mark.parametrize(("cls", "name"), WRAPPED, ids=[f"{cls.__name__}.{name}" for cls, name in WRAPPED])
     def test_a_wrapper_sees_it(self, canned: Canned, fast: bool, cls: type, name: str) -> None:
-        """One that comes when the road is open, for as long as it is there."""
+        """One that comes when the fast path is open, for as long as it is there."""
         connection = Connection(endpoint_url=canned.endpoint, region=REGION, fast=fast)
         for _ in range(3):
             ask(connection)

@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks import ConfigurationError, DynamoDBStore, Record, Status
 from idempotent_tasks.core.records import Busy, Committed, Finished, Outcome, Released, Renewed, Vanished
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 RETENTION = 3600
 
@@ -37,13 +37,13 @@ NAMES: dict[str, Any] = {
 def walk_through(store: DynamoDBStore) -> Record:
     """Go through every call and answer of the protocol once, and return the record at the end."""
     claim = grant(store, validation="a")
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
     assert isinstance(store.renew(claim, 60, RETENTION), Renewed)
     assert store.release(claim, "Retry") == Released()
     claim = grant(store, "two", validation="a")
     assert store.commit(claim, done(), RETENTION) == Committed()
     record = store.get(KEY)
-    assert store.claim(wish("three")) == Finished(record)
+    assert store.claim(request_by("three")) == Finished(record)
     store.forget(KEY)
     assert store.commit(claim, done(), RETENTION) == Vanished()
     store.restore(record)
@@ -157,16 +157,16 @@ class TestCompositeKeys:
         grant(bank, "two")
         owners = {item["pk"]["S"]: item["owner"]["S"] for item in items_of(raw, store.table)}
         assert owners == {"idempotency#shop": "one", "idempotency#bank": "two"}
-        assert isinstance(store.for_app("shop").claim(wish("three")), Busy)
+        assert isinstance(store.for_app("shop").claim(request_by("three")), Busy)
 
     def test_a_given_partition_stays(self, make_store: MakeStore) -> None:
         """A static value that somebody chose is not replaced by the app's name."""
         store = make_store(key_attr="pk", sort_key_attr="sk", static_pk_value="shared")
         store.create_table()
         grant(store.for_app("shop"), "one")
-        assert isinstance(store.for_app("bank").claim(wish("two")), Busy)
+        assert isinstance(store.for_app("bank").claim(request_by("two")), Busy)
 
     def test_without_a_sort_key_the_app_is_of_no_importance(self, dynamodb: DynamoDBStore) -> None:
         """The partition key holds the record's key itself."""
         grant(dynamodb.for_app("shop"), "one")
-        assert isinstance(dynamodb.for_app("bank").claim(wish("two")), Busy)
+        assert isinstance(dynamodb.for_app("bank").claim(request_by("two")), Busy)

@@ -9,8 +9,8 @@ import pytest
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.core.records import Busy, Finished, Released, Renewed, Superseded
 from tests.contract.conftest import MakeStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Fault, Forward, Wire, shift_date
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.wire import Answer, Fault, Forward, Wire, shift_date
 
 LEASE = 30
 RETENTION = 3600
@@ -70,7 +70,7 @@ def test_a_claim_request_older_than_the_release_takes_nothing(
 ) -> None:
     """The first try of a claim lands when the run of the second is over: the key stays free."""
     grant(dynamodb, key="shop.charge#other")
-    land = late_request(wire, lambda: dynamodb.claim(wish()))
+    land = late_request(wire, lambda: dynamodb.claim(request_by()))
     assert dynamodb.release(grant(dynamodb), "ValueError", crashed=crashed) == Released()
     released = dynamodb.get(KEY)
     land()
@@ -81,7 +81,7 @@ def test_a_claim_request_older_than_the_release_takes_nothing(
 def test_a_claim_request_older_than_the_release_of_an_unseen_claim(dynamodb: DynamoDBStore, wire: Wire) -> None:
     """So it is where no answer was seen at all."""
     grant(dynamodb, key="shop.charge#other")
-    first = late_request(wire, lambda: dynamodb.claim(wish()))
+    first = late_request(wire, lambda: dynamodb.claim(request_by()))
     claim = grant(dynamodb)
     assert dynamodb.release(type(claim).unseen(claim.request), "Unseen", began=False) == Released()
     first()
@@ -139,7 +139,7 @@ def test_a_grant_of_an_earlier_try_that_is_over_is_none(
     wire.break_all(clock.shift)
     claim = grant(moved)
     assert claim.expires_at == pytest.approx(clock.now() + LEASE, abs=2)
-    assert isinstance(moved.claim(wish("two")), Busy)
+    assert isinstance(moved.claim(request_by("two")), Busy)
 
 
 def test_a_grant_of_an_earlier_try_that_another_took_over_is_none(
@@ -157,7 +157,7 @@ def test_a_grant_of_an_earlier_try_that_another_took_over_is_none(
     ordinal = wire.operations().count("UpdateItem") + 1
     wire.break_nth("UpdateItem", ordinal, taken_over)
     wire.break_all(clock.shift)
-    assert isinstance(moved.claim(wish()), Finished)
+    assert isinstance(moved.claim(request_by()), Finished)
 
 
 @pytest.mark.parametrize("name", ["renew", "commit"])
@@ -175,7 +175,7 @@ def test_a_write_that_is_answered_late_is_reckoned_again(
     else:
         moved.commit(claim, done(), RETENTION)
         assert moved.get(KEY).expiration == pytest.approx(clock.now() + RETENTION, abs=3)
-        assert isinstance(moved.claim(wish("two")), Finished)
+        assert isinstance(moved.claim(request_by("two")), Finished)
 
 
 def test_a_commit_in_time_costs_one(moved: DynamoDBStore, wire: Wire) -> None:

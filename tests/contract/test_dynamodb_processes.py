@@ -15,9 +15,9 @@ from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreMisconfigur
 from idempotent_tasks.core.records import Busy, Committed
 from tests.conftest import REGION
 from tests.contract.conftest import MakeStore
-from tests.support.forking import Child
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Wire
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire
 
 # Python 3.12 and later warn of any fork beside a thread; the wire is one, and a prefork worker's parent has some too.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
@@ -110,7 +110,7 @@ class TestFork:
         childrens = ports(wire)
         assert not childrens & parents
         wire.clear()
-        assert isinstance(dynamodb.claim(wish("two")), Busy)
+        assert isinstance(dynamodb.claim(request_by("two")), Busy)
         assert client_of(dynamodb) is inherited
         assert ports(wire) & parents
         assert not ports(wire) & childrens
@@ -118,7 +118,7 @@ class TestFork:
     def test_parent_and_child_contend(self, dynamodb: DynamoDBStore) -> None:
         """Owners are told apart across processes: a child meets its parent's claim."""
         claim = grant(dynamodb)
-        answer = Child(lambda: dynamodb.claim(wish("two"))).result()
+        answer = Child(lambda: dynamodb.claim(request_by("two"))).result()
         assert answer == Busy(claim.expires_at, dynamodb.get(KEY))
 
     def test_a_store_that_nobody_used(self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire) -> None:
@@ -176,8 +176,8 @@ class TestFork:
         store = DynamoDBStore(dynamodb.table, client=raw)
         grant(store)
         with pytest.raises(StoreMisconfiguredError, match=r"before the fork.*session="):
-            Child(lambda: store.claim(wish("two"))).result()
-        assert isinstance(store.claim(wish("two")), Busy)
+            Child(lambda: store.claim(request_by("two"))).result()
+        assert isinstance(store.claim(request_by("two")), Busy)
 
     def test_a_ready_made_client_that_nobody_used(self, dynamodb: DynamoDBStore, raw: Any) -> None:
         """A client that opened no connection yet may be a child's."""
@@ -191,5 +191,5 @@ def test_a_store_can_be_sent_to_a_spawned_process(make_store: MakeStore, wire: W
     store.create_table()
     grant(store)
     sent = pickle.loads(pickle.dumps(store))
-    assert isinstance(sent.claim(wish("two")), Busy)
+    assert isinstance(sent.claim(request_by("two")), Busy)
     assert client_of(sent) is not client_of(store)

@@ -6,8 +6,8 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.core.records import Vanished
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Answer, Forward, Wire
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.wire import Answer, Forward, Wire
 
 RETENTION = 3600
 
@@ -60,7 +60,7 @@ def test_a_record_that_comes_and_goes(dynamodb: DynamoDBStore, wire: Wire, raw: 
 
     wire.break_when(lambda operation, _: operation == "GetItem", hide)
     with pytest.raises(StoreUnavailableError) as caught:
-        dynamodb.claim(wish("two"))
+        dynamodb.claim(request_by("two"))
     assert caught.value.key == KEY
     assert wire.operations().count("UpdateItem") < 10
 

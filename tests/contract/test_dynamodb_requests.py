@@ -7,8 +7,8 @@ import pytest
 from idempotent_tasks import DynamoDBStore, Status, StoreError
 from idempotent_tasks.core.records import Busy, Committed, Finished, Outcome, Superseded, reservation_owner
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, done, grant, wish
-from tests.support.wire import Wire
+from tests.support.guarding import KEY, done, grant, request_by
+from tests.testbed.wire import Wire
 
 RETENTION = 3600
 
@@ -40,24 +40,24 @@ class TestRequestCounts:
         """The refusal brings the record; from a server that keeps it back, one read fetches it."""
         warm.commit(grant(warm), done(), RETENTION)
         wire.clear()
-        assert isinstance(warm.claim(wish("two")), Finished)
+        assert isinstance(warm.claim(request_by("two")), Finished)
         assert wire.operations() == ["UpdateItem", *refusal_read]
 
     def test_a_busy_key_costs_one(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:
         """The holder's record comes with the refusal, like an outcome."""
         grant(warm)
         wire.clear()
-        assert isinstance(warm.claim(wish("two")), Busy)
+        assert isinstance(warm.claim(request_by("two")), Busy)
         assert wire.operations() == ["UpdateItem", *refusal_read]
 
     def test_a_reservation_costs_one_more(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:
         """One write at the producer, for the key or for whose it is; the delivery claims and commits as ever."""
-        reserver = wish(reservation_owner("id-one"), task_id="id-one")
+        reserver = request_by(reservation_owner("id-one"), task_id="id-one")
         warm.claim(reserver)
         warm.commit(grant(warm), done(), RETENTION)
         assert wire.operations() == ["UpdateItem"] * 3
         wire.clear()
-        assert isinstance(warm.claim(wish(reservation_owner("id-two"), task_id="id-two")), Finished)
+        assert isinstance(warm.claim(request_by(reservation_owner("id-two"), task_id="id-two")), Finished)
         assert wire.operations() == ["UpdateItem", *refusal_read]
 
     def test_a_superseded_commit_costs_one(self, warm: DynamoDBStore, wire: Wire, refusal_read: list[str]) -> None:
@@ -104,7 +104,7 @@ class TestRequestCounts:
         grant(dynamodb)
         wire.clear()
         dynamodb.get(KEY)
-        dynamodb.claim(wish("two"))
+        dynamodb.claim(request_by("two"))
         reads = [request.body for request in wire.requests if request.operation == "GetItem"]
         assert all(body["ConsistentRead"] is True for body in reads)
 
@@ -156,7 +156,7 @@ class TestSize:
         data = character * (store.max_data_bytes // len(character.encode()))
         outcome = Outcome(status=Status.FAILED, codec="json", data=data, error="e" * 1024)
         assert store.commit(claim, outcome, RETENTION) == Committed()
-        answer = store.claim(wish("two", key=key))
+        answer = store.claim(request_by("two", key=key))
         assert isinstance(answer, Finished)
         assert answer.record.data == data
 

@@ -11,8 +11,8 @@ import pytest
 from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.core.records import Busy
 from tests.contract.conftest import MakeStore, MovableClock
-from tests.support.guarding import grant, wish
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, lose_answer
+from tests.support.guarding import grant, request_by
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, lose_answer
 
 #: Both calls that must find a wrong table.
 CHECKS: dict[str, Callable[[DynamoDBStore], None]] = {
@@ -73,7 +73,7 @@ class TestCreateTable:
         wire.clear()
         dynamodb.create_table()
         assert not {"CreateTable", "UpdateTimeToLive"} & set(wire.operations())
-        assert isinstance(dynamodb.claim(wish("two")), Busy)
+        assert isinstance(dynamodb.claim(request_by("two")), Busy)
 
     def test_a_table_without_ttl_is_completed(self, make_store: MakeStore, raw: Any) -> None:
         """A table that somebody made by hand gets what it lacks."""
@@ -154,7 +154,7 @@ class TestWrongTable:
     def test_no_table(self, make_store: MakeStore) -> None:
         """A check and a claim say what is missing and how to make it."""
         store = make_store()
-        for call in (store.verify, lambda: store.claim(wish())):
+        for call in (store.verify, lambda: store.claim(request_by())):
             with pytest.raises(StoreMisconfiguredError, match="create_table") as caught:
                 call()
             assert store.table in str(caught.value)
@@ -196,7 +196,7 @@ class TestWrongTable:
         store = make_store()
         make_table(raw, store.table, pk="HASH")
         with pytest.raises(StoreMisconfiguredError, match="key schema") as caught:
-            store.claim(wish())
+            store.claim(request_by())
         assert store.table in str(caught.value)
 
     def test_no_ttl(self, make_store: MakeStore, raw: Any) -> None:

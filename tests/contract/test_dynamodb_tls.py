@@ -1,4 +1,4 @@
-"""TLS on both roads: the same authorities are trusted, and whoever cannot prove to be the server gets no request."""
+"""TLS with either client: the same authorities are trusted, and who cannot prove to be the server gets no request."""
 
 import functools
 import re
@@ -16,10 +16,10 @@ from urllib3.exceptions import InsecureRequestWarning
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
 from idempotent_tasks.core.records import CommitAnswer, Committed
 from tests.conftest import REGION
-from tests.support.forking import Child
-from tests.support.guarding import done, grant, wish
-from tests.support.roads import client_requests
-from tests.support.wire import Wire, wire_to
+from tests.support.fast_path import client_requests
+from tests.support.guarding import done, grant, request_by
+from tests.testbed.forking import Child
+from tests.testbed.wire import Wire, wire_to
 
 #: A server's own certificate names this host and no other.
 HOST = "127.0.0.1"
@@ -70,7 +70,7 @@ def claim_and_commit(store: DynamoDBStore) -> CommitAnswer:
 
 
 def assert_works(store: DynamoDBStore, wire: Wire, *, fast: bool) -> None:
-    """Fail where not every call goes through, or not by its road."""
+    """Fail where not every call goes through, or not by its client."""
     store.create_table()
     grant(store, key="shop.charge#first")
     wire.clear()
@@ -148,7 +148,7 @@ class TestTrusted:
 
 
 class TestNotTrusted:
-    """Nothing is sent, and both roads say the same."""
+    """Nothing is sent, and both clients say the same."""
 
     def test_an_unknown_authority(self, served_as: Callable[[str], Wire], table: str, fast: bool) -> None:
         """The authorities of botocore's own bundle did not sign this certificate."""
@@ -185,7 +185,7 @@ class TestNotTrusted:
             right, wire.context = wire.context, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             trustme.CA().issue_cert(HOST).configure_cert(wire.context)
         with pytest.raises(StoreUnavailableError):
-            store.claim(wish())
+            store.claim(request_by())
         with wire.unplugged():
             wire.context = right
         sent = client_requests(store.connection)
@@ -195,11 +195,11 @@ class TestNotTrusted:
     def test_authorities_that_cannot_be_read(
         self, served_as: Callable[[str], Wire], table: str, fast: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The file is not there: nothing is sent, on either road."""
+        """The file is not there: nothing is sent, with either client."""
         monkeypatch.setenv("AWS_CA_BUNDLE", "no-such-file.pem")
         wire = served_as(HOST)
         with pytest.raises(StoreUnavailableError):
-            store_at(wire, table, fast=fast).claim(wish())
+            store_at(wire, table, fast=fast).claim(request_by())
         assert not wire.requests
 
     def test_a_server_without_tls(self, roto: str, table: str, fast: bool) -> None:
@@ -210,11 +210,11 @@ class TestNotTrusted:
 
 
 def assert_refused(store: DynamoDBStore, wire: Wire, why: str) -> None:
-    """Fail where a request of the first two reaches the server, or the errors of both roads differ."""
+    """Fail where a request of the first two reaches the server, or the errors of both clients differ."""
     wire.clear()
     for _ in range(2):
         with pytest.raises(StoreUnavailableError, match=r"got no answer \(SSLError\)") as caught:
-            store.claim(wish())
+            store.claim(request_by())
         assert re.search(why, str(caught.value.__cause__))
         assert f"SSL validation failed for {wire.endpoint}/" in str(caught.value.__cause__)
     assert not wire.requests

@@ -7,8 +7,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from idempotent_tasks import ConfigurationError, DynamoDBStore, StoreUnavailableError
-from tests.support.guarding import grant, wish
-from tests.support.processes import free_port
+from tests.support.guarding import grant, request_by
+from tests.testbed.processes import free_port
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
 
@@ -158,7 +158,7 @@ class TestSecrets:
         """A server that cannot be reached is named without them."""
         url = f"dynamodb://AKIAKEY:{quote(SECRET, safe='')}@127.0.0.1:{free_port()}/table"
         with pytest.raises(StoreUnavailableError) as caught:
-            DynamoDBStore.from_url(url).claim(wish())
+            DynamoDBStore.from_url(url).claim(request_by())
         assert_hidden(told(caught.value))
 
     @pytest.mark.parametrize("secret", [SECRET, quote(SECRET, safe="")], ids=["unquoted", "quoted"])

@@ -21,7 +21,7 @@ from idempotent_tasks.core.records import Status
 from tests.conftest import REGION
 from tests.support.capacity import size_of as item_bytes
 from tests.support.guarding import KEY, Bench, make_guard
-from tests.support.wire import Wire, wire_to
+from tests.testbed.wire import Wire, wire_to
 
 KB = 1024
 #: An item with a reference instead of data stays below this, so that it costs one unit.
@@ -130,7 +130,7 @@ def test_the_page_gives_what_results_cost(dynamodb: DynamoDBStore, guard: Guard,
 
 
 def test_a_large_failure_is_replayed(dynamodb: DynamoDBStore, guard: Guard, s3_wire: Wire) -> None:
-    """A stored failure takes the same road."""
+    """A stored failure goes the same way."""
     bench = Bench(dynamodb)
     error = ValueError(noise(1000 * KB))
     assert bench.deliver("one", error, guard=guard) == Failed(error)

@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks.core.records import Busy, Finished, Released, committed_record
 from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
 from tests.contract.conftest import AnyStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 OWNER = "one"
 LEASE = 30
@@ -24,7 +24,7 @@ class TestDeferral:
         grant(store)
         for token, due in (("a", DUE + 1), ("b", DUE + 7), ("a", DUE + 3), ("a", DUE + 2)):
             store.note_deferral(KEY, OWNER, token, due)
-        answer = store.claim(wish("two"))
+        answer = store.claim(request_by("two"))
         assert isinstance(answer, Busy)
         assert answer.holder.deferred == store.get(KEY).deferred == {"a": DUE + 2, "b": DUE + 7}
 
@@ -46,7 +46,7 @@ class TestDeferral:
         assert store.get(KEY).deferred == {}
 
     def test_a_takeover_voids_the_notes(self, store: AnyStore, clock: MovableClock) -> None:
-        """Likewise where the claim has expired, which takes no note either."""
+        """The next claim of an expired one's key clears its notes; the expired claim takes no note either."""
         grant(store)
         store.note_deferral(KEY, OWNER, "a", DUE + 3)
         clock.advance(LEASE + 2)
@@ -124,7 +124,7 @@ class TestDispatch:
         store.commit(grant(store), done(), RETENTION)
         for task_id in ("a", "b", "a"):
             store.note_dispatch(KEY, task_id)
-        answer = store.claim(wish("two"))
+        answer = store.claim(request_by("two"))
         assert isinstance(answer, Finished)
         assert answer.record.dispatched == {"a", "b"}
 
@@ -155,7 +155,7 @@ def test_a_claim_names_its_process(store: AnyStore, process: str | None) -> None
     """A refused claim tells which process holds the key, where the holder said it, and forgets the one before."""
     store.release(grant(store, "one", process="host/boot/1/2/7@1"), "Retry")
     grant(store, "two", process=process)
-    answer = store.claim(wish("three"))
+    answer = store.claim(request_by("three"))
     assert isinstance(answer, Busy)
     assert answer.holder.process == process
 
@@ -169,7 +169,7 @@ class TestContinuation:
         """A refused claim brings it along, and a record without a change has none."""
         claim = grant(store)
         store.commit(claim, replace(done(), continuation=self.TEXT), RETENTION)
-        answer = store.claim(wish("two"))
+        answer = store.claim(request_by("two"))
         assert isinstance(answer, Finished)
         assert answer.record.continuation == store.get(KEY).continuation == self.TEXT
 

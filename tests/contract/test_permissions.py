@@ -12,8 +12,8 @@ from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import done, grant, wish
-from tests.support.wire import Wire
+from tests.support.guarding import done, grant, request_by
+from tests.testbed.wire import Wire
 
 
 def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -> None:
@@ -22,7 +22,7 @@ def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -
     app.conf.idempotency_store = dynamodb
     run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
     claim = grant(dynamodb)
-    dynamodb.claim(wish("second"))
+    dynamodb.claim(request_by("second"))
     dynamodb.renew(claim, 60, 3600)
     dynamodb.note_deferral(claim.key, claim.owner, "token", 2**42)
     dynamodb.release(claim, "Retry")

@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore
 from tests.contract.conftest import MakeLambda, MakeStore
 from tests.support.powertools import AMOUNT, KEY, ORDER, OTHER_ORDER, Lambda, Side, Tasks, never
-from tests.support.wire import Wire, shift_date
+from tests.testbed.wire import Wire, shift_date
 
 LONG_AGO_SECONDS = -600
 RETENTION = 3600

@@ -8,7 +8,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore, Record, Status
 from idempotent_tasks.core.records import Claim, Granted, Lost, Superseded
 from tests.contract.conftest import MakeLambda
-from tests.support.guarding import done, wish
+from tests.support.guarding import done, request_by
 from tests.support.powertools import KEY, OTHER_ORDER, Tasks, never
 
 RETENTION = 3600
@@ -25,7 +25,7 @@ def test_fences_grow_across_their_runs(dynamodb: DynamoDBStore, make_lambda: Mak
         raise SystemExit
 
     for run in ("one", "two", "three"):
-        answer = dynamodb.claim(wish(run, key=KEY, lease_seconds=-1))
+        answer = dynamodb.claim(request_by(run, key=KEY, lease_seconds=-1))
         assert isinstance(answer, Granted)
         assert answer.claim.attempt == 1
         fences.append(answer.claim.fence)
@@ -38,7 +38,7 @@ def test_fences_grow_across_their_runs(dynamodb: DynamoDBStore, make_lambda: Mak
 
 def test_their_takeover_supersedes_every_write_of_ours(dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
     """While they run, and afterwards, our late commit, release and renewal change nothing."""
-    answer = dynamodb.claim(wish(key=KEY, lease_seconds=-1))
+    answer = dynamodb.claim(request_by(key=KEY, lease_seconds=-1))
     assert isinstance(answer, Granted)
     claim = answer.claim
 
@@ -74,7 +74,7 @@ def test_their_late_outcome_under_our_owner_token_is_theirs(dynamodb: DynamoDBSt
     claims: list[Claim] = []
 
     def given_up_for_dead() -> str:
-        answer = dynamodb.claim(wish(key=KEY))
+        answer = dynamodb.claim(request_by(key=KEY))
         assert isinstance(answer, Granted)
         claims.append(answer.claim)
         return "theirs, late"

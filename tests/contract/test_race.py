@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from idempotent_tasks import Record, Status
 from idempotent_tasks.core.records import Busy, Claim, ClaimAnswer, Granted, reservation_owner
 from tests.contract.conftest import AnyStore
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 
 THREADS = 32
 GROUP = 4
@@ -39,7 +39,7 @@ class Group:
         answers = []
         for key in self.keys:
             self.barrier.wait(BARRIER_SECONDS)
-            answers.append((key, owner, store.claim(wish(owner, key=key, lease_seconds=LEASE, **self.given))))
+            answers.append((key, owner, store.claim(request_by(owner, key=key, lease_seconds=LEASE, **self.given))))
         return answers
 
 
@@ -77,7 +77,7 @@ def test_reserved_keys(racetrack: AnyStore) -> None:
     """32 threads, 500 keys, each reserved for one task whose message was delivered four times: one of them claims."""
     task = {"task_id": "id-reserved"}
     for key in KEYS:
-        racetrack.claim(wish(reservation_owner("id-reserved"), key=key, lease_seconds=LEASE, **task))
+        racetrack.claim(request_by(reservation_owner("id-reserved"), key=key, lease_seconds=LEASE, **task))
     assert {claim.attempt for claim in winners(race(racetrack, **task)).values()} == {1}
 
 

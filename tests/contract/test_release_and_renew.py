@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks import Status
 from idempotent_tasks.core.records import Busy, Claim, Finished, Lost, Released, Renewed, Superseded, reservation_owner
 from tests.contract.conftest import AnyStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 LEASE = 30
 RETENTION = 3600
@@ -125,7 +125,7 @@ class TestRelease:
         record = store.get(KEY)
         assert store.release(claim, "Retry") == Lost()
         assert store.get(KEY) == record
-        assert store.claim(wish("two")) == Finished(record)
+        assert store.claim(request_by("two")) == Finished(record)
 
     def test_another_owners_claim_stays(self, store: AnyStore, clock: MovableClock) -> None:
         """A worker that lost its claim cannot free its successor's."""
@@ -158,7 +158,7 @@ class TestRenew:
         assert before + LEASE * 1000 <= until <= clock.now() * 1000 + LEASE * 1000
         assert answer.claim == replace(claim, in_progress_expiration=until)
         clock.advance(LEASE - 5)
-        assert store.claim(wish("two")) == Busy(until / 1000, store.get(KEY))
+        assert store.claim(request_by("two")) == Busy(until / 1000, store.get(KEY))
 
     def test_only_the_times_change(self, store: AnyStore, clock: MovableClock) -> None:
         """Fence, attempt, owner and the rest of the record stay."""
@@ -203,7 +203,7 @@ class TestRenew:
         claim = grant(store)
         clock.advance(LEASE + 2)
         assert isinstance(store.renew(claim, LEASE, RETENTION), Renewed)
-        assert isinstance(store.claim(wish("two")), Busy)
+        assert isinstance(store.claim(request_by("two")), Busy)
 
     def test_another_owners_claim_is_not_extended(self, store: AnyStore, clock: MovableClock) -> None:
         """A worker that lost its claim learns so and does not lengthen its successor's."""

@@ -18,15 +18,15 @@ from idempotent_tasks.core.records import (
     reservation_owner,
 )
 from tests.contract.conftest import AnyStore, MovableClock
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 
 LEASE = 30
 RETENTION = 3600
 
 
 def reservation(task_id: str, **given: Any) -> ClaimRequest:
-    """Return a producer's wish to reserve `KEY` for the delivery of a task."""
-    return wish(reservation_owner(task_id), task_id=task_id, **given)
+    """Return a producer's request to reserve `KEY` for the delivery of a task."""
+    return request_by(reservation_owner(task_id), task_id=task_id, **given)
 
 
 def reserve(store: AnyStore, task_id: str, **given: Any) -> Claim:
@@ -50,14 +50,14 @@ def test_it_is_taken_over_once(store: AnyStore) -> None:
     """A twin of the delivery, with the same task id, waits for the one that has the key."""
     reserve(store, "id-one")
     grant(store, "one")
-    assert isinstance(store.claim(wish("twin", task_id="id-one")), Busy)
+    assert isinstance(store.claim(request_by("twin", task_id="id-one")), Busy)
 
 
 def test_others_find_the_key_busy(store: AnyStore) -> None:
     """A delivery with another task id waits until the reservation expires, at the longest."""
     reserved = reserve(store, "id-one")
     held = store.get(KEY)
-    assert store.claim(wish("two")) == Busy(reserved.expires_at, held)
+    assert store.claim(request_by("two")) == Busy(reserved.expires_at, held)
     assert store.get(KEY) == held
 
 
@@ -73,7 +73,7 @@ def test_a_lost_message_blocks_until_its_reservation_expires(store: AnyStore, cl
     """Nobody came: the next delivery or producer gets the key, and nothing counts as a crash."""
     reserve(store, "id-one")
     clock.advance(LEASE - 2)
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
     clock.advance(4)
     reserve(store, "id-two")
     clock.advance(LEASE + 2)
@@ -89,7 +89,7 @@ def test_a_delivery_that_comes_late_claims_like_any_other(store: AnyStore, clock
     reserve(store, "id-one")
     clock.advance(LEASE + 2)
     grant(store, "two")
-    assert isinstance(store.claim(wish("one")), Busy)
+    assert isinstance(store.claim(request_by("one")), Busy)
 
 
 def test_a_publish_that_failed_frees_the_key(store: AnyStore) -> None:
@@ -107,7 +107,7 @@ def test_the_delivery_of_a_publish_that_seemed_to_fail_keeps_its_key(store: AnyS
     reserved = reserve(store, "id-one")
     grant(store, "one")
     assert store.release(reserved, "NotPublished", crashed=True) == Lost()
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
 
 
 def test_reserving_again_for_the_same_task_prolongs(store: AnyStore, clock: MovableClock) -> None:
@@ -116,7 +116,7 @@ def test_reserving_again_for_the_same_task_prolongs(store: AnyStore, clock: Mova
     clock.advance(LEASE - 5)
     again = reserve(store, "id-one")
     clock.advance(LEASE - 5)
-    assert isinstance(store.claim(wish("two")), Busy)
+    assert isinstance(store.claim(request_by("two")), Busy)
     assert grant(store, "one").fence == again.fence + 1
 
 
@@ -147,15 +147,15 @@ def test_another_payload_is_a_mismatch(store: AnyStore, reserver: str) -> None:
     """A reserved key refuses another payload, to its own task id too."""
     reserve(store, "id-one", validation="a")
     assert store.claim(reservation(reserver, validation="b")) == Mismatch("a", "b")
-    assert store.claim(wish("x", task_id=reserver, validation="b")) == Mismatch("a", "b")
+    assert store.claim(request_by("x", task_id=reserver, validation="b")) == Mismatch("a", "b")
     assert grant(store, "one", validation="a").attempt == 1
 
 
 def test_a_reservation_says_until_when_it_stands_in(store: AnyStore) -> None:
     """Who is refused learns it, and the claim of the message's own delivery wipes it."""
     until = int(store.clock.now() * 1000) + 60_000
-    store.claim(wish(reservation_owner("id-one"), task_id="id-one", stands_in_until=until))
-    answer = store.claim(wish("two"))
+    store.claim(request_by(reservation_owner("id-one"), task_id="id-one", stands_in_until=until))
+    answer = store.claim(request_by("two"))
     assert isinstance(answer, Busy)
     assert answer.holder.stands_in_until == store.get(KEY).stands_in_until == until
     grant(store, "one", task_id="id-one")

@@ -26,7 +26,7 @@ from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.testing import MemoryStore
 from tests.conftest import REGION
 from tests.support.credential_services import direct
-from tests.support.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
+from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, cut, lose_answer, refuse, wire_to
 
 EXPIRES_AT = 1_800_000_000
 WEEK = 7 * 86_400
@@ -232,7 +232,7 @@ class TestFaults:
         assert call() == (address if method == "PUT" else DATA)
 
     def test_nobody_listens(self, results: S3Results, wire: Wire) -> None:
-        """Likewise."""
+        """An address where nobody listens may have a listener later."""
         with wire.unplugged(), pytest.raises(StoreUnavailableError, match="got no answer"):
             results.put(DATA, EXPIRES_AT)
 
@@ -244,7 +244,7 @@ class TestFaults:
                 call()
 
     def test_no_permission(self, results: S3Results, wire: Wire) -> None:
-        """Likewise."""
+        """Without a permission repeating does not help; the error says what does."""
         wire.break_all(denied)
         with pytest.raises(StoreMisconfiguredError, match=r"AccessDenied: no. Remedy: allow s3:PutObject"):
             results.put(DATA, EXPIRES_AT)

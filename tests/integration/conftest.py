@@ -10,18 +10,19 @@ from uuid import uuid4
 import pytest
 import redis
 
-import tests.support.descriptions  # noqa: F401 - for the clients of this process
 from idempotent_tasks import DynamoDBStore
 from tests.conftest import REGION
-from tests.support import brokers
 from tests.support.app import AppConfig
-from tests.support.brokers import Broker
-from tests.support.dynamodb import FAST
 from tests.support.rig import Rig
-from tests.support.services import unavailable
-from tests.support.tcp import Tcp, tcp_to
+from tests.testbed import brokers
+from tests.testbed.brokers import Broker
+from tests.testbed.servers import FAST, MissingServiceError
+from tests.testbed.tcp import Tcp, tcp_to
+from tests.testbed.workers import cache_service_descriptions
 
 MakeRig = Callable[..., Rig]
+
+cache_service_descriptions()
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def make_guarded(make_rig: MakeRig, ministack: str, table: str) -> MakeRig:
         DynamoDBStore(table, region=REGION, endpoint_url=endpoint).create_table()
         library = {
             "idempotency_store": f"dynamodb://{REGION}/{table}?endpoint_url={endpoint}&fast={str(FAST).lower()}",
-            "idempotency_observers": ["tests.support.observer:observe"],
+            "idempotency_observers": ["tests.support.app:observe"],
         }
         return make_rig(base="idempotent_tasks:IdempotentTask", settings={**library, **(settings or {})}, **more)
 
@@ -102,7 +103,7 @@ def make_guarded(make_rig: MakeRig, ministack: str, table: str) -> MakeRig:
 def database_url(tmp_path: Path) -> str:
     """The URL of a result backend in a database: SQLite, in a file of the test's own."""
     if find_spec("sqlalchemy") is None:
-        unavailable("a database for results", "SQLAlchemy is not installed", "pip install sqlalchemy")
+        raise MissingServiceError("a database for results", "SQLAlchemy is not installed", "pip install sqlalchemy")
     return f"db+sqlite:///{tmp_path}/results.sqlite"
 
 

@@ -8,12 +8,11 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, CredentialRetrievalError
 from botocore.utils import ContainerMetadataFetcher
 
-from benchmarks.storm.credentials import CredentialFault, Credentials, credential_service, refuse_rotated
-from benchmarks.storm.faults import RATES, Faults
-from benchmarks.storm.plan import Plan, Rotation, Trouble, draw
+from benchmarks.chaos.credentials import CredentialFault, Credentials, credential_service, refuse_rotated
+from benchmarks.chaos.faults import RATES, Faults
+from benchmarks.chaos.plan import Plan, Rotation, Trouble, draw
 from tests.conftest import REGION
-from tests.support.weather import STORMY
-from tests.support.wire import Wire
+from tests.testbed.wire import FAULT_RATES, Wire
 
 PLAN = draw(seed=1, keys=20, messages=26, kills=8, threads=False, pause=False, faults=True)
 TROUBLE = Trouble(at=20.0, seconds=0.01)
@@ -95,7 +94,7 @@ def test_faults_are_counted_where_they_were_played(dynamodb_endpoint: str) -> No
     assert played["refused in an outage"] == 5
     assert failures == 60 - harmless
     pages = sum(count for kind, count in played.items() if kind.startswith("page "))
-    assert sum(played[kind] for kind in ("clear", *STORMY)) + pages == 60
+    assert sum(played[kind] for kind in ("clear", *FAULT_RATES)) + pages == 60
     assert all(played[kind] for kind in RATES.keys() & played.keys())
     assert played["date ahead"] + played["date behind"] == pages > 0
 

@@ -13,11 +13,10 @@ import pytest
 from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.messaging.deferral import Publisher
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.rig import Rig
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
-from tests.support.worker import Worker
+from tests.support.rig import Rig, Worker
+from tests.testbed.brokers import messages_held
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 
@@ -41,7 +40,7 @@ def lose_a_publish(tcp: Tcp, publish: Callable[[], object]) -> None:
     tcp.swallow()
     publish()
     wait_for(lambda: tcp.swallowed > before, 20.0, "nothing was published")
-    tcp.mend()
+    tcp.heal()
     assert tcp.cut()
 
 
@@ -77,7 +76,7 @@ def test_a_task_goes_back_that_nothing_can_follow(make_guarded: MakeRig, tcp: Tc
     rig.journal.open("before-effect")
     rig.journal.wait_for("received", times=2, id=published.id)
     assert published.state not in ("SUCCESS", "FAILURE")
-    tcp.mend()
+    tcp.heal()
     tcp.cut()
     assert rig.result(published) == 17
     rig.journal.wait_for("effect", key="next")
@@ -123,7 +122,7 @@ def test_a_full_queue_sends_the_original_back_slowly(make_guarded: MakeRig) -> N
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("at-gate", gate="before-claim")
     filler = [rig.send("add", number, 1) for number in range(2)]
-    wait_for(lambda: backlog(rig.app) == 1, 20.0, "the queue is not full")
+    wait_for(lambda: messages_held(rig.app) == 1, 20.0, "the queue is not full")
     rig.journal.open("before-claim")
     rig.journal.wait_for("received", times=2, id=duplicate.id)
     rig.journal.open("before-effect")

@@ -10,9 +10,9 @@ knows nothing of the loss: bodies run on, and what they acknowledge later belong
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import messages_held
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 #: Long claims: whoever must wait for the expiry of one waits longer than these tests.
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
@@ -36,7 +36,7 @@ def test_body_continues_over_a_lost_connection(make_guarded: MakeRig, tcp: Tcp) 
     rig.journal.wait_for("Replayed", id=published.id)
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     worker.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @on_rabbitmq
@@ -57,7 +57,7 @@ def test_redelivery_to_another_worker_waits_for_the_body_without_a_broker(make_g
     assert rig.result(published) == 17
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     other.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_task_cancelled_by_a_lost_connection_frees_its_key(make_guarded: MakeRig
     assert [each["attempt"] for each in rig.journal.entries("Claimed")] == [1, 1]
     rig.journal.wait_for("acknowledged", id=published.id)
     worker.process.terminate()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @on_connections
@@ -100,7 +100,7 @@ def test_deferral_without_a_broker_loses_nothing(make_guarded: MakeRig, tcp: Tcp
     duplicate = rig.send("charge", "ord-1", 17)
     wait_for(lambda: "cannot be deferred and goes back" in worker.log(), 20.0, worker.log)
     rig.journal.wait_for("received", times=2, id=duplicate.id)
-    tcp.mend()
+    tcp.heal()
     rig.journal.wait_for("Deferred", id=duplicate.id)
     rig.journal.open("before-effect")
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
@@ -126,7 +126,7 @@ def test_deferral_while_the_worker_loses_its_broker_loses_nothing(make_guarded: 
     tcp.cut()
     rig.journal.open("before-claim")
     wait_for(lambda: "cannot be deferred and goes back" in worker.log(), 20.0, worker.log)
-    tcp.mend()
+    tcp.heal()
     rig.start_worker(2)
     rig.journal.wait_for("Deferred", 40.0, id=duplicate.id)
     rig.journal.open("before-effect")
@@ -150,7 +150,7 @@ def test_deferral_that_is_swallowed_is_not_acknowledged(make_guarded: MakeRig, t
     duplicate = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("received", id=duplicate.id, times=2)
     assert rig.journal.count("Deferred", id=duplicate.id) == 0
-    tcp.mend()
+    tcp.heal()
     rig.journal.wait_for("Deferred", id=duplicate.id)
     rig.journal.open("before-effect")
     assert [rig.result(each) for each in (original, warm_up, duplicate)] == [17, 17, 17]
@@ -171,7 +171,7 @@ def test_what_follows_waits_for_the_broker(make_guarded: MakeRig, tcp: Tcp) -> N
     rig.journal.open("before-effect")
     rig.journal.wait_for("received", times=2, id=published.id)
     assert published.state not in ("SUCCESS", "FAILURE")
-    tcp.mend()
+    tcp.heal()
     assert rig.result(published) == 17
     rig.journal.wait_for("effect", key="next")
     assert rig.journal.count("effect", key="ord-1") == rig.journal.count("effect", key="next") == 1

@@ -5,12 +5,12 @@ from celery.exceptions import TimeLimitExceeded
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"key": "order", "max_crashes": 2}
-LOGGED = {"idempotency_observers": ["tests.support.observer:observe", "idempotent_tasks.events:log_event"]}
+LOGGED = {"idempotency_observers": ["tests.support.app:observe", "idempotent_tasks.events:log_event"]}
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 
@@ -35,7 +35,7 @@ def test_kills_of_children_and_workers_count_for_their_key(make_guarded: MakeRig
     rig.journal.open("before-effect")
     second = rig.start_worker()
     given_up, alive = rig.send("charge", "ord-1", 17), rig.send("charge", "ord-2", 18)
-    with pytest.raises(CrashLoopError, match=r"ended its process 2 times in a row.* publish the task anew") as caught:
+    with pytest.raises(CrashLoopError, match=r"ended its process 2 times in a row.* publish the task again") as caught:
         rig.result(given_up)
     assert given_up.state == "FAILURE"
     assert rig.result(alive) == 18
@@ -64,7 +64,7 @@ def test_hard_time_limits_count(make_guarded: MakeRig) -> None:
 
 
 def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBStore) -> None:
-    """A run after a crash that ends by an exception, or commits, starts the count anew."""
+    """A run after a crash that ends by an exception, or commits, starts the count again."""
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"heed": {"idempotency": BY_ORDER}})
     # Held until the kill, however late it comes: a time limit would end the body as well.
     rig.journal.shut("attempt-1")
@@ -73,9 +73,9 @@ def test_clean_ends_forget_the_crashes(make_guarded: MakeRig, store: DynamoDBSto
     worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
     with pytest.raises(ValueError, match="attempt 2 of ord-1"):
         rig.result(published)
-    anew = rig.send("heed", "ord-1", 17)
+    again = rig.send("heed", "ord-1", 17)
     worker.kill_child(rig.journal.wait_for("at-gate", times=2)["pid"])
-    assert rig.result(anew) == 17
+    assert rig.result(again) == 17
     assert attempts(rig, "ord-1") == [1, 2, 1, 2]
     assert store.get(rig.journal.wait_for("Committed")["key"]).attempt == 0
 

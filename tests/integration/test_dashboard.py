@@ -7,13 +7,12 @@ from secrets import token_hex
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.dashboard import queries
-from tests.support.processes import free_port
-from tests.support.prometheus_server import Prometheus, prometheus_scraping
-from tests.support.rig import Rig
-from tests.support.waiting import wait_for
-from tests.support.worker import Worker
+from tests.support.rig import Rig, Worker
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.processes import free_port
+from tests.testbed.servers import Prometheus, prometheus_scraping
+from tests.testbed.waiting import wait_for
 
 TASKS = {
     "charge": {"time_limit": 60, "idempotency": {"key": "order", "validate": "value"}},
@@ -62,7 +61,7 @@ def test_every_query_of_the_dashboard_has_an_answer(
     """Each is PromQL, reads series that the worker has, and yields a number when what it shows has happened."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
     port = free_port()
-    settings = {"idempotency_observers": ["tests.support.observer:observe"], "idempotency_prometheus_port": port}
+    settings = {"idempotency_observers": ["tests.support.app:observe"], "idempotency_prometheus_port": port}
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks=TASKS, settings=settings)
     worker = rig.start_worker(2)
     with prometheus_scraping(port, tmp_path) as prometheus:

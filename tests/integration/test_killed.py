@@ -6,7 +6,7 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 
 from idempotent_tasks import CrashLoopError, DynamoDBStore, Status
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
 
 #: The shortest claims: they end with the task's hard time limit, in seconds.
 BRIEF = {"time_limit": 4, "idempotency": {"key": "order", "grace": 0}}
@@ -148,7 +148,7 @@ def test_frozen_child_cannot_overwrite_its_successor(make_guarded: MakeRig) -> N
 
 @on_redis
 def test_body_that_kills_its_process_is_given_up(make_guarded: MakeRig) -> None:
-    """A body that ends its process every time fails with `CrashLoopError` instead of coming back for ever."""
+    """A body that ends its process every time fails with `CrashLoopError` instead of coming back indefinitely."""
     policy = {"key": "order", "lease": 1, "max_crashes": 2}
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"die": {"idempotency": policy}})
     rig.start_worker()

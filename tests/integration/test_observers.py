@@ -20,16 +20,16 @@ from idempotent_tasks.events import Replayed
 from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig
 from tests.support.app import build_app
-from tests.support.brokers import CHILD_LOSS_SECONDS, Broker
-from tests.support.processes import free_port
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
-from tests.support.wire import Wire
+from tests.testbed.brokers import CHILD_LOSS_SECONDS, Broker
+from tests.testbed.processes import free_port
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
+from tests.testbed.wire import Wire
 
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 on_ministack = pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 BY_ORDER = {"charge": {"time_limit": 60, "idempotency": {"key": "order"}}}
-JOURNAL = "tests.support.observer:observe"
+JOURNAL = "tests.support.app:observe"
 WITHIN_SECONDS = 20.0
 #: Far below the minutes for which a client of a broker waits by itself.
 HELD_SECONDS = 10.0
@@ -148,7 +148,7 @@ def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
         tried = tcp.taken, tcp.refused
         celery_events.observe(replayed_event(unsent))
         assert (tcp.taken, tcp.refused) == tried
-        tcp.mend()
+        tcp.heal()
         monkeypatch.setattr(celery_events._sender, "_paused_until", 0.0)
         celery_events.observe(replayed_event(after))
         wait_until_told(seen, "task-replayed", after)

@@ -10,9 +10,9 @@ import pytest
 from idempotent_tasks import DynamoDBStore, ResultUnavailableError, Status
 from tests.conftest import REGION
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import Broker
 from tests.support.canvases import PATIENT_SECONDS, Canvases
 from tests.support.rig import Rig
+from tests.testbed.brokers import Broker
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 #: Compresses to more than DynamoDB takes, and still to less than the broker does.

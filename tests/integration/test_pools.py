@@ -1,4 +1,4 @@
-"""Pools whose bodies share the worker's process: a lease that one keeper renews, and nobody to release for the dead."""
+"""Pools whose bodies share the worker's process: leases that one thread renews, and nobody to release for the dead."""
 
 import signal
 import time
@@ -7,8 +7,8 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
-from tests.support.wire import Wire
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.wire import Wire
 
 LEASE_SECONDS = 2.0
 #: A claim is renewed three times a lease: so many renewals take longer than two leases.
@@ -50,8 +50,8 @@ def test_long_body_keeps_its_claim_and_a_dead_one_loses_it(make_guarded: MakeRig
 
 
 @each_pool
-def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeRig, pool: str) -> None:
-    """Bodies side by side have claims of their own and one keeper, which goes on until the last of them is done."""
+def test_warm_shutdown_finishes_bodies_that_one_renewer_keeps(make_guarded: MakeRig, pool: str) -> None:
+    """Bodies side by side have claims of their own and one renewer, which goes on until the last of them is done."""
     bodies = 1 if pool == "solo" else 3
     rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": LEASED})
     rig.journal.shut("before-effect")
@@ -67,8 +67,8 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
     assert worker.process.wait_for_exit() == 0
     renewals = rig.journal.entries("Renewed")
     assert {each.id for each in published} in [
-        {entry["id"] for entry in renewals if entry["thread"] == keeper}
-        for keeper in {entry["thread"] for entry in renewals}
+        {entry["id"] for entry in renewals if entry["thread"] == renewer}
+        for renewer in {entry["thread"] for entry in renewals}
     ]
     for each in published:
         claimed, started, effect = (
@@ -85,7 +85,7 @@ def test_warm_shutdown_finishes_bodies_that_one_keeper_keeps(make_guarded: MakeR
 def test_many_bodies_share_one_clients_connections(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
     """However many bodies run side by side, and however often, a process has no more connections than it may keep.
 
-    That is as many for its client, which the first requests go through, as for the road that the others take.
+    That is as many for its client, which the first requests go through, as for the fast path that the others take.
     """
     # Greenlets acknowledge side by side, each on a connection to Redis; kombu allows ten.
     transport = {"max_connections": 2 * MANY}

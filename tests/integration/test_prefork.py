@@ -6,7 +6,7 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore
 from tests.integration.conftest import MakeRig
-from tests.support.wire import Wire
+from tests.testbed.wire import Wire
 
 
 @pytest.mark.parametrize("broker", ["redis"], indirect=True)

@@ -13,13 +13,12 @@ from kombu.exceptions import OperationalError
 from idempotent_tasks import CrashLoopError, DuplicateError, DynamoDBStore, Record
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.integration.conftest import MakeRig
-from tests.support.app import VARIABLE
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.inline import UNREACHABLE
-from tests.support.processes import child
 from tests.support.rig import Rig
-from tests.support.tcp import Tcp
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.processes import child
+from tests.testbed.tcp import Tcp
+from tests.testbed.waiting import wait_for
 
 PROJECT_ROOT = Path(__file__).parents[2]
 #: What another process runs to publish; it comes to the gate ``before-sending-charge`` when it has reserved the key.
@@ -48,7 +47,7 @@ def the_record(store: DynamoDBStore) -> Record:
     return record
 
 
-def published_anew(rig: Rig, former: str, timeout_seconds: float) -> AsyncResult:
+def published_again(rig: Rig, former: str, timeout_seconds: float) -> AsyncResult:
     """Publish order 1 until its key is free of a former task, whose result all publishes get until then."""
 
     def publish() -> AsyncResult | None:
@@ -96,7 +95,7 @@ def test_a_producer_killed_before_it_publishes(make_guarded: MakeRig, tmp_path: 
     rig = joining(make_guarded, reserve=RESERVED)
     rig.start_worker()
     rig.journal.shut("before-sending-charge")
-    env = os.environ | {VARIABLE: rig.config.to_json(), "PYTHONPATH": str(PROJECT_ROOT)}
+    env = os.environ | rig.config.environment() | {"PYTHONPATH": str(PROJECT_ROOT)}
     with child([sys.executable, "-c", PUBLISH], tmp_path / "producer.log", env):
         rig.journal.wait_for("at-gate", gate="before-sending-charge")
     rig.journal.open("before-sending-charge")
@@ -121,7 +120,7 @@ def test_a_lost_message(make_guarded: MakeRig) -> None:
         rig.app.amqp.queues[rig.config.queue](connection.default_channel).purge()
     assert rig.send("charge", "ord-1", 17).id == lost.id
     rig.start_worker()
-    assert rig.result(published_anew(rig, lost.id, 2 * RESERVED)) == 17
+    assert rig.result(published_again(rig, lost.id, 2 * RESERVED)) == 17
     assert (rig.journal.count("received"), rig.journal.count("effect")) == (1, 1)
 
 
@@ -137,7 +136,7 @@ def test_a_publish_that_fails(make_guarded: MakeRig, store: DynamoDBStore, tcp: 
         rig.send("charge", "ord-1", 17)
     failed = the_record(store)
     assert (failed.free, failed.error) == (True, "NotPublished")
-    tcp.mend()
+    tcp.heal()
     published = rig.send("charge", "ord-1", 17)
     # The proxy ends before the rig.
     rig.app.pool.force_close_all()
@@ -176,7 +175,7 @@ def test_a_holder_that_retries(make_guarded: MakeRig) -> None:
 
 @on_redis
 def test_a_holder_that_crashes_for_good(make_guarded: MakeRig) -> None:
-    """Its joiners see the failure; a new publish is granted and starts anew."""
+    """Its joiners see the failure; a new publish is granted and starts again."""
     rig = joining(make_guarded, "die", max_crashes=1)
     first = rig.send("die", "ord-1")
     joined = rig.send("die", "ord-1")
@@ -198,7 +197,7 @@ def test_a_holder_at_its_hard_time_limit(make_guarded: MakeRig) -> None:
     with pytest.raises(TimeLimitExceeded):
         rig.result(first)
     rig.journal.open("before-effect")
-    assert rig.result(published_anew(rig, first.id, 10)) == 17
+    assert rig.result(published_again(rig, first.id, 10)) == 17
 
 
 @on_redis
@@ -211,6 +210,6 @@ def test_a_holder_on_a_machine_that_is_gone(make_guarded: MakeRig) -> None:
     rig.journal.wait_for("at-gate")
     gone.kill()
     rig.journal.open("before-effect")
-    second = published_anew(rig, first.id, 10)
+    second = published_again(rig, first.id, 10)
     rig.start_worker()
     assert (rig.result(second), rig.journal.count("effect")) == (17, 1)

@@ -11,7 +11,7 @@ import pytest
 
 from idempotent_tasks import CrashLoopError
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
+from tests.testbed.brokers import messages_held
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 
@@ -38,7 +38,7 @@ def test_crash_loop_ends_visibly_before_the_delivery_limit(make_guarded: MakeRig
     assert [each["delivery_count"] for each in rig.journal.entries("received")] == [0, 1, 2]
     rig.journal.wait_for("acknowledged", id=published.id)
     worker.process.terminate()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 def test_delivery_limit_drops_a_crash_loop_before_max_crashes(make_guarded: MakeRig) -> None:
@@ -51,7 +51,7 @@ def test_delivery_limit_drops_a_crash_loop_before_max_crashes(make_guarded: Make
     published = rig.send("die", "ord-1")
     rig.journal.wait_for("Released", times=2, id=published.id)
     worker.process.terminate()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
     assert published.state == "PENDING"
     assert rig.journal.count("started") == 2
 
@@ -70,7 +70,7 @@ def test_deferrals_leave_the_delivery_limit_alone(make_guarded: MakeRig) -> None
     assert rig.journal.count("effect") == 1
     assert {each["delivery_count"] for each in rig.journal.entries("received")} == {0}
     worker.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
 
 
 @delayed_natively
@@ -90,7 +90,7 @@ def test_a_deferred_message_waits_in_the_broker(make_guarded: MakeRig, exchange_
     assert [rig.result(original), rig.result(duplicate)] == [17, 17]
     assert rig.journal.count("effect") == 1
     worker.retire()
-    assert backlog(rig.app) == 0
+    assert messages_held(rig.app) == 0
     deferrals = rig.journal.entries("Deferred", id=duplicate.id)
     for nth, deferred in enumerate(deferrals, start=1):
         (received,) = rig.journal.entries("received", id=duplicate.id, deferrals=nth)

@@ -8,9 +8,8 @@ import pytest
 from celery.result import AsyncResult
 
 from tests.integration.conftest import MakeRig
-from tests.support.rig import Rig
-from tests.support.waiting import wait_for
-from tests.support.worker import Worker
+from tests.support.rig import Rig, Worker
+from tests.testbed.waiting import wait_for
 
 #: A claim lives for two minutes, unless somebody releases it.
 LONG = {"time_limit": 120, "idempotency": {"key": "order"}}

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed.bench import Bench
+from benchmarks.speed.bench import Bench, SpeedError
+from benchmarks.speed.calls import store_at
 from benchmarks.speed.contenders import CHARGE
-from benchmarks.speed.errors import SpeedError
-from benchmarks.speed.guards import store_at
 from benchmarks.speed.worker import running
 from idempotent_tasks.core.records import Status
 

@@ -13,11 +13,11 @@ from idempotent_tasks.checks import CheckContext
 from idempotent_tasks.checks.broker import check_queue_limits
 from tests.conftest import FAKE_AWS
 from tests.integration.conftest import MakeRig
-from tests.support import brokers
-from tests.support.brokers import Broker
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
-from tests.support.wire import Wire, answer, wire_to
+from tests.testbed import brokers
+from tests.testbed.brokers import Broker
+from tests.testbed.waiting import wait_for
+from tests.testbed.wire import Wire, answer, wire_to
 
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
 #: Seconds: every delivery is over long before, and every wait of 30 s would be too long.

@@ -9,7 +9,7 @@ from tests.conftest import REGION
 from tests.integration.conftest import MakeRig
 from tests.support.credential_services import ROLE, CredentialServices, credential_services, direct
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BY_ORDER = {"idempotency": {"key": "order", "lease": 20}}
 WAIT_SECONDS = 20.0

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.wire import Wire, lose_answer, refuse
+from tests.testbed.wire import Wire, lose_answer, refuse
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
@@ -19,7 +19,7 @@ def test_store_down_defers_the_delivery(make_guarded: MakeRig, wire: Wire) -> No
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=published.id, reason="StoreUnavailableError")
     assert rig.journal.count("started") == 0
-    wire.mend()
+    wire.heal()
     assert rig.result(published) == 17
     assert rig.journal.count("effect") == 1
 

@@ -8,8 +8,8 @@ import pytest
 
 from idempotent_tasks import StoreUnavailableError
 from tests.integration.conftest import MakeRig
-from tests.support.load import Load
-from tests.support.wire import Wire
+from tests.support.rig import Load
+from tests.testbed.wire import Wire
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 OUTAGE_SECONDS = 30.0

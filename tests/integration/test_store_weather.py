@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.load import Load
-from tests.support.weather import CLEAR, STORMY, Weather
-from tests.support.wire import Wire
+from tests.support.rig import Load
+from tests.testbed.wire import CLEAR, FAULT_RATES, Weather, Wire
 
 SEED = 20
 KEYS = 40
@@ -29,7 +28,7 @@ def test_random_faults(make_guarded: MakeRig, wire: Wire) -> None:
     for order in orders:
         load.send(order)
     load.account()
-    met = {kind for kind in STORMY if weather.counts[kind]}
-    assert met == STORMY.keys(), weather.counts
+    met = {kind for kind in FAULT_RATES if weather.counts[kind]}
+    assert met == FAULT_RATES.keys(), weather.counts
     assert weather.counts[CLEAR] >= len(orders), weather.counts
     assert rig.journal.count("Unrecorded") == rig.journal.count("Superseded") == rig.journal.count("Lost") == 0

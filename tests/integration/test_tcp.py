@@ -1,4 +1,4 @@
-"""The TCP proxy itself: one that does not cut, or does not mend, would make every test above it worthless."""
+"""The TCP proxy itself: one that does not cut, or does not heal, would make every test above it worthless."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support.tcp import Tcp, tcp_to
+from tests.testbed.tcp import Tcp, tcp_to
 
 TIMEOUT_SECONDS = 10.0
 
@@ -35,20 +35,20 @@ def test_bytes_pass_both_ways_until_the_cut(echo: Tcp) -> None:
 
 
 def test_refusal_turns_only_new_connections_away(echo: Tcp) -> None:
-    """`refuse` leaves an open connection alone and closes each new one, until `mend`."""
+    """`refuse` leaves an open connection alone and closes each new one, until `heal`."""
     with _connect(echo) as before:
         assert _ask(before, b"one") == b"one"
         echo.refuse()
         with _connect(echo) as refused:
             assert _ask(refused, b"two") == b""
         assert _ask(before, b"three") == b"three"
-    echo.mend()
+    echo.heal()
     with _connect(echo) as after:
         assert _ask(after, b"four") == b"four"
 
 
 def test_what_is_swallowed_never_arrives(echo: Tcp) -> None:
-    """`swallow` lets clients believe that they sent something; after `mend` a connection carries bytes again."""
+    """`swallow` lets clients believe that they sent something; after `heal` a connection carries bytes again."""
     with _connect(echo) as client:
         assert _ask(client, b"one") == b"one"
         echo.swallow()
@@ -56,7 +56,7 @@ def test_what_is_swallowed_never_arrives(echo: Tcp) -> None:
         client.settimeout(0.2)
         with pytest.raises(TimeoutError):
             client.recv(64)
-        echo.mend()
+        echo.heal()
         client.settimeout(TIMEOUT_SECONDS)
         assert _ask(client, b"three") == b"three"
 

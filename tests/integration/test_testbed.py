@@ -4,10 +4,11 @@ import gc
 
 import pytest
 
+from tests.conftest import available
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.services import unavailable
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.servers import MissingServiceError
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -83,5 +84,5 @@ def test_missing_service_skips_on_a_laptop_and_fails_in_ci(
 ) -> None:
     """Without ``CI=true`` a missing service is a skip, with it a failure; both name the remedy."""
     monkeypatch.setenv("CI", ci)
-    with pytest.raises(outcome, match="install it"):
-        unavailable("a service", "nothing answers", "install it")
+    with pytest.raises(outcome, match="install it"), available():
+        raise MissingServiceError("a service", "nothing answers", "install it")

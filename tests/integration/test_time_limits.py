@@ -9,7 +9,7 @@ from celery.result import AsyncResult
 from idempotent_tasks import DynamoDBStore, Record, Status
 from tests.integration.conftest import MakeRig
 from tests.support.rig import Rig
-from tests.support.wire import Answer, Fault, Forward, Wire
+from tests.testbed.wire import Answer, Fault, Forward, Wire
 
 GRACE_SECONDS = 7.0
 BY_ORDER = {"key": "order", "grace": GRACE_SECONDS}

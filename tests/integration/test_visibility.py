@@ -11,9 +11,9 @@ import pytest
 
 from idempotent_tasks.messaging.deferral import SHORTEST_COUNTDOWN
 from tests.integration.conftest import MakeRig
-from tests.support.backlog import backlog
-from tests.support.journal import Journal
-from tests.support.waiting import wait_for
+from tests.testbed.brokers import messages_held
+from tests.testbed.journal import Journal
+from tests.testbed.waiting import wait_for
 
 #: Long claims, so that no claim expires while its body stands at a gate.
 BY_ORDER = {"time_limit": 120, "idempotency": {"key": "order"}}
@@ -57,7 +57,7 @@ def test_body_of_four_visibility_timeouts_has_one_effect(make_guarded: MakeRig) 
     assert rig.result(published) == 17
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
     rig.journal.wait_for("Replayed", id=published.id)
-    wait_for(lambda: backlog(rig.app) == 0, 20.0, "a copy of the message was left over")
+    wait_for(lambda: messages_held(rig.app) == 0, 20.0, "a copy of the message was left over")
     # One copy after the other; one that the broker repeats while it is being deferred costs one more, for a round.
     deferrals = rig.journal.entries("Deferred", id=published.id)
     seconds = deferrals[-1]["at"] - rig.journal.wait_for("started")["at"]
@@ -80,7 +80,7 @@ def test_eta_beyond_the_visibility_timeout_has_one_effect(make_guarded: MakeRig)
     rig.journal.open("before-effect")
     assert rig.result(published) == 17
     assert rig.journal.wait_for("started")["at"] >= eta.timestamp()
-    wait_for(lambda: backlog(rig.app) == 0, 20.0, "a copy of the message was left over")
+    wait_for(lambda: messages_held(rig.app) == 0, 20.0, "a copy of the message was left over")
     received = rig.journal.count("received", id=published.id)
     rig.journal.wait_for("over", times=received, id=published.id)
     assert rig.journal.count("started") == rig.journal.count("effect") == 1
@@ -110,7 +110,7 @@ def test_long_poll_of_a_dead_worker_loses_nothing(make_guarded: MakeRig) -> None
     assert not received["redelivered"]
     assert rig.journal.count("Replayed", id=published.id) == 1
     assert rig.journal.count("effect") == 1
-    wait_for(lambda: backlog(rig.app) == 0, 20.0, "a copy of the message was left over")
+    wait_for(lambda: messages_held(rig.app) == 0, 20.0, "a copy of the message was left over")
 
 
 @on_visibility_timeouts
@@ -141,7 +141,7 @@ def test_copies_in_a_saturated_worker_do_not_multiply(make_guarded: MakeRig) -> 
             rig.journal.wait_for("begun", times=received, id=original.id, deferrals=generation)
     rig.journal.open("before-effect")
     assert rig.result(original) == 17
-    wait_for(lambda: backlog(rig.app) == 0, 30.0, "a copy of the message was left over")
+    wait_for(lambda: messages_held(rig.app) == 0, 30.0, "a copy of the message was left over")
     assert rig.journal.count("effect", id=original.id) == 1
     # There was one slot for all copies, so none was deferred at the very moment when another was.
     assert max(deferred_by_generation(rig.journal, original.id).values()) == 1

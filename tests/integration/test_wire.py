@@ -13,14 +13,19 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, HTTPClientError
 
 from tests.conftest import REGION
-from tests.support.waiting import wait_for
-from tests.support.weather import CLEAR, STORMY, Weather, delay, delay_answer, hold_answer
-from tests.support.wire import (
+from tests.testbed.waiting import wait_for
+from tests.testbed.wire import (
+    CLEAR,
+    FAULT_RATES,
     Fault,
     Request,
+    Weather,
     Wire,
     cut,
+    delay,
+    delay_answer,
     hold,
+    hold_answer,
     internal_error,
     lose_answer,
     refuse,
@@ -81,11 +86,11 @@ def test_a_lost_answer_is_applied(client: Any, items: str, wire: Wire) -> None:
 
 
 def test_a_refused_request_is_not_applied(client: Any, items: str, wire: Wire) -> None:
-    """`refuse` breaks the connection before the write, until the wire is mended."""
+    """`refuse` breaks the connection before the write, until the wire is healed."""
     wire.break_all(refuse)
     with pytest.raises(ConnectionClosedError):
         put(client, items, "a")
-    wire.mend()
+    wire.heal()
     assert not exists(client, items, "a")
 
 
@@ -129,7 +134,7 @@ def test_a_decider_sees_the_whole_request(client: Any, items: str, wire: Wire) -
     for name, code in (("a", "ProvisionedThroughput"), ("b", "InternalServerError")):
         with pytest.raises(ClientError, match=code):
             put(client, items, name)
-    wire.mend()
+    wire.heal()
     put(client, items, "a")
     assert ["Credential=" in header for header in headers] == [True, True]
 
@@ -210,13 +215,13 @@ def test_weather_repeats_by_its_seed() -> None:
     assert kinds != [other.choose()[0] for _ in range(2000)]
     assert first.counts == Counter(kinds)
     assert first.counts.total() == 2000
-    for kind, rate in STORMY.items():
+    for kind, rate in FAULT_RATES.items():
         assert 0.5 * rate < first.counts[kind] / 2000 < 1.5 * rate, kind
 
 
 def test_weather_has_further_faults() -> None:
     """Kinds that it does not know come with their fault, and have a rate like any other."""
-    weather = Weather(1, {**STORMY, "page": 0.5}, more={"page": throttle})
+    weather = Weather(1, {**FAULT_RATES, "page": 0.5}, more={"page": throttle})
     chosen = [fault for kind, fault in (weather.choose() for _ in range(100)) if kind == "page"]
     assert 30 < len(chosen) == weather.counts["page"] < 70
     assert set(chosen) == {throttle}
@@ -227,7 +232,7 @@ def test_weather_has_further_faults() -> None:
 @on_ministack
 def test_weather_on_the_wire(client: Any, items: str, wire: Wire) -> None:
     """Each request meets what was chosen for it, from many threads at once."""
-    weather = Weather(3, dict.fromkeys(STORMY, 0.1), delay_seconds=0.05)
+    weather = Weather(3, dict.fromkeys(FAULT_RATES, 0.1), delay_seconds=0.05)
     wire.break_all(weather)
     errors: Counter[str] = Counter()
 
@@ -241,7 +246,7 @@ def test_weather_on_the_wire(client: Any, items: str, wire: Wire) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(write, range(100)))
-    wire.mend()
+    wire.heal()
     assert weather.counts.total() == 100
     assert errors["made up"] == weather.counts["throttle"] + weather.counts["internal_error"]
     assert errors.total() == 100 - weather.counts[CLEAR] - weather.counts["delay"], weather.counts

@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from tests.integration.conftest import MakeRig
-from tests.support.brokers import CHILD_LOSS_SECONDS
 from tests.support.rig import Rig
-from tests.support.weather import hold_answer
-from tests.support.wire import Fault, Wire, cut, hold, internal_error, lose_answer, refuse, throttle
+from tests.testbed.brokers import CHILD_LOSS_SECONDS
+from tests.testbed.wire import Fault, Wire, cut, hold, hold_answer, internal_error, lose_answer, refuse, throttle
 
 BY_ORDER = {"idempotency": {"key": "order"}}
 #: A claim lives for two minutes: longer than any test waits.
@@ -79,7 +78,7 @@ def test_commit_that_fails_until_the_claim_ends(make_guarded: MakeRig, wire: Wir
     published = rig.send("charge", "ord-1", 17)
     assert rig.result(published) == 17
     assert rig.journal.count("Unrecorded", id=published.id) == 1
-    wire.mend()
+    wire.heal()
     assert rig.result(rig.send("charge", "ord-1", 18)) == 18
     first, second = rig.journal.entries("effect", key="ord-1")
     assert second["fence"] > first["fence"]
@@ -107,7 +106,7 @@ def test_claim_that_lands_after_it_was_given_up(make_guarded: MakeRig, wire: Wir
     wire.break_all(refuse)
     published = rig.send("charge", "ord-1", 17)
     rig.journal.wait_for("Deferred", id=published.id, reason="StoreUnavailableError")
-    wire.mend()
+    wire.heal()
     late.set()
     assert rig.result(published) == 17
     assert rig.journal.count("Released", id=published.id, reason="Unseen") == 1

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ChildProcess, child
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess, child
+from tests.testbed.waiting import wait_for
 
 START_SECONDS = 60.0
 #: Time, level and process, as ``worker_log_format`` has them by default.

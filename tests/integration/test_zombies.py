@@ -7,7 +7,7 @@ import pytest
 from idempotent_tasks import DynamoDBStore, Record, Status
 from tests.integration.conftest import MakeRig
 from tests.support.rig import Rig
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 #: Claims over 2 s after their process stood still.
 RENEWED = {"idempotency": {"key": "order", "lease": 2}}

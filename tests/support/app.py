@@ -1,7 +1,8 @@
 """The Celery app that a test and its workers share, described by a value that travels in the environment."""
 
-import json
+import threading
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,11 @@ from kombu import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
 from tests.support.bodies import bodies
-from tests.support.elsewhere import store_elsewhere
-from tests.support.journal import Journal
+from tests.testbed.elsewhere import store_elsewhere
+from tests.testbed.journal import Journal
+from tests.testbed.workers import WorkerConfig
 
-__all__ = ["VARIABLE", "AppConfig", "build_app"]
-
-#: The environment variable that carries an `AppConfig` to a worker, as JSON.
-VARIABLE = "IDEMPOTENT_TASKS_TEST_APP"
+__all__ = ["AppConfig", "build_app", "observe"]
 
 Options = dict[str, Any]
 
@@ -30,7 +29,7 @@ BASES = {"follow_plain": PLAIN}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppConfig:
+class AppConfig(WorkerConfig):
     """All that a worker process must know."""
 
     broker_url: str
@@ -62,15 +61,6 @@ class AppConfig:
     def journal(self) -> Journal:
         """The journal of this test."""
         return Journal(Path(self.directory))
-
-    def to_json(self) -> str:
-        """Return the text for the environment."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "AppConfig":
-        """Read the text of `to_json`."""
-        return cls(**json.loads(text))
 
 
 def build_app(config: AppConfig) -> Celery:
@@ -105,3 +95,16 @@ def build_app(config: AppConfig) -> Celery:
 def _queue(config: AppConfig, name: str) -> Queue:
     exchange = Exchange(name, type=config.exchange_type, auto_delete=True)
     return Queue(name, exchange, routing_key=name, queue_arguments=config.queue_arguments or None)
+
+
+def observe(event: Any) -> None:
+    """Write ``Claimed``, ``Committed`` and so on into the journal, with the thread, then pass the gate of that name."""
+    name, journal = type(event).__name__, _journal_of_this_process()
+    details = asdict(event)
+    journal.write(name, id=details.pop("task_id"), thread=threading.get_ident(), **details)
+    journal.pass_gate(name)
+
+
+@cache
+def _journal_of_this_process() -> Journal:
+    return AppConfig.of_this_process().journal

@@ -1,8 +1,6 @@
 """Workflows whose first tasks are guarded `charge`s, and what follows them told apart by name."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +8,8 @@ import redis
 from celery import Signature
 
 from tests.support.rig import Rig
-from tests.support.waiting import POLL_SECONDS
+from tests.testbed.brokers import messages_held
+from tests.testbed.waiting import POLL_SECONDS
 
 __all__ = ["PATIENT_SECONDS", "RESULT", "Canvases"]
 
@@ -63,7 +62,7 @@ class Canvases:
 
         def idle() -> bool:
             nonlocal empty
-            empty = 0 if self._messages() else empty + 1
+            empty = 0 if messages_held(self.rig.app) else empty + 1
             return empty >= LOOKS
 
         self.rig.journal.wait_until(idle, IDLE_SECONDS, "the broker still has messages")
@@ -81,16 +80,8 @@ class Canvases:
             lambda: not done & self._unacknowledged(), IDLE_SECONDS, f"a {task} that is over is not acknowledged"
         )
 
-    def _messages(self) -> int:
-        with self._redis() as (client, prefix):
-            return int(client.llen(f"{prefix}{self.rig.config.queue}")) + int(client.hlen(f"{prefix}unacked"))
-
     def _unacknowledged(self) -> set[str]:
-        with self._redis() as (client, prefix):
-            return {json.loads(held)[0]["headers"]["id"] for held in client.hvals(f"{prefix}unacked")}
-
-    @contextmanager
-    def _redis(self) -> Iterator[tuple[Any, str]]:
         config = self.rig.config
         with redis.Redis.from_url(config.broker_url) as client:
-            yield client, config.transport_options["global_keyprefix"]
+            held = client.hvals(f"{config.transport_options['global_keyprefix']}unacked")
+            return {json.loads(each)[0]["headers"]["id"] for each in held}

@@ -46,7 +46,7 @@ def _value_size(value: Mapping[str, Any]) -> int:
 
 
 def claimed_by(owner: str) -> dict[str, Any]:
-    """Return a delivery's wish as a worker makes it; ``owner`` is one letter."""
+    """Return a delivery's claim request as a worker makes it; ``owner`` is one letter."""
     return {
         "owner": owner * 32,
         "key": KEY,

@@ -15,8 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
-from tests.support.processes import ChildProcess
-from tests.support.waiting import wait_for
+from tests.testbed.processes import ChildProcess
 
 __all__ = ["Example", "dynamodb_url"]
 
@@ -96,12 +95,7 @@ class Example:
         environment = self.environment | variables
         process = ChildProcess([*_command(self.line(beginning)), *options], log, environment, self.folder)
         try:
-            wait_for(
-                lambda: re.search(ready, process.tail(1000)) or process.returncode is not None,
-                START_SECONDS,
-                lambda: f"{beginning} is not ready:\n{process.tail()}",
-            )
-            assert process.returncode is None, f"{beginning} ended:\n{process.tail()}"
+            process.wait_until(lambda: re.search(ready, process.tail(1000)), START_SECONDS)
             yield process
         finally:
             process.kill()

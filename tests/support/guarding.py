@@ -1,6 +1,7 @@
-"""A guard without Celery: requests, policies and interrupts made short for the unit tests."""
+"""A guard, and a renewer of claims, without Celery: requests, policies and interrupts made short for the unit tests."""
 
 import math
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from idempotent_tasks.core.guard import Guard, Replay, Verdict
-from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
+from idempotent_tasks.core.lease import Lease, LeaseRenewer, LeaseTerms, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Claim, ClaimRequest, Finished, Granted, Outcome, Status, Superseded
 from idempotent_tasks.core.results import Recalled, Results
@@ -20,16 +21,20 @@ from tests.support.stores import Step
 
 __all__ = [
     "KEY",
+    "TERMS",
     "Bench",
     "Broken",
     "Interrupt",
     "Keeping",
+    "ManualRenewer",
     "deliver",
     "done",
     "grant",
     "make_guard",
     "no_keeping",
-    "wish",
+    "request_by",
+    "start",
+    "unseen",
 ]
 
 KEY = "shop.charge#17"
@@ -43,7 +48,7 @@ class Interrupt(SoftTimeLimitExceeded):
     """Raised from outside at any moment, as a soft time limit is."""
 
 
-def wish(owner: str = "one", **given: Any) -> ClaimRequest:
+def request_by(owner: str = "one", **given: Any) -> ClaimRequest:
     """Return a delivery's request to claim `KEY`; its task id is ``id-{owner}``."""
     return ClaimRequest(
         **{
@@ -61,7 +66,7 @@ def wish(owner: str = "one", **given: Any) -> ClaimRequest:
 
 def grant(store: Store, owner: str = "one", **given: Any) -> Claim:
     """Claim `KEY` and return the claim, which must be granted."""
-    answer = store.claim(wish(owner, **given))
+    answer = store.claim(request_by(owner, **given))
     assert isinstance(answer, Granted), answer
     return answer.claim
 
@@ -172,7 +177,7 @@ class Bench:
                 raise value
             return value(run) if callable(value) else value
 
-        return deliver(guard or self.guard(), wish(owner, **given), body, recalled)
+        return deliver(guard or self.guard(), request_by(owner, **given), body, recalled)
 
     def events(self) -> list[str]:
         """Return the names of the events, in order."""
@@ -190,3 +195,24 @@ class Broken(Protocol):
     def __call__(self, **plan: Iterable[Step]) -> Bench:
         """Return the bench."""
         ...
+
+
+TERMS = LeaseTerms(lease_seconds=60, renewed=True, longest_seconds=None)
+
+
+class ManualRenewer(LeaseRenewer):
+    """A lease renewer without its threads: renewals happen when the test asks for them."""
+
+    def _spawn(self, work: Callable[[], None]) -> threading.Thread:
+        """Leave the work to the test."""
+        return threading.Thread(target=work)
+
+
+def unseen(_: Event) -> None:
+    """Observe nothing."""
+
+
+def start(store: Store, owner: str = "one", lease: float = 60, **given: Any) -> RunContext:
+    """Claim and return the run."""
+    claim = grant(store, owner, lease_seconds=lease, **given)
+    return RunContext(claim, RetryingStore(store=store, observe=unseen))

@@ -1,20 +1,84 @@
-"""A test's own app, queue, journal and workers on one broker."""
+"""A test's own app, queue, journal and workers on one broker; and messages with what must be true when all is over."""
 
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from celery import _state
 from celery.result import AsyncResult
 
 from idempotent_tasks.messaging.queues import DELAYS
 from tests.support.app import AppConfig, build_app
-from tests.support.worker import Worker
+from tests.testbed.waiting import wait_for
+from tests.testbed.workers import CeleryWorker
 
-__all__ = ["Rig"]
+__all__ = ["Load", "Rig", "Worker"]
 
 RESULT_SECONDS = 30.0
+LOAD_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+class Worker(CeleryWorker):
+    """A worker of a test's app, which consumes when `wait_until_consuming` returns."""
+
+    def __init__(self, config: AppConfig, concurrency: int = 2, *options: str, pool: str = "prefork") -> None:
+        super().__init__(
+            "tests.support.worker_app",
+            f"w{uuid4().hex[:6]}@localhost",
+            config.queue,
+            Path(config.directory),
+            os.environ | config.environment(),
+            *options,
+            pool=pool,
+            concurrency=concurrency,
+            preloaded=True,
+        )
+        self._journal = config.journal
+
+    def wait_until_consuming(self) -> None:
+        """Return when the worker consumes.
+
+        Raises:
+            TimeoutError: with the end of its log.
+        """
+        self.wait_until_ready(lambda: self._journal.entries("worker-ready", worker=self.name))
+
+    def retire(self) -> None:
+        """Terminate the parent when it has acknowledged every delivery that it received, and return when it has exited.
+
+        Raises:
+            TimeoutError: with the journal, or the end of its log.
+        """
+        here = {"pid": self.process.pid}
+        self._journal.wait_for("acknowledged", times=self._journal.count("received", **here), **here)
+        self.process.terminate()
+
+    def shut_down(self, *numbers: signal.Signals) -> None:
+        """Send the parent one signal after another, each when it heard the one before, and return when it has exited.
+
+        Raises:
+            TimeoutError: with the end of its log.
+        """
+        *first, last = numbers
+        for heard, number in enumerate(first, 1):
+            self.process.send(number)
+            self._wait_until_heard(heard)
+        self.process.end_by(last, STOP_SECONDS)
+
+    def _wait_until_heard(self, shutdowns: int) -> None:
+        wait_for(
+            lambda: self.log().count(" shutdown (MainProcess)") >= shutdowns,
+            STOP_SECONDS,
+            lambda: f"worker {self.name} does not hear:\n{self.process.tail()}",
+        )
 
 
 class Rig:
@@ -63,7 +127,7 @@ class Rig:
         worker = Worker(replace(self.config, **changes), concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
-        worker.wait_until_ready()
+        worker.wait_until_consuming()
         return worker
 
     def declare_queues(self) -> None:
@@ -98,3 +162,45 @@ class Rig:
                 if connection.transport.driver_type == "amqp":
                     for delay in DELAYS:
                         connection.default_channel.queue_delete(f"{queue.name}.idempotency-delay-{delay}")
+
+
+class Load:
+    """Publishes ``charge`` on a rig, many messages to a key, each with its own value, and accounts for every one.
+
+    Args:
+        rig: with at least one worker.
+        context: returns what a failure's message shall say besides.
+    """
+
+    def __init__(self, rig: Rig, context: Callable[[], object] = str) -> None:
+        #: What was published, by key.
+        self.published: dict[str, list[AsyncResult]] = {}
+        self._rig = rig
+        self._context = context
+        self._sent = 0
+
+    def send(self, key: str, times: int = 1, **options: Any) -> AsyncResult:
+        """Publish a key's message this often, and return the last."""
+        for _ in range(times):
+            self._sent += 1
+            published = self._rig.send("charge", key, self._sent, **options)
+            self.published.setdefault(key, []).append(published)
+        return published
+
+    def account(self) -> None:
+        """Wait for every result, and find one effect a key and the same result for all of its messages."""
+        results = {key: self._results(published) for key, published in self.published.items()}
+        effects = Counter(entry["key"] for entry in self._rig.journal.entries("effect", task="charge"))
+        context = self._context()
+        wrong = {key: count for key, count in effects.items() if count != 1}
+        assert not wrong, f"effects of a key: {wrong}; {context}"
+        assert effects.keys() == results.keys(), f"{effects.keys() ^ results.keys()}; {context}"
+        unequal = {key: values for key, values in results.items() if len(set(values)) != 1}
+        assert not unequal, f"results of a key: {unequal}; {context}"
+
+    def _results(self, published: list[AsyncResult]) -> list[Any]:
+        try:
+            return [self._rig.result(each, LOAD_SECONDS) for each in published]
+        except Exception as error:
+            error.add_note(f"waiting for {[(each.id, each.state) for each in published]}; {self._context()}")
+            raise

@@ -1,6 +1,7 @@
-"""A store that fails as planned in front of one that works: the crash windows of the protocol, one step at a time."""
+"""A store, and a bucket for results, that fail as planned: the crash windows of the protocol, one step at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any
 
 from idempotent_tasks.core.clock import Clock
@@ -17,10 +18,21 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.core.store import Store
-from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.errors import ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock
 
-__all__ = ["FaultyStore", "Step", "answers", "down", "hangs", "lost_answer", "meanwhile", "passes", "stands_still"]
+__all__ = [
+    "FaultyStore",
+    "MemoryBucket",
+    "Step",
+    "answers",
+    "down",
+    "hangs",
+    "lost_answer",
+    "meanwhile",
+    "passes",
+    "stands_still",
+]
 
 #: What happens to one call: it is handed the inner call, and may make it.
 Step = Callable[[Callable[[], Any]], Any]
@@ -158,3 +170,42 @@ class FaultyStore:
     def _take_step(self, method: str, call: Callable[[], Any]) -> Any:
         self.calls.append(method)
         return next(self._plan.get(method, iter(())), passes)(call)
+
+
+class MemoryBucket:
+    """A `idempotent_tasks.stores.ResultStore`.
+
+    Args:
+        above_bytes: from which size on results shall lie here.
+        failures: what the next calls raise, one each; None for one that succeeds.
+    """
+
+    def __init__(self, above_bytes: int | None = None, failures: Iterable[Exception | None] = ()) -> None:
+        self.above_bytes = above_bytes
+        self.objects: dict[str, bytes] = {}
+        #: Until when each object is wanted, in epoch seconds.
+        self.expiries: dict[str, float] = {}
+        #: The calls, in order.
+        self.calls: list[str] = []
+        self._failures: Iterator[Exception | None] = iter(failures)
+
+    def put(self, data: bytes, expires_at: float) -> str:
+        """Keep data under its digest."""
+        self._take_step("put")
+        address = f"s3://results/{sha256(data).hexdigest()}"
+        self.objects[address] = data
+        self.expiries[address] = expires_at
+        return address
+
+    def get(self, address: str) -> bytes:
+        """Return it."""
+        self._take_step("get")
+        if address not in self.objects:
+            raise ResultUnavailableError(f"its result {address} is gone")
+        return self.objects[address]
+
+    def _take_step(self, call: str) -> None:
+        self.calls.append(call)
+        failure = next(self._failures, None)
+        if failure is not None:
+            raise failure

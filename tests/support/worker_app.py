@@ -1,20 +1,43 @@
 """What ``celery -A tests.support.worker_app`` loads: the app that the environment describes."""
 
-import os
 from functools import wraps
 from typing import Any
 
+import kombu
 from celery import signals
 from celery.concurrency.asynpool import AsynPool
 from celery.worker.request import Request
+from kombu.transport.redis import Transport
 
 from idempotent_tasks import IdempotentTask, S3Results
 from idempotent_tasks.core.delivery import DEFERRALS_HEADER
-from tests.support.app import VARIABLE, AppConfig, build_app
-from tests.support.sweeping import sweep_each_second
+from tests.support.app import AppConfig, build_app
+
+#: The first kombu with ``unacked_restore_interval``; older ones sweep 10 s after a worker's start, then every 100 s.
+FIRST_WITH_SWEEPS = (5, 7)
+
+
+def sweep_each_second() -> None:
+    """Have older versions of kombu do what `tests.testbed.brokers.redis` asks newer ones to do."""
+    if tuple(map(int, kombu.__version__.split(".")[:2])) >= FIRST_WITH_SWEEPS:
+        return
+    register = Transport.register_with_event_loop
+
+    def register_and_sweep(transport: Any, connection: Any, loop: Any) -> None:
+        register(transport, connection, loop)
+        loop.call_repeatedly(1, _restore_lost, transport.cycle)
+
+    Transport.register_with_event_loop = register_and_sweep
+
+
+def _restore_lost(cycle: Any) -> None:
+    channel = next((channel for channel in cycle._channels if channel.active_queues), None)
+    if channel is not None:
+        channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=1)
+
 
 sweep_each_second()
-config = AppConfig.from_json(os.environ[VARIABLE])
+config = AppConfig.of_this_process()
 journal = config.journal
 app = build_app(config)
 
@@ -48,7 +71,7 @@ put = S3Results.put
 
 
 def hold_put(results: S3Results, data: bytes, expires_at: float) -> str:
-    """Hold a delivery, if the test wants that, whose result lies in the bucket and is not committed."""
+    """Hold a delivery, if the test wants that, whose result is stored in the bucket and is not committed."""
     address = put(results, data, expires_at)
     journal.pass_gate("stored-in-bucket")
     return address

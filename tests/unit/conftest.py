@@ -9,10 +9,9 @@ from celery import Celery, _state
 
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting
 from tests.support.guarding import Bench, Broken
 from tests.support.inline import InlineWorker
-from tests.support.shop import Shop
+from tests.support.shop import Counting, Shop
 from tests.support.stores import FaultyStore
 
 BOUND_SECONDS = 30.0
@@ -29,7 +28,7 @@ def late_releases() -> Iterator[None]:
     """Let no release outlive its test: its retries would draw random numbers under another test's Hypothesis."""
     yield
     for thread in threading.enumerate():
-        if thread.name == "idempotency-departed-later":
+        if thread.name == "idempotency-reaper-later":
             thread.join(BOUND_SECONDS)
             assert not thread.is_alive(), "a release for a dead process goes on after its test"
 

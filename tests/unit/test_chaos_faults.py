@@ -12,21 +12,20 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from benchmarks.storm import command
-from benchmarks.storm.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
-from benchmarks.storm.deck import Deck
-from benchmarks.storm.gateway import STATUSES, GatewayPages
-from benchmarks.storm.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Plan, Rotation, Trouble, draw
-from benchmarks.storm.report import Report
-from benchmarks.storm.tracing import tracing
-from tests.support.wire import Answer
+from benchmarks.chaos import __main__ as command
+from benchmarks.chaos.contenders import tracing
+from benchmarks.chaos.credentials import LAG_SECONDS, CredentialAnswer, CredentialFault, Credentials
+from benchmarks.chaos.faults import STATUSES, GatewayPages
+from benchmarks.chaos.plan import RELIEF_SECONDS, TROUBLE_SECONDS, Deck, Plan, Rotation, Trouble, draw
+from benchmarks.chaos.report import Report
+from tests.testbed.wire import Answer
 
 NOW = 1_800_000_000.0
 PAGES = 24
 
 
 def plan_of(seed: int, *, faults: bool = True) -> Plan:
-    """Return the plan of a short storm."""
+    """Return the plan of a short run."""
     return draw(seed=seed, keys=20, messages=26, kills=8, threads=False, pause=False, faults=faults)
 
 
@@ -203,7 +202,7 @@ def asked(credentials: Credentials) -> list[CredentialAnswer]:
 
 
 def test_plan_keeps_troubles_and_outages_apart() -> None:
-    """Two in a row would outlast a lease that each of them alone does not; even a short storm has a trouble."""
+    """Two in a row would outlast a lease that each of them alone does not; even a short run has a trouble."""
     for seed in range(200):
         plan = plan_of(seed)
         assert plan.troubles
@@ -229,7 +228,7 @@ def test_plan_rotates_credentials_until_everything_is_at_rest() -> None:
 
 
 def report_of(seed: int, counts: dict[str, int]) -> Report:
-    """Return a report of a storm without contenders."""
+    """Return a report of a run without contenders."""
     return Report(
         plan=plan_of(seed), broker="redis", pool="prefork", extras=("faults",), figures=(), faults={"ours": counts}
     )
@@ -246,7 +245,7 @@ def test_report_counts_the_faults_and_names_those_that_never_came() -> None:
 
 
 @pytest.mark.parametrize(("count", "code"), [(0, 2), (1, 0)])
-def test_storm_without_one_of_its_faults_does_not_pass_for_played(
+def test_run_without_one_of_its_faults_does_not_pass_for_played(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], count: int, code: int
 ) -> None:
     """The exit code says that nothing is shown, and the terminal which fault never came."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from benchmarks.storm.checker import OVERTAKING_SECONDS, Finding, Kind, check
-from benchmarks.storm.history import Event, History, What
-from benchmarks.storm.plan import StrikeKind, draw
-from benchmarks.storm.recovery import Recovery, recoveries, spread
+from benchmarks.chaos.checker import OVERTAKING_SECONDS, Finding, Kind, check
+from benchmarks.chaos.figures import Recovery, recoveries, spread
+from benchmarks.chaos.history import Event, History, What
+from benchmarks.chaos.plan import StrikeKind, draw
 
 W1, W2 = "w1@ours", "w2@ours"
 CHILD, OTHER = 11, 22
@@ -299,7 +299,7 @@ def test_key_without_effect_or_result_is_lost() -> None:
 
 
 def test_publisher_without_a_result_is_no_lost_key() -> None:
-    """One publisher has its result, another was dropped or waits for ever: counted at the publication."""
+    """One publisher has its result, another was dropped or waits indefinitely: counted at the publication."""
     book = Book()
     book.published("m1")
     book.run("a", 1.0, effect=2.0, ended=3.0)
@@ -404,10 +404,10 @@ def test_seed_decides_the_plan() -> None:
     assert plain == draw(seed=1, **size, threads=False, pause=False, faults=False)
     assert plain.digest != draw(seed=2, **size, threads=False, pause=False, faults=False).digest
     assert (len(plain.jobs), len(plain.messages), len(plain.strikes), plain.outages) == (20, 26, 8, ())
-    stormier = draw(seed=1, **size, threads=False, pause=True, faults=True)
-    assert (stormier.jobs, stormier.messages) == (plain.jobs, plain.messages)
-    assert [strike for strike in stormier.strikes if strike.kind.kills] == list(plain.strikes)
-    assert stormier.outages
-    assert {strike.kind for strike in stormier.strikes} == set(StrikeKind)
+    rougher = draw(seed=1, **size, threads=False, pause=True, faults=True)
+    assert (rougher.jobs, rougher.messages) == (plain.jobs, plain.messages)
+    assert [strike for strike in rougher.strikes if strike.kind.kills] == list(plain.strikes)
+    assert rougher.outages
+    assert {strike.kind for strike in rougher.strikes} == set(StrikeKind)
     threads = draw(seed=1, **size, threads=True, pause=False, faults=False)
     assert {strike.kind for strike in threads.strikes} == {StrikeKind.KILL_WORKER}

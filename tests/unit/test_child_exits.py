@@ -62,8 +62,8 @@ def test_a_process_is_watched_once(loop: Hub, process: subprocess.Popen[bytes]) 
     assert not loop.readers
 
 
-def test_a_loop_that_forgot_is_told_anew(loop: Hub, process: subprocess.Popen[bytes]) -> None:
-    """A worker that connects anew resets its loop; the next delivery of the process has it watched again."""
+def test_a_loop_that_forgot_is_told_again(loop: Hub, process: subprocess.Popen[bytes]) -> None:
+    """A worker that connects again resets its loop; the next delivery of the process has it watched again."""
     seen: list[bool] = []
     exits = ChildExitWatcher()
     exits.watch(process.pid, loop, lambda: seen.append(True))

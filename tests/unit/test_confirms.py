@@ -70,7 +70,7 @@ def test_no_confirmation_is_waited_for_forever(
     assert asked == [waits]
 
 
-def test_a_producer_that_failed_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_that_failed_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A confirmation that comes late would be taken for that of the next message."""
     collected: list[str] = []
 

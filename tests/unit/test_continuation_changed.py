@@ -47,7 +47,7 @@ def stop(request: Any, _: Followers) -> None:
 
 
 def empty(request: Any, _: Followers) -> None:
-    """Likewise, in place."""
+    """Let nothing follow, by emptying the lists in place."""
     request.chain.clear()
     request.callbacks.clear()
 

@@ -24,7 +24,7 @@ from idempotent_tasks.messaging.deferral import (
     countdown_seconds,
 )
 from idempotent_tasks.testing import MemoryStore
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 from tests.support.inline import UNREACHABLE, InlineWorker
 
 #: Everything that a caller can say about a message.
@@ -77,7 +77,7 @@ def holder(charge: Task, worker: InlineWorker, store: MemoryStore) -> Iterator[C
     charge.apply(("17",))
     (record,) = store.records()
     store.forget(record.key)
-    answer = store.claim(wish("holder", key=record.key))
+    answer = store.claim(request_by("holder", key=record.key))
     assert isinstance(answer, Granted)
     yield answer.claim
     assert store.get(record.key).owner == "holder"
@@ -192,7 +192,7 @@ def test_an_explicit_key_travels_with_the_copy(charge: Task, worker: InlineWorke
     worker.run_next()
     (record,) = store.records()
     store.forget(record.key)
-    store.claim(wish("holder", key=record.key))
+    store.claim(request_by("holder", key=record.key))
     charge.apply_async(("18",), idempotency_key="ord-17")
     _, copy = defer(worker)
     assert copy.headers["idempotency_key"] == "ord-17"
@@ -255,7 +255,7 @@ def test_a_deferred_message_runs_when_the_holder_has_gone(
     charge.apply(("17",))
     (record,) = store.records()
     store.forget(record.key)
-    answer = store.claim(wish("holder", key=record.key))
+    answer = store.claim(request_by("holder", key=record.key))
     assert isinstance(answer, Granted)
     result = charge.apply_async(("17", 8))
     worker.run_next()

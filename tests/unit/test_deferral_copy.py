@@ -16,7 +16,7 @@ from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import ReceivedMessage
 from idempotent_tasks.events import Deferred
 from idempotent_tasks.messaging.deferral import _message
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 from tests.support.shop import Shop
 
 
@@ -112,7 +112,7 @@ class TestTheWay:
         def change(items: list[int]) -> None:
             items.clear()
             shop.store.forget(shop.key)
-            shop.store.claim(wish("elsewhere", key=shop.key))
+            shop.store.claim(request_by("elsewhere", key=shop.key))
 
         shop.task = app.task(change, base=IdempotentTask, name="shop.charge", shared=False)
         shop.publish(args=([1, 2],))

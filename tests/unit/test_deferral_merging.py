@@ -11,7 +11,7 @@ from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Granted, Record, Status
 from idempotent_tasks.events import Deferred, Merged
 from idempotent_tasks.messaging import confirms
-from tests.support.guarding import done, wish
+from tests.support.guarding import done, request_by
 from tests.support.inline import UNREACHABLE
 from tests.support.shop import Shop
 from tests.support.stores import FaultyStore, down
@@ -88,7 +88,7 @@ def test_a_twin_is_dropped_only_while_the_successor_is_certain(busy: Shop) -> No
 def test_notes_do_not_pile_up(shop: Shop) -> None:
     """A record that many generations wait for knows the last."""
     shop.sells(lambda task: "paid")
-    shop.store.claim(wish("elsewhere", key=shop.key, lease_seconds=10_000))
+    shop.store.claim(request_by("elsewhere", key=shop.key, lease_seconds=10_000))
     copy = deferred_once(shop)
     for _ in range(20):
         shop.worker.run(copy)
@@ -167,7 +167,7 @@ class TestNoProof:
         shop.deliver(idempotency_key="shared")
         (record,) = shop.store.records()
         shop.store.forget(record.key)
-        shop.store.claim(wish("elsewhere", key=record.key))
+        shop.store.claim(request_by("elsewhere", key=record.key))
         shop.publish(idempotency_key="shared")
         shop.worker.run_next()
         (copy,) = generation(shop)
@@ -188,12 +188,12 @@ class TestNoProof:
         if way == "takeover":
             busy.store.clock.sleep(40)
         else:
-            answer = busy.store.claim(wish("elsewhere", key=busy.key))
+            answer = busy.store.claim(request_by("elsewhere", key=busy.key))
             assert isinstance(answer, Granted)
             busy.store.release(answer.claim, "ValueError")
         if way == "commit":
             busy.store.forget(busy.key)
-        assert isinstance(busy.store.claim(wish("successor", key=busy.key)), Granted)
+        assert isinstance(busy.store.claim(request_by("successor", key=busy.key)), Granted)
         self.run_all(busy, [late])
 
     def test_a_note_of_an_older_version(self, busy: Shop) -> None:
@@ -226,7 +226,7 @@ def test_another_message_waits_for_itself(shop: Shop, other: dict[str, Any]) -> 
     shop.deliver(idempotency_key="shared")
     (record,) = shop.store.records()
     shop.store.forget(record.key)
-    shop.store.claim(wish("elsewhere", key=record.key))
+    shop.store.claim(request_by("elsewhere", key=record.key))
     shop.publish(idempotency_key="shared")
     shop.publish(idempotency_key="shared", **other)
     for message in generation(shop):
@@ -241,7 +241,7 @@ def test_the_copy_that_waits_gets_the_outcome(busy: Shop) -> None:
     busy.worker.run(copy)
     busy.worker.run_next()
     claim = busy.store.get(busy.key)
-    answer = busy.store.claim(wish("elsewhere", key=claim.key))
+    answer = busy.store.claim(request_by("elsewhere", key=claim.key))
     assert isinstance(answer, Granted)
     busy.store.commit(answer.claim, done('"of the holder"'), 3600)
     assert busy.worker.drain() == 1

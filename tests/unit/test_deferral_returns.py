@@ -27,7 +27,7 @@ from idempotent_tasks.messaging.deferral import (
 from idempotent_tasks.messaging.queues import QueueLimits
 from idempotent_tasks.testing import FakeClock
 from idempotent_tasks.worker.request import MOST_RETURNED, GuardedRequest, _Workers
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 from tests.support.inline import UNREACHABLE
 from tests.support.shop import Shop
 
@@ -39,7 +39,7 @@ LONG = 10_000
 def cut_off(shop: Shop) -> Shop:
     """A shop whose key another worker holds for long, and whose broker takes no message."""
     shop.sells(lambda task: "paid")
-    shop.store.claim(wish("elsewhere", key=shop.key, lease_seconds=LONG))
+    shop.store.claim(request_by("elsewhere", key=shop.key, lease_seconds=LONG))
     shop.publish()
     shop.app.conf.update(UNREACHABLE)
     return shop
@@ -71,7 +71,7 @@ def test_each_return_waits_longer_to_a_limit(cut_off: Shop, clock: FakeClock) ->
 def test_a_claim_that_ends_soon_is_not_waited_beyond(shop: Shop, clock: FakeClock) -> None:
     """Then it is this delivery's turn."""
     shop.sells(lambda task: "paid")
-    shop.store.claim(wish("elsewhere", key=shop.key, lease_seconds=2))
+    shop.store.claim(request_by("elsewhere", key=shop.key, lease_seconds=2))
     shop.publish()
     shop.app.conf.update(UNREACHABLE)
     (first, second) = pauses(shop, clock, 2)

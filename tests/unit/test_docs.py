@@ -1,5 +1,6 @@
 """The documents that describe the code name all of it, and the pictures are of their sources."""
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -20,6 +21,8 @@ DOCS = ROOT / "docs"
 DIAGRAMS = DOCS / "diagrams"
 REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
 AUTODOC = re.compile(r"^\.\. auto(?:module|class|function|data):: ([\w.]+)", re.MULTILINE)
+#: A step of a walk through the code: a file of the package, and what of it is entered.
+STEP = re.compile(r"`([\w/]+)\.py`\s+`([\w.]+)`")
 #: Of the table of settings or of options: name, default, meaning.
 ROW = re.compile(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", re.MULTILINE)
 #: What `pip install idempotent-tasks` does not bring.
@@ -105,3 +108,13 @@ def test_the_reference_needs_no_extra() -> None:
     command = [sys.executable, "-c", IMPORTING, *AUTODOC.findall(REFERENCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_walks_name_what_is_there() -> None:
+    """Each function that a walk through the code names is in its file."""
+    page = (DOCS / "contributing" / "architecture.md").read_text(encoding="utf-8")
+    steps = STEP.findall(page)
+    assert len(steps) > 30
+    for path, name in steps:
+        module = "idempotent_tasks." + path.replace("/", ".")
+        assert pkgutil.resolve_name(f"{module}:{name}"), (path, name)

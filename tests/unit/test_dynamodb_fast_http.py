@@ -14,7 +14,7 @@ from botocore.exceptions import ConnectTimeoutError, ReadTimeoutError
 from idempotent_tasks.core.retry import limited
 from idempotent_tasks.stores.dynamodb.fast.http import IDLE_SECONDS, IDLE_WITHOUT_SWEEPER, ConnectionPool, Limits
 from idempotent_tasks.testing import FakeClock
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 HEADERS = {"Host": "localhost", "content-length": "2"}
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

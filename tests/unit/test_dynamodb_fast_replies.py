@@ -1,4 +1,4 @@
-"""Answers on the short road: in whatever form and pieces, they are what Python's own client takes them for."""
+"""Answers on the fast path: in whatever form and pieces, they are what Python's own client takes them for."""
 
 from collections import deque
 from http.client import HTTPException, HTTPResponse, IncompleteRead
@@ -112,7 +112,7 @@ def test_any_answer_is_what_pythons_own_client_takes_it_for(answer: bytes, place
 def test_an_answer_of_the_usual_form_is_read_without_it(
     monkeypatch: pytest.MonkeyPatch, body: bytes, piece: int
 ) -> None:
-    """That is what makes the road short; of whatever size, and in whatever pieces its body comes."""
+    """That is what makes the path fast; of whatever size, and in whatever pieces its body comes."""
     monkeypatch.delattr(http, "HTTPResponse")
     answer = b"HTTP/1.1 200 OK\r\nX-Id:  one \r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     pieces = cut(answer, list(range(piece, len(answer), piece)))

@@ -1,4 +1,4 @@
-"""Signatures of the short road: botocore's own, for whatever request, and nothing learned that would not give them."""
+"""Signatures of the fast path: botocore's own, for whatever request, and nothing learned that would not give them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idempotent_tasks.stores.dynamodb.fast.sigv4 import DATE, Signer
-from tests.support.roads import sign_at
+from tests.support.fast_path import sign_at
 
 NOW = datetime(2026, 11, 25, 12, 34, 56, tzinfo=UTC)
 CREDENTIALS = ReadOnlyCredentials("AKIAKEY", "wJalrXUtnFEMI/K7MDENG+bPxRfiCY", "token")

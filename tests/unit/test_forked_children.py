@@ -18,7 +18,7 @@ from idempotent_tasks.messaging.claim_request import request_of
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
 from idempotent_tasks.worker.reaper import ClaimReaper
-from tests.support.forking import Child
+from tests.testbed.forking import Child
 
 BOUND_SECONDS = 30.0
 

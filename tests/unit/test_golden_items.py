@@ -16,7 +16,7 @@ from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.item import Item
 from idempotent_tasks.testing import MemoryStore
-from tests.support.buckets import MemoryBucket
+from tests.support.stores import MemoryBucket
 
 KEY = "shop.charge#3d2a"
 #: What every item of a finished run has.
@@ -44,7 +44,7 @@ ZIPPED_FAILURE = b64decode(
 )
 ADDRESS = "s3://results/shop/63304e867cb9de49356f30da481722a5231038adbb553c08136e386c30e39e02"
 ZIPPED_ADDRESS = "s3://results/shop/d8e23f612e365c78735e8aea78521dcdb534395d87a2e35ee89d9a132380b415"
-#: What lies in the bucket.
+#: What is stored in the bucket.
 OBJECTS = {ADDRESS: b'{"paid": true}', ZIPPED_ADDRESS: ZIPPED_TEAS}
 
 #: The attributes beside `COMMON`, and the result.

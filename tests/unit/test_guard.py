@@ -1,4 +1,4 @@
-"""The guard's ordinary roads: run and commit, replay, busy, mismatch, failure, crash loop."""
+"""The guard's ordinary outcomes: run and commit, replay, busy, mismatch, failure, crash loop."""
 
 import logging
 from typing import Any
@@ -19,7 +19,7 @@ from idempotent_tasks.errors import (
 )
 from idempotent_tasks.events import log_event
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, wish
+from tests.support.guarding import KEY, Bench, deliver, done, grant, make_guard, request_by
 from tests.support.stores import FaultyStore, meanwhile
 
 SECRET = "4111111111111111"
@@ -120,7 +120,7 @@ def test_a_dead_holders_claim_is_taken_over(bench: Bench, clock: FakeClock) -> N
 
 
 def test_an_expired_outcome_is_run_again(bench: Bench, clock: FakeClock) -> None:
-    """After the retention the key starts anew."""
+    """After the retention the key starts again."""
     bench.deliver("one", "old")
     clock.advance(3_602)
     assert bench.deliver("two", "new") == Returned("new")
@@ -229,8 +229,8 @@ def test_the_last_attempt_before_a_crash_loop_runs(bench: Bench, clock: FakeCloc
     assert bench.deliver("three", guard=bench.guard(max_crashes=3)) == Returned("done")
 
 
-def test_a_crash_loop_can_be_tried_anew(bench: Bench, clock: FakeClock) -> None:
-    """The failed delivery frees the key and its count, so that publishing anew after a repair works."""
+def test_a_crash_loop_can_be_tried_again(bench: Bench, clock: FakeClock) -> None:
+    """The failed delivery frees the key and its count, so that publishing again after a repair works."""
     grant(bench.store, "dead")
     clock.advance(31)
     with pytest.raises(CrashLoopError):
@@ -240,7 +240,7 @@ def test_a_crash_loop_can_be_tried_anew(bench: Bench, clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("clean_end", [KeyError("x"), Retry()], ids=repr)
 def test_a_clean_end_resets_the_count(bench: Bench, clock: FakeClock, clean_end: BaseException) -> None:
-    """Crashes count in a row: a run that failed in an orderly way starts the count anew."""
+    """Crashes count in a row: a run that failed in an orderly way starts the count again."""
     for _ in range(3):
         grant(bench.store, "dead")
         clock.advance(31)
@@ -290,4 +290,4 @@ def test_two_keys_do_not_meet(bench: Bench) -> None:
     """A claim holds its own key only."""
     grant(bench.store, "holder")
     assert bench.deliver("two", key="shop.charge#18") == Returned("done")
-    assert deliver(bench.guard(), wish("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")
+    assert deliver(bench.guard(), request_by("three", key="shop.charge#18"), lambda run: "again") == Replayed("done")

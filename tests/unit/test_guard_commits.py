@@ -15,36 +15,34 @@ from idempotent_tasks.core.records import Busy
 from idempotent_tasks.core.retry import COMMIT_RETRY_SECONDS
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.buckets import MemoryBucket
-from tests.support.guarding import KEY, Bench, Broken, Keeping, done, grant, make_guard, wish
-from tests.support.keeping import ManualRenewer
-from tests.support.stores import FaultyStore, down, lost_answer, meanwhile
+from tests.support.guarding import KEY, Bench, Broken, Keeping, ManualRenewer, done, grant, make_guard, request_by
+from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile
 
 LEASE = 4.0
 
 
 @pytest.fixture
-def keeper() -> ManualRenewer:
-    """A keeper that renews when time passes in `Renewing`."""
+def renewer() -> ManualRenewer:
+    """A renewer that renews when time passes in `Renewing`."""
     return ManualRenewer()
 
 
-def keeping(bench: Bench, keeper: ManualRenewer, longest: float | None = None) -> Keeping:
-    """Return what keeps a claim of the bench with the keeper, for so many seconds at most."""
+def keeping(bench: Bench, renewer: ManualRenewer, longest: float | None = None) -> Keeping:
+    """Return what keeps a claim of the bench with the renewer, for so many seconds at most."""
     term = LeaseTerms(lease_seconds=LEASE, renewed=True, longest_seconds=longest)
 
     def keep(run: RunContext) -> AbstractContextManager[None]:
-        return keeper.renewing(run, bench.store, term, bench.seen.append)
+        return renewer.renewing(run, bench.store, term, bench.seen.append)
 
     return keep
 
 
-def passing(clock: FakeClock, keeper: ManualRenewer, seconds: float) -> None:
-    """Let time pass in which the keeper works."""
+def passing(clock: FakeClock, renewer: ManualRenewer, seconds: float) -> None:
+    """Let time pass in which the renewer works."""
     end = clock.now() + seconds
     while clock.now() < end:
         clock.advance(min(LEASE / 8, end - clock.now()))
-        keeper.renew_due()
+        renewer.renew_due()
 
 
 class SlowBucket(MemoryBucket):
@@ -62,102 +60,102 @@ class SlowBucket(MemoryBucket):
 
 def others_wait(bench: Bench) -> None:
     """Have another delivery meet the key held."""
-    assert isinstance(bench.guard().deliver(wish("other"), lambda _: "stolen"), Busy)
+    assert isinstance(bench.guard().deliver(request_by("other"), lambda _: "stolen"), Busy)
 
 
-def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
+def test_an_upload_that_outlasts_a_lease_is_renewed(bench: Bench, clock: FakeClock, renewer: ManualRenewer) -> None:
     """The lease lives as long as our own work: the body runs once although its result takes six seconds to store."""
 
     def wait() -> None:
-        passing(clock, keeper, 6)
+        passing(clock, renewer, 6)
         others_wait(bench)
 
-    guard = bench.guard(keeping(bench, keeper), bucket=SlowBucket(wait))
+    guard = bench.guard(keeping(bench, renewer), bucket=SlowBucket(wait))
     assert bench.deliver(value="x" * 100, guard=guard, lease_seconds=LEASE) == Returned("x" * 100)
     assert "Lost" not in bench.events()
     assert bench.events()[-1] == "Committed"
 
 
-def test_a_result_that_is_slow_to_write_is_renewed(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
+def test_a_result_that_is_slow_to_write_is_renewed(bench: Bench, clock: FakeClock, renewer: ManualRenewer) -> None:
     """So it is where the result's own code takes long."""
 
     class Slow(dict[str, Any]):
         def items(self) -> Any:
-            passing(clock, keeper, 6)
+            passing(clock, renewer, 6)
             others_wait(bench)
             return super().items()
 
-    bench.deliver(value=Slow(paid=True), guard=bench.guard(keeping(bench, keeper)), lease_seconds=LEASE)
+    bench.deliver(value=Slow(paid=True), guard=bench.guard(keeping(bench, renewer)), lease_seconds=LEASE)
     assert "Lost" not in bench.events()
     assert bench.ran == ["one"]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("throttled"), StoreMisconfiguredError("too large")], ids=repr)
 def test_a_commit_is_tried_while_the_claim_is_renewed(
-    broken: Broken, clock: FakeClock, keeper: ManualRenewer, error: Exception
+    broken: Broken, clock: FakeClock, renewer: ManualRenewer, error: Exception
 ) -> None:
     """A large outcome may be throttled for longer than a lease, while the small renewals pass."""
     well_at = clock.now() + 20
 
     def throttled(call: Callable[[], Any]) -> Any:
-        passing(clock, keeper, 0.5)
+        passing(clock, renewer, 0.5)
         if clock.now() < well_at:
             raise error
         return call()
 
     bench = broken(commit=repeat(throttled))
-    guard = bench.guard(keeping(bench, keeper))
+    guard = bench.guard(keeping(bench, renewer))
     assert bench.deliver(guard=guard, lease_seconds=LEASE) == Returned("done")
     assert bench.events()[-1] == "Committed"
 
 
 @pytest.mark.parametrize(("longest", "most"), [(None, COMMIT_RETRY_SECONDS), (15.0, 15.0)], ids=["no limit", "limit"])
 def test_a_commit_that_is_never_taken_ends(
-    broken: Broken, clock: FakeClock, keeper: ManualRenewer, longest: float | None, most: float
+    broken: Broken, clock: FakeClock, renewer: ManualRenewer, longest: float | None, most: float
 ) -> None:
-    """Renewals that pass do not keep a run in its slot for ever; nor do they past its hard limit."""
+    """Renewals that pass do not keep a run in its slot indefinitely; nor do they past its hard limit."""
 
     def refused(call: Callable[[], Any]) -> Any:
-        passing(clock, keeper, 0.2)
+        passing(clock, renewer, 0.2)
         raise StoreMisconfiguredError("too large")
 
     begun = clock.now()
     bench = broken(commit=repeat(refused))
-    guard = bench.guard(keeping(bench, keeper, longest))
+    guard = bench.guard(keeping(bench, renewer, longest))
     assert bench.deliver(guard=guard, lease_seconds=LEASE) == Returned("done")
     assert bench.the(events.Unrecorded).reason == "StoreMisconfiguredError"
     assert most - 2 < clock.now() - begun <= most + 0.5
 
 
-def test_an_outage_ends_with_the_lease(broken: Broken, clock: FakeClock, keeper: ManualRenewer) -> None:
+def test_an_outage_ends_with_the_lease(broken: Broken, clock: FakeClock, renewer: ManualRenewer) -> None:
     """A claim that cannot be renewed either is over after its lease, and so are the tries, at 5 s at least."""
 
     def away(call: Callable[[], Any]) -> Any:
-        passing(clock, keeper, 0.1)
+        passing(clock, renewer, 0.1)
         raise StoreUnavailableError("away")
 
     begun = clock.now()
     bench = broken(commit=repeat(away), renew=repeat(down()))
-    assert bench.deliver(guard=bench.guard(keeping(bench, keeper)), lease_seconds=LEASE) == Returned("done")
+    assert bench.deliver(guard=bench.guard(keeping(bench, renewer)), lease_seconds=LEASE) == Returned("done")
     assert 4 < clock.now() - begun <= 5.5
 
 
 @pytest.mark.parametrize("landed", ["answered", "answer lost"])
 def test_a_renewal_that_meets_our_own_commit_is_no_loss(
-    store: MemoryStore, clock: FakeClock, keeper: ManualRenewer, landed: str
+    store: MemoryStore, clock: FakeClock, renewer: ManualRenewer, landed: str
 ) -> None:
     """It finds no claim any more, because the run has ended it."""
 
     def committed(call: Callable[[], Any]) -> Any:
         answer = call()
-        passing(clock, keeper, LEASE / 2)
+        passing(clock, renewer, LEASE / 2)
         if landed == "answer lost":
             raise StoreUnavailableError
         return answer
 
     bench = Bench(FaultyStore(store, commit=[committed]))
     runs: list[RunContext] = []
-    guard = bench.guard(keeping(bench, keeper))
+    guard = bench.guard(keeping(bench, renewer))
     assert bench.deliver(value=runs.append, guard=guard, lease_seconds=LEASE) == Returned(None)
     assert isinstance(bench.store, FaultyStore)
     assert "renew" in bench.store.calls
@@ -165,28 +163,30 @@ def test_a_renewal_that_meets_our_own_commit_is_no_loss(
     assert not runs[0].lost
 
 
-def test_a_renewal_that_meets_our_own_release_is_no_loss(bench: Bench, clock: FakeClock, keeper: ManualRenewer) -> None:
+def test_a_renewal_that_meets_our_own_release_is_no_loss(
+    bench: Bench, clock: FakeClock, renewer: ManualRenewer
+) -> None:
     """A body that handed its key over, for a retry, and runs on for a while is told of no loss."""
 
     def body(run: RunContext) -> None:
         run.hand_over("Retry")
-        passing(clock, keeper, LEASE)
+        passing(clock, renewer, LEASE)
 
-    bench.deliver(value=body, guard=bench.guard(keeping(bench, keeper)), lease_seconds=LEASE)
+    bench.deliver(value=body, guard=bench.guard(keeping(bench, renewer)), lease_seconds=LEASE)
     assert bench.events() == ["Claimed", "Released"]
 
 
 def test_a_claim_that_is_lost_during_an_upload_is_told_and_the_commit_decides(
-    bench: Bench, store: MemoryStore, clock: FakeClock, keeper: ManualRenewer
+    bench: Bench, store: MemoryStore, clock: FakeClock, renewer: ManualRenewer
 ) -> None:
     """The renewal finds another owner before the commit is tried: a real loss."""
 
     def wait() -> None:
         clock.advance(LEASE + 1)
         store.commit(grant(store, "other"), done('"of the other"'), 3600)
-        keeper.renew_due()
+        renewer.renew_due()
 
-    guard = bench.guard(keeping(bench, keeper), bucket=SlowBucket(wait))
+    guard = bench.guard(keeping(bench, renewer), bucket=SlowBucket(wait))
     assert bench.deliver(guard=guard, lease_seconds=LEASE) == Replayed("of the other")
     assert bench.events() == ["Claimed", "Lost", "Superseded", "Replayed"]
 

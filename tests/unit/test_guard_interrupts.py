@@ -98,7 +98,7 @@ def test_right_after_the_body(bench: Bench, store: MemoryStore) -> None:
     assert store.get(KEY).status is Status.COMPLETED
 
 
-def test_a_keepers_own_error_after_the_body_comes_out(bench: Bench, store: MemoryStore) -> None:
+def test_a_renewers_own_error_after_the_body_comes_out(bench: Bench, store: MemoryStore) -> None:
     """Only interrupts come too late to mean anything; the outcome, which was on record before, stays."""
 
     @contextmanager

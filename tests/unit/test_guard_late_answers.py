@@ -8,7 +8,7 @@ from idempotent_tasks.core.guard import Replayed, Returned, Unclaimed
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.records import Busy, Renewed, Status
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import KEY, Broken, done, grant, wish
+from tests.support.guarding import KEY, Broken, done, grant, request_by
 from tests.support.stores import FaultyStore, lost_answer, meanwhile, stands_still
 
 
@@ -109,7 +109,9 @@ def test_an_outcome_whose_time_had_passed_is_kept_from_its_answer_on(
 
 def test_a_late_claim_of_ones_own_is_no_outcome(broken: Broken, store: MemoryStore, clock: FakeClock) -> None:
     """An early request of the claim, long on its way, lands before the outcome is put back: it is committed to."""
-    bench = broken(commit=[meanwhile(lambda: store.forget(KEY))], restore=[meanwhile(lambda: store.claim(wish()))])
+    bench = broken(
+        commit=[meanwhile(lambda: store.forget(KEY))], restore=[meanwhile(lambda: store.claim(request_by()))]
+    )
     assert bench.deliver() == Returned("done")
     assert bench.events() == ["Claimed", "Committed"]
     assert store.get(KEY).status is Status.COMPLETED

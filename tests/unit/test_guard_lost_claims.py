@@ -123,7 +123,7 @@ def test_vanished_retaken_and_vanished_again_is_still_committed(broken: Broken, 
 
 
 def test_a_record_that_vanishes_at_every_look_is_unrecorded(broken: Broken, store: MemoryStore) -> None:
-    """The guard does not chase a record for ever."""
+    """The guard does not chase a record indefinitely."""
     bench = broken(commit=repeat(answers(Vanished())), restore=repeat(down()))
     assert bench.deliver() == Returned("done")
     assert bench.events() == ["Claimed", "Unrecorded"]

@@ -23,9 +23,8 @@ from idempotent_tasks.errors import (
     StoreUnavailableError,
 )
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.buckets import MemoryBucket
 from tests.support.guarding import KEY, Bench, Broken, Interrupt, grant
-from tests.support.stores import down, meanwhile
+from tests.support.stores import MemoryBucket, down, meanwhile
 
 #: Larger than a store with this limit takes, however it is compressed.
 LARGE = secrets.token_hex(4000)

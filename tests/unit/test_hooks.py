@@ -13,7 +13,7 @@ from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import HARD_LIMIT_ENTRY
 from idempotent_tasks.settings import PORT_VARIABLE
 from tests.support.inline import InlineWorker
-from tests.support.processes import free_port, listening
+from tests.testbed.processes import free_port, listening
 
 #: A port of the local host on which nothing listens.
 NOWHERE = "dynamodb://127.0.0.1:1/keys"

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from idempotent_tasks.core.canonical import canonical
 from idempotent_tasks.core.delivery import Delivery
 from idempotent_tasks.core.keys import Selector, check_explicit_key, payload_digest
-from tests.support.selecting import TASK, charge, deliver, key_of
+from tests.support.shop import TASK, charge, deliver, key_of
 
 
 class Currency(Enum):

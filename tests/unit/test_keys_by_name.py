@@ -6,8 +6,8 @@ import pytest
 from celery import Celery, chain, group
 
 from idempotent_tasks import ConfigurationError, IdempotentTask, KeyEncodingError, MissingKeyError
-from tests.support.counting import Counting
 from tests.support.inline import InlineWorker
+from tests.support.shop import Counting
 from tests.unit.test_task_publishing import keys
 
 

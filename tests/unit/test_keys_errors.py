@@ -8,7 +8,7 @@ import pytest
 
 from idempotent_tasks.core.keys import Selector, check_prefix, payload_digest
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, KeyEncodingError, MissingKeyError
-from tests.support.selecting import SECRET, TASK, charge, deliver, key_of
+from tests.support.shop import SECRET, TASK, charge, deliver, key_of
 
 
 def test_a_callables_own_error_comes_out() -> None:

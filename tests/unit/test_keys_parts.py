@@ -10,8 +10,7 @@ from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.core.delivery import Delivery
 from idempotent_tasks.core.keys import Selector, payload_digest
 from idempotent_tasks.errors import KeyEncodingError, MissingKeyError
-from tests.support.selecting import SECRET, TASK, charge, deliver, key_of
-from tests.support.shop import Shop
+from tests.support.shop import SECRET, TASK, Shop, charge, deliver, key_of
 
 #: A delivery whose invoice spells its number otherwise than the keys below.
 INVOICE = deliver({"nr": 17, "year": 2026, "none": None, "lines": [{"sku": 1}, {"nr": 2}]}, "c-1")

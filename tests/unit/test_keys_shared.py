@@ -9,8 +9,8 @@ from celery.canvas import Signature
 
 from idempotent_tasks import ConfigurationError, PayloadMismatchError
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import make
 from tests.support.inline import InlineWorker
+from tests.support.shop import make
 
 KEY = {"idempotency_key": "req-1"}
 HEADERS = {"headers": {"idempotency_key": "req-1"}}

@@ -207,7 +207,7 @@ class TestCeleryEvents:
 
     @pytest.mark.parametrize(("event", "level"), SAMPLES, ids=[type(event).__name__ for event, _ in SAMPLES])
     def test_only_what_celery_does_not_show_is_a_state(self, event: events.Event, level: int) -> None:
-        """A task that runs again after a release is shown as started, not as released for ever."""
+        """A task that runs again after a release is shown as started, not as released indefinitely."""
         state, told = State(), {"uuid": "4f1c", "hostname": "w1@shop", "pid": 1, "utcoffset": 0}
         kinds = ["task-received", "task-started", celery_events.event_type(type(event)), "task-started"]
         for clock, kind in enumerate(kinds, 1):

@@ -11,7 +11,7 @@ from celery import Celery
 from idempotent_tasks import ConfigurationError, DynamoDBStore, PayloadMismatchError, Record
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import make
+from tests.support.shop import make
 
 TABLE = "dynamodb://eu-west-1/keys"
 THREADS = 8

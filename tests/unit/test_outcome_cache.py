@@ -14,12 +14,12 @@ from idempotent_tasks.events import Event, Replayed
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.cache import CachedStore, OutcomeCache
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
-from tests.support.forking import Child
-from tests.support.guarding import KEY, done, grant, wish
+from tests.support.guarding import KEY, done, grant, request_by
 from tests.support.inline import InlineWorker
-from tests.support.remembering import remember_ten_thousand
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
+from tests.testbed.forking import Child
+from tests.testbed.outcome_memory import remember_ten_thousand
 
 CACHED = {"key": "order", "cache": 60}
 RETENTION = 3600
@@ -63,7 +63,7 @@ class TestStore:
         """All that a replay needs is what the store would have said."""
         cached.commit(grant(cached, validation="a"), done(), RETENTION)
         asked.calls.clear()
-        answer = cached.claim(wish("two", validation="a"))
+        answer = cached.claim(request_by("two", validation="a"))
         assert asked.calls == []
         assert isinstance(answer, Finished)
         told, stored = answer.record, store.get(KEY)
@@ -77,7 +77,7 @@ class TestStore:
     ) -> None:
         """The first replay asks, the next ones do not."""
         store.commit(grant(store), done(), RETENTION)
-        answers = [cached.claim(wish(owner)) for owner in ("two", "three", "four")]
+        answers = [cached.claim(request_by(owner)) for owner in ("two", "three", "four")]
         assert [type(answer) for answer in answers] == [Finished] * 3
         assert asked.calls == ["claim"]
 
@@ -85,7 +85,7 @@ class TestStore:
         """It is served like a result."""
         failed = Outcome(status=Status.FAILED, codec="json", data='"no"', error="ValueError")
         cached.commit(grant(cached), failed, RETENTION)
-        answer = cached.claim(wish("two"))
+        answer = cached.claim(request_by("two"))
         assert isinstance(answer, Finished)
         assert (answer.record.status, answer.record.error) == (Status.FAILED, "ValueError")
         assert asked.calls == ["claim", "commit"]
@@ -93,7 +93,7 @@ class TestStore:
     def test_a_running_key_is_asked_for_each_time(self, cached: CachedStore, asked: FaultyStore) -> None:
         """Only outcomes last."""
         grant(cached)
-        assert [type(cached.claim(wish(owner))) for owner in ("two", "three")] == [Busy, Busy]
+        assert [type(cached.claim(request_by(owner))) for owner in ("two", "three")] == [Busy, Busy]
         assert asked.calls == ["claim"] * 3
 
     def test_an_outcome_that_did_not_count_is_not_told(
@@ -104,7 +104,7 @@ class TestStore:
         clock.advance(31)
         store.commit(grant(store, "two"), done('"second"'), RETENTION)
         cached.commit(late, done('"late"'), RETENTION)
-        answer = cached.claim(wish("three"))
+        answer = cached.claim(request_by("three"))
         assert isinstance(answer, Finished)
         assert answer.record.data == '"second"'
 
@@ -119,7 +119,7 @@ class TestStore:
     def test_another_payload_is_a_mismatch(self, cached: CachedStore, asked: FaultyStore) -> None:
         """From memory, too."""
         cached.commit(grant(cached, validation="a"), done(), RETENTION)
-        assert cached.claim(wish("two", validation="b")) == Mismatch("a", "b")
+        assert cached.claim(request_by("two", validation="b")) == Mismatch("a", "b")
         assert asked.calls == ["claim", "commit"]
 
     def test_everything_else_is_passed_on(self, cached: CachedStore, asked: FaultyStore, store: MemoryStore) -> None:
@@ -143,7 +143,7 @@ class TestHowLong:
         cached.commit(grant(cached), done(), RETENTION)
         for seconds in (50, 15):
             clock.advance(seconds)
-            cached.claim(wish("two"))
+            cached.claim(request_by("two"))
         assert asked.calls == ["claim", "commit", "claim"]
 
     def test_not_after_the_record_has_expired(self, cached: CachedStore, asked: FaultyStore, clock: FakeClock) -> None:
@@ -159,7 +159,7 @@ class TestHowLong:
         """What an operator forgets reaches other processes when their memory has run out."""
         cached.commit(grant(cached), done(), RETENTION)
         store.forget(KEY)
-        assert isinstance(cached.claim(wish("two")), Finished)
+        assert isinstance(cached.claim(request_by("two")), Finished)
         clock.advance(61)
         assert grant(cached, "two").attempt == 1
 
@@ -172,9 +172,9 @@ class TestBounds:
         cache = OutcomeCache(clock, most=3, most_bytes=1_000_000)
         for number in range(3):
             cache.remember(outcome(f"k#{number}"), 60)
-        assert cache.recall(wish(key="k#0")) is not None
+        assert cache.recall(request_by(key="k#0")) is not None
         cache.remember(outcome("k#3"), 60)
-        kept = [number for number in range(4) if cache.recall(wish(key=f"k#{number}")) is not None]
+        kept = [number for number in range(4) if cache.recall(request_by(key=f"k#{number}")) is not None]
         assert (kept, len(cache)) == ([0, 2, 3], 3)
 
     def test_their_bytes(self, clock: FakeClock) -> None:
@@ -184,14 +184,14 @@ class TestBounds:
             cache.remember(outcome(f"k#{number}", "x" * 9_000), 60)
         assert len(cache) == 10
         cache.remember(outcome("large", "x" * 100_000), 60)
-        assert (len(cache), cache.recall(wish(key="large"))) == (10, None)
+        assert (len(cache), cache.recall(request_by(key="large"))) == (10, None)
 
     def test_an_outcome_that_is_remembered_again_is_kept_once(self, clock: FakeClock) -> None:
         """And with what was said last."""
         cache = OutcomeCache(clock, most=10, most_bytes=100_000)
         for data in ("1", "2"):
             cache.remember(outcome(data=data), 60)
-        answer = cache.recall(wish("two"))
+        answer = cache.recall(request_by("two"))
         assert isinstance(answer, Finished)
         assert (len(cache), answer.record.data) == (1, "2")
 
@@ -217,7 +217,7 @@ class TestProcesses:
             for number in range(2000):
                 key = f"k#{(number * (thread + 1)) % 97}"
                 cache.remember(outcome(key, data=f'"{key}"'), 60)
-                answer = cache.recall(wish(key=f"k#{number % 97}"))
+                answer = cache.recall(request_by(key=f"k#{number % 97}"))
                 if isinstance(answer, Finished) and answer.record.data != f'"k#{number % 97}"':
                     wrong.append(key)
             return wrong
@@ -231,7 +231,7 @@ class TestProcesses:
         cache.remember(outcome(), 60)
 
         def in_child() -> tuple[bool, int]:
-            forgotten = cache.recall(wish("two")) is None
+            forgotten = cache.recall(request_by("two")) is None
             cache.remember(outcome("k#2"), 60)
             return forgotten, len(cache)
 

@@ -26,7 +26,7 @@ from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.powertools import MAX_INFLATED_BYTES, digest, prepared, result_text
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError, ResultEncodingError
-from tests.support.selecting import SECRET, charge, deliver
+from tests.support.shop import SECRET, charge, deliver
 
 PREFIX = "shop"
 PLENTY = 400_000

@@ -1,15 +1,21 @@
-"""Whether a process has ended: real processes, and names from other places, of which nothing is certain."""
+"""Processes: whether one has ended, for certain only where it is a real one of this machine; and several in one."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from idempotent_tasks.core.processes import current_process, has_ended, this_process
-from tests.support.waiting import wait_for
+from idempotent_tasks.core.lease import Lease, LeaseRenewer
+from idempotent_tasks.core.processes import Process, current_process, has_ended, running_as, this_process
+from idempotent_tasks.messaging.deferral import Publisher
+from idempotent_tasks.testing import FakeClock, MemoryStore
+from tests.support.guarding import TERMS, start, unseen
+from tests.testbed.forking import Child
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 #: Above the largest that Linux gives.
@@ -143,3 +149,62 @@ def test_a_process_whose_first_thread_ended_lives() -> None:
 def state_of(pid: int) -> str:
     """Return the state of a process's first thread."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+class Simulated(Process):
+    """A process that stands in for the operating system's own, with a name and a clock of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self._name = name
+
+    def name(self, watcher: int | None = None) -> str:
+        """Return the name."""
+        return self._name
+
+
+def test_two_processes_in_one_share_nothing() -> None:
+    """What is made on first use belongs to the process that the code runs in, and so do its name and its time."""
+    first, second = Simulated("first"), Simulated("second")
+    with running_as(first):
+        renewer = this_process().own(LeaseRenewer)
+        assert this_process().own(LeaseRenewer) is renewer
+        this_process().clock.sleep(5)
+        with running_as(second):
+            assert this_process().own(LeaseRenewer) is not renewer
+            assert (this_process().name(), this_process().clock.now()) == ("second", FakeClock().now())
+        assert (this_process().name(), this_process().clock.now()) == ("first", FakeClock().now() + 5)
+    assert this_process().name() == current_process()
+
+
+def test_what_a_process_is_provided_with_stands_in() -> None:
+    """A port is replaced by what speaks its protocol, in that process only."""
+    process, publisher = Simulated("first"), Publisher()
+    process.provide(Publisher, publisher)
+    with running_as(process):
+        assert this_process().own(Publisher) is publisher
+    assert this_process().own(Publisher) is not publisher
+
+
+def test_a_process_starts_its_own_renewer(store: MemoryStore) -> None:
+    """The claims of a process are renewed by a thread that it starts itself."""
+    started: list[str] = []
+
+    class Recording(Simulated):
+        def spawn(self, work: Callable[[], None], name: str) -> threading.Thread:
+            started.append(name)
+            return threading.Thread(target=work)
+
+    lease = Lease(terms=TERMS, store=store, observe=unseen)
+    with running_as(Recording("first")), lease.renewing(start(store)):
+        pass
+    assert started == ["idempotency-lease-renewer"]
+
+
+# Python 3.12 and later warn of any fork beside a thread.
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_child_has_objects_of_its_own() -> None:
+    """A forked child does not use what its parent's threads use."""
+    parents = id(this_process().own(LeaseRenewer))
+    assert Child(lambda: id(this_process().own(LeaseRenewer)) != parents).result()

@@ -28,11 +28,11 @@ from idempotent_tasks import (
 from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
-from tests.support.guarding import wish
+from tests.support.guarding import request_by
 from tests.support.inline import UNREACHABLE, InlineWorker
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, Step, down, lost_answer
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
 STEPS = {"down": down(), "no-table": down(StoreMisconfiguredError("no table")), "lost-answer": lost_answer()}
@@ -450,7 +450,7 @@ class TestFailingPublish:
         task = counting.make(app, idempotency=JOIN)
         with pytest.raises(OperationalError):
             task.delay("ord-1")
-        store.claim(wish("dies", key=only(store).key))
+        store.claim(request_by("dies", key=only(store).key))
         clock.advance(31)
         with pytest.raises(OperationalError):
             task.delay("ord-1")
@@ -486,7 +486,7 @@ class TestStoreErrors:
 
     @pytest.fixture(params=STEPS.values(), ids=list(STEPS))
     def cut_off(self, request: pytest.FixtureRequest, app: Celery, store: MemoryStore) -> Celery:
-        """A producer's app whose store fails; the worker's will be mended."""
+        """A producer's app whose store fails; the worker's will be healed."""
         app.conf.idempotency_store = FaultyStore(store, claim=[request.param] * 50)
         return app
 

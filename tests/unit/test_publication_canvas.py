@@ -12,8 +12,8 @@ from idempotent_tasks import DuplicateError
 from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.inline import InlineWorker
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
 
 MODES = ["join", "raise"]
@@ -57,7 +57,7 @@ class TestRetries:
 
     @each_mode
     def test_autoretry(self, app: Celery, worker: InlineWorker, mode: str) -> None:
-        """``autoretry_for`` takes the same road, and a joiner has the result that comes at last."""
+        """``autoretry_for`` goes the same way, and a joiner has the result that comes at last."""
         failures = [KeyError(), KeyError()]
 
         def body(order: str) -> str:

@@ -8,8 +8,8 @@ from celery import Celery
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import make
 from tests.support.inline import InlineWorker
+from tests.support.shop import make
 
 pytest.importorskip("django")
 

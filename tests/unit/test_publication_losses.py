@@ -11,8 +11,8 @@ from celery.worker.state import revoked
 from idempotent_tasks import DuplicateError
 from idempotent_tasks.events import Event, Joined
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.inline import InlineWorker
+from tests.support.shop import Counting, make
 
 JOIN = {"key": "order", "at_publish": "join"}
 

@@ -14,7 +14,7 @@ from idempotent_tasks import MemoryStore
 from idempotent_tasks.events import Event
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock
-from tests.support.counting import Counting
+from tests.support.shop import Counting
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
 

@@ -26,7 +26,7 @@ from idempotent_tasks.worker.reaper import ClaimReaper
 from idempotent_tasks.worker.request import request_or_none
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 

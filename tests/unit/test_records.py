@@ -19,7 +19,7 @@ from idempotent_tasks.core.records import (
     expiration_seconds,
     release_time,
 )
-from tests.support.guarding import KEY, wish
+from tests.support.guarding import KEY, request_by
 
 NOW = 1_700_000_000.0
 
@@ -56,7 +56,7 @@ def record(**given_fields: Any) -> Record:
 )
 def test_who_may_claim(held: Record | None, granted: bool) -> None:
     """A key is free where nothing holds it, or what held it has expired; an outcome is nobody's to claim."""
-    assert claimable(held, wish("two"), NOW) is granted
+    assert claimable(held, request_by("two"), NOW) is granted
 
 
 @pytest.mark.parametrize(
@@ -67,18 +67,18 @@ def test_who_may_claim(held: Record | None, granted: bool) -> None:
 def test_a_takeover_needs_the_same_payload(stored: str | None, offered: str | None, granted: bool) -> None:
     """An expired claim is taken over with its payload or without knowledge of one, never with another."""
     held = record(in_progress_expiration=0, validation=stored)
-    assert claimable(held, wish("two", validation=offered), NOW) is granted
+    assert claimable(held, request_by("two", validation=offered), NOW) is granted
 
 
 def test_an_expired_record_takes_any_payload() -> None:
-    """After its retention a key starts anew."""
+    """After its retention a key starts again."""
     held = record(expiration=int(NOW) - 1, validation="a")
-    assert claimable(held, wish("two", validation="b"), NOW)
+    assert claimable(held, request_by("two", validation="b"), NOW)
 
 
 def test_a_refusal_with_ones_own_token_is_a_grant() -> None:
     """The first try of this request landed and its answer was lost: the claim is the one it made."""
-    request = wish("one")
+    request = request_by("one")
     answer = answer_refusal(record(fence=9, attempt=2), request)
     assert answer == Granted(Claim(request=request, fence=9, attempt=2, in_progress_expiration=int((NOW + 30) * 1000)))
 
@@ -86,7 +86,7 @@ def test_a_refusal_with_ones_own_token_is_a_grant() -> None:
 def test_ones_own_token_on_an_outcome_is_no_grant() -> None:
     """A finished key is finished for its own runner too."""
     finished = record(status=Status.COMPLETED)
-    assert answer_refusal(finished, wish("one")) == Finished(finished)
+    assert answer_refusal(finished, request_by("one")) == Finished(finished)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,11 @@ def test_ones_own_token_on_an_outcome_is_no_grant() -> None:
 def test_no_request_for_a_claim_is_younger_than_its_release(fence: int, claimed_at: int, wanted: int) -> None:
     """A request that is on its way is refused by the time, also where the clock of whoever sent it was a bit ahead."""
     claim = Claim(
-        request=wish("one"), fence=fence, attempt=1, in_progress_expiration=int(NOW + 30) * 1000, claimed_at=claimed_at
+        request=request_by("one"),
+        fence=fence,
+        attempt=1,
+        in_progress_expiration=int(NOW + 30) * 1000,
+        claimed_at=claimed_at,
     )
     assert release_time(claim, NOW) == wanted
 
@@ -121,13 +125,13 @@ def test_what_is_free(changed: dict[str, Any], free: bool) -> None:
     """A release leaves no owner; a function under Powertools writes neither an owner nor a fence."""
     held = record(**changed)
     assert held.free is free
-    assert claimable(held, wish("two"), NOW) is free
+    assert claimable(held, request_by("two"), NOW) is free
 
 
 def test_a_running_holder_is_named() -> None:
     """A busy key says until when, and by whom."""
     held = record()
-    assert answer_refusal(held, wish("two")) == Busy(NOW + 30, held)
+    assert answer_refusal(held, request_by("two")) == Busy(NOW + 30, held)
 
 
 def test_a_claim_is_never_busy_beyond_its_record() -> None:
@@ -141,14 +145,14 @@ def test_a_claim_is_never_busy_beyond_its_record() -> None:
 def test_another_payload_is_a_mismatch_whatever_the_status(status: Status) -> None:
     """Two payloads under one key never meet silently."""
     held = record(status=status, validation="a")
-    assert answer_refusal(held, wish("two", validation="b")) == Mismatch("a", "b")
+    assert answer_refusal(held, request_by("two", validation="b")) == Mismatch("a", "b")
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED])
 def test_an_outcome_is_finished(status: Status) -> None:
     """Who meets an outcome is given its record."""
     held = record(status=status, validation="a")
-    assert answer_refusal(held, wish("two", validation="a")) == Finished(held)
+    assert answer_refusal(held, request_by("two", validation="a")) == Finished(held)
 
 
 def test_expired_is_computed_when_read() -> None:
@@ -169,5 +173,5 @@ def test_a_record_outlives_its_claim_and_its_retention(retention: float, lease: 
 
 def test_a_claim_speaks_for_its_request() -> None:
     """A claim names its key and token, and its expiry in seconds."""
-    claim = Claim(request=wish("one"), fence=1, attempt=1, in_progress_expiration=1_500)
+    claim = Claim(request=request_by("one"), fence=1, attempt=1, in_progress_expiration=1_500)
     assert (claim.key, claim.owner, claim.expires_at) == (KEY, "one", 1.5)

@@ -25,7 +25,7 @@ from idempotent_tasks.worker.signals import release_what_runs
 from tests.support.inline import InlineWorker
 from tests.support.shop import raising
 from tests.support.stores import FaultyStore, meanwhile
-from tests.support.waiting import wait_for
+from tests.testbed.waiting import wait_for
 
 BOUND_SECONDS = 30.0
 
@@ -199,7 +199,7 @@ def test_an_ordinary_failure_is_the_childs_business(given: Given, worker: Inline
 
 
 def test_a_revoked_body_frees_its_key(given: Given, seen: list[Event]) -> None:
-    """``revoke(terminate=True)`` is nobody's crash: the message is settled at once, the count starts anew."""
+    """``revoke(terminate=True)`` is nobody's crash: the message is settled at once, the count starts again."""
     given.request.on_failure(told(Terminated(15)))
     assert given.request._releasing is not None
     given.request._releasing.result(BOUND_SECONDS)

@@ -15,7 +15,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.testing import MemoryStore
-from tests.support.buckets import MemoryBucket
+from tests.support.stores import MemoryBucket
 
 told: list[Event] = []
 
@@ -51,8 +51,8 @@ def test_defaults_fill_what_a_task_leaves_open() -> None:
 
 def test_a_results_bucket() -> None:
     """A URL, a name, or whatever keeps results; nothing by default."""
-    for spelled in ("s3://results/shop", "results/shop"):
-        results = settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=spelled)).results
+    for raw in ("s3://results/shop", "results/shop"):
+        results = settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=raw)).results
         assert isinstance(results, S3Results)
         assert (results.bucket, results.prefix) == ("results", "shop/")
     bucket = MemoryBucket()
@@ -60,11 +60,11 @@ def test_a_results_bucket() -> None:
     assert settings_of(app_with(idempotency_store="memory://")).results is None
 
 
-@pytest.mark.parametrize("spelled", [5, b"results", "https://results", ["results"]], ids=repr)
-def test_a_wrong_results_bucket(spelled: Any) -> None:
+@pytest.mark.parametrize("raw", [5, b"results", "https://results", ["results"]], ids=repr)
+def test_a_wrong_results_bucket(raw: Any) -> None:
     """Is an error that says what to write."""
     with pytest.raises(ConfigurationError, match=r"write s3://BUCKET/PREFIX"):
-        settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=spelled))
+        settings_of(app_with(idempotency_store="memory://", idempotency_results_bucket=raw))
 
 
 def test_django_style_settings() -> None:
@@ -113,14 +113,14 @@ def test_a_store_instance_is_used_as_it_is() -> None:
     assert settings_of(app_with(idempotency_store=store)).store is store
 
 
-@pytest.mark.parametrize("spelled", ["dynamodb://eu-west-1/keys", DynamoDBStore("keys", region="eu-west-1")], ids=repr)
-def test_a_dynamodb_store_by_url_or_instance(spelled: Any) -> None:
+@pytest.mark.parametrize("raw", ["dynamodb://eu-west-1/keys", DynamoDBStore("keys", region="eu-west-1")], ids=repr)
+def test_a_dynamodb_store_by_url_or_instance(raw: Any) -> None:
     """A table is named without being asked: nothing connects while settings are read."""
-    assert isinstance(settings_of(app_with(idempotency_store=spelled)).store, DynamoDBStore)
+    assert isinstance(settings_of(app_with(idempotency_store=raw)).store, DynamoDBStore)
 
 
 @pytest.mark.parametrize(
-    ("spelled", "what"),
+    ("raw", "what"),
     [
         (None, "app 'shop' has no idempotency store"),
         ("redis://:hunter2@localhost/0", r"unusable idempotency store \('redis'\)"),
@@ -130,10 +130,10 @@ def test_a_dynamodb_store_by_url_or_instance(spelled: Any) -> None:
     ],
     ids=repr,
 )
-def test_an_unusable_store_is_refused_with_the_remedy(spelled: Any, what: str) -> None:
+def test_an_unusable_store_is_refused_with_the_remedy(raw: Any, what: str) -> None:
     """The error says what to set, and quotes no password of a URL."""
     with pytest.raises(ConfigurationError, match=what) as caught:
-        settings_of(app_with(idempotency_store=spelled))
+        settings_of(app_with(idempotency_store=raw))
     assert "set app.conf.idempotency_store to" in str(caught.value)
     assert "hunter2" not in str(caught.value)
 
@@ -170,31 +170,31 @@ def test_events_are_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    "spelled",
+    "raw",
     [observer, [observer], (observer,), f"{__name__}:observer", [f"{__name__}:observer"]],
     ids=["callable", "list", "tuple", "name", "list-of-names"],
 )
-def test_observers_are_callables_or_their_names(spelled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observers_are_callables_or_their_names(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One observer needs no list."""
     received: list[Event] = []
     monkeypatch.setattr(f"{__name__}.told", received)
-    settings_of(app_with(idempotency_store="memory://", idempotency_observers=spelled)).observe(lost())
+    settings_of(app_with(idempotency_store="memory://", idempotency_observers=raw)).observe(lost())
     assert received == [lost()]
 
 
 @pytest.mark.parametrize(
-    "spelled",
+    "raw",
     ["no_such_module:observer", f"{__name__}:no_such_name", f"{__name__}:not_callable", [7], 7],
     ids=["module", "attribute", "not-callable", "number-in-list", "number"],
 )
-def test_an_unusable_observer_is_refused(spelled: Any) -> None:
+def test_an_unusable_observer_is_refused(raw: Any) -> None:
     """A typing error in an observer's name is not found by the first lost claim."""
     with pytest.raises(ConfigurationError, match="idempotency_observers"):
-        settings_of(app_with(idempotency_store="memory://", idempotency_observers=spelled))
+        settings_of(app_with(idempotency_store="memory://", idempotency_observers=raw))
 
 
 @pytest.mark.parametrize(
-    ("spelled", "served"),
+    ("raw", "served"),
     [
         (9464, ("127.0.0.1", 9464)),
         ("9464", ("127.0.0.1", 9464)),
@@ -203,18 +203,16 @@ def test_an_unusable_observer_is_refused(spelled: Any) -> None:
         (None, None),
     ],
 )
-def test_where_metrics_are_served(spelled: Any, served: tuple[str, int] | None) -> None:
+def test_where_metrics_are_served(raw: Any, served: tuple[str, int] | None) -> None:
     """A port of this machine's own, or of an address."""
-    assert (
-        settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=spelled)).prometheus == served
-    )
+    assert settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=raw)).prometheus == served
 
 
-@pytest.mark.parametrize("spelled", ["", "http", "127.0.0.1", -1, 65_536, True, "localhost:", "²"])
-def test_what_is_no_port(spelled: Any) -> None:
+@pytest.mark.parametrize("raw", ["", "http", "127.0.0.1", -1, 65_536, True, "localhost:", "²"])
+def test_what_is_no_port(raw: Any) -> None:
     """The error says how one is written."""
     with pytest.raises(ConfigurationError, match="neither PORT nor ADDRESS:PORT"):
-        settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=spelled))
+        settings_of(app_with(idempotency_store="memory://", idempotency_prometheus_port=raw))
 
 
 def test_what_is_served_is_counted_once() -> None:

@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 
-from benchmarks.speed.rounds import interleaved
-from benchmarks.speed.rows import Judgement, Reach, Row, failed, judge, number, rows_of
+from benchmarks.speed.rows import Judgement, Reach, Row, failed, interleaved, judge, number, rows_of
 
 
 def row(*values: float, reach: Reach | None = None) -> Row:

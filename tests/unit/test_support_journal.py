@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.journal import Journal
+from tests.testbed.journal import Journal
 
 
 def test_half_a_line_is_no_entry_yet(tmp_path: Path) -> None:

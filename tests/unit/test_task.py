@@ -15,7 +15,7 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.messaging.handler import UnguardedRun
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.counting import Counting, make
+from tests.support.shop import Counting, make
 
 CELERY_VERSION = tuple(int(part) for part in celery.__version__.split(".")[:2])
 
@@ -206,7 +206,7 @@ def test_a_pydantic_task(app: Celery) -> None:
 
 
 def test_a_task_name_that_is_no_prefix_needs_one(app: Celery, counting: Counting) -> None:
-    """A name that would not fit into a key is an error that says so, and a prefix mends it."""
+    """A name that would not fit into a key is an error that says so, and a prefix heals it."""
     long = "shop." + "x" * 600
     with pytest.raises(ConfigurationError, match="prefix"):
         counting.make(app, name=long).apply().get()

@@ -220,7 +220,7 @@ def test_a_run_superseded_by_a_running_one_is_deferred(shop: Shop, clock: FakeCl
         holders.append(shop.claim_elsewhere())
         return "mine"
 
-    # The keeper's thread must not find the claim in time.
+    # The renewer's thread must not find the claim in time.
     shop.app.conf.idempotency_store = FaultyStore(shop.store, renew=repeat(down()))
     shop.sells(body)
     shop.deliver()
@@ -305,7 +305,7 @@ def test_a_megabyte_goes_through(shop: Shop, store: MemoryStore) -> None:
 
 
 def test_a_long_body_keeps_its_claim(shop: Shop) -> None:
-    """Where nothing limits a body's time its claim is kept by this process's keeper while it runs."""
+    """Where nothing limits a body's time its claim is kept by this process's renewer while it runs."""
     shop.sells(lambda task: task.idempotency.claim.expires_at)
     shop.deliver()
     assert shop.result == pytest.approx(shop.store.clock.now() + 60, abs=0.001)

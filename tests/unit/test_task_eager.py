@@ -17,8 +17,8 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import MemoryStore
-from tests.support.counting import Counting, make
 from tests.support.guarding import grant
+from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down
 
 
@@ -50,7 +50,7 @@ def test_without_a_key_each_eager_call_is_its_own(app: Celery, counting: Countin
 
 @pytest.mark.parametrize("value", [None, 0, "", [], {}, False], ids=repr)
 def test_falsy_results_replay_as_themselves(app: Celery, value: Any) -> None:
-    """Also through Celery's own road."""
+    """Also through Celery's own retries."""
     runs = []
 
     def charge(order: str) -> Any:
@@ -133,7 +133,7 @@ def test_eager_retries_run_in_turn(app: Celery) -> None:
 
 
 def test_eager_autoretries_run_in_turn(app: Celery) -> None:
-    """``autoretry_for`` takes the same road, to the end of its retries and the body's own error."""
+    """``autoretry_for`` goes the same way, to the end of its retries and the body's own error."""
     tries: list[str] = []
 
     def charge(order: str) -> None:

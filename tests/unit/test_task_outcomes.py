@@ -36,9 +36,8 @@ from idempotent_tasks.events import Dispatched, Event, Replayed
 from idempotent_tasks.messaging.handler import SENDING_SECONDS, handle
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.buckets import MemoryBucket
 from tests.support.shop import Shop, raising
-from tests.support.stores import FaultyStore, down
+from tests.support.stores import FaultyStore, MemoryBucket, down
 from tests.unit.test_continuation import Follower
 
 #: More than a record takes, however it is compressed.
@@ -416,12 +415,12 @@ class TestPickle:
         assert shop.runs == 0
 
     @pytest.mark.parametrize("setting", ["accept_content", "result_accept_content"])
-    @pytest.mark.parametrize("spelled", ["pickle", "application/x-python-serialize"])
+    @pytest.mark.parametrize("name", ["pickle", "application/x-python-serialize"])
     def test_an_app_with_pickle_starts_loudly(
-        self, shop: Shop, caplog: pytest.LogCaptureFixture, setting: str, spelled: str
+        self, shop: Shop, caplog: pytest.LogCaptureFixture, setting: str, name: str
     ) -> None:
         """A finding is logged, results keep their types, and no body runs twice."""
-        shop.app.conf[setting] = ["json", spelled]
+        shop.app.conf[setting] = ["json", name]
         shop.sells(lambda task: {1, 2}, idempotency={"codec": "pickle"})
         WorkController(app=shop.app, pool="solo", concurrency=1)
         found = [vars(each).get("idempotency_finding") for each in caplog.records if each.levelno == logging.WARNING]

@@ -175,7 +175,7 @@ def test_a_retry_can_be_given_another_key(app: Celery, worker: InlineWorker) -> 
 
 
 def test_nothing_private_travels_with_a_retry(app: Celery, worker: InlineWorker) -> None:
-    """A retry after a deferral counts its deferrals anew, and knows no limit of this worker."""
+    """A retry after a deferral counts its deferrals again, and knows no limit of this worker."""
 
     @app.task(base=IdempotentTask, name="shop.retried", shared=False, bind=True)
     def retried(self: Task) -> None:
@@ -207,7 +207,7 @@ def test_a_published_subtask_does_not_inherit_the_key(app: Celery, charge: Task,
     assert keys(worker) == [None, None, None]
 
 
-def test_publishing_oneself_anew_frees_the_key_first(app: Celery, worker: InlineWorker, store: MemoryStore) -> None:
+def test_publishing_oneself_again_frees_the_key_first(app: Celery, worker: InlineWorker, store: MemoryStore) -> None:
     """A body that publishes its own task id, as its own way of retrying, leaves the outcome to that message."""
     runs: list[int] = []
 

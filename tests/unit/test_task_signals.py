@@ -94,7 +94,7 @@ def test_a_retry_without_a_broker_goes_back_to_its_queue(shop: Shop) -> None:
 
 
 def test_a_retry_that_cannot_be_written_fails(shop: Shop) -> None:
-    """An error of the arguments would come back for ever: Celery's own rejection stands."""
+    """An error of the arguments would come back indefinitely: Celery's own rejection stands."""
 
     def body(task: Any) -> None:
         raise task.retry(kwargs={"order": object()}, countdown=0)

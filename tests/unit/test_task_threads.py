@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from idempotent_tasks import ConfigurationError, IdempotentTask
-from tests.support.counting import make
+from tests.support.shop import make
 
 BOUND_SECONDS = 30.0
 

@@ -7,7 +7,7 @@ from celery import Celery
 
 from idempotent_tasks import CrashLoopError, MemoryStore, Status, events
 from idempotent_tasks.testing import Crash, FakeClock, WorkerDied, redeliver
-from tests.support.counting import Counting, make
+from tests.support.shop import Counting, make
 
 
 class Provider:

@@ -68,7 +68,7 @@ _SWITCHES: Final = ("fast",)
 
 
 class DynamoDBStore:
-    """A `Store` over one DynamoDB table.
+    """A `idempotent_tasks.stores.Store` over one DynamoDB table.
 
     Nothing is opened before the first request, and every process makes a client of its own.  The first claim is
     preceded by one eventually consistent ``GetItem`` whose answer shows DynamoDB's clock, unless an earlier answer,

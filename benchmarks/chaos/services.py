@@ -1,0 +1,130 @@
+"""The servers of a run, from tests/testbed: one broker, one DynamoDB stand-in, and the faults in front of it."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+from uuid import uuid4
+
+from redis import Redis
+
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.contenders import CONTENDERS
+from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.plan import Outage, Plan
+from benchmarks.command import own_environment
+from idempotent_tasks import DynamoDBStore
+from tests.testbed import brokers
+from tests.testbed.servers import ministack_server, rabbitmq_server, redis_server
+
+__all__ = ["Services"]
+
+VISIBILITY_SECONDS: Final = 4
+REGION: Final = "eu-west-1"
+#: Redis databases; the keys of every contender and run have prefixes of their own.
+RESULTS, LOCKS = 1, 2
+
+
+@dataclass(kw_only=True)
+class Services:
+    """Where the contenders of one run play."""
+
+    folder: Path
+    broker: str
+    redis_url: str
+    amqp_url: str
+    dynamodb_url: str
+    #: In the names of everything of this run.
+    token: str = field(default_factory=lambda: uuid4().hex[:6])
+    #: By contender.
+    _faults: dict[str, Faults] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    @contextmanager
+    def started(cls, folder: Path, broker: str, *, dynamodb: bool) -> Iterator[Self]:
+        """Run the servers for the length of a block.
+
+        Args:
+            folder: for their files.
+            broker: ``redis`` or ``rabbitmq``.
+            dynamodb: whether a contender needs one.
+
+        Raises:
+            MissingServiceError: one of them is not available.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(own_environment(folder))
+            redis_url = stack.enter_context(redis_server(folder))
+            amqp_url = stack.enter_context(rabbitmq_server(folder)) if broker == "rabbitmq" else ""
+            dynamodb_url = stack.enter_context(ministack_server(folder)) if dynamodb else ""
+            services = cls(
+                folder=folder, broker=broker, redis_url=redis_url, amqp_url=amqp_url, dynamodb_url=dynamodb_url
+            )
+            stack.enter_context(services._stack)
+            stack.callback(services._forget)
+            yield services
+
+    def arena(self, contender: str, plan: Plan, *, faults: bool) -> Arena:
+        """Return an arena that nobody else uses, its table created."""
+        prefix = f"chaos-{self.token}.{contender}"
+        if self.broker == "redis":
+            broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
+        else:
+            broker = brokers.rabbitmq(self.amqp_url)
+        endpoint = table = credentials_uri = ""
+        if CONTENDERS[contender].has_table:
+            table = f"{prefix}.records"
+            DynamoDBStore(table, region=REGION, endpoint_url=self.dynamodb_url).create_table()
+            endpoint = self.dynamodb_url
+            if faults:
+                before = self._stack.enter_context(Faults.before(endpoint, plan))
+                self._faults[contender] = before
+                endpoint, credentials_uri = before.endpoint, before.credentials_uri
+        return Arena(
+            contender=contender,
+            prefix=prefix,
+            broker_url=broker.url,
+            transport_options=broker.transport_options,
+            result_backend=f"{self.redis_url}/{RESULTS}",
+            lock_url=f"{self.redis_url}/{LOCKS}",
+            endpoint=endpoint,
+            region=REGION,
+            table=table,
+            credentials_uri=credentials_uri,
+            traced=plan.traced,
+            directory=str(self.folder / contender),
+        )
+
+    def begin_faults(self, names: Sequence[str], plan: Plan, stop: threading.Event) -> None:
+        """Let these contenders meet the planned outages, troubles and rotations, counted from now."""
+        met = [self._faults[name] for name in names if name in self._faults]
+        for faults in met:
+            faults.begin()
+        if met and plan.outages:
+            threading.Thread(target=_play_outages, args=(met, plan.outages, stop), daemon=True).start()
+
+    def faults_played(self) -> dict[str, dict[str, int]]:
+        """Return for each contender that meets faults how often it met which."""
+        return {name: faults.played() for name, faults in self._faults.items()}
+
+    def _forget(self) -> None:
+        """Delete what this run left in Redis, which may be a server of the user's own."""
+        for database in (0, RESULTS, LOCKS):
+            with Redis.from_url(f"{self.redis_url}/{database}") as client:
+                for key in client.scan_iter(f"*chaos-{self.token}.*"):
+                    client.delete(key)
+
+
+def _play_outages(met: Sequence[Faults], outages: tuple[Outage, ...], stop: threading.Event) -> None:
+    elapsed = 0.0
+    for outage in outages:
+        if stop.wait(max(outage.at - elapsed, 0.0)):
+            return
+        with ExitStack() as down:
+            for faults in met:
+                down.enter_context(faults.outage())
+            stop.wait(outage.seconds)
+        elapsed = max(outage.at, elapsed) + outage.seconds

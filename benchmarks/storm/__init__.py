@@ -1,1 +1,0 @@
-"""A storm of kills over several ways to guard a Celery task, and the checker of the history that it leaves."""

