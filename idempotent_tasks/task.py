@@ -45,7 +45,7 @@ class IdempotentTask(Task):
     """A Celery task whose body runs under a claim: ``@app.task(base=IdempotentTask)``.
 
     ``idempotency=`` takes an `Idempotency` or a mapping of its fields.  A delivery whose key has an outcome returns the
-    stored result; one whose key is running is deferred.  Called directly, the task is a plain function.
+    stored result; one whose key is running waits its turn.  Called directly, the task is a plain function.
     """
 
     #: A lost worker must not take the only copy of the message with it.
@@ -172,7 +172,7 @@ class IdempotentTask(Task):
         if request is not None and task_id is not None and task_id == id_text(request.id):
             _hand_over(request, "Retry")
             return publish(args, kwargs, task_id, *positional, **options)
-        # Only here, before the first member is published: a retry or a deferral publishes one again.
+        # At the first member, before any is published: a retry or a deferred copy was published before.
         self.refuse_chords_key(explicit_key(options), options.get("chord"), options.get("chain"))
         given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
         publication = publication_of(self, args, kwargs, task_id, given)

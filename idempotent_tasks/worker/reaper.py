@@ -1,6 +1,6 @@
 """Claim reaper: releases the claims of dead child processes and the reservations of dropped messages.
 
-Runs in threads of a prefork pool's parent process, beside the worker's event loop.
+It runs in threads of a prefork pool's parent process, off the worker's event loop; the watcher of child exits in it.
 """
 
 import os
@@ -46,7 +46,7 @@ class _Release:
         return isinstance(answer, Released)
 
     def _observe(self, event: Event) -> None:
-        # The worker is forking the successor of the dead process.
+        # At this time the worker forks the successor of the dead process.
         with self.process.own(ForkGate).closed():
             self.settings.observe(event)
 

@@ -92,7 +92,7 @@ def prepare_worker(sender: Any, **_: Any) -> None:
     """Register a worker before it makes its consumer, and check it unless ``celery worker`` has started it.
 
     ``celery worker`` sends this signal before it sets up logging (``celery.apps.worker.Worker.setup_logging``, which a
-    program's own worker does not have); `check_command_line_worker` checks it later.
+    program's own worker does not have): what is logged now would be in no log file, without time and level.
 
     Args:
         sender: the ``celery.worker.WorkController`` that starts.
@@ -127,7 +127,7 @@ def check_worker(worker: Any) -> None:
     if not tasks:
         return
     for task in tasks:
-        # A framework may have given a class its own __call__ since.
+        # A framework may have replaced a class's __call__ since its task was bound.
         type(task).keep_guard_outermost()
     try:
         settings, pool_cls = settings_of(worker.app), get_implementation(worker.pool_cls)
