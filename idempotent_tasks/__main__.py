@@ -12,7 +12,7 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 def _in_a_folder(_context: click.Context, _option: click.Parameter, file: Path | None) -> Path | None:
-    """Refuse a file in no folder before the demo runs, not after it."""
+    """Reject a file whose folder does not exist, before the demo runs."""
     if file and not file.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(file.parent)!r}; create it first")
     return file

@@ -1,4 +1,4 @@
-"""The path by which a ``Request`` class of your own finds the one to derive from."""
+"""The public import path of `GuardedRequest`, for ``Request`` classes that derive from it."""
 
 from idempotent_tasks.worker.request import GuardedRequest
 

@@ -31,11 +31,11 @@ from idempotent_tasks.settings import Settings, codec_of, settings_of
 
 __all__ = ["IdempotentTask"]
 
-#: Marks a ``__call__`` that has the guard decide; what wraps one with ``functools.wraps`` has the mark too.
+#: Marks a ``__call__`` that goes through the guard; a wrapper made with ``functools.wraps`` has the mark too.
 _GUARDING: Final = "__idempotency_guarding__"
-#: What ``celery.app.task.Task.apply_async`` takes by position after the task id.
+#: The positional parameters of ``celery.app.task.Task.apply_async`` after the task id.
 _POSITIONAL: Final = ("producer", "link", "link_error", "shadow")
-#: The runs of the bodies around this point, by task, for other threads: Celery's requests are in the body's own only.
+#: The runs of the enclosing bodies by task, for other threads: Celery's request stack is the body's own thread's.
 _runs: ContextVar[Mapping["IdempotentTask", RunContext | UnguardedRun]] = ContextVar(
     "idempotency_runs", default=MappingProxyType({})
 )
@@ -44,8 +44,8 @@ _runs: ContextVar[Mapping["IdempotentTask", RunContext | UnguardedRun]] = Contex
 class IdempotentTask(Task):
     """A Celery task whose body runs under a claim: ``@app.task(base=IdempotentTask)``.
 
-    ``idempotency=`` takes an `Idempotency` or a mapping of its fields.  A delivery whose key has an outcome gets the
-    stored result; one whose key is running waits for its turn.  Called directly, the task is a plain function.
+    ``idempotency=`` takes an `Idempotency` or a mapping of its fields.  A delivery whose key has an outcome returns the
+    stored result; one whose key is running waits its turn.  Called directly, the task is a plain function.
     """
 
     #: A lost worker must not take the only copy of the message with it.
@@ -59,7 +59,7 @@ class IdempotentTask(Task):
     _signature: inspect.Signature | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Take ``idempotency=`` as the policy, so that the name stays free for the run of a body.
+        """Take ``idempotency=`` as the policy, which leaves the name to the run context.
 
         Raises:
             ConfigurationError: the body is a coroutine function, or the policy is wrong.
@@ -82,9 +82,9 @@ class IdempotentTask(Task):
 
     @classmethod
     def keep_guard_outermost(cls) -> None:
-        """Have the guard decide before any ``__call__`` that a subclass, or a class beside it, defines.
+        """Guard any ``__call__`` that a subclass or mixin defines (an application context, a tracer).
 
-        Such a method (an application context, a tracer) runs inside the guard instead, once for each run of the body.
+        It runs inside the guard, once for each run of the body.
 
         Raises:
             ConfigurationError: it is a coroutine function.
@@ -104,9 +104,9 @@ class IdempotentTask(Task):
 
     @property
     def idempotency(self) -> RunContext | UnguardedRun:
-        """The run of the current body: ``key``, ``fence``, ``attempt``, ``lost``.
+        """The run context of the current body: ``key``, ``fence``, ``attempt``, ``lost``.
 
-        Another thread sees it too where it runs in the body's context, as in ``asyncio.to_thread()``.
+        Also in another thread that runs in the body's `contextvars` context, as with ``asyncio.to_thread()``.
         """
         request = self.request_stack.top
         run = _runs.get().get(self) if request is None else state_of(request).run
@@ -114,10 +114,7 @@ class IdempotentTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""
-        request = self.request_stack.top
-        if request is None or request.called_directly:
-            return super().__call__(*args, **kwargs)
-        return self._guard(self._call_past_guard, request, args, kwargs)
+        return self._guard(self._call_past_guard, args, kwargs, plain=super().__call__)
 
     def _call_past_guard(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body as the next class in the method resolution order that defines ``__call__`` does."""
@@ -125,11 +122,16 @@ class IdempotentTask(Task):
         following = classes[classes.index(IdempotentTask) + 1 :]
         if next(each for each in following if "__call__" in vars(each)) is not Task:
             return super().__call__(*args, **kwargs)
-        # Not Celery's own: whether that sees this request or a new one depends on celery.app.trace's stack protection.
+        # Celery's own pushes a new request or not, depending on celery.app.trace's stack protection.
         return self.run(*args, **kwargs)
 
-    def _guard(self, call: Callable[..., Any], request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Handle a delivery once, with ``call`` as its body; further calls under its request only make the call."""
+    def _guard(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plain: Callable[..., Any]
+    ) -> Any:
+        """Handle a delivery with ``call`` as its body, a direct call as ``plain``, and nested calls as ``call``."""
+        request = self.request_stack.top
+        if request is None or request.called_directly:
+            return plain(*args, **kwargs)
         state = state_of(request)
         if state.received:
             return call(*args, **kwargs)
@@ -158,9 +160,9 @@ class IdempotentTask(Task):
         Raises:
             KeyEncodingError: the key is something else.
             MissingKeyError: the key is empty.
-            DuplicateError: the key has a task already, under ``at_publish="raise"``.
+            DuplicateError: the key has a task already (``at_publish="raise"``).
             PayloadMismatchError: it has one with another payload.
-            StoreError: the store cannot be asked, under ``on_store_error="raise"``.
+            StoreError: the store is unavailable (``on_store_error="raise"``).
             ConfigurationError: the key was given to a whole chord, whose body cannot have it.
         """
         self._with_key(options, idempotency_key)
@@ -168,11 +170,9 @@ class IdempotentTask(Task):
         request = self.request_stack.top
         task_id = None if task_id is None else id_text(task_id)
         if request is not None and task_id is not None and task_id == id_text(request.id):
-            run = state_of(request).run
-            if isinstance(run, RunContext):
-                run.hand_over("Retry")
+            _hand_over(request, "Retry")
             return publish(args, kwargs, task_id, *positional, **options)
-        # At the first member nothing is published yet; what is sent again, by a retry or a deferral, was before.
+        # At the first member, before any is published: a retry or a deferred copy was published before.
         self.refuse_chords_key(explicit_key(options), options.get("chord"), options.get("chain"))
         given = {**dict(zip(_POSITIONAL, positional, strict=False)), **options}
         publication = publication_of(self, args, kwargs, task_id, given)
@@ -191,8 +191,8 @@ class IdempotentTask(Task):
     def retry(self, *args: Any, **options: Any) -> Any:
         """Retry the task; see ``celery.app.task.Task.retry``.
 
-        The key is released before the message is published, so that the retry never meets its own claim.  Where
-        the broker does not take the message, this delivery goes back to its queue instead of being dropped.
+        The key is released before the message is published, so that the retry never meets its own claim.  If the
+        broker does not take the message, this delivery goes back to its queue instead of being dropped.
         """
         try:
             return super().retry(*args, **options)
@@ -203,17 +203,15 @@ class IdempotentTask(Task):
 
     def on_replace(self, sig: Any) -> Any:
         """Release the key, then publish what replaces this task (``celery.app.task.Task.replace``)."""
-        run = state_of(self.request).run
-        if isinstance(run, RunContext):
-            run.hand_over("Replaced")
+        _hand_over(self.request, "Replaced")
         return super().on_replace(sig)
 
     def signature_from_request(self, request: Any = None, *args: Any, **options: Any) -> Any:
-        """Return the signature that repeats a request, with its explicit key and without our private headers."""
+        """Return the signature that repeats a request, with its explicit key and without private headers."""
         request = self.request if request is None else request
         signature = super().signature_from_request(request, *args, **options)
         headers = inherited_headers(request, signature.options.get("headers") or {})
-        # As an option, too: a subclass's apply_async may send headers of its own in place of these.
+        # An option, too: a subclass's apply_async may replace the headers.
         if KEY_HEADER in headers:
             signature.options.setdefault(KEY_OPTION, headers[KEY_HEADER])
         return signature.set(headers=headers)
@@ -226,11 +224,11 @@ class IdempotentTask(Task):
         return self._signature
 
     def policy_under(self, settings: Settings) -> Idempotency:
-        """Return the task's policy, where it says nothing the app's defaults, and import what it names.
+        """Return the task's policy with the app's defaults, and import what it names.
 
         Raises:
-            ConfigurationError: a name cannot be imported, the policy stores pickle and the app does not accept it, or
-                it stores failures that are none.
+            ConfigurationError: a name cannot be imported, the app does not accept the codec, or ``store_failures`` has
+                exceptions that are never final.
         """
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
@@ -241,19 +239,18 @@ class IdempotentTask(Task):
         return self._resolved[1]
 
     def _check(self, policy: Idempotency, settings: Settings) -> None:
+        never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
+        msg = None
         if policy.codec == PICKLE and not settings.accepts_pickle:
             msg = (
                 "codec='pickle' is what the app does not accept: who can write a record could run code here; "
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
             )
-            raise ConfigurationError(msg, self.name)
-        if policy.codec not in (JSON, *settings.accepted):
+        elif policy.codec not in (JSON, *settings.accepted):
             msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
-            raise ConfigurationError(msg, self.name)
-        never = [each.__name__ for each in policy.final_errors if issubclass(each, NEVER_FINAL)]
-        if never:
-            fate = "they say what becomes of a message, a claim or a process"
-            msg = f"store_failures has {never}, which are never final: {fate}"
+        elif never:
+            msg = f"store_failures has {never}, which are about a message, a claim or a process, and never final"
+        if msg is not None:
             raise ConfigurationError(msg, self.name)
 
     def _with_key(self, options: dict[str, Any], idempotency_key: str | None) -> None:
@@ -262,10 +259,10 @@ class IdempotentTask(Task):
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
     def refuse_chords_key(self, key: object, chord: Any, chain: Any) -> None:
-        """Refuse a member's key that was given to the whole chord, whose body cannot have it.
+        """Reject a member's key that was given to the whole chord, whose body cannot have it.
 
-        Celery hands the options of a chord to each member of its header and to its body.  Where the body is another
-        guarded task, or is not known here, it may have been given the member's key on purpose.
+        Celery passes the options of a chord to each member of its header and to its body.  If the body is another
+        guarded task, or unknown here, it may have been given the member's key on purpose.
 
         Args:
             key, chord, chain: as for `idempotent_tasks.core.delivery.chord_with_key`.
@@ -274,7 +271,7 @@ class IdempotentTask(Task):
             ConfigurationError: the body is this task too, or is not guarded.
         """
         body = chord_with_key(key, chord, chain)
-        # Not `tasks`, which would finalise an app that is not yet.
+        # Not `tasks`, which would finalise the app.
         known = None if body is None else self.app._tasks.get(body.get("task"))  # noqa: SLF001
         if known is not None and (known is self or not isinstance(known, IdempotentTask)):
             msg = (
@@ -284,11 +281,7 @@ class IdempotentTask(Task):
             raise ConfigurationError(msg, self.name)
 
     def _run_body(
-        self,
-        run: RunContext | UnguardedRun,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        self, run: RunContext | UnguardedRun, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         state = state_of(self.request)
         state.run = run
@@ -300,15 +293,18 @@ class IdempotentTask(Task):
             state.run = None
 
 
+def _hand_over(request: Any, reason: str) -> None:
+    run = state_of(request).run
+    if isinstance(run, RunContext):
+        run.hand_over(reason)
+
+
 def _guarding(called: Any) -> Callable[..., Any]:
-    """Return a ``__call__`` that has the guard decide, and makes another class's ``__call__`` the body."""
+    """Return a guarded ``__call__`` whose body is another class's ``__call__``."""
 
     def __call__(self: IdempotentTask, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it becomes the method
         call = called.__get__(self, type(self)) if hasattr(called, "__get__") else called
-        request = self.request_stack.top
-        if request is None or request.called_directly:
-            return call(*args, **kwargs)
-        return self._guard(call, request, args, kwargs)
+        return self._guard(call, args, kwargs, plain=call)
 
     setattr(__call__, _GUARDING, True)
     return __call__

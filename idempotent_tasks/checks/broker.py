@@ -1,4 +1,4 @@
-"""Checks of tasks, broker and queues: whether a message is delivered again, once, when its worker dies."""
+"""Checks of tasks, broker and queues: whether a message is redelivered once when its worker dies."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -25,11 +25,11 @@ __all__ = [
     "check_visibility",
 ]
 
-#: How many tasks a finding names.
+#: How many tasks a finding names at most.
 MOST_NAMED: Final = 5
 #: The first Celery with the hooks that release the claims of dead pool processes.
 OLDEST_CELERY: Final = (5, 4)
-#: Transports, by kombu's name, that never redeliver a message: they forget it when they hand it out.
+#: Transports, by kombu's name, that never redeliver a message: they delete it when they deliver it.
 FORGETFUL_TRANSPORTS: Final = {"filesystem": "filesystem", "sql": "SQLAlchemy", "memory": "in-memory"}
 
 
@@ -37,67 +37,55 @@ def check_celery(context: CheckContext) -> Iterator[Finding]:
     """Find a Celery older than this library supports."""
     version = tuple(int(part) for part in context.celery_version.split(".")[:2])
     if version < OLDEST_CELERY:
-        yield Finding(
-            code="celery-unsupported",
-            what=f"Celery is {context.celery_version}",
-            remedy="pip install 'celery>=5.4'",
-        )
+        what = f"Celery is {context.celery_version}"
+        remedy = "pip install 'celery>=5.4'"
+        yield Finding(code="celery-unsupported", what=what, remedy=remedy)
 
 
 def check_acknowledgements(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose message is acknowledged before their body has ended."""
+    """Find tasks whose message is acknowledged before their body ends, or when its process dies."""
     early = [task.name for task in context.tasks if not task.acks_late]
     if early:
-        yield Finding(
-            code="acks-late-off",
-            what=f"{_names(early)}: acks_late=False",
-            remedy="drop acks_late=False there; IdempotentTask sets acks_late=True",
-        )
+        what = f"{_names(early)}: acks_late=False"
+        remedy = "drop acks_late=False there; IdempotentTask sets acks_late=True"
+        yield Finding(code="acks-late-off", what=what, remedy=remedy)
     lost = [task.name for task in context.tasks if task.acks_late and not task.reject_on_worker_lost]
     if lost:
-        yield Finding(
-            code="reject-on-worker-lost-off",
-            what=f"{_names(lost)}: reject_on_worker_lost=False",
-            remedy="drop reject_on_worker_lost=False there; IdempotentTask sets it to True",
-        )
+        what = f"{_names(lost)}: reject_on_worker_lost=False"
+        remedy = "drop reject_on_worker_lost=False there; IdempotentTask sets it to True"
+        yield Finding(code="reject-on-worker-lost-off", what=what, remedy=remedy)
 
 
 def check_requests(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose ``Request`` class knows nothing of the claims of dead processes."""
+    """Find tasks whose ``Request`` class does not release the claims of dead processes."""
     guarded = symbol_by_name(IdempotentTask.Request)
     foreign = [task for task in context.tasks if not issubclass(_request_class(task), guarded)]
     if foreign:
         kinds = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in map(_request_class, foreign)})
-        yield Finding(
-            code="request-class-replaced",
-            what=f"{_names([task.name for task in foreign])}: Request is {', '.join(kinds)}",
-            remedy="derive that class from idempotent_tasks.request.GuardedRequest",
-        )
+        what = f"{_names([task.name for task in foreign])}: Request is {', '.join(kinds)}"
+        remedy = "derive that class from idempotent_tasks.request.GuardedRequest"
+        yield Finding(code="request-class-replaced", what=what, remedy=remedy)
 
 
 def check_transport(context: CheckContext) -> Iterator[Finding]:
     """Find brokers that never redeliver a message."""
     name = FORGETFUL_TRANSPORTS.get(context.transport)
     if name is not None:
-        yield Finding(
-            code="transport-never-redelivers",
-            what=f"the broker is kombu's {name} transport",
-            remedy='app.conf.broker_url = "amqp://...", "redis://..." or "sqs://..."',
-        )
+        what = f"the broker is kombu's {name} transport"
+        remedy = 'app.conf.broker_url = "amqp://...", "redis://..." or "sqs://..."'
+        yield Finding(code="transport-never-redelivers", what=what, remedy=remedy)
 
 
 def check_visibility(context: CheckContext) -> Iterator[Finding]:
-    """Find a visibility timeout that passes while a body, or a message before it, still has its time."""
+    """Find a visibility timeout shorter than the longest time limit, or than it takes with the prefetched messages."""
     visibility, longest = context.visibility_timeout, context.longest_time_limit
     if visibility is None or longest is None:
         return
     limit, task = longest
     if visibility < limit:
-        yield Finding(
-            code="visibility-below-time-limit",
-            what=f"the visibility timeout is {visibility:g} s, the time limit of {task!r} {limit:g} s",
-            remedy=_visibility_remedy(limit + 60),
-        )
+        what = f"the visibility timeout is {visibility:g} s, the time limit of {task!r} {limit:g} s"
+        remedy = _visibility_remedy(limit + 60)
+        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy)
     elif context.prefetch_multiplier > 0 and visibility < limit * (context.prefetch_multiplier + 1):
         waits = limit * context.prefetch_multiplier
         yield Finding(
@@ -111,21 +99,17 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_prefetch(context: CheckContext) -> Iterator[Finding]:
-    """Find prefetching that deferred copies, which a worker holds until they are due, can bring to a stop."""
+    """Find prefetch settings with which deferred copies, held until they are due, can block a worker."""
     if context.prefetch_multiplier == 0:
-        yield Finding(
-            code="prefetch-unlimited",
-            what="worker_prefetch_multiplier is 0",
-            remedy="app.conf.worker_prefetch_multiplier = 1",
-        )
+        what = "worker_prefetch_multiplier is 0"
+        remedy = "app.conf.worker_prefetch_multiplier = 1"
+        yield Finding(code="prefetch-unlimited", what=what, remedy=remedy)
     limit = getattr(context.app.conf, "worker_eta_task_limit", None)
     held = (context.concurrency or 1) * context.prefetch_multiplier
     if limit is not None and limit <= held:
-        yield Finding(
-            code="eta-task-limit-low",
-            what=f"worker_eta_task_limit is {limit}, and the worker holds up to {held} messages",
-            remedy=f"app.conf.worker_eta_task_limit = {max(1000, 10 * held)}, or leave it unset",
-        )
+        what = f"worker_eta_task_limit is {limit}, and the worker holds up to {held} messages"
+        remedy = f"app.conf.worker_eta_task_limit = {max(1000, 10 * held)}, or leave it unset"
+        yield Finding(code="eta-task-limit-low", what=what, remedy=remedy)
 
 
 def check_pool_limits(context: CheckContext) -> Iterator[Finding]:
@@ -133,34 +117,28 @@ def check_pool_limits(context: CheckContext) -> Iterator[Finding]:
     longest = context.longest_time_limit
     if longest is not None and context.pool != "celery.concurrency.prefork":
         pool = context.pool.rpartition(".")[2]
-        yield Finding(
-            code="time-limit-ignored",
-            what=f"{longest[1]!r} has a time limit of {longest[0]:g} s, which the {pool} pool does not enforce",
-            remedy="start the worker with --pool prefork, or drop the time limit and have the body end by itself",
-        )
+        what = f"{longest[1]!r} has a time limit of {longest[0]:g} s, which the {pool} pool does not enforce"
+        remedy = "start the worker with --pool prefork, or drop the time limit and have the body end by itself"
+        yield Finding(code="time-limit-ignored", what=what, remedy=remedy)
 
 
 def check_expiries(context: CheckContext) -> Iterator[Finding]:
-    """Find records that are gone before the last redelivery, and results that are gone before their records."""
+    """Find records that expire before a redelivery, and results that expire before their records."""
     visibility, kept = context.visibility_timeout, context.app.conf.result_expires
     expires = {task.name: seconds(context.policy(task).expires) for task in context.tasks}
     early = [name for name, length in expires.items() if visibility is not None and length < visibility]
     if early:
         first = min(expires[name] for name in early)
-        yield Finding(
-            code="expires-before-redelivery",
-            what=f"{_names(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s",
-            remedy=f"Idempotency(..., expires={visibility:g}) there, or more",
-        )
+        what = f"{_names(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s"
+        remedy = f"Idempotency(..., expires={visibility:g}) there, or more"
+        yield Finding(code="expires-before-redelivery", what=what, remedy=remedy)
     replaying = [task.name for task in context.tasks if not task.ignore_result]
     outlived = [name for name in replaying if kept and expires[name] > seconds(kept)]
     if outlived:
         longest = max(expires[name] for name in outlived)
-        yield Finding(
-            code="result-expires-first",
-            what=f"{_names(outlived)}: records live up to {longest:g} s, results {seconds(kept):g} s",
-            remedy=f"app.conf.result_expires = {longest:g}",
-        )
+        what = f"{_names(outlived)}: records live up to {longest:g} s, results {seconds(kept):g} s"
+        remedy = f"app.conf.result_expires = {longest:g}"
+        yield Finding(code="result-expires-first", what=what, remedy=remedy)
 
 
 def check_delivery_limits(context: CheckContext) -> Iterator[Finding]:
@@ -169,21 +147,17 @@ def check_delivery_limits(context: CheckContext) -> Iterator[Finding]:
     for name, queue in sorted(context.app.amqp.queues.items()):
         limit = (queue.queue_arguments or {}).get("x-delivery-limit")
         if limit is not None and limit <= most:
-            yield Finding(
-                code="delivery-limit-below-max-crashes",
-                what=f"queue {name!r} has x-delivery-limit {limit}, and a task has max_crashes={most}",
-                remedy=f'Queue({name!r}, queue_arguments={{"x-queue-type": "quorum", "x-delivery-limit": {most + 5}}})',
-            )
+            what = f"queue {name!r} has x-delivery-limit {limit}, and a task has max_crashes={most}"
+            remedy = f'Queue({name!r}, queue_arguments={{"x-queue-type": "quorum", "x-delivery-limit": {most + 5}}})'
+            yield Finding(code="delivery-limit-below-max-crashes", what=what, remedy=remedy)
 
 
 def check_subscribers(context: CheckContext) -> Iterator[Finding]:
-    """Find queues to which no delivery can be published again: a fanout exchange would copy it to all subscribers."""
+    """Find queues of a fanout exchange, to which no delivery can be published again for one subscriber."""
     for name in subscribed_queues(context.app, context.transport):
-        yield Finding(
-            code="broadcast-not-deferred",
-            what=f"queue {name!r} is bound to a fanout exchange on {context.transport}",
-            remedy=f"send guarded tasks to another queue than {name!r}, or set on_busy='raise' or 'skip' for them",
-        )
+        what = f"queue {name!r} is bound to a fanout exchange on {context.transport}"
+        remedy = f"send guarded tasks to another queue than {name!r}, or set on_busy='raise' or 'skip' for them"
+        yield Finding(code="broadcast-not-deferred", what=what, remedy=remedy)
 
 
 def check_queue_limits(context: CheckContext) -> Iterator[Finding]:
@@ -201,19 +175,15 @@ def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Fin
     try:
         visibility = float(sqs_attributes(channel, name)["VisibilityTimeout"])
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
-        yield Finding(
-            code="queue-limits-unknown",
-            what=f"queue {name!r} does not tell its visibility timeout ({type(error).__name__}: {error})",
-            remedy="allow sqs:GetQueueAttributes, or give broker_transport_options the queue's visibility_timeout",
-        )
+        what = f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})"
+        remedy = "allow sqs:GetQueueAttributes, or give broker_transport_options the queue's visibility_timeout"
+        yield Finding(code="queue-limits-unknown", what=what, remedy=remedy)
         return
     limit, task = context.longest_time_limit or (0.0, "")
     if visibility < limit:
-        yield Finding(
-            code="visibility-below-time-limit",
-            what=f"queue {name!r} has a visibility timeout of {visibility:g} s, and {task!r} a limit of {limit:g} s",
-            remedy=f"set VisibilityTimeout of {name!r} to {limit + 60:g}",
-        )
+        what = f"queue {name!r} has a visibility timeout of {visibility:g} s, and {task!r} a limit of {limit:g} s"
+        remedy = f"set VisibilityTimeout of {name!r} to {limit + 60:g}"
+        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy)
 
 
 def _request_class(task: Any) -> type[Any]:
@@ -226,7 +196,7 @@ def _visibility_remedy(timeout: float) -> str:
 
 
 def _names(tasks: Sequence[str]) -> str:
-    """Name tasks, so many that a line can be read."""
+    """Name the first `MOST_NAMED` tasks, and count the others."""
     shown = ", ".join(map(repr, tasks[:MOST_NAMED]))
     more = len(tasks) - MOST_NAMED
     return f"task {shown}" if len(tasks) == 1 else f"tasks {shown}" + (f" and {more} more" if more > 0 else "")

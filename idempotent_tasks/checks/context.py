@@ -1,4 +1,4 @@
-"""What the checks look at, an app and the worker that runs its tasks, and checks of its settings against each other."""
+"""The context of the checks, an app and its worker; and the checks of the app's settings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings"]
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckContext:
     """An app with its guarded tasks and settings, and the worker that runs them or would run them."""
 
@@ -31,71 +31,56 @@ class CheckContext:
     pool: str
     #: The worker's own limit in seconds, ``--time-limit`` or ``task_time_limit``; None where there is none.
     worker_time_limit: float | None
-    #: How many bodies run at once; None where only the worker knows.
+    #: How many bodies run at once; None if only the worker knows.
     concurrency: int | None
-    #: 0 for as many messages as there are.
+    #: 0 for no limit.
     prefetch_multiplier: int
     celery_version: str = celery.__version__
 
     @classmethod
     def of_worker(cls, worker: Any, pool: str) -> Self:
-        """Return the context of a worker that starts (``celery.worker.WorkController``).
+        """Return the context of a ``celery.worker.WorkController`` that starts.
 
         Raises:
             ConfigurationError: a setting is missing, unknown or wrong.
         """
-        return cls._of(
-            worker.app,
-            pool=pool,
-            worker_time_limit=worker.time_limit,
-            concurrency=worker.concurrency,
-            prefetch_multiplier=worker.prefetch_multiplier,
-        )
+        return cls._of(worker.app, pool, worker.time_limit, worker.concurrency, worker.prefetch_multiplier)
 
     @classmethod
     def of_app(cls, app: Any, pool: str) -> Self:
-        """Return the context of a worker that is started with nothing but the app's configuration.
+        """Return the context of a worker that has no options but the app's configuration.
 
         Raises:
             ConfigurationError: a setting is missing, unknown or wrong.
         """
         conf = app.conf
-        return cls._of(
-            app,
-            pool=pool,
-            worker_time_limit=conf.task_time_limit,
-            concurrency=conf.worker_concurrency,
-            prefetch_multiplier=conf.worker_prefetch_multiplier,
-        )
+        return cls._of(app, pool, conf.task_time_limit, conf.worker_concurrency, conf.worker_prefetch_multiplier)
 
     @classmethod
-    def _of(cls, app: Any, **worker: Any) -> Self:
+    def _of(
+        cls, app: Any, pool: str, time_limit: float | None, concurrency: int | None, prefetch_multiplier: int
+    ) -> Self:
         tasks = tuple(task for _, task in sorted(app.tasks.items()) if isinstance(task, IdempotentTask))
         settings = settings_of(app)
         silenced = settings.silenced_checks
         if not silenced <= WHY.keys():
             msg = f"idempotency_silenced_checks={sorted(silenced)!r} is not a list of {sorted(WHY)}"
             raise ConfigurationError(msg)
-        return cls(app=app, tasks=tasks, settings=settings, **worker)
+        return cls(app, tasks, settings, pool, time_limit, concurrency, prefetch_multiplier)
 
     def policy(self, task: IdempotentTask) -> Idempotency:
         """Return a task's policy with the app's defaults."""
         return task.policy_under(self.settings)
 
-    def time_limit(self, task: IdempotentTask) -> float | None:
-        """Return a task's hard time limit in seconds, whether or not the pool enforces it."""
-        limit = task.time_limit or self.worker_time_limit
-        return float(limit) if limit else None
-
     @property
     def longest_time_limit(self) -> tuple[float, str] | None:
-        """The longest hard time limit in seconds and its task's name; None where no task has one."""
-        limits = ((self.time_limit(task), task.name) for task in self.tasks)
-        return max(((limit, name) for limit, name in limits if limit is not None), default=None)
+        """The longest hard time limit in seconds, enforced or not, and its task's name; None if no task has one."""
+        limits = ((task.time_limit or self.worker_time_limit, task.name) for task in self.tasks)
+        return max(((float(limit), name) for limit, name in limits if limit), default=None)
 
     @property
     def transport(self) -> str:
-        """The broker's driver by kombu's name, for example ``redis``."""
+        """The broker's transport by kombu's name, for example ``redis``."""
         return str(self.app.connection_for_read().transport.driver_type)
 
     @property
@@ -108,7 +93,7 @@ class CheckContext:
 
 
 def check_settings(context: CheckContext) -> Iterator[Finding]:
-    """Find settings that were changed after the app had been used."""
+    """Find settings that were changed after the app had read them."""
     former, present = context.settings.former_store, context.settings.store
     if former is not None:
         yield _changed(f"idempotency_store was {former!r} when it was first used, and is {present!r} now")
@@ -117,36 +102,30 @@ def check_settings(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_prefixes(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks that share a key prefix and derive their keys differently, so that unlike deliveries get one key."""
+    """Find tasks that share a key prefix but not ``key`` and ``validate``: different deliveries would share a key."""
     policies = {task.name: context.policy(task) for task in context.tasks}
     for (one, ours), (other, theirs) in combinations(policies.items(), 2):
         prefix = ours.prefix or one
         differing = [name for name in ("key", "validate") if getattr(ours, name) != getattr(theirs, name)]
         if differing and prefix == (theirs.prefix or other):
             options = " and ".join(differing)
-            yield Finding(
-                code="prefix-shared",
-                what=f"tasks {one!r} and {other!r} share the prefix {prefix!r} and differ in {options}",
-                remedy=f"give each a prefix of its own, or both the same {options}",
-            )
+            what = f"tasks {one!r} and {other!r} share the prefix {prefix!r} and differ in {options}"
+            remedy = f"give each a prefix of its own, or both the same {options}"
+            yield Finding(code="prefix-shared", what=what, remedy=remedy)
 
 
 def check_pickle(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose stored results are pickles, which run code when they are read."""
+    """Find tasks whose results are stored as pickle, which runs code when it is read."""
     for task in context.tasks:
         if task.idempotency_policy.given.get("codec") == PICKLE:
-            yield Finding(
-                code="pickled-results",
-                what=f"task {task.name!r} has codec='pickle'",
-                remedy=f"drop codec='pickle' from {task.name!r}, and register_type() what JSON does not know",
-            )
+            what = f"task {task.name!r} has codec='pickle'"
+            remedy = f"drop codec='pickle' from {task.name!r}, and register_type() what JSON does not know"
+            yield Finding(code="pickled-results", what=what, remedy=remedy)
     following = [task for task in context.tasks if "codec" not in task.idempotency_policy.given]
     if any(context.policy(task).codec == PICKLE for task in following):
-        yield Finding(
-            code="pickled-results",
-            what="results are stored as pickle, as app.conf.idempotency_codec says, or else the app's own serializers",
-            remedy='app.conf.idempotency_codec = "json", and register_type() what JSON does not know',
-        )
+        what = "results are stored as pickle, as app.conf.idempotency_codec says, or else the app's own serializers"
+        remedy = 'app.conf.idempotency_codec = "json", and register_type() what JSON does not know'
+        yield Finding(code="pickled-results", what=what, remedy=remedy)
 
 
 def _changed(what: str) -> Finding:

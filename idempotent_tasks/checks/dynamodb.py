@@ -1,4 +1,4 @@
-"""Checks of a DynamoDB store: the table, the permissions on it, this machine's clock.  Nothing is written."""
+"""Checks of a DynamoDB table, the permissions on it, and this machine's clock.  Nothing is written."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -13,7 +13,7 @@ from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem,
 
 __all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
 
-#: The code of everything that is found here.
+#: The codes of the findings here.
 TABLE_FINDINGS: Final = (
     "clock-offset",
     "permission-missing",
@@ -25,21 +25,21 @@ TABLE_FINDINGS: Final = (
 )
 
 _DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
-#: What a worker does with the table; the descriptions only when it starts, to check it.
+#: The actions of a worker on the table; the descriptions only for these checks.
 WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
 #: The error codes of DynamoDB and IAM for a missing permission.
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
-#: A clock that differs more from DynamoDB's, in seconds, is reported.
+#: The tolerated difference from DynamoDB's clock in seconds.
 CLOCK_TOLERANCE_SECONDS: Final = 5.0
-#: A condition that contradicts itself is never true.
+#: A condition that is never true.
 _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
 
 
 def check_table(context: CheckContext) -> Iterator[Finding]:
-    """Find what is wrong with a store's table, its permissions and this machine's clock; asks DynamoDB, never raises.
+    """Find faults of the table, its permissions and this machine's clock; asks DynamoDB, never raises its errors.
 
-    Sends `WORKER_ACTIONS`, one request each: the writes under a condition that cannot be true, on a key that no
-    record has.  DynamoDB bills each of the writes and the read as one unit.
+    Sends one request for each of `WORKER_ACTIONS`: the writes under a condition that is never true, on a key that no
+    record has.  DynamoDB bills each write and the read as one unit.
     """
     store = context.settings.store
     # A ready-made client must not be used before a worker forks.
@@ -57,15 +57,15 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
 
 def _check(store: DynamoDBStore) -> Iterator[Finding]:
     for action, ask in _questions(store):
-        found = _answered(store, action, ask)
+        found = _check_action(store, action, ask)
         yield from found
         if any(finding.code == "table-missing" for finding in found):
             return
     yield from _check_clock(store)
 
 
-def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Ask a question that needs an action, and return what its answer or its refusal shows to be wrong."""
+def _check_action(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Send the request of an action, and return the findings of its answer or its error."""
     try:
         return list(ask())
     except (StoreMisconfiguredError, RecordCorruptError) as error:
@@ -77,29 +77,24 @@ def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Find
             return [Finding(code="permission-missing", what=what, remedy=remedy)]
         if action in _DESCRIPTIONS:
             raise
-        # Whatever else is wrong with a read or a write of an item, the descriptions of the table show better.
+        # Other errors of a read or write have a cause that the descriptions of the table show better.
         return []
 
 
 def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """Yield each of a worker's actions with a function that asks by it and returns findings."""
+    """Yield each of `WORKER_ACTIONS` with a function that sends its request and returns findings."""
     schema = store.schema
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
-    # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
+    # No task has this name, so no record this key; workers that start together share neither key nor partition.
     key = schema.key(f"idempotent_tasks#probe-{uuid4().hex}")
 
-    def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[Finding]]:
-        """Return a question whose answer shows nothing but that it may be asked."""
+    def check_permission(operation: str, **parameters: Any) -> Iterable[Finding]:
+        store.connection.request(operation, TableName=store.table, **parameters)
+        return ()
 
-        def question() -> Iterable[Finding]:
-            store.connection.request(operation, TableName=store.table, **parameters)
-            return ()
-
-        return question
-
-    yield "UpdateItem", ask("update_item", Key=key, **never)
-    yield "PutItem", ask("put_item", Item=key, **never)
-    yield "GetItem", ask("get_item", Key=key)
+    yield "UpdateItem", lambda: check_permission("update_item", Key=key, **never)
+    yield "PutItem", lambda: check_permission("put_item", Item=key, **never)
+    yield "GetItem", lambda: check_permission("get_item", Key=key)
     yield "DescribeTable", lambda: _check_description(store)
     yield "DescribeTimeToLive", lambda: _check_ttl(store)
 
@@ -107,11 +102,9 @@ def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterabl
 def _check_description(store: DynamoDBStore) -> Iterator[Finding]:
     description = describe(store.connection, store.table)
     if description is None:
-        yield Finding(
-            code="table-missing",
-            what=f"table {store.table!r} does not exist at {store.connection!r}",
-            remedy="celery -A <app> idempotency create-table",
-        )
+        what = f"table {store.table!r} does not exist at {store.connection!r}"
+        remedy = "celery -A <app> idempotency create-table"
+        yield Finding(code="table-missing", what=what, remedy=remedy)
         return
     problem = key_schema_problem(description, store.table, store.schema)
     if problem is not None:
@@ -134,8 +127,6 @@ def _check_clock(store: DynamoDBStore) -> Iterator[Finding]:
     offset = store.connection.clock.offset_seconds
     if abs(offset) > CLOCK_TOLERANCE_SECONDS:
         side = "behind" if offset > 0 else "ahead of"
-        yield Finding(
-            code="clock-offset",
-            what=f"this machine's clock is {abs(offset):.0f} s {side} DynamoDB's",
-            remedy="have the machine keep its time: timedatectl set-ntp true",
-        )
+        what = f"this machine's clock is {abs(offset):.0f} s {side} DynamoDB's"
+        remedy = "have the machine keep its time: timedatectl set-ntp true"
+        yield Finding(code="clock-offset", what=what, remedy=remedy)

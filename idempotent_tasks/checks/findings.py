@@ -1,4 +1,4 @@
-"""The findings of the checks: their codes, and why each matters."""
+"""Findings: the faults that checks report, by code, and why each matters."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -48,11 +48,11 @@ WHY: Final = {
 class Finding:
     """A fault of the configuration, the broker or the store that weakens the guarantee."""
 
-    #: Names the kind of finding; one of `WHY`.
+    #: One of `WHY`.
     code: str
     #: What was found, and where.
     what: str
-    #: What to do about it, with the text to paste.
+    #: The fix, with the text to paste.
     remedy: str
 
     def __post_init__(self) -> None:

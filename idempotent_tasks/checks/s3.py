@@ -1,4 +1,4 @@
-"""Checks of the bucket for large results: that it can be used, and that its lifecycle rule outlives the records."""
+"""Checks of the S3 bucket for large results: its permissions and its lifecycle rule."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -12,16 +12,16 @@ from idempotent_tasks.stores.s3 import S3Results, days_of
 
 __all__ = ["BUCKET_FINDINGS", "check_bucket"]
 
-#: The code of everything that is found here.
+#: The codes of the findings here.
 BUCKET_FINDINGS: Final = ("results-bucket-expires-first", "results-bucket-keeps", "results-bucket-refuses")
 _NO_RULES: Final = "NoSuchLifecycleConfiguration"
 
 
 def check_bucket(context: CheckContext) -> Iterator[Finding]:
-    """Find what is wrong with the results bucket and its lifecycle rule; asks S3, never raises what it answers.
+    """Find faults of the results bucket and its lifecycle rule; asks S3, never raises its errors.
 
-    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; without the permission to see the rules nothing is
-    reported of them.
+    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; without permission for the latter it reports
+    nothing of the rule.
     """
     results = context.settings.results
     # A ready-made client must not be used before a worker forks.
@@ -62,7 +62,7 @@ def _check_rules(results: S3Results, rules: list[dict[str, Any]], days: int) -> 
 
 
 def _days(rule: dict[str, Any], prefix: str) -> int | None:
-    """Return after how many days a rule deletes the objects under a prefix; None where it does not, or not all."""
+    """Return after how many days a rule deletes all objects under a prefix; None if it does not."""
     chosen = rule.get("Filter", {"Prefix": rule.get("Prefix", "")})
     if (
         rule.get("Status") != "Enabled"

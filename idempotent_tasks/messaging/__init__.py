@@ -1,1 +1,1 @@
-"""The side of Celery that one delivery sees: its handler, its deferral, what follows it, and how it was published."""
+"""Celery's side of one delivery: handler, deferral, callbacks, publishing, result backend."""

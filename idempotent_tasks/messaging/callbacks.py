@@ -1,14 +1,13 @@
-"""What follows a task: its links or error callbacks, the rest of its chain, its part of a chord.
+"""Callbacks of a task: its links or error callbacks, the rest of its chain, its part of a chord.
 
-Celery sends it when the body, or a replay, has returned or failed (``celery.app.trace.build_tracer``).  The message
-says what it is, and the body may change that in its request: a redelivery must then send what the run has sent.
+Celery sends them when the body, or a replay, has returned or failed (``celery.app.trace.build_tracer``).  They arrive
+in the message, and the body may change them in its request: a redelivery must then send what the run has sent.
 """
 
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
 
 from kombu.utils import json
@@ -19,10 +18,9 @@ from idempotent_tasks.messaging.request_state import state_of
 __all__ = [
     "NOTHING",
     "UNRECORDED",
+    "assign_task_ids",
     "changed",
     "follows",
-    "name_errbacks",
-    "name_links",
     "notify_when_sent",
     "recorded",
     "remember",
@@ -31,47 +29,63 @@ __all__ = [
     "suppress",
 ]
 
-#: Of the ids that are given to links.
+#: Of the task ids that are assigned to callbacks.
 _NAMESPACE: Final = UUID("5d0e6a52-5b0e-4c39-9d6e-8a6a1f4c2b7e")
-#: The attributes of a request that hold what follows.
+#: The attributes of a request that hold callbacks.
 _PARTS: Final = ("callbacks", "errbacks", "chain", "chord")
-#: That nothing follows, as text.
+#: The text for no callbacks.
 NOTHING: Final[str] = json.dumps(dict.fromkeys(_PARTS))
-#: The longest text of a changed continuation that a record takes, in bytes.
+#: The longest text of changed callbacks that a record takes, in bytes.
 MOST_BYTES: Final = 8 * 1024
-#: Stands before a text that was compressed (:rfc:`1950`), in base 64.
+#: Prefix of a text that was compressed (:rfc:`1950`), in base 64.
 _ZIPPED: Final = "zlib:"
-#: What is recorded of a continuation that is too long, or cannot be written.
+#: Recorded in place of callbacks that are too long or have no JSON form.
 UNRECORDED: Final = "unrecorded"
 
 
+class _Snapshot(NamedTuple):
+    """The callbacks of a request at one moment."""
+
+    #: JSON; None where they have no such form, as the arguments of pickled signatures may have none.
+    text: str | None
+    #: By the attribute of the request.
+    parts: dict[str, Any]
+
+
+def _snapshot(request: Any) -> _Snapshot:
+    found = {name: getattr(request, name) or None for name in _PARTS}
+    parts = {name: list(each) if isinstance(each, list | tuple) else each for name, each in found.items()}
+    try:
+        return _Snapshot(str(json.dumps(parts)) if any(parts.values()) else NOTHING, parts)
+    except Exception:  # noqa: BLE001 - whatever the forms of the user's own types raise
+        return _Snapshot(None, parts)
+
+
 def follows(request: Any, *, failed: bool = False) -> bool:
-    """Return whether anything is to be sent when the task of a ``celery.app.task.Context`` has succeeded or failed."""
+    """Return whether a ``celery.app.task.Context`` has callbacks for the success, or the failure, of its task."""
     return bool((request.errbacks if failed else request.callbacks) or request.chain or request.chord)
 
 
 def suppress(request: Any) -> None:
-    """Let nothing follow, because it was sent before."""
+    """Remove all callbacks, because they were sent before."""
     request.callbacks = request.errbacks = request.chain = request.chord = None
 
 
 def remember(request: Any) -> None:
-    """Remember what follows, before the body, which may change it."""
-    parts = _parts(request)
-    state_of(request).continuation = _Continuation(
-        _written(parts), {name: _copied(each) for name, each in parts.items()}
-    )
+    """Remember the callbacks before the body runs, which may change them."""
+    state_of(request).continuation = _snapshot(request)
 
 
 def changed(request: Any) -> str | None:
-    """Return what follows as text, where it is something else than what was remembered; None otherwise.
+    """Return the callbacks as text if they differ from those remembered, else None.
 
-    JSON as in Celery's messages.  What is too long for a record, or has no such form, is only marked.
+    JSON as in Celery's messages, compressed where it is long; `UNRECORDED` where it is too long for a record, or there
+    is none.
     """
-    before, parts = state_of(request).continuation, _parts(request)
+    before = state_of(request).continuation
     if before is None:
         return None
-    text = _written(parts)
+    text, parts = _snapshot(request)
     if text == before.text and (text is not None or parts == before.parts):
         return None
     if text is not None and len(text.encode()) > MOST_BYTES:
@@ -80,10 +94,10 @@ def changed(request: Any) -> str | None:
 
 
 def recorded(text: str) -> dict[str, Any]:
-    """Return what `changed` has written, by the attribute of the request.
+    """Parse what `changed` returned: the callbacks by the attribute of the request.
 
     Raises:
-        ResultUnavailableError: it was only marked, or cannot be read.
+        ResultUnavailableError: it is `UNRECORDED`, or cannot be read.
     """
     if text == UNRECORDED:
         msg = (
@@ -101,11 +115,11 @@ def recorded(text: str) -> dict[str, Any]:
 
 
 def restore(request: Any, text: str | None) -> None:
-    """Let that follow which the outcome's own run has left: its change, or what the message says.
+    """Set the callbacks to those of the run whose outcome is replayed.
 
     Args:
-        request: the ``celery.app.task.Context``, whose body may have run and been superseded.
-        text: the run's change, None where it made none.
+        request: the ``celery.app.task.Context``, whose own body may have run and been superseded.
+        text: what `changed` returned for that run; None for the callbacks of the message.
 
     Raises:
         ResultUnavailableError: as `recorded`.
@@ -117,84 +131,44 @@ def restore(request: Any, text: str | None) -> None:
         vars(request).update(before.parts if before.text is None else json.loads(before.text))
 
 
-@dataclass(frozen=True, slots=True)
-class _Continuation:
-    """What follows a task at one moment."""
-
-    #: As JSON; None where it has no such form, as the arguments of pickled signatures may have none.
-    text: str | None
-    #: By the attribute of the request.
-    parts: dict[str, Any]
-
-
-def _parts(request: Any) -> dict[str, Any]:
-    return {name: getattr(request, name) or None for name in _PARTS}
-
-
-def _copied(part: Any) -> Any:
-    return list(part) if isinstance(part, list | tuple) else part
-
-
-def _written(parts: dict[str, Any]) -> str | None:
-    if not any(parts.values()):
-        return NOTHING
-    try:
-        return str(json.dumps(parts))
-    except Exception:  # noqa: BLE001 - whatever the forms of the user's own types raise
-        return None
-
-
 def notify_when_sent(request: Any, notify: Callable[[], None], give_back: Callable[[Exception], Exception]) -> None:
-    """Have ``notify`` called when everything that follows was sent.
+    """Have ``notify`` called once when Celery has sent all callbacks.
 
     Args:
         request: the ``celery.app.task.Context``.
-        notify: called once.
-        give_back: takes what a broker raises that does not take what follows, and returns what sends the message of the
-            request back to its queue (`idempotent_tasks.messaging.confirms`).
+        notify: called without arguments.
+        give_back: takes the error of a broker that refuses a callback, and returns the exception that sends the
+            message of the request back to its queue (`idempotent_tasks.messaging.confirms`).
     """
     state = state_of(request)
     state.notify_when_sent, state.give_back = notify, give_back
 
 
 def sent(request: Any) -> None:
-    """Notify whoever asked; to be called when Celery has sent what follows."""
+    """Call what `notify_when_sent` was given; to be called when Celery has sent the callbacks."""
     state = state_of(request)
     notify, state.notify_when_sent, state.give_back = state.notify_when_sent, None, None
     if notify is not None:
         notify()
 
 
-def name_links(request: Any, key: str) -> None:
-    """Give a task id to everything that follows and has none, so that it has the same one whenever it is sent.
+def assign_task_ids(request: Any, key: str, *, failed: bool = False) -> None:
+    """Assign a task id to each link and step of the chain, or each error callback, that has none.
 
     Celery draws a new id each time it sends a link that has none; the steps of a chain mostly have theirs already.
-    The id is derived from the key, the task's own id, and the place among what follows: another task with the key
-    has a continuation of its own.
+    Derived from the key, the task's own id and the place among the callbacks, an id is the same whenever it is sent,
+    and another task with the key assigns others.
     """
-    _name_parts(request, key, "callbacks", "chain")
+    for name in ("errbacks",) if failed else ("callbacks", "chain"):
+        _assign(getattr(request, name) or (), f"{key}/{request.id}/{name}")
 
 
-def name_errbacks(request: Any, key: str) -> None:
-    """Likewise for what Celery sends when the task fails, which each failing delivery does."""
-    _name_parts(request, key, "errbacks")
-
-
-def _name_parts(request: Any, key: str, *parts: str) -> None:
-    for name in parts:
-        _name_each(getattr(request, name) or (), f"{key}/{request.id}/{name}")
-
-
-def _name_each(signatures: Iterable[Any], place: str) -> None:
+def _assign(signatures: Iterable[Any], place: str) -> None:
     for index, signature in enumerate(signatures):
-        _name(signature, f"{place}/{index}")
-
-
-def _name(signature: Any, place: str) -> None:
-    parts = [signature["kwargs"].get(name) for name in ("tasks", "header", "body")]
-    if not signature.get("subtask_type") or not any(parts):
-        signature["options"].setdefault("task_id", str(uuid5(_NAMESPACE, place)))
-        return
-    for index, part in enumerate(parts):
-        if part:
-            _name_each([part] if "task" in part else part, f"{place}/{index}")
+        parts = [signature["kwargs"].get(name) for name in ("tasks", "header", "body")]
+        if not signature.get("subtask_type") or not any(parts):
+            signature["options"].setdefault("task_id", str(uuid5(_NAMESPACE, f"{place}/{index}")))
+            continue
+        for number, part in enumerate(parts):
+            if part:
+                _assign([part] if "task" in part else part, f"{place}/{index}/{number}")

@@ -1,4 +1,4 @@
-"""The claim that a delivery asks for: what the handler, the producer and the reaper share."""
+"""The claim request of a delivery, as the handler, the producer and the reaper compute it."""
 
 from collections.abc import Mapping
 from inspect import Signature
@@ -16,11 +16,11 @@ __all__ = ["claim_request", "has_shared_key", "request_of"]
 
 
 def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature) -> ClaimRequest:
-    """Return the claim that a delivery asks for.
+    """Return the claim request of a delivery.
 
     Args:
         delivery: the delivery.
-        policy: its task's, under the settings of the app.
+        policy: of its task, with the app's defaults.
         signature: of the task's body.
 
     Raises:
@@ -36,7 +36,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         validation=_validation(delivery, policy, signature),
         task=delivery.task,
         task_id=check_task_id(delivery.task_id, delivery.task),
-        # Named on a command line, in bytes that need not be text; it is for people only.
+        # Its name comes from a command line, in bytes that need not be text; only people read it.
         worker=delivery.worker.encode(errors="backslashreplace").decode(),
         process=process.name(delivery.watcher),
     )
@@ -45,7 +45,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
 def request_of(
     task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ClaimRequest:
-    """Return the claim that the delivery of a ``celery.app.task.Context`` asks for; raises as `claim_request` does.
+    """Return the claim request of a ``celery.app.task.Context``; raises as `claim_request` does.
 
     Args:
         task: the bound `IdempotentTask`.
@@ -58,8 +58,8 @@ def request_of(
 
 
 def has_shared_key(delivery: Delivery, policy: Idempotency) -> bool:
-    """Return whether a key may have been handed to several calls: Celery gives a group's options to each member."""
-    # What Powertools wrote validates as Powertools does.
+    """Return whether several calls may have one explicit key: Celery gives a group's options to each member."""
+    # Powertools' records are validated as Powertools does.
     checked = policy.validate is not None or policy.powertools is not False
     return delivery.explicit_key is not None and delivery.grouped and not checked
 

@@ -1,4 +1,4 @@
-"""Publishing by a worker's process: RabbitMQ confirms it, and what follows a task is not given up where it fails."""
+"""Publisher confirms for a worker's process, and a redelivery where a broker refuses a task's callbacks."""
 
 import logging
 from typing import Any, Final
@@ -19,38 +19,38 @@ logger = logging.getLogger("idempotent_tasks")
 CONFIRM_SECONDS: Final = 5.0
 
 
-class _FollowingProducer(Producer):
-    """Sends a finished task's message back where the broker does not take what follows it.
+class _CallbackProducer(Producer):
+    """Sends a finished task's message back to its queue where the broker does not take a callback.
 
     Celery reports such a task as failed and acknowledges its message (``celery.app.trace.build_tracer``), although its
-    outcome is on record: nobody would send what follows.  A redelivery replays the outcome and sends it.
+    outcome is on record: nobody would send the callbacks.  A redelivery replays the outcome and sends them.
     """
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """See ``kombu.Producer.publish``.
 
         Raises:
-            celery.exceptions.Reject: instead of the broker's error, where this is what follows a task.
+            celery.exceptions.Reject: instead of the broker's error, where the message is a callback.
         """
         connection = self.connection
         try:
             return super().publish(body, *args, **options)
         except Exception as error:
             give_back = state_of(current_task.request).give_back if current_task else None
-            if give_back is None or not _is_brokers(error, connection):
+            if give_back is None or not _blames_broker(error, connection):
                 raise
-            logger.exception("%s[%s]: what follows cannot be sent", current_task.name, current_task.request.id)
+            logger.exception("%s[%s]: a callback cannot be sent", current_task.name, current_task.request.id)
             raise give_back(error) from error
 
 
-def _is_brokers(error: Exception, connection: Any) -> bool:
-    """Return whether a broker, or the way to it, is to blame: what cannot be encoded never can."""
+def _blames_broker(error: Exception, connection: Any) -> bool:
+    """Return whether the broker or its connection failed; what cannot be encoded fails on each try."""
     kinds = (*getattr(connection, "connection_errors", ()), *getattr(connection, "channel_errors", ()))
     return isinstance(error, (OperationalError, OSError, *kinds))
 
 
-class _ConfirmedProducer(_FollowingProducer):
-    """Waits for each confirmation, and for none too long."""
+class _ConfirmedProducer(_CallbackProducer):
+    """Waits for the confirmation of each message, by default for `CONFIRM_SECONDS`."""
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """See ``kombu.Producer.publish``; raises its errors where no confirmation comes."""
@@ -65,36 +65,29 @@ class _ConfirmedProducer(_FollowingProducer):
             raise
 
 
-class _ProducerPools:
-    """The pool of each app, and whether RabbitMQ confirms what it publishes."""
-
-    def __init__(self) -> None:
-        self.by_app: WeakKeyDictionary[Any, tuple[Any, bool]] = WeakKeyDictionary()
+class _ProducerPools(WeakKeyDictionary[Any, tuple[Any, bool]]):
+    """The pool of each app, and whether it publishes with confirms."""
 
 
 def confirm_publishes(app: Any) -> bool:
-    """Have what this process publishes for an app confirmed, from its producer pool on.
+    """Have the broker confirm what this process publishes for an app; return whether that takes publisher confirms.
 
     A retry, a link or the next step of a chain must not be lost in a socket's buffer while the message that it follows
-    is acknowledged on another connection.  RabbitMQ confirms if it is asked to
+    is acknowledged on another connection.  RabbitMQ confirms on request
     (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
-
-    Returns:
-        Whether the broker is one that has to be asked.
     """
-    pools_of = this_process().own(_ProducerPools).by_app
-    if app not in pools_of:
-        pools_of[app] = _pool(app)
-    pool, confirms = pools_of[app]
+    known = this_process().own(_ProducerPools)
+    if app not in known:
+        known[app] = _pool(app)
+    pool, confirms = known[app]
     if getattr(app.amqp, "_producer_pool", None) is not pool:
-        # Celery makes a pool when it needs the first, and forgets it in a child.
+        # Celery makes a pool on first use, and again in a child.
         app.amqp._producer_pool = pool  # noqa: SLF001 - Celery has no setting for it
     return confirms
 
 
 def _pool(app: Any) -> tuple[Any, bool]:
-    """Return the pool that this process publishes from for an app, and whether RabbitMQ confirms what it publishes."""
-    connection, kind = app.connection_for_write(), _FollowingProducer
+    connection, kind = app.connection_for_write(), _CallbackProducer
     confirms = connection.transport.driver_type == "amqp"
     if confirms:
         options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}

@@ -1,4 +1,4 @@
-"""Publishing a delivery again for later: the same message with a countdown, nothing of the retry count spent."""
+"""Deferral: publish the same message again with a countdown, without using up a retry."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,31 +27,31 @@ __all__ = ["GivenBack", "Publisher", "countdown_seconds"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: Seconds: the first countdown, and the longest; each deferral doubles it.
+#: The first and the longest countdown in seconds; each deferral doubles it.
 FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
-#: Seconds: no countdown is shorter, unless a visibility timeout or the message's expiry is near.
+#: The shortest countdown in seconds, unless a visibility timeout or the message's expiry is near.
 SHORTEST_COUNTDOWN: Final = 1.0
-#: Seconds: nor is any shorter than this.
+#: The shortest countdown in seconds in any case.
 SHORTEST_OF_ALL: Final = 0.1
 #: Seconds to wait for RabbitMQ's confirmation of a copy, before the message goes back to its queue instead.
 CONFIRM_SECONDS: Final = 1.5
-#: Seconds within which a first try fails whose connection had gone before; a slower one is not repeated.
+#: A first try that fails within so many seconds had a stale connection and is repeated.
 STALE_SECONDS: Final = 0.5
 #: Seconds that a countdown may reach past the expiry of the claim that it waits for.
 MARGIN: Final = 0.5
-#: A copy comes so many seconds before its message expires, or before so much of the time until then is over.
+#: A copy is due this many seconds before its message expires, or after this part of the time until then.
 EXPIRY_MARGIN: Final = 1.0
 EXPIRY_PART: Final = 1 / 2
-#: How much each return of a message lengthens the pause before the next.
+#: The factor by which each receive of a message lengthens the time for which SQS hides it.
 RETURN_GROWTH: Final = 4.0
-#: Receives that are left to an SQS message before it is a dead letter, at which it stays hidden until its claim ends.
+#: With so few receives left before it is a dead letter, an SQS message stays hidden until the claim ends.
 SCARCE_RECEIVES: Final = 2
-#: Seconds: SQS hides no message for longer.
+#: The longest time in seconds for which SQS hides a message.
 LONGEST_HIDING: Final = 43_000.0
 
-#: What a broker adds to the headers of a message on its way: RabbitMQ takes a message with the first for one that goes
-#: round in circles, and drops it (https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles).
+#: Headers that a broker adds.  RabbitMQ takes a message with the first for a dead-letter cycle, and drops it
+#: (https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles).
 BROKER_HEADERS: Final = frozenset(
     {
         *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
@@ -59,15 +59,14 @@ BROKER_HEADERS: Final = frozenset(
         *("x-delivery-count", "x-acquired-count", "redelivered"),
     }
 )
-#: What of a message's properties says how it was delivered, or how it is to be delivered but for what a copy says anew:
-#: its delay, and that it is no message twice.
+#: Properties that say how the message was delivered, or that a copy sets itself.
 DELIVERY_PROPERTIES: Final = frozenset(
     {
         *("application_headers", "content_type", "content_encoding", "body_encoding", "delivery_info", "delivery_tag"),
         *("delay_seconds", "DelaySeconds", "MessageDeduplicationId", MESSAGE_ENTRY),
     }
 )
-#: What a request has beside its message's headers.
+#: Attributes of a request that are no headers of its message.
 REQUEST_ENTRIES: Final = frozenset(
     {
         *("args", "kwargs", "hostname", "properties", "delivery_info", "reply_to", "correlation_id", "headers"),
@@ -76,17 +75,17 @@ REQUEST_ENTRIES: Final = frozenset(
     }
 )
 
-#: As kombu's serializers name what they write as text.
+#: The encodings of kombu's serializers that write text.
 TEXT_ENCODINGS: Final = frozenset({"utf-8", "us-ascii"})
 
 
 class GivenBack(Reject):
-    """The message could not be published again, and goes back to its queue.
+    """Rejects a message that could not be published again, so that it goes back to its queue.
 
     Args:
-        reason: why, as text: it goes to the worker's parent process, which a broker's error may not.
-        requeue: always.
-        hidden: whether SQS hides the message until it is to come again, so that nobody has to give it back.
+        reason: as text, which a worker's parent process can unpickle; a broker's error it may not.
+        requeue: always true.
+        hidden: whether SQS hides the message until it is due, so that it needs no rejection.
     """
 
     def __init__(self, reason: str, requeue: bool = True, hidden: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's
@@ -94,68 +93,71 @@ class GivenBack(Reject):
         super().__init__(reason, requeue)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return what a pool's process needs to pass it on."""
+        """Pickle with all arguments, for the way from a pool's process to its parent."""
         return type(self), (self.reason, self.requeue, self.hidden)
 
 
 class _UnknownQueueError(Exception):
-    """It cannot be told which queue the message was consumed from, or nothing can be published to that."""
+    """The queue of a message is unknown, or nothing can be published to it."""
 
 
 def countdown_seconds(
     deferrals: int, claim_left: float | None, hold_seconds: float | None, expires_in: float | None = None
 ) -> float:
-    """Return for how long to defer, in seconds.
+    """Return the countdown of a deferred copy in seconds.
 
     Args:
         deferrals: how often this message was deferred before.
-        claim_left: seconds until the claim in the way expires, or None where that is not known.
-        hold_seconds: the broker's visibility timeout, or another time after which it takes a message back, or None: a
-            worker holds a message with a countdown unacknowledged, and a broker would deliver it twice.
-        expires_in: seconds until the message expires, or None: a worker drops one that has.
+        claim_left: seconds until the claim that holds the key expires; None if unknown.
+        hold_seconds: the visibility timeout, or another limit after which the broker delivers again a message that a
+            worker holds for its countdown; None if there is none.
+        expires_in: seconds until the message expires, after which a worker drops it; None for never.
     """
     grown = min(FIRST_COUNTDOWN * 2.0 ** min(deferrals, 10), LONGEST_COUNTDOWN)
-    # Many duplicates of one key must not come back at one moment.
+    # Duplicates of one key must not all come back at once.
     countdown: float = grown * this_process().random.uniform(1.0, 1.25)
     if claim_left is not None:
         countdown = min(countdown, claim_left + MARGIN)
     countdown = max(countdown, SHORTEST_COUNTDOWN)
     if hold_seconds is not None:
         countdown = min(countdown, hold_seconds / 2)
-    if expires_in is not None:
-        countdown = min(countdown, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
-    return max(countdown, SHORTEST_OF_ALL)
+    return max(_before_expiry(countdown, expires_in), SHORTEST_OF_ALL)
+
+
+def _before_expiry(seconds: float, expires_in: float | None) -> float:
+    return seconds if expires_in is None else min(seconds, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
 
 
 class Publisher:
-    """The port through which a delivery's message is published again, or goes back to its queue."""
+    """Publishes the message of a delivery again, or gives it back to its queue."""
 
     def __init__(self) -> None:
-        #: Queues beside which this process cannot declare one for what waits.
+        #: Queues whose delay queue this process cannot declare.
         self._undelayed: set[str] = set()
 
     def publish_again(
         self, task: Any, delivery: Delivery, claim_left: float | None, headers: Mapping[str, Any] | None = None
     ) -> float:
-        """Publish the task's current message again, to run later, and return after how many seconds.
+        """Publish the task's current message again with a countdown, and return that countdown in seconds.
 
-        It goes to the queue that it was consumed from and to no other, past exchanges, signals, routes and the task's
-        own ``apply_async``.  Body, properties and headers are those that arrived, but for what a deferral is.
+        The copy goes to the queue that the message was consumed from and to no other, past exchanges, signals, routes
+        and the task's own ``apply_async``.  Its body, properties and headers are those that arrived, except for a
+        deferral's own.
 
         Args:
             task: the bound Celery task, whose ``request`` is the message.
-            delivery: the same message as this library read it.
-            claim_left: seconds until the claim in the way expires, or None where that is not known.
+            delivery: of the same message.
+            claim_left: seconds until the claim that holds the key expires; None if unknown.
             headers: further headers of the copy.
 
         Raises:
-            Exception: the broker does not take it, or the queue is not known; the message must go back.
+            Exception: the broker does not take it, or the queue is unknown; the message must go back.
         """
         app = task.app
         received = delivery.received or _rebuilt(task)
         queue = _queue_of(task, received)
         confirmed = confirm_publishes(app)
-        # One copy, also where it is not certain whether the first try arrived.
+        # Both tries publish the same copy: the first may have arrived.
         more = {**(headers or {}), **delivery.successor().headers}
 
         def publish(connection: Any, channel: Any) -> float:
@@ -164,7 +166,7 @@ class Publisher:
             delayed = delay_queue(app, queue, countdown) if confirmed and queue not in self._undelayed else None
             if delayed is not None:
                 self._declare(channel, queue, delayed)
-                # What is left of it a worker holds: no more than keeps duplicates from coming at one moment.
+                # A worker holds it for the rest: just enough to spread duplicates over time.
                 countdown = min(countdown, delayed.delay + 1.0)
             eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
             message = _message(connection, channel, received, {**more, **eta})
@@ -179,19 +181,19 @@ class Publisher:
     def give_back(
         self, task: Any, delivery: Delivery, error: Exception, claim_left: float | None, pause: Callable[[float], None]
     ) -> GivenBack:
-        """Return what gives a message back that could not be published again, when it has waited for a while.
+        """Wait, then return the rejection that gives back a message that could not be published again.
 
-        SQS is asked to hide the message for a while, because each receive brings it nearer to a dead-letter queue.  On
-        any other transport it would come back at once, so it waits here.
+        SQS hides the message instead of a wait, because each receive brings it nearer to a dead-letter queue.  On any
+        other transport it would come back at once.
 
         Args:
             task, delivery, claim_left: as for `publish_again`.
             error: why it could not be published.
-            pause: waits for some seconds, or for less.
+            pause: waits for at most so many seconds.
         """
         reason = f"{type(error).__name__}: {error}"
         received = delivery.received
-        if received is not None and _hidden(task, received, claim_left):
+        if received is not None and _hide(task, received, claim_left):
             return GivenBack(reason, hidden=True)
         timeout = (task.app.conf.broker_transport_options or {}).get("visibility_timeout")
         returns = received.returns if received is not None else 0
@@ -208,7 +210,7 @@ class Publisher:
 
 
 def _publishing(app: Any, publish: Callable[[Any, Any], float]) -> float:
-    """Publish with a connection and a channel of the app's; once more where the first connection was a stale one."""
+    """Call ``publish`` with a connection and channel of the app's; again where the first connection was stale."""
     clock = this_process().clock
     began = clock.monotonic()
     try:
@@ -233,14 +235,14 @@ def _publish_once(app: Any, publish: Callable[[Any, Any], float]) -> float:
 def _queue_of(task: Any, received: ReceivedMessage) -> str:
     queue = received.queue or consumed_queue(task.app, task.request.delivery_info or {})
     if queue is None:
-        raise _UnknownQueueError("it cannot be told from which queue the message came")
+        raise _UnknownQueueError("the queue of the message is unknown")
     if not received.is_addressable:
-        raise _UnknownQueueError(f"nothing can be published to {queue!r}, which has subscribers to a fanout")
+        raise _UnknownQueueError(f"nothing can be published to {queue!r}, which is bound to a fanout exchange")
     return queue
 
 
 def _expires_in(task: Any) -> float | None:
-    """Return the seconds until the current message expires by this worker's clock, which Celery goes by too."""
+    """Return the seconds until the current message expires by this worker's clock, as Celery reckons them."""
     app, expires = task.app, task.request.expires
     if not expires:
         return None
@@ -252,11 +254,11 @@ def _expires_in(task: Any) -> float | None:
 
 
 def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Mapping[str, Any]) -> Any:
-    """Return a copy of a message as the channel publishes it."""
+    """Return a copy of a message, prepared for the channel."""
     headers = {**{name: each for name, each in received.headers.items() if name not in BROKER_HEADERS}, **more}
     body, encoding = received.body, (received.content_encoding or "").lower()
     if isinstance(body, bytes) and encoding in TEXT_ENCODINGS and "compression" not in headers:
-        # As kombu's serializers write it: a virtual transport may be set to send it as it is.
+        # As kombu's serializers return it: a virtual transport may be configured to send text as it is.
         body = body.decode(encoding)
     if "compression" in headers:
         raw = body.encode() if isinstance(body, str) else body
@@ -264,7 +266,7 @@ def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Map
     properties = {name: each for name, each in received.properties.items() if name not in DELIVERY_PROPERTIES}
     properties |= _sqs_properties(received)
     if properties.get("user_id") != connection.userid:
-        # RabbitMQ closes the channel on a message in another user's name.
+        # RabbitMQ closes the channel on a message with another user's id.
         properties.pop("user_id", None)
     return channel.prepare_message(
         body,
@@ -277,7 +279,7 @@ def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Map
 
 
 def _sqs_properties(received: ReceivedMessage) -> dict[str, Any]:
-    """Return what SQS keeps beside a message's body, as kombu sends it."""
+    """Return the group id and attributes of an SQS message, as kombu sends them."""
     message = _sqs_message(received)
     attributes = message.get("MessageAttributes")
     group = (message.get("Attributes") or {}).get("MessageGroupId")
@@ -290,8 +292,8 @@ def _sqs_message(received: ReceivedMessage) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _hidden(task: Any, received: ReceivedMessage, claim_left: float | None) -> bool:
-    """Have SQS hide a message for a while, and return whether it does."""
+def _hide(task: Any, received: ReceivedMessage, claim_left: float | None) -> bool:
+    """Extend the visibility timeout of an SQS message; return whether that succeeded."""
     message, queue = _sqs_message(received), received.queue
     if not message.get("ReceiptHandle") or queue is None:
         return False
@@ -305,7 +307,7 @@ def _hidden(task: Any, received: ReceivedMessage, claim_left: float | None) -> b
                 QueueUrl=url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=ceil(seconds)
             )
     except Exception:
-        logger.exception("a message of %r cannot be hidden for a while", queue)
+        logger.exception("the visibility timeout of a message of %r cannot be changed", queue)
         return False
     return True
 
@@ -319,26 +321,24 @@ def _hiding_seconds(
         is_scarce = limits.receives is not None and limits.receives - receives <= SCARCE_RECEIVES
         end = max(claim_left, 0.0) + MARGIN
         seconds = end if is_scarce else min(seconds, end)
-    if expires_in is not None:
-        seconds = min(seconds, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
-    return min(max(seconds, SHORTEST_COUNTDOWN), LONGEST_HIDING)
+    return min(max(_before_expiry(seconds, expires_in), SHORTEST_COUNTDOWN), LONGEST_HIDING)
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether a request's entry is this library's own: a private header, or what it notes of the delivery."""
+    """Return whether an attribute of a request is a private header, or another entry, of this library."""
     return name.startswith("idempotency_") and name != KEY_HEADER
 
 
 def _rebuilt(task: Any) -> ReceivedMessage:
-    """Return the message of a request that no parent process of ours made (a ``Request`` class of another's).
+    """Rebuild a message from its request, where no `GuardedRequest` has kept it (a foreign ``Request`` class).
 
-    In protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), with each header and property that the
-    request has.
+    In protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), with all headers and properties of the
+    request.
     """
     request, app = task.request, task.app
     entries = vars(request)
     headers = {name: each for name, each in entries.items() if name not in REQUEST_ENTRIES and not _is_ours(name)}
-    # A message's own inner headers, or what Celery itself has collected of those above.
+    # The message's own inner headers, or those that Celery has collected from the ones above.
     found = (request.headers or {}).items()
     inner = {name: each for name, each in found if name not in entries and not _is_ours(name)}
     if inner:

@@ -1,4 +1,4 @@
-"""The handler of one delivery: the guard's verdict becomes a result, a deferral, ``Ignore``, ``Reject`` or an error."""
+"""Delivery handler: turns the guard's verdict into a result, a deferral, ``Ignore``, ``Reject`` or an error."""
 
 import logging
 from collections.abc import Callable
@@ -66,22 +66,22 @@ __all__ = ["NEVER_FINAL", "UnguardedRun", "handle"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: Seconds in which a process sends what follows a task once it has stored the outcome; a slower one is not waited for.
+#: For how many seconds after a commit its process is expected to be sending the task's callbacks.
 SENDING_SECONDS: Final = 5.0
-#: Seconds for which a delivery waits in its slot at most whose message nothing can be published after.
+#: The least wait timeout in seconds of a delivery that waits in its slot because its message cannot be deferred.
 SLOT_SECONDS: Final = 3600.0
-#: The part of a hard time limit, and at most how many seconds of it, that stay for what becomes of the message.
+#: The part of a hard time limit that is reserved for deferring the message, and its maximum in seconds.
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
 
-#: Why a claim is released whose answer an earlier delivery of the message did not see.
+#: The reason with which a claim is released whose answer an earlier delivery of the message did not see.
 UNSEEN: Final = "Unseen"
 
-#: Exceptions that something outside raises into a body at any moment.
+#: Exceptions that are raised into a body from outside at any moment.
 INTERRUPTS: Final = (SoftTimeLimitExceeded,)
-#: Exceptions that say what becomes of a message, a process or a claim, and never what came of a body.  A worker acts on
-#: them whoever raised them (``celery.worker.request.Request.on_failure``): it requeues a message for the third and
-#: fourth, drops it for the fifth, and ends for the sixth.
+#: Exceptions about a message, a process or a claim, which are never the outcome of a body.  A worker acts on them
+#: whoever raised them (``celery.worker.request.Request.on_failure``): it requeues a message for the third and fourth,
+#: drops it for the fifth, and ends for the sixth.
 NEVER_FINAL: Final = (
     TaskPredicate,
     SoftTimeLimitExceeded,
@@ -95,7 +95,7 @@ NEVER_FINAL: Final = (
 
 @dataclass(frozen=True, slots=True)
 class UnguardedRun:
-    """``self.idempotency`` in a body that runs without a claim: called directly, or let through by a policy."""
+    """``self.idempotency`` in a body that runs without a claim: called directly, or as a policy or setting allows."""
 
     key: str | None = None
     fence: int = 0
@@ -112,7 +112,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
     Args:
         task: the bound `IdempotentTask`; its current request is the delivery.
         delivery: the delivery.
-        policy: the task's, under the settings.
+        policy: the task's, with the app's defaults.
         settings: of the task's app.
         body: runs the task's body.
 
@@ -124,7 +124,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
     """
     deadline = _deadline(delivery.hard_limit_seconds)
     if not delivery.eager:
-        # What the body publishes, and what Celery sends when it is over.
+        # For what the body publishes and the callbacks that Celery sends after it.
         confirm_publishes(task.app)
     try:
         request = claim_request(delivery, policy, task.run_signature)
@@ -133,19 +133,16 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
             raise
         return _run_unguarded(delivery, body, None, error)
     try:
-        handler = DeliveryHandler(
-            task=task, delivery=delivery, policy=policy, settings=settings, request=request, deadline=deadline
-        )
-        return handler.deliver(body)
+        return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body)
     except Exception:
-        # Not before: a message that is published again stays as it is.
+        # Not earlier: a deferred copy keeps the error callbacks of the message.
         if not delivery.eager:
-            callbacks.name_errbacks(task.request, request.key)
+            callbacks.assign_task_ids(task.request, request.key, failed=True)
         raise
 
 
 def _deadline(hard_limit_seconds: float | None) -> Deadline:
-    """Return by when a delivery that begins now has to know what becomes of its message."""
+    """Return the time by which a delivery that begins now must have deferred or given back its message."""
     if hard_limit_seconds is None:
         return Deadline()
     clock = this_process().clock
@@ -158,24 +155,22 @@ def _run_unguarded(delivery: Delivery, body: Body, key: str | None, why: Excepti
     return body(UnguardedRun(key))
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class DeliveryHandler:
-    """Turns the verdict on one delivery into what its worker does with the message."""
+    """Handles one delivery that has a key; the fields are as for `handle`."""
 
-    #: As for `handle`.
     task: Any
     delivery: Delivery
     policy: Idempotency
     settings: Settings
-    #: The claim that the delivery asks for.
     request: ClaimRequest
-    #: By when the delivery must have come to an end.
+    #: By when the message must have been deferred or given back.
     deadline: Deadline
 
     def __post_init__(self) -> None:
         self._store = self._retrying(self.settings.store)
         self._guard = self._make_guard()
-        #: Owner tokens of claims whose answers were not seen, and that are not known to be released; the last first.
+        #: Owner tokens of claims whose answers were not seen and which may still be held, the last one first.
         self._unseen = list(self.delivery.unseen)
 
     def _retrying(self, store: Store) -> RetryingStore:
@@ -184,12 +179,12 @@ class DeliveryHandler:
 
     def _make_guard(self) -> Guard:
         settings, delivery, request, store = self.settings, self.delivery, self.task.request, self._store
-        # Whether what follows a task was sent, no memory knows; nor whether it succeeded or failed, before it is asked.
+        # A cached outcome does not say whether callbacks were sent; and only the answer tells success from failure.
         if not callbacks.follows(request) and not callbacks.follows(request, failed=True):
             store = self._retrying(settings.store_under(self.policy))
         return Guard(
             store=store,
-            policy=self._patient_policy,
+            policy=self._busy_policy,
             lease=Lease(
                 terms=lease_terms(self.policy, delivery.hard_limit_seconds),
                 store=settings.store,
@@ -206,8 +201,8 @@ class DeliveryHandler:
         )
 
     @property
-    def _patient_policy(self) -> Idempotency:
-        """The policy; where the message cannot be deferred, to wait in this slot instead, for as long as there is."""
+    def _busy_policy(self) -> Idempotency:
+        """The policy, which waits in this slot where the message cannot be deferred."""
         policy = self.policy
         if self._is_deferrable or self.delivery.eager or policy.on_busy not in ("defer", "wait"):
             return policy
@@ -217,27 +212,29 @@ class DeliveryHandler:
         """Do what `handle` does, for a delivery that has a key."""
         match self._release_unseen() or self._verdict(body):
             case Returned(value):
-                self._prepare_what_follows(dispatched=False)
+                self._prepare_callbacks()
                 return value
             case Failed(failure):
-                self._prepare_what_follows(dispatched=False, failed=True)
+                self._prepare_callbacks(failed=True)
                 raise failure
             case Finished(record):
-                self._await_sender(record)
+                left = self._sending_seconds_left(record)
+                if left > 0:
+                    self._defer(left, "sending")
                 return self._replay(record)
             case Superseded(record):
                 return self._replay(record)
             case Busy(_, holder):
-                return self._refuse(holder)
+                return self._handle_busy(holder)
             case Unclaimed(store_error):
-                return self._on_store_error(body, store_error)
+                return self._handle_unclaimed(body, store_error)
             case Interrupted(interrupt):
-                return self._put_off_interrupted(interrupt)
+                return self._defer_interrupted(interrupt)
 
     def _verdict(self, body: Body) -> Verdict:
         request, delivery = self.request, self.delivery
         if not delivery.eager:
-            # A producer that does not know the tasks could not tell.
+            # A producer without the task's code could not.
             context = self.task.request
             self.task.refuse_chords_key(delivery.explicit_key, context.chord, context.chain)
         try:
@@ -252,7 +249,7 @@ class DeliveryHandler:
             raise PayloadMismatchError(msg, request.task, request.key) from error
 
     def _run(self, body: Body, run: RunContext) -> Any:
-        """Run the body, and note what its commit has to know of what follows it."""
+        """Run the body, and note for its commit whether its result is ignored and its callbacks changed."""
         if not self.delivery.eager:
             callbacks.remember(self.task.request)
         try:
@@ -265,46 +262,41 @@ class DeliveryHandler:
 
     def _note_end(self, run: RunContext) -> None:
         run.result_ignored = self._is_result_ignored()
-        if not run.handed_over and not self.delivery.eager:
-            run.continuation = self._changed_continuation()
-
-    def _changed_continuation(self) -> str | None:
-        changed = callbacks.changed(self.task.request)
-        if changed == callbacks.UNRECORDED:
+        if run.handed_over or self.delivery.eager:
+            return
+        run.continuation = callbacks.changed(self.task.request)
+        if run.continuation == callbacks.UNRECORDED:
             logger.warning(
                 "%s[%s]: the body has changed what follows, and that has no JSON form or is too long for the record; "
                 "a redelivery that does not know whether it was sent will fail",
                 self.delivery.task,
                 self.delivery.task_id,
             )
-        return changed
 
     def _is_result_ignored(self) -> bool:
-        """Return whether nobody gets the result: Celery does not store it, and gives it to nothing that follows."""
+        """Return whether nobody gets the result: Celery neither stores it nor passes it to a callback."""
         request = self.task.request
-        # Every Context has the attribute; only a message that says so has it among its own.
+        # Every Context has the attribute, but only one whose message sets it has it in its own dict.
         of_call = vars(request).get("ignore_result")
         ignored = self.task.ignore_result if of_call is None else of_call
         return bool(ignored) and not callbacks.follows(request)
 
     def _replay(self, record: Record) -> Any:
-        """Return, or raise, the outcome of a record, followed by what followed its run, where that was not sent yet."""
+        """Return, or raise, the outcome of a record, with those callbacks of its run that were not sent yet."""
         match self._replayed(record):
             case Replayed(value, dispatched, changed):
-                self._restore_what_follows(changed, dispatched=dispatched)
-                self._prepare_what_follows(dispatched=dispatched)
+                self._restore_callbacks(changed, dispatched=dispatched)
                 return value
             case Failed(failure, dispatched, changed):
-                self._restore_what_follows(changed, dispatched=dispatched)
-                self._prepare_what_follows(dispatched=dispatched, failed=True)
+                self._restore_callbacks(changed, dispatched=dispatched, failed=True)
                 raise failure
             case Busy(_, holder):
-                return self._refuse(holder)
+                return self._handle_busy(holder)
             case Unreadable(store_error):
-                # The body never runs here, whatever on_store_error says: the key has its outcome.
-                return self._put_off(store_error)
+                # Whatever on_store_error says, the body does not run: the key has its outcome.
+                return self._defer_or_raise(store_error)
             case Interrupted(interrupt):
-                return self._put_off_interrupted(interrupt)
+                return self._defer_interrupted(interrupt)
 
     def _replayed(self, record: Record) -> Replay:
         recalled = None
@@ -317,56 +309,49 @@ class DeliveryHandler:
             return Interrupted(error)
         return self._guard.replay(self.request, record, recalled, result_ignored=self._is_result_ignored())
 
-    def _await_sender(self, record: Record) -> None:
-        """Defer a delivery while another copy of it may yet be sending what follows."""
-        left = self._seconds_of_sending(record)
-        if left > 0:
-            self._defer(left, "sending")
-
-    def _seconds_of_sending(self, record: Record) -> float:
-        """Return for how many seconds another copy of this delivery may yet be sending what follows it."""
+    def _sending_seconds_left(self, record: Record) -> float:
+        """Return for how many more seconds another copy of this delivery may be sending its callbacks."""
         task_id = self.delivery.task_id
         sends = record.task_id == task_id and task_id not in record.dispatched
-        followed = self._is_followed(failed=record.status is Status.FAILED)
+        has_callbacks = self._has_callbacks(failed=record.status is Status.FAILED)
         if record.continuation is not None:
-            followed = record.continuation != callbacks.NOTHING and not self.delivery.eager
-        if not sends or record.completed_at is None or not followed:
+            has_callbacks = record.continuation != callbacks.NOTHING and not self.delivery.eager
+        if not sends or record.completed_at is None or not has_callbacks:
             return 0.0
         left = record.completed_at / 1000 + SENDING_SECONDS - self._store.clock.now()
         ended = left > 0 and this_process().has_ended(record.process, and_watcher=False)
         return 0.0 if ended else max(left, 0.0)
 
-    def _is_followed(self, *, failed: bool) -> bool:
+    def _has_callbacks(self, *, failed: bool) -> bool:
         # An eager call is never delivered again, and its signatures are the caller's own objects.
         return not self.delivery.eager and callbacks.follows(self.task.request, failed=failed)
 
-    def _prepare_what_follows(self, *, dispatched: bool, failed: bool = False) -> None:
-        if not self._is_followed(failed=failed):
-            return
-        request = self.task.request
-        if dispatched:
-            callbacks.suppress(request)
-            return
-        callbacks.name_links(request, self.request.key)
-        callbacks.notify_when_sent(request, self._note_dispatch, self._give_back)
+    def _prepare_callbacks(self, *, failed: bool = False) -> None:
+        if self._has_callbacks(failed=failed):
+            callbacks.assign_task_ids(self.task.request, self.request.key)
+            callbacks.notify_when_sent(self.task.request, self._note_dispatch, self._give_back)
 
-    def _restore_what_follows(self, changed: str | None, *, dispatched: bool) -> None:
-        """Let a replay be followed by what followed the run; nothing is sent again that is known to have been sent."""
-        if self.delivery.eager or dispatched:
+    def _restore_callbacks(self, changed: str | None, *, dispatched: bool, failed: bool = False) -> None:
+        """Give a replay the callbacks of its run; none if they are known to have been sent."""
+        if dispatched:
+            if self._has_callbacks(failed=failed):
+                callbacks.suppress(self.task.request)
             return
         try:
-            callbacks.restore(self.task.request, changed)
+            if not self.delivery.eager:
+                callbacks.restore(self.task.request, changed)
         except ResultUnavailableError as error:
             raise ResultUnavailableError(error.message, self.delivery.task, self.request.key) from error
+        self._prepare_callbacks(failed=failed)
 
     def _note_dispatch(self) -> None:
         if self._store.note_dispatch(self.request.key, self.delivery.task_id):
             self._emit(events.Dispatched)
 
-    def _refuse(self, holder: Record) -> NoReturn:
-        """End a delivery whose key another holds, as ``on_busy`` says."""
+    def _handle_busy(self, holder: Record) -> NoReturn:
+        """Skip, merge, defer or fail a delivery whose key another holds, as ``on_busy`` says."""
         now = self._store.clock.now()
-        if self.policy.on_busy == "skip" and not self._is_followed(failed=False):
+        if self.policy.on_busy == "skip" and not self._has_callbacks(failed=False):
             self._emit(events.Skipped)
             raise Ignore
         if self.policy.on_busy == "raise" or not self._is_deferrable:
@@ -381,33 +366,32 @@ class DeliveryHandler:
         msg = "another delivery with this key is running; its result will be stored under the key"
         return InProgressError(msg, self.delivery.task, self.request.key, until)
 
-    def _on_store_error(self, body: Body, error: StoreError) -> Any:
+    def _handle_unclaimed(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
             return _run_unguarded(self.delivery, body, self.request.key, error)
         self._unseen.insert(0, self.request.owner)
-        # An interrupt has nothing to cut short but this: the body will not run.
+        # An interrupt can only cut this short: the body will not run.
         with suppress(*INTERRUPTS):
             if isinstance(self._withdraw(self.request, type(error).__name__), Released):
                 self._unseen.remove(self.request.owner)
-        return self._put_off(error)
+        return self._defer_or_raise(error)
 
-    def _put_off(self, error: StoreError) -> NoReturn:
+    def _defer_or_raise(self, error: StoreError) -> NoReturn:
         if self.policy.on_store_error == "raise" or not self._is_deferrable:
             raise error
         logger.error("%s[%s] is deferred: %s", self.delivery.task, self.delivery.task_id, error)
         self._defer(None, type(error).__name__)
 
-    def _put_off_interrupted(self, interrupt: BaseException) -> NoReturn:
+    def _defer_interrupted(self, interrupt: BaseException) -> NoReturn:
         self._unseen.insert(0, self.request.owner)
         if not self._is_deferrable:
             raise interrupt
         self._defer(None, type(interrupt).__name__)
 
     def _release_unseen(self) -> Interrupted | None:
-        """Release what earlier deliveries of this message claimed without seeing it, so that it counts as no crash.
+        """Release a claim that an earlier delivery of this message was granted unseen, so that it counts as no crash.
 
-        Of all of them the last alone can hold the key, so after a try without an answer no other follows: the next copy
-        asks again.
+        Only the latest of them can hold the key: after a try without an answer, the rest is left to the next copy.
         """
         try:
             for token in self.delivery.unseen:
@@ -417,7 +401,7 @@ class DeliveryHandler:
                 if isinstance(answer, Released):
                     self._unseen.remove(token)
         except INTERRUPTS as interrupt:
-            # It comes once, and the body would run without it.
+            # It comes only once: the body would run without it.
             return Interrupted(interrupt)
         return None
 
@@ -432,16 +416,16 @@ class DeliveryHandler:
 
     @property
     def _unseen_header(self) -> dict[str, Any]:
-        """What a copy is told of claims that it is to release; an empty list takes back what this message says."""
+        """The header with the claims that a copy is to release; an empty list replaces this message's own."""
         return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
 
     def _defer(self, claim_left: float | None, reason: str, holder: Record | None = None) -> NoReturn:
-        """Publish the message again, and have Celery be done with this copy of it.
+        """Publish the message again, and have Celery ignore this copy of it.
 
         Args:
-            claim_left: seconds until the claim in the way expires, or None where that is not known.
+            claim_left: seconds until the claim that holds the key expires; None if unknown.
             reason: for observers.
-            holder: the record of that claim, where it says which copies were published again.
+            holder: the record of that claim, if its deferred copies are noted there.
         """
         began_at = self._store.clock.now()
         if not self._is_deferrable:
@@ -457,23 +441,23 @@ class DeliveryHandler:
         deferrals = self.delivery.deferrals + 1
         self._emit(events.Deferred, countdown_seconds=round(countdown, 3), reason=reason, deferrals=deferrals)
         if holder is not None:
-            # Only now: a note without its copy would have the message dropped that is delivered again after a crash.
+            # Only now: with a note but no copy, a redelivery after a crash would be dropped as merged.
             self._note_deferral(holder, began_at, began_at + countdown)
         raise Ignore
 
     def _note_deferral(self, holder: Record, now: float, due: float) -> None:
-        """Note when the successor of this copy comes; any other message is never taken for its twin."""
+        """Note when the successor of this copy is due, so that a duplicate delivery of this copy is merged into it."""
         copy, owner = self.delivery.copy, holder.owner
         if copy is not None and owner is not None:
             past = holder.past_deferrals(now)
             self._store.note_deferral(self.request.key, owner, copy, int(due * 1000), past)
 
     def _give_back(self, error: Exception, claim_left: float | None = None) -> Exception:
-        """Return what sends the message back to its queue, for an error of the broker's that kept from publishing."""
+        """Return the rejection that sends the message back to its queue after the broker refused a publish."""
         return this_process().own(Publisher).give_back(self.task, self.delivery, error, claim_left, self._pause)
 
     def _pause(self, seconds: float) -> None:
-        """Wait in this slot for so many seconds, or until the delivery must come to an end."""
+        """Wait in this slot for so many seconds, at most until the deadline."""
         with suppress(*INTERRUPTS):
             self._store.clock.sleep(max(min(seconds, self._store.deadline.seconds_left), 0.0))
 

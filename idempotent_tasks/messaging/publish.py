@@ -1,6 +1,6 @@
-"""A publish that asks the store first (``at_publish``): the message's key is reserved, or has a task already.
+"""Publishing with a reservation (``at_publish``): reserve the message's key, or find the task that has it.
 
-What Celery itself publishes on behalf of another task, and what another task waits for, is never held back.
+What Celery publishes on behalf of another task, and what another task waits for, is always published.
 """
 
 import logging
@@ -14,7 +14,6 @@ from celery.utils.time import maybe_make_aware
 from kombu import serialization
 
 from idempotent_tasks import events
-from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.delivery import DEFERRALS_HEADER, KEY_HEADER, Delivery, is_grouped
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
@@ -43,82 +42,77 @@ __all__ = ["Publication", "publication_of"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: Seconds for which a reservation is tried again while the store is unavailable: somebody waits for the publish.
+#: Seconds for which a reservation is retried while the store is unavailable and a caller waits.
 PUBLISH_RETRY_SECONDS: Final = 1.0
-#: Why a reservation is released whose message the broker did not take.
+#: The reason with which a reservation is released whose message the broker did not take.
 NOT_PUBLISHED: Final = "NotPublished"
-#: Options with which another task, or a result object, waits for this very message: links, parts of chains, groups and
-#: chords, replacements, and signatures that were frozen (``celery.canvas.Signature.freeze``).
+#: Options with which a task or result object waits for this very message: links, parts of chains, groups and chords,
+#: replacements, and frozen signatures (``celery.canvas.Signature.freeze``).
 AWAITED: Final = ("chain", "chord", "link", "link_error", "group_id", "parent_id", "reply_to", "root_id")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """One message that is about to be published, and the reservation that is asked for it."""
+    """A message to publish, and the reservation to request for its key."""
 
     #: The bound Celery task.
     task: Any
     policy: Idempotency
     settings: Settings
-    #: The reservation.
+    #: For the reservation.
     request: ClaimRequest
-    #: Whether something waits for this very message, so that no other can stand in for it.
+    #: Whether something waits for this very message, so that no other task can replace it.
     awaited: bool
-    #: Until when the message is of use, in epoch milliseconds by the store's clock; None for always.
+    #: When the message expires, in epoch milliseconds by the store's clock; None for never.
     wanted_until: int | None
     #: Whether the caller asks for a result that the task does not keep by default.
     wants_result: bool
-    #: Whether a result that stands in for it becomes a child of the task whose body asks for it.
+    #: Whether the result of a task that is joined becomes a child of the publishing body's task.
     add_to_parent: bool
 
     def send(self, publish: Callable[[], Any]) -> Any:
-        """Publish, or let the task that has the key already stand in.
+        """Publish, or join the task that has the key; return the result object of the one or the other.
 
         Args:
             publish: publishes the message under the reservation's task id, and returns its result object.
 
-        Returns:
-            The result object of the message, or of the task that has the key.
-
         Raises:
             DuplicateError: the key has a task (``at_publish="raise"``).
             PayloadMismatchError: the key has a task with another payload.
-            StoreError: the store cannot be asked (``on_store_error="raise"``).
+            StoreError: the store is unavailable (``on_store_error="raise"``).
         """
         try:
             answer = self._reserve()
         except BaseException:
-            # A soft time limit, for one, in the body that publishes.
+            # For example a soft time limit of the publishing body.
             self._withdraw(Claim.unseen(self.request))
             raise
         match answer:
             case Granted(claim):
-                return self._under(claim, publish)
+                return self._publish_reserved(claim, publish)
             case Unanswered(error):
-                return self._without_reservation(error, publish)
+                return self._publish_unreserved(error, publish)
             case Mismatch() if not self.awaited:
                 self._emit(events.Mismatched)
                 raise PayloadMismatchError(task=self.request.task, key=self.request.key)
-            case Finished(holder) | Busy(_, holder) if not self.awaited:
-                return self._stand_in(holder, publish)
+            case Finished(holder) | Busy(_, holder) if not self.awaited and self._can_replace(holder):
+                return self._join(holder)
         return publish()
 
     def _reserve(self) -> ClaimAnswer | Unanswered:
         store = RetryingStore(store=self.settings.store_under(self.policy), observe=self.settings.observe)
         return store.claim(self.request, PUBLISH_RETRY_SECONDS)
 
-    def _under(self, claim: Claim, publish: Callable[[], Any]) -> Any:
+    def _publish_reserved(self, claim: Claim, publish: Callable[[], Any]) -> Any:
         try:
             self._emit(events.Reserved, seconds=self.request.lease_seconds)
             return publish()
         except BaseException:
-            # If the broker has the message all the same and its delivery runs, the key has another owner by now.
+            # If the broker has the message all the same and its delivery runs, that owns the key by now.
             self._withdraw(claim)
             raise
 
-    def _stand_in(self, holder: Record, publish: Callable[[], Any]) -> Any:
-        if not self._can_stand_in(holder):
-            return publish()
+    def _join(self, holder: Record) -> Any:
         if self.policy.at_publish == "raise":
             self._emit(events.Refused, holder_task_id=holder.task_id)
             state = "waits or runs" if holder.status is Status.INPROGRESS else "is done"
@@ -131,16 +125,15 @@ class Publication:
             parent.add_trail(result)
         return result
 
-    def _can_stand_in(self, holder: Record) -> bool:
-        """Return whether a publish that is joined, or refused, loses nothing that it would have had alone.
+    def _can_replace(self, holder: Record) -> bool:
+        """Return whether the caller loses nothing by joining the task that has the key, or by an error.
 
-        Otherwise it is published under its own id, and its delivery waits for the outcome, or runs.
+        Otherwise the message is published under its own id, and its delivery waits for the outcome, or runs.
         """
-        waits = holder.status is Status.INPROGRESS
         if self.policy.at_publish == "raise":
-            return not (waits and self._is_revoked(holder))
+            return holder.status is not Status.INPROGRESS or not self._is_revoked(holder)
         if holder.task_id is None or self.wants_result:
-            # Another writer's record names no task whose result could be waited for.
+            # Another writer's record names no task to wait for.
             return False
         until = holder.stands_in_until
         if is_reservation(holder) and until is not None and (self.wanted_until is None or until < self.wanted_until):
@@ -150,7 +143,7 @@ class Publication:
     def _is_revoked(self, holder: Record) -> bool:
         return holder.task_id is not None and this_process().own(ResultBackend).is_revoked(self.task, holder.task_id)
 
-    def _without_reservation(self, error: StoreError, publish: Callable[[], Any]) -> Any:
+    def _publish_unreserved(self, error: StoreError, publish: Callable[[], Any]) -> Any:
         if self.policy.on_store_error == "raise":
             self._withdraw(Claim.unseen(self.request))
             raise error
@@ -159,12 +152,12 @@ class Publication:
         return publish()
 
     def _withdraw(self, claim: Claim) -> None:
-        """Free the key in one try; where that fails, the reservation expires by itself."""
+        """Release the reservation in one try, after which it is left to expire."""
         clock = self.settings.store.clock
         deadline = Deadline(clock, clock.monotonic() + PUBLISH_RETRY_SECONDS)
-        # No claim has ended, so nobody is notified.
+        # No event: no claim has ended.
         store = RetryingStore(store=self.settings.store, observe=lambda _: None, deadline=deadline)
-        # As after a crash: what the crashes of former deliveries counted stays.
+        # ``crashed`` keeps the count of former deliveries' crashes.
         store.withdraw(claim, NOT_PUBLISHED, crashed=True, began=True)
 
     def _emit(self, kind: type[events.Event], **details: Any) -> None:
@@ -174,10 +167,10 @@ class Publication:
 def publication_of(
     task: Any, args: Any, kwargs: Any, task_id: str | None, options: Mapping[str, Any]
 ) -> Publication | None:
-    """Return the publication that ``task.apply_async`` is, None where it is published without asking.
+    """Return the publication of a call of ``task.apply_async``; None where it needs no reservation.
 
-    Nothing is asked where the policy says ``send``, for a message that Celery or this library sends again (a retry,
-    a deferred copy), for a key that nobody can have (a new task id), and where the call runs in this process.
+    It needs none under ``at_publish="send"``, for a retry or a deferred copy, for a key that nobody can have (of a new
+    task id), and where the call runs in this process.
 
     Args:
         task: the bound Celery task.
@@ -199,16 +192,15 @@ def publication_of(
     is_new = task_id is None and policy.key is None and KEY_HEADER not in headers
     if settings.disabled or is_new:
         return None
-    wants_result = options.get("ignore_result") is False and task.ignore_result
-    options = {**task._get_exec_options(), **options}  # noqa: SLF001 - what apply_async itself starts from
-    sent_args, sent_kwargs = _as_delivered(task, args, kwargs, options)
+    merged = {**task._get_exec_options(), **options}  # noqa: SLF001 - as apply_async itself does
+    sent_args, sent_kwargs = _as_delivered(task, args, kwargs, merged)
     delivery = Delivery(
         task=task.name,
         task_id=task_id or uuid(),
         args=sent_args,
         kwargs=sent_kwargs,
         explicit_key=headers.get(KEY_HEADER),
-        grouped=is_grouped(options.get("group_id"), options.get("chain")),
+        grouped=is_grouped(merged.get("group_id"), merged.get("chain")),
     )
     try:
         request = claim_request(delivery, policy, task.run_signature)
@@ -216,36 +208,33 @@ def publication_of(
         if policy.missing_key == "raise":
             raise
         return None
-    wanted_until = _wanted_until(settings.store.clock, task.app, options)
-    # Nobody can wait for the result of a message that ignores it.
-    stands_in_until = 0 if options.get("ignore_result") and not task.ignore_result else wanted_until
+    expires_in = _seconds_until(task.app, merged.get("expires"))
+    wanted_until = None if expires_in is None else int((settings.store.clock.now() + expires_in) * 1000)
+    # Nobody can wait for a result that the message ignores.
+    stands_in_until = 0 if merged.get("ignore_result") and not task.ignore_result else wanted_until
     return Publication(
         task=task,
         policy=policy,
         settings=settings,
-        request=replace(_reservation(request, task.app, policy, options), stands_in_until=stands_in_until),
+        request=replace(_reservation(request, task.app, policy, merged, expires_in), stands_in_until=stands_in_until),
         wanted_until=wanted_until,
-        wants_result=wants_result,
-        awaited=any(options.get(name) for name in AWAITED),
-        add_to_parent=options.get("add_to_parent", True),
+        wants_result=options.get("ignore_result") is False and task.ignore_result,
+        awaited=any(merged.get(name) for name in AWAITED),
+        add_to_parent=merged.get("add_to_parent", True),
     )
 
 
-def _reservation(request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any]) -> ClaimRequest:
+def _reservation(
+    request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any], expires_in: float | None
+) -> ClaimRequest:
     delay = _seconds_until(app, options.get("countdown") or options.get("eta")) or 0.0
-    expires_in = _seconds_until(app, options.get("expires"))
     held = reservation_seconds(seconds(policy.reserve), delay, expires_in, seconds(policy.grace))
-    # A producer may end when the broker has the message: that its process has ended says nothing.
+    # No process: a producer may end once the broker has the message.
     return replace(request, owner=reservation_owner(request.task_id), lease_seconds=held, process=None)
 
 
-def _wanted_until(clock: Clock, app: Any, options: Mapping[str, Any]) -> int | None:
-    expires_in = _seconds_until(app, options.get("expires"))
-    return None if expires_in is None else int((clock.now() + expires_in) * 1000)
-
-
 def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | None:
-    """Return the seconds until a moment as Celery takes it: seconds from now, or a time as text or not."""
+    """Return the seconds until a moment as Celery takes it: seconds from now, a ``datetime``, or one in ISO 8601."""
     if moment is None or isinstance(moment, int | float):
         return moment
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
@@ -254,7 +243,7 @@ def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | N
 
 
 def _as_delivered(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
-    """Return the arguments as the worker will see them, whose key it works out."""
+    """Return the arguments as the worker, which computes the key from them, will deserialize them."""
     serializer = options.get("serializer") or task.app.conf.task_serializer
     args, kwargs = args or (), kwargs or {}
     dump = getattr(task, "_dump_pydantic_arguments", None)

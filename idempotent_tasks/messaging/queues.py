@@ -1,4 +1,4 @@
-"""Queues: which one a message goes back to, how it waits there where no worker holds it, and a queue's own limits."""
+"""Queues: the one a message was consumed from, RabbitMQ's delay queues, and the limits of a queue."""
 
 import json
 import logging
@@ -27,33 +27,33 @@ __all__ = [
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: Where RabbitMQ's native delayed delivery hands a message over, and what it puts in front of a routing key, once a
-#: delay (``kombu.transport.native_delayed_delivery``).
+#: The exchange that RabbitMQ's native delayed delivery ends at, and the prefix of the routing key, one for each delay
+#: (``kombu.transport.native_delayed_delivery``).
 DELIVERY_EXCHANGE: Final = "celery_delayed_delivery"
 _DELAYS: Final = re.compile(r"^(?:(?:[01]\.){28})+")
-#: Seconds for which RabbitMQ holds a copy in a queue of its own, for each queue that has quorum queues beside it.
+#: The delays in seconds for which there may be a delay queue.
 DELAYS: Final = (30, 16, 8, 4, 2, 1)
-#: Bytes: RabbitMQ takes no longer name.
+#: RabbitMQ's limit of a queue's name in bytes.
 LONGEST_NAME: Final = 255
-#: kombu's transports whose fanout is no queue: what is published under its name reaches no subscriber.
+#: kombu's transports whose fanout subscribers read no queue: what is published under its name reaches none of them.
 SUBSCRIBING_TRANSPORTS: Final = {"redis", "mongodb"}
 
-#: Seconds for which what a queue of SQS said is taken for true, and its refusal to say anything too.
+#: Seconds for which the limits of an SQS queue are cached, and a failure to read them too.
 LONGEST_AGE: Final = 300.0
-#: The attributes of an SQS queue that are asked for.
+#: The attributes of an SQS queue that are read.
 ATTRIBUTES: Final = ("VisibilityTimeout", "RedrivePolicy")
-#: The queue that the message comes from which this thread receives at the moment.
+#: The queue of the message that this thread receives.
 _consuming: ContextVar[str | None] = ContextVar("idempotency_consuming", default=None)
 
 
 def name_queues(channel: Any) -> None:
-    """Have the messages that are consumed on a channel say from which queue each comes (`received_message`).
+    """Let `received_message` name the queue of each message that is consumed on a channel.
 
-    Neither Celery's consumer nor a message of kombu's virtual transports knows it; the exchange and routing key of a
-    message lead to every queue that is bound there.
+    Neither Celery's consumer nor a message of kombu's virtual transports knows its queue; exchange and routing key lead
+    to every queue that is bound there.
 
     Args:
-        channel: kombu's, before the worker consumes; calls of its ``basic_consume`` are wrapped.
+        channel: kombu's, before the worker consumes; its ``basic_consume`` is wrapped.
     """
     consume = channel.basic_consume
 
@@ -78,8 +78,8 @@ def received_message(message: Any, returns: int = 0) -> ReceivedMessage:
     """Return what a copy of a message needs.
 
     Args:
-        message: kombu's, within the callback of its consumer.
-        returns: how often the worker has given it back lately.
+        message: kombu's, inside the callback of its consumer.
+        returns: how often the worker has given it back.
     """
     queue = _consuming.get()
     return ReceivedMessage(
@@ -96,20 +96,17 @@ def received_message(message: Any, returns: int = 0) -> ReceivedMessage:
 
 
 def consumed_queue(app: Any, delivery_info: Mapping[str, Any]) -> str | None:
-    """Return the queue of a message by elimination: the only one of this worker's that its exchange leads to.
+    """Return the only queue of this worker that an exchange and routing key lead to; None if there are several or none.
 
     Args:
         app: the Celery app.
         delivery_info: the message's exchange and routing key.
-
-    Returns:
-        None where it may be one of several, or none that is known.
     """
     exchange, routing_key = delivery_info.get("exchange"), delivery_info.get("routing_key") or ""
     if exchange == "":
         return routing_key or None
     if str(exchange).endswith(DELIVERY_EXCHANGE):
-        # Where any exchange may have sent it; see ``bind_queue_to_native_delayed_delivery_exchange``.
+        # From any exchange; see kombu's ``bind_queue_to_native_delayed_delivery_exchange``.
         exchange, routing_key = None, _DELAYS.sub("", routing_key)
     found = {
         queue.name
@@ -121,7 +118,7 @@ def consumed_queue(app: Any, delivery_info: Mapping[str, Any]) -> str | None:
 
 
 def subscribed_queues(app: Any, transport: str) -> list[str]:
-    """Return the names of the consumed queues that nothing can be published to, on a transport by kombu's name."""
+    """Return the consumed queues that nothing can be published to, on a transport by kombu's name."""
     if transport not in SUBSCRIBING_TRANSPORTS:
         return []
     queues = app.amqp.queues.consume_from.values()
@@ -130,21 +127,21 @@ def subscribed_queues(app: Any, transport: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DelayQueue:
-    """A queue of RabbitMQ in which a copy waits, and from which it goes to one other queue and nowhere else."""
+    """A RabbitMQ queue whose messages go to one other queue after a delay."""
 
     name: str
     #: Seconds.
     delay: int
-    #: As ``queue_declare`` of the channel takes them.
+    #: Arguments of the channel's ``queue_declare``.
     declaration: Mapping[str, Any]
 
 
 def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
-    """Return the queue in which a copy for ``queue`` waits for most of its countdown (seconds).
+    """Return the delay queue in which a copy for ``queue`` waits for most of its countdown (seconds).
 
-    None where a worker holds it: without quorum queues it can take as many messages more as it holds.  With one, its
-    prefetch count stays as it is, and what it holds keeps others from it (``celery.utils.quorum_queues``).  Celery's
-    own delay, ``celery_delayed_delivery``, is a topic exchange: other queues may be bound to what comes out of it.
+    None without quorum queues, where a worker raises its prefetch count by the copies that it holds.  With one it
+    cannot, and they keep others from it (``celery.utils.quorum_queues``).  Celery's own delay is a topic exchange,
+    ``celery_delayed_delivery``, to which other queues may be bound.
     """
     kinds = {(each.queue_arguments or {}).get("x-queue-type") for each in app.amqp.queues.values()}
     delay = next((each for each in DELAYS if each <= countdown), None)
@@ -159,7 +156,7 @@ def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
         "x-overflow": "reject-publish",
     }
     if kind == "quorum":
-        # The only copy must not be lost where its queue is full or away (https://www.rabbitmq.com/docs/dlx#safety).
+        # The only copy must survive a full or missing target (https://www.rabbitmq.com/docs/dlx#safety).
         arguments["x-dead-letter-strategy"] = "at-least-once"
     declaration = {"durable": True, "auto_delete": False, "arguments": arguments}
     return DelayQueue(name=_delay_name(queue, delay), delay=delay, declaration=declaration)
@@ -173,7 +170,7 @@ def _delay_name(queue: str, delay: int) -> str:
 
 
 def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
-    """Yield the exchanges that a queue (``kombu.Queue``) is bound to, each with its routing key."""
+    """Yield the exchanges that a ``kombu.Queue`` is bound to, each with its routing key."""
     if queue.exchange:
         yield queue.exchange, queue.routing_key or ""
     for each in queue.bindings or ():
@@ -181,7 +178,7 @@ def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _leads(exchange: str | None, routing_key: str, source: Any, pattern: str) -> bool:
-    """Return whether a message may have come from an exchange, None for any topic, by one binding to ``source``."""
+    """Return whether an exchange, or None for any topic, leads through one binding of ``source``."""
     if exchange is not None and exchange != source.name:
         return False
     if source.type == "topic":
@@ -190,7 +187,7 @@ def _leads(exchange: str | None, routing_key: str, source: Any, pattern: str) ->
 
 
 def _topic(pattern: list[str], words: list[str]) -> bool:
-    """Return whether a topic's pattern takes a routing key: ``*`` is one word, ``#`` any number of them."""
+    """Return whether a topic pattern matches a routing key: ``*`` is one word, ``#`` any number of words."""
     if not pattern:
         return not words
     first, *rest = pattern
@@ -201,43 +198,38 @@ def _topic(pattern: list[str], words: list[str]) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueLimits:
-    """How long, and how often."""
+    """How long a worker may hold a message of a queue, and how often it is delivered."""
 
-    #: Seconds after which the broker delivers a message again, or drops it, that a worker holds; None for no limit that
-    #: is near.
+    #: Seconds after which the broker redelivers or drops a message that a worker holds; None if there is no limit.
     hold_seconds: float | None = None
-    #: How often a message is delivered at most; None where that is unknown.
+    #: The most deliveries of a message; None if unknown.
     receives: int | None = None
 
 
-class _AskedQueues:
-    """What queues of SQS have said, and when, by app and name."""
-
-    def __init__(self) -> None:
-        self.by_app: WeakKeyDictionary[Any, dict[str, tuple[float, QueueLimits]]] = WeakKeyDictionary()
+class _SqsLimits(WeakKeyDictionary[Any, dict[str, tuple[float, QueueLimits]]]):
+    """The limits of SQS queues by app and name, with the monotonic time at which they were read."""
 
 
 def limits_of(app: Any, queue: str, channel: Any) -> QueueLimits:
-    """Return the limits of a queue, as far as the queue or the app says them.
+    """Return the limits of a queue, as far as the queue or the app's configuration tells them.
 
     Args:
         app: the Celery app.
         queue: the queue's name.
-        channel: kombu's; one of SQS asks the queue, once in `LONGEST_AGE` seconds.
+        channel: kombu's; on SQS the queue itself is asked, once in `LONGEST_AGE` seconds.
     """
     if hasattr(channel, "canonical_queue_name"):
-        return _asked(app, queue, channel)
-    timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+        return _sqs_limits(app, queue, channel)
     declared = app.amqp.queues.get(queue)
     given = dict((declared.queue_arguments if declared is not None else None) or {})
     # Milliseconds.
     own = [_positive(given.get(name), 1000) for name in ("x-consumer-timeout", "x-message-ttl")]
-    own += [_positive(timeout), _positive(getattr(declared, "message_ttl", None))]
+    own += [_configured_timeout(app), _positive(getattr(declared, "message_ttl", None))]
     return QueueLimits(hold_seconds=min((each for each in own if each is not None), default=None))
 
 
 def sqs_attributes(channel: Any, queue: str) -> Mapping[str, str]:
-    """Return the `ATTRIBUTES` of a queue of SQS; raises what kombu and botocore raise.
+    """Return the `ATTRIBUTES` of an SQS queue; raises what kombu and botocore raise.
 
     Args:
         channel: ``kombu.transport.SQS.Channel``.
@@ -249,33 +241,33 @@ def sqs_attributes(channel: Any, queue: str) -> Mapping[str, str]:
     return found
 
 
-def _asked(app: Any, queue: str, channel: Any) -> QueueLimits:
+def _sqs_limits(app: Any, queue: str, channel: Any) -> QueueLimits:
     process = this_process()
-    known = process.own(_AskedQueues).by_app.setdefault(app, {})
-    at, limits = known.get(queue, (None, QueueLimits()))
+    known = process.own(_SqsLimits).setdefault(app, {})
     now = process.clock.monotonic()
-    if at is None or now - at > LONGEST_AGE:
-        limits = _ask(app, queue, channel)
-        known[queue] = now, limits
-    return limits
+    if queue not in known or now - known[queue][0] > LONGEST_AGE:
+        known[queue] = now, _read_sqs_limits(app, queue, channel)
+    return known[queue][1]
 
 
-def _ask(app: Any, queue: str, channel: Any) -> QueueLimits:
-    """Ask an SQS queue, whose own visibility timeout counts, whatever the app says: kombu sets it on new queues."""
+def _read_sqs_limits(app: Any, queue: str, channel: Any) -> QueueLimits:
+    """Ask an SQS queue: its own visibility timeout counts, and kombu sets the configured one on new queues only."""
     try:
         found = sqs_attributes(channel, queue)
         redrive = json.loads(found.get("RedrivePolicy") or "{}")
         receives = redrive.get("maxReceiveCount")
-        return QueueLimits(
-            hold_seconds=float(found["VisibilityTimeout"]), receives=None if receives is None else int(receives)
-        )
+        hold_seconds = float(found["VisibilityTimeout"])
+        return QueueLimits(hold_seconds=hold_seconds, receives=None if receives is None else int(receives))
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's, or what an emulator answers
-        logger.warning("queue %r does not tell its visibility timeout: %s: %s", queue, type(error).__name__, error)
-        timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
-        return QueueLimits(hold_seconds=_positive(timeout))
+        logger.warning("the visibility timeout of queue %r cannot be read: %s: %s", queue, type(error).__name__, error)
+        return QueueLimits(hold_seconds=_configured_timeout(app))
+
+
+def _configured_timeout(app: Any) -> float | None:
+    return _positive((app.conf.broker_transport_options or {}).get("visibility_timeout"))
 
 
 def _positive(value: object, divisor: int = 1) -> float | None:
-    """Return a number of seconds, divided; None where it is none, or no limit."""
+    """Return a positive number divided; None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value / divisor if is_number and value > 0 else None  # type: ignore[operator]

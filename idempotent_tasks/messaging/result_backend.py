@@ -1,4 +1,4 @@
-"""What Celery's result backend knows of another run: a result that is not in its record, or that it was revoked."""
+"""Celery's result backend: the result of another run that its record has not, and whether a task was revoked."""
 
 import logging
 from typing import Any
@@ -18,23 +18,23 @@ logger = logging.getLogger("idempotent_tasks")
 
 
 class ResultBackend:
-    """The port to an app's result backend: what it knows of other runs."""
+    """Reads an app's result backend for other runs of a task."""
 
     def recalled(self, task: Any, record: Record) -> Recalled | None:
-        """Return the result that the run of a record left in the result backend; None where the backend has none.
+        """Return the result of a record's run; None where the backend has none.
 
-        It has none where it forgot (``result_expires``), never had it (``ignore_result``, a worker that was killed
-        before), or keeps results for their publisher alone (``rpc://``).
+        It has none after ``result_expires``, under ``ignore_result``, where the worker was killed before, and where it
+        keeps results for their publisher alone (``rpc://``).
 
         Args:
             task: the bound Celery task.
             record: a completed record.
 
         Raises:
-            StoreUnavailableError: the backend does not answer.
+            StoreUnavailableError: the backend cannot be read.
         """
         backend = task.backend
-        # Eager apps have nothing in a backend, and Celery warns of asking.
+        # Eager apps store nothing in a backend, and Celery warns of reads.
         if record.task_id is None or task.app.conf.task_always_eager or not _is_readable(backend):
             return None
         try:
@@ -44,13 +44,13 @@ class ResultBackend:
         except Exception as error:
             msg = f"the result is only in the result backend, which does not answer ({type(error).__name__})"
             raise StoreUnavailableError(msg, record.task, record.key) from error
-        # Under ``result_extended`` it says whose result it is.
+        # A backend with ``result_extended`` names the task.
         if meta.get("status") != states.SUCCESS or meta.get("name") not in (None, record.task):
             return None
         return Recalled(meta.get("result"))
 
     def is_revoked(self, task: Any, task_id: str) -> bool:
-        """Return whether a task is known to be revoked: by this worker, or by a result backend that can say so."""
+        """Return whether this worker or the result backend knows a task as revoked; False where neither can say."""
         if task_id in state.revoked:
             return True
         if task.app.conf.task_always_eager or not _is_readable(task.backend):

@@ -1,6 +1,6 @@
 """Tools to test guarded tasks: an in-memory store, a manual clock, and `redeliver` for crashes and redeliveries.
 
-The pytest fixtures are in the module ``pytest_idempotent_tasks``, beside this package.
+The pytest fixtures are in the module ``pytest_idempotent_tasks``.
 """
 
 from idempotent_tasks.settings import temporary_settings

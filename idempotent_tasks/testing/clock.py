@@ -18,7 +18,7 @@ class FakeClock:
         return self._now
 
     def monotonic(self) -> float:
-        """Return the same as `now`, which only a test changes."""
+        """Return the same as `now`."""
         return self._now
 
     def sleep(self, seconds: float) -> None:

@@ -20,18 +20,18 @@ from idempotent_tasks.testing.clock import FakeClock
 
 __all__ = ["Crash", "Redelivery", "WorkerDied", "redeliver"]
 
-#: The reason with which the worker's parent process releases the claim of a child that died.
+#: The reason with which a worker's parent process releases the claim of a dead child.
 _LOST: Final = "WorkerLostError"
-#: The most deliveries of one message; a plan that crashes all of them has no end.
+#: The most deliveries of one message, in case the plan crashes all of them.
 _MOST_DELIVERIES: Final = 100
 
 
 class Crash(StrEnum):
     """The point at which the process of a delivery dies."""
 
-    #: Before anything has happened.
+    #: Before the key is claimed.
     BEFORE_CLAIM = "before-claim"
-    #: The key is claimed, and the body dies at its first line.  To die later, let a test double raise `WorkerDied`.
+    #: At the first line of the body, after the claim.  To die later, let a test double raise `WorkerDied`.
     IN_BODY = "in-body"
     #: The body has returned, so its effects are done, but the result is not stored.  No lock closes this window.
     BEFORE_COMMIT = "before-commit"
@@ -75,8 +75,7 @@ def redeliver(
 ) -> Redelivery:
     """Deliver one message to a task, crash its deliveries as planned, and redeliver until one finishes.
 
-    The task runs in this process (``apply``).  After a crash the claim is released as the worker's parent process
-    releases it, and the message is delivered again.
+    The task runs in this process (``apply``).  After a crash the claim is released as by a worker's parent process.
 
     Args:
         task: the guarded task.
@@ -87,7 +86,7 @@ def redeliver(
 
     Raises:
         ValueError: a value of ``crashes`` is not in `Crash`.
-        AssertionError: a delivery did not reach its crash, for example because it was a replay; or all of 100 crashed.
+        AssertionError: a delivery did not reach its crash, for example because it was a replay, or all of 100 crashed.
     """
     plan: list[Crash | None] = [Crash(each) for each in crashes]
     real = task.app.tasks[task.name]
@@ -107,7 +106,7 @@ def redeliver(
 
 
 class _Process:
-    """A store that acts as one worker process after another, and raises `WorkerDied` once the current one is dead."""
+    """A store as successive worker processes see it; raises `WorkerDied` once the current process is dead."""
 
     def __init__(self, task: str, inner: Store) -> None:
         self.inner = inner
@@ -120,11 +119,11 @@ class _Process:
 
     @property
     def clock(self) -> Clock:
-        """The inner store's clock, also of a dead process."""
+        """The inner store's clock, also for a dead process."""
         return self.inner.clock
 
     def __getattr__(self, name: str) -> Any:
-        """Delegate everything else to the inner store, while alive."""
+        """Delegate the rest to the inner store, while alive."""
         self._reach()
         return getattr(self.inner, name)
 
@@ -146,7 +145,7 @@ class _Process:
         return self.inner.commit(claim, outcome, retention_seconds)
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
-        """Renew; pretend to if dead, as the renewing thread may still ask."""
+        """Renew; if dead, only pretend to: the renewing thread may still run."""
         return Renewed(claim) if self._dead else self.inner.renew(claim, lease_seconds, retention_seconds)
 
     @contextmanager
@@ -164,7 +163,7 @@ class _Process:
             yield
 
     def start(self, crash: Crash | None) -> None:
-        """Become a new process, which dies at this point."""
+        """Become a new process that dies at this point."""
         self._crash, self._dead = crash, False
         self._requests.clear()
 
@@ -179,13 +178,13 @@ class _Process:
         raise AssertionError(f"this delivery never came to {self._crash.value!r}: it ended with {result.state}")
 
     def release_claims(self) -> None:
-        """Release what the dead process claimed, as the worker's parent process does."""
+        """Release the claims of the dead process, as the worker's parent process does."""
         for request in self._requests:
             self.inner.release(Claim.unseen(request), _LOST, crashed=True)
 
     def _reach(self, window: Crash | None = None, task: str = "") -> None:
-        """Raise `WorkerDied` if this process is dead, or is to die in this window of the task under test."""
-        # While `WorkerDied` of a test double unwinds the body, the guard would release the claim.
+        """Raise `WorkerDied` if this process is dead, or dies in this window of the task under test."""
+        # The guard would release the claim while a test double's `WorkerDied` unwinds the body.
         if self._dead or isinstance(sys.exception(), WorkerDied):
             raise WorkerDied
         if window is not None and window is self._crash and task == self._task:

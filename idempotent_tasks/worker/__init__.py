@@ -1,1 +1,1 @@
-"""The parent process of a worker: its requests, the reaper of dead children, and the signals."""
+"""The worker's parent process: its request class, the reaper of dead children's claims, the signal handlers."""

@@ -1,12 +1,11 @@
-"""Releasing what dead processes held, after they are gone, and what dropped messages had reserved.
+"""Claim reaper: releases the claims of dead child processes and the reservations of dropped messages.
 
-All of it off the worker's event loop, from the parent process of a prefork pool; and the watcher that has the end of a
-child noticed at once.
+It runs in threads of a prefork pool's parent process, off the worker's event loop; the watcher of child exits in it.
 """
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -19,19 +18,19 @@ from idempotent_tasks.settings import Settings
 
 __all__ = ["ChildExitWatcher", "ClaimReaper"]
 
-#: Seconds to wait for a process that was told to end; after them its claim is left to expire by itself.
+#: Seconds to wait for a process that is ending, after which its claim is left to expire.
 EXIT_WAIT_SECONDS: Final = 10.0
-#: Seconds for which a release is tried again while the delivery waits for it to go back to its queue.
+#: Seconds for which a release is retried before the delivery goes back to its queue.
 RELEASE_RETRY_SECONDS: Final = 2.0
-#: Seconds between further releases, which are tried for as long as the claim may live: a process may die while its
-#: request for a claim is on the way.  A claim that the store grants later than all of them is left to expire by itself.
+#: Seconds before each further release while the claim may live: a process may die with its claim request under way.  A
+#: claim that the store grants after all of them is left to expire.
 LATER_PAUSES: Final = (1.0, 4.0, 16.0)
 _THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Release:
-    """The release of a claim that one request was granted, or may have been."""
+    """The release of a claim that a request was granted, or may have been."""
 
     process: Process
     settings: Settings
@@ -40,19 +39,19 @@ class _Release:
     crashed: bool
 
     def try_for(self, seconds: float) -> bool:
-        """Try for so many seconds; return whether there is no more to do."""
+        """Try for so many seconds; return whether the claim is released."""
         store = RetryingStore(store=self.settings.store, observe=self._observe)
         claim = Claim.unseen(self.request)
         answer = store.withdraw(claim, self.reason, crashed=self.crashed, began=True, seconds=seconds)
         return isinstance(answer, Released)
 
     def _observe(self, event: Event) -> None:
-        # Just now the worker forks the successor of the dead process.
+        # At this time the worker forks the successor of the dead process.
         with self.process.own(ForkGate).closed():
             self.settings.observe(event)
 
     def after_the_end_of(self, pid: int) -> None:
-        """Release when a process is gone: at once, or later where there is no store, or no claim yet."""
+        """Release once a process is gone; retry in a thread where the store is unavailable or has no claim yet."""
         ended = self.process.wait_for_end(pid, EXIT_WAIT_SECONDS)
         if ended and not self.try_for(RELEASE_RETRY_SECONDS):
             self.process.spawn(self._try_later, "idempotency-reaper-later")
@@ -69,11 +68,11 @@ class _Release:
 
 
 class ClaimReaper:
-    """Releases the claims of processes that died, from a few threads of the worker's parent process."""
+    """Releases the claims of dead child processes, in a few threads of the worker's parent process."""
 
     def __init__(self) -> None:
         self._process = this_process()
-        self._executor: Executor | None = None
+        self._threads = self._process.executor(_THREADS, "idempotency-reaper")
 
     def release(
         self, settings: Settings, request: ClaimRequest | None, pid: int, reason: str, *, crashed: bool
@@ -82,13 +81,13 @@ class ClaimReaper:
 
         Args:
             settings: of the app.
-            request: what the process claimed, or may have; None where it cannot have a claim.
-            pid: the process.
+            request: the claim request of the process; None if it cannot have a claim.
+            pid: of the process.
             reason: why it died, for the record.
-            crashed: whether the body is to blame, so that the crash counts.
+            crashed: whether to count it as a crash of the body.
 
         Returns:
-            A future that is done when the claim is released, or cannot be for now; it never fails.
+            A future, which never fails, for the end of the first try.
         """
         if request is None:
             return self._threads.submit(lambda: None)
@@ -96,40 +95,34 @@ class ClaimReaper:
         return self._threads.submit(release.after_the_end_of, pid)
 
     def withdraw(self, settings: Settings, request: ClaimRequest, reason: str) -> Future[bool]:
-        """Free a key that is reserved for a delivery that will never run.
+        """Release the reservation of a delivery that will never run; the future has whether it was released.
 
         Args:
             settings: of the app.
-            request: the delivery's own.
+            request: the delivery's claim request.
             reason: why it does not run, for the record.
         """
         reserved = replace(request, owner=reservation_owner(request.task_id))
         release = _Release(self._process, settings, reserved, reason, crashed=True)
         return self._threads.submit(release.try_for, RELEASE_RETRY_SECONDS)
 
-    @property
-    def _threads(self) -> Executor:
-        if self._executor is None:
-            self._executor = self._process.executor(_THREADS, "idempotency-reaper")
-        return self._executor
-
 
 class ChildExitWatcher:
-    """Has a worker's event loop notice at once that a child has ended, where Celery may notice it only seconds later.
+    """Lets a prefork pool notice at once that a child has ended, where Celery may take 5 s.
 
-    Celery watches a pipe that closes when a process ends.  The kernel closes it a moment before the process can be
-    reaped; Celery then finds a process that lives, watches no longer, and looks again when a timer comes round, every
-    5 s (``celery.concurrency.asynpool.AsynPool._event_process_exit``).  A ``pidfd`` tells the moment at which it can be
-    reaped (https://man7.org/linux/man-pages/man2/pidfd_open.2.html), and the pool is asked to look again then.
+    Celery watches a pipe, which the kernel closes a moment before the process can be reaped.  Celery then finds a live
+    process, stops watching, and looks again with its 5 s timer
+    (``celery.concurrency.asynpool.AsynPool._event_process_exit``).  A ``pidfd`` becomes readable once the process can
+    be reaped (https://man7.org/linux/man-pages/man2/pidfd_open.2.html).
 
-    Linux only; does nothing where there is no ``pidfd``.
+    Linux only; does nothing without ``pidfd_open``.
     """
 
     def __init__(self) -> None:
         self._handles: dict[int, int] = {}
 
     def watch(self, pid: int, loop: Any, look_after_pool: Callable[[], None]) -> None:
-        """Watch one process; calling it again for the same one is cheap.
+        """Watch one process; cheap to call again for the same one.
 
         Args:
             pid: a child of this process.
@@ -137,7 +130,7 @@ class ChildExitWatcher:
             look_after_pool: called in the loop once the process has ended.
         """
         handle = self._handle_of(pid)
-        # A loop forgets all that it watches when the worker connects anew.
+        # A loop loses its readers when the worker reconnects.
         if handle is not None and handle not in loop.readers:
             loop.add_reader(handle, self._ended, pid, loop, look_after_pool)
 

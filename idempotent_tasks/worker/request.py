@@ -1,4 +1,4 @@
-"""The parent's side of a delivery: what only a worker's main process knows, and what a dead child cannot do."""
+"""The worker's request class: passes the message and the owner token to the child, releases a dead child's claim."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -30,15 +30,15 @@ from idempotent_tasks.messaging.queues import name_queues, received_message
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.worker.reaper import ChildExitWatcher, ClaimReaper
 
-__all__ = ["GuardedRequest", "is_prefork", "release_running", "remember_worker", "withdraw_reservation"]
+__all__ = ["GuardedRequest", "is_prefork", "remember_worker", "request_or_none"]
 
 logger = logging.getLogger("idempotent_tasks")
 
-#: What the parent reports of a child that is dead or dying.  billiard 4.3 passes on the exception of one that leaves by
-#: itself, before it is gone.
+#: The failures of a child that is dead or dying.  Of one that exits by itself, billiard 4.3 passes on the exception
+#: before it is gone.
 _DEADLY: Final = (WorkerLostError, TimeLimitExceeded, Terminated, *PROCESS_ENDS)
 
-#: How many messages a worker remembers to have given back.
+#: How many messages a worker counts the returns of.
 MOST_RETURNED: Final = 1_000
 
 
@@ -47,11 +47,11 @@ class _Workers:
 
     def __init__(self) -> None:
         self.by_app: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        #: By task id: how often a message was given back that could not be published again; those given back last.
+        #: How often a message was given back that could not be published again, by task id; the latest ones only.
         self._returns: dict[str, int] = {}
 
     def note_return(self, task_id: str) -> None:
-        """Count one more return of a task's message."""
+        """Count a return of a task's message."""
         self._returns[task_id] = self._returns.pop(task_id, 0) + 1
         if len(self._returns) > MOST_RETURNED:
             del self._returns[next(iter(self._returns))]
@@ -61,59 +61,31 @@ class _Workers:
         return self._returns.get(task_id, 0)
 
     def forget_returns(self, task_id: str) -> None:
-        """Count the returns of a task's message from 0 again."""
+        """Reset the count of a task's message to 0."""
         self._returns.pop(task_id, None)
 
 
 def remember_worker(worker: Any) -> None:
-    """Remember the worker (``celery.worker.WorkController``) that runs an app in this process, before it starts."""
+    """Register the ``celery.worker.WorkController`` that runs an app in this process, before it starts."""
     _workers().by_app[worker.app] = worker
     worker.app.steps["consumer"].add(_QueueNames)
 
 
 class _QueueNames(StartStopStep):
-    """Has each message say from which queue it was consumed; once a connection, between its consumer and its loop."""
+    """Names the queue of each consumed message; runs once a connection, between its consumer and its loop."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        """Begin with a ``celery.worker.consumer.Consumer``."""
+        """Start with a ``celery.worker.consumer.Consumer``."""
         name_queues(parent.task_consumer.channel)
 
 
-def release_running() -> None:
-    """Release what the children of a worker that shuts down still hold, each when it is gone.
-
-    The interpreter waits for these releases before it exits.
-    """
-    for request in list(state.active_requests):
-        if isinstance(request, GuardedRequest) and not request.acknowledged:
-            request.release_claim("WorkerShutdown", crashed=False)
-
-
-def withdraw_reservation(task: Any, context: Any, reason: str) -> Future[bool] | None:
-    """Free the key that a producer reserved for a delivery that the worker drops: revoked, or past its ``expires``.
-
-    Args:
-        task: the bound task.
-        context: the delivery's ``celery.app.task.Context``.
-        reason: for the record.
-
-    Returns:
-        Whether there was something to free, in the future; None where nobody reserves.
-    """
-    settings = settings_of(task.app)
-    if settings.disabled or task.policy_under(settings).at_publish == "send":
-        return None
-    request = _request_or_none(task, settings, context, context.args, context.kwargs)
-    return None if request is None else this_process().own(ClaimReaper).withdraw(settings, request, reason)
-
-
 class GuardedRequest(Request):
-    """A worker's request that frees the claim of a child that died, so that the next delivery runs at once.
+    """A worker's request that releases the claim of a child that died, so that the next delivery runs at once.
 
-    It tells the child its owner token, how long it can live at most and what a copy of the message needs: extra entries
-    of the request dict become attributes of ``self.request`` in the pool's process, whatever the start method
+    It passes the owner token, the hard time limit and the message to the child: extra entries of the request dict
+    become attributes of ``self.request`` in the pool's process, whatever the start method
     (``celery.worker.request.Request.execute_using_pool``).
     """
 
@@ -123,20 +95,20 @@ class GuardedRequest(Request):
         super().__init__(*args, **kwargs)
         self._request_dict[OWNER_ENTRY] = OwnerToken(this_process().token())
         self._request_dict[HARD_LIMIT_ENTRY] = self._enforced_hard_limit()
-        self._request_dict[WATCHER_ENTRY] = this_process().pid if is_prefork(self._pool_cls) else None
+        self._request_dict[WATCHER_ENTRY] = this_process().pid if self._is_prefork else None
         received = self._received_message(decoded=kwargs.get("decoded", False))
         self._request_dict["properties"] = {**(self._request_dict.get("properties") or {}), MESSAGE_ENTRY: received}
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        """Have the end of the process that took the delivery noticed at once."""
+        """Watch the process that took the delivery for its exit."""
         loop = this_process().event_loop()
-        # A transport without an event loop has a thread of the pool look after it all the time.
-        if loop is not None and is_prefork(self._pool_cls):
+        # Without an event loop a thread of the pool polls its processes.
+        if loop is not None and self._is_prefork:
             this_process().own(ChildExitWatcher).watch(pid, loop, self._worker.pool.maintain_pool)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Let the delivery go back to its queue only when the claim of its dead child is released."""
+        """Release the claim of a dead child before its message goes back to the queue."""
         error = exc_info.exception
         error = error.exc if isinstance(error, ExceptionWithTraceback) else error
         handle = super().on_failure
@@ -152,14 +124,14 @@ class GuardedRequest(Request):
         if not isinstance(error, _DEADLY):
             handle(exc_info, *args, **kwargs)
         elif isinstance(error, Terminated) or state.should_terminate:
-            # Nothing goes back to a queue here, and in a shutdown no event loop would come back to it.
+            # Nothing goes back to a queue, and in a shutdown the event loop runs no more callbacks.
             self.release_claim(type(error).__name__, crashed=False)
             handle(exc_info, *args, **kwargs)
         else:
             self._after_release(type(error).__name__, lambda: handle(exc_info, *args, **kwargs))
 
     def on_timeout(self, soft: bool, timeout: float | None) -> None:  # noqa: FBT001 - Celery's signature
-        """At a hard time limit, which billiard announces before it kills the child, do as `on_failure` does."""
+        """Release the claim before a hard time limit is handled, which billiard reports before it kills the child."""
         handle = super().on_timeout
         if soft:
             handle(soft, timeout)
@@ -167,12 +139,12 @@ class GuardedRequest(Request):
             self._after_release(TimeLimitExceeded.__name__, lambda: handle(soft, timeout))
 
     def release_claim(self, reason: str, *, crashed: bool) -> Future[None] | None:
-        """Release the claim when the child is gone; return None where no child was given the delivery."""
+        """Release the claim once the child is gone; return None if no child has the delivery."""
         settings = settings_of(self._app)
         if settings.disabled:
             return None
-        if self._releasing is None and self.worker_pid is not None and is_prefork(self._pool_cls):
-            request = _request_or_none(self.task, settings, self._context, self._args, self._kwargs)
+        if self._releasing is None and self.worker_pid is not None and self._is_prefork:
+            request = request_or_none(self.task, settings, self._context, self._args, self._kwargs)
             reaper = this_process().own(ClaimReaper)
             self._releasing = reaper.release(settings, request, self.worker_pid, reason, crashed=crashed)
         return self._releasing
@@ -183,18 +155,18 @@ class GuardedRequest(Request):
             handle()
             return
         loop = this_process().event_loop()
-        # A transport without an event loop has the pool's own threads handle failures, so any thread will do.
+        # Without an event loop the pool's threads handle failures, so any thread will do.
         run = _guarded if loop is None else partial(loop.call_soon, _guarded)
         releasing.add_done_callback(lambda _: run(handle))
 
     def _received_message(self, *, decoded: bool) -> ReceivedMessage | None:
-        """Return what a copy needs; None for a message of protocol 1 that says its ETA in its body."""
+        """Return what a copy needs; None for a message of protocol 1 with the ETA in its body."""
         if decoded and "args" not in self.message.payload:
             return None
         return received_message(self.message, _workers().returns_of(self.id))
 
     def _leave_hidden(self, *_: Any) -> None:
-        """Forget the message, which SQS delivers again when it is to come, without telling SQS."""
+        """Remove the message from kombu's unacknowledged ones without a request to SQS, which delivers it when due."""
         message, worker = self.message, self._worker
         forget = partial(message.channel.qos.ack, message.delivery_tag)
         call_soon = getattr(getattr(worker, "consumer", None), "call_soon", None)
@@ -209,23 +181,23 @@ class GuardedRequest(Request):
         return _workers().by_app.get(self._app)
 
     @property
-    def _pool_cls(self) -> Any:
-        return getattr(self._worker, "pool_cls", None)
+    def _is_prefork(self) -> bool:
+        return is_prefork(getattr(self._worker, "pool_cls", None))
 
     def _enforced_hard_limit(self) -> float | None:
-        """Return after how many seconds the pool kills the body, None where it does not.
+        """Return after how many seconds the pool kills the body; None if it never does.
 
         Only the prefork pool does (https://docs.celeryq.dev/en/stable/userguide/workers.html#time-limits): the call's
-        limit, else the task's, which stands for the app's, else the worker's ``--time-limit``.
+        limit, else the task's, which defaults to the app's, else the worker's ``--time-limit``.
         """
-        if not is_prefork(self._pool_cls):
+        if not self._is_prefork:
             return None
         limit = self.time_limits[0] or self._task.time_limit or self._worker.time_limit
         return float(limit) if limit else None
 
 
 def is_prefork(pool_cls: Any) -> bool:
-    """Return whether a pool class is the one whose bodies run in processes of their own, which it can kill."""
+    """Return whether a pool class is Celery's prefork pool."""
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
 
 
@@ -233,17 +205,17 @@ def _workers() -> _Workers:
     return this_process().own(_Workers)
 
 
-def _request_or_none(
+def request_or_none(
     task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ClaimRequest | None:
-    """Return what a delivery claims; None where it cannot have a claim.
+    """Return the claim request of a delivery, as `request_of` does; None where it cannot have a claim.
 
-    Called where the worker forks, not in a thread beside it: working out a key may import modules, and a child that is
-    forked meanwhile waits indefinitely for the lock of a module that another thread was importing.
+    To be called in the thread that forks: computing a key may import modules, and a child that is forked while another
+    thread imports one waits indefinitely for the module's lock.
     """
     try:
         return request_of(task, settings, context, args, kwargs)
-    except Exception:  # noqa: BLE001 - whatever it is, the key's own code raised it in the child too
+    except Exception:  # noqa: BLE001 - the key's own code raised it in the child too
         return None
 
 
@@ -258,5 +230,5 @@ def _guarded(handle: Callable[[], None]) -> None:
     try:
         handle()
     except Exception:
-        # As billiard does with its callbacks: the consumer's loop must not end with one request.
+        # As billiard does with its callbacks: one request must not end the consumer's loop.
         logger.exception("the failure of a delivery could not be handled; its message stays unacknowledged")

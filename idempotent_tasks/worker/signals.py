@@ -1,4 +1,4 @@
-"""Celery's signals: what a worker remembers, checks and refuses when it starts, and the keys of calls by name."""
+"""Celery signal handlers: the checks of a worker that starts, keys of calls by name, releases of dropped deliveries."""
 
 import logging
 import os
@@ -15,16 +15,19 @@ from celery.signals import (
     worker_init,
     worker_shutdown,
 )
+from celery.worker import state
 
 from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
 from idempotent_tasks.core.keys import check_explicit_key
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask
-from idempotent_tasks.worker.request import is_prefork, release_running, remember_worker, withdraw_reservation
+from idempotent_tasks.worker.reaper import ClaimReaper
+from idempotent_tasks.worker.request import GuardedRequest, is_prefork, remember_worker, request_or_none
 
 __all__ = [
     "carry_key",
@@ -40,9 +43,9 @@ logger = logging.getLogger("idempotent_tasks")
 
 
 class _Refusal:
-    """What refuses a message: kombu works out its expiry before it is sent (``kombu.Producer.publish``).
+    """An ``expiration`` that makes the publish raise: kombu multiplies it first (``kombu.Producer.publish``).
 
-    Celery logs what a receiver of its signal raises, and publishes all the same.
+    An error that a receiver of the signal raises is only logged by Celery.
     """
 
     def __init__(self, error: IdempotencyError) -> None:
@@ -54,12 +57,11 @@ class _Refusal:
 
 @before_task_publish.connect(weak=False, dispatch_uid="idempotent_tasks.carry_key")
 def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
-    """Put ``idempotency_key=`` into the message of a call by name, which no task class has seen.
+    """Move ``idempotency_key=`` of a call by name from the message's properties to its headers.
 
-    Celery puts options that it does not know among the message's properties (``celery.app.amqp.AMQP``): those of
-    ``send_task``, and of a signature whose task the publishing process does not have.  The publish raises what
-    `idempotent_tasks.core.keys.check_explicit_key` does, and `ConfigurationError` where the task is known here and is
-    not guarded.
+    Celery puts unknown options of ``send_task``, and of a signature whose task this process does not have, among the
+    properties (``celery.app.amqp.AMQP``).  The publish raises what `idempotent_tasks.core.keys.check_explicit_key`
+    does, and `ConfigurationError` if the task is known here and is not guarded.
 
     Args:
         sender: the task's name.
@@ -76,7 +78,7 @@ def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], 
 
 
 def _refuse_unguarded(name: str) -> None:
-    # As `send_task` looks a task up: asking for `tasks` would finalise an app that is not yet.
+    # As `send_task` does: `tasks` would finalise the app.
     task = current_app._tasks.get(name)  # noqa: SLF001
     if task is not None and not isinstance(task, IdempotentTask):
         msg = (
@@ -87,10 +89,10 @@ def _refuse_unguarded(name: str) -> None:
 
 @worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.prepare_worker")
 def prepare_worker(sender: Any, **_: Any) -> None:
-    """Remember a worker before it makes its consumer; check it now where a program starts it by itself.
+    """Register a worker before it makes its consumer, and check it unless ``celery worker`` has started it.
 
-    ``celery worker`` sends this signal before it sets up logging (``celery.apps.worker.Worker.setup_logging``, which
-    the worker of a program does not have): what is logged now would be in no log file, without time and level.
+    ``celery worker`` sends this signal before it sets up logging (``celery.apps.worker.Worker.setup_logging``, which a
+    program's own worker does not have): what is logged now would be in no log file, without time and level.
 
     Args:
         sender: the ``celery.worker.WorkController`` that starts.
@@ -107,25 +109,25 @@ def prepare_worker(sender: Any, **_: Any) -> None:
 
 @celeryd_after_setup.connect(weak=False, dispatch_uid="idempotent_tasks.check_command_line_worker")
 def check_command_line_worker(instance: Any, **_: Any) -> None:
-    """Check a worker of the command line, which has set up its logging, and has no process and no message yet."""
+    """Check a worker of ``celery worker`` after it has set up logging, before it has a process or a message."""
     check_worker(instance)
 
 
 def check_worker(worker: Any) -> None:
-    """Stop a worker whose configuration cannot keep the promise; say what weakens it.
+    """Log what weakens the guarantee, and stop a worker whose configuration cannot keep it.
 
     Args:
         worker: the ``celery.worker.WorkController`` that starts.
 
     Raises:
-        SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and something was found.  Celery swallows
-            any other exception of a signal's receiver (``celery.utils.dispatch.signal.Signal.send``).
+        SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and there is a finding.  Celery swallows
+            any other exception of a receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
     tasks = _guarded_tasks(worker.app)
     if not tasks:
         return
     for task in tasks:
-        # A framework that was initialised since may have given a class its own __call__.
+        # A framework may have replaced a class's __call__ since its task was bound.
         type(task).keep_guard_outermost()
     try:
         settings, pool_cls = settings_of(worker.app), get_implementation(worker.pool_cls)
@@ -146,22 +148,34 @@ def check_worker(worker: Any) -> None:
 @task_failure.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
 @task_success.connect(weak=False, dispatch_uid="idempotent_tasks.note_dispatch")
 def note_dispatch(sender: Any, **_: Any) -> None:
-    """Note that what follows a task was sent: Celery tells of its end after that, and after the chord's count."""
+    """Note that a task's callbacks were sent: Celery sends these signals after them and after the chord's count."""
     if isinstance(sender, IdempotentTask):
         callbacks.sent(sender.request)
 
 
 @task_revoked.connect(weak=False, dispatch_uid="idempotent_tasks.free_reservation")
 def free_reservation(sender: Any, request: Any, *, terminated: bool, expired: bool, **_: Any) -> None:
-    """Free what was reserved for a delivery that never runs; the claim of one that ran is released with its process."""
-    if isinstance(sender, IdempotentTask) and not terminated:
-        withdraw_reservation(sender, request, "Expired" if expired else "Revoked")
+    """Release the reservation of a delivery that the worker drops: revoked before it ran, or past its ``expires``."""
+    # With a terminated process its claim is released.
+    if not isinstance(sender, IdempotentTask) or terminated:
+        return
+    settings = settings_of(sender.app)
+    if settings.disabled or sender.policy_under(settings).at_publish == "send":
+        return
+    claim = request_or_none(sender, settings, request, request.args, request.kwargs)
+    if claim is not None:
+        this_process().own(ClaimReaper).withdraw(settings, claim, "Expired" if expired else "Revoked")
 
 
 @worker_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.release_what_runs")
 def release_what_runs(**_: Any) -> None:
-    """Release the claims of bodies that a shutdown cut short (``celery.signals.worker_shutdown``)."""
-    release_running()
+    """Release the claims of bodies that a shutdown cut short, each once its process is gone.
+
+    The interpreter waits for these releases before it exits.
+    """
+    for request in list(state.active_requests):
+        if isinstance(request, GuardedRequest) and not request.acknowledged:
+            request.release_claim("WorkerShutdown", crashed=False)
 
 
 def _guarded_tasks(app: Any) -> list[IdempotentTask]:
@@ -192,7 +206,7 @@ def _serve_metrics(settings: Settings, pool_cls: Any) -> None:
     try:
         port = serve(port, address)
     except OSError:
-        # Another worker, which may be about to end: no reason not to work.
+        # The port is taken, perhaps by a worker that is ending: no reason not to start.
         logger.exception("the metrics cannot be served on %s:%s; give each worker a port of its own", address, port)
     else:
         logger.info("metrics are served on %s:%s", address, port)
@@ -202,14 +216,14 @@ def _check(context: CheckContext) -> None:
     try:
         found = run_checks(context)
     except Exception:
-        # What cannot be checked must not keep a worker from its messages.
+        # A check that fails must not keep a worker from its messages.
         logger.exception("the start-up checks failed")
         return
     for finding in found:
         logger.warning("%s", finding, extra={"idempotency_finding": finding.code})
     if found and context.settings.checks == "error":
         codes = ", ".join(sorted({finding.code for finding in found}))
-        _refuse(f"the checks found {codes}; mend it, or name it in idempotency_silenced_checks")
+        _refuse(f"the checks found {codes}; fix it, or name it in idempotency_silenced_checks")
 
 
 def _refuse(why: object) -> NoReturn:

@@ -113,7 +113,7 @@ class TestWhatFollows:
             raise error
 
         monkeypatch.setattr(Producer, "publish", fail)
-        confirms._FollowingProducer(None).publish("body")
+        confirms._CallbackProducer(None).publish("body")
 
     @pytest.mark.parametrize("error", [OperationalError("away"), ConnectionResetError(), TimeoutError()], ids=repr)
     def test_its_message_goes_back(self, task: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -11,7 +11,7 @@ from celery.app.task import Context
 
 from idempotent_tasks import IdempotentTask, events
 from idempotent_tasks.messaging import callbacks
-from idempotent_tasks.messaging.callbacks import follows, name_links
+from idempotent_tasks.messaging.callbacks import assign_task_ids, follows
 from idempotent_tasks.messaging.handler import SENDING_SECONDS
 from idempotent_tasks.testing import FakeClock
 from tests.support.shop import Shop, raising
@@ -254,7 +254,7 @@ class TestNames:
         """Links may be tasks, groups, chains and chords, each inside the other."""
         links = [step.s(), group(step.s(), chain(step.s(), step.s())), chord([step.s(), step.s()], step.s())]
         named = request_of(callbacks=links)
-        name_links(named, "key")
+        assign_task_ids(named, "key")
         ids = ids_of(named.callbacks)
         assert len(ids) == len(set(ids)) == 7
         assert None not in ids
@@ -263,7 +263,7 @@ class TestNames:
         """Ids follow from key, task id and place, and from nothing else."""
         first, again, other_key, other_id = (request_of(callbacks=[step.s(), step.s()], id=each) for each in "aaab")
         for request, key in ((first, "key"), (again, "key"), (other_key, "other"), (other_id, "key")):
-            name_links(request, key)
+            assign_task_ids(request, key)
         assert ids_of(first.callbacks) == ids_of(again.callbacks)
         assert not set(ids_of(first.callbacks)) & set(ids_of(other_key.callbacks))
         assert not set(ids_of(first.callbacks)) & set(ids_of(other_id.callbacks))
@@ -271,7 +271,7 @@ class TestNames:
     def test_an_id_that_is_there_stays(self, step: Any) -> None:
         """Whoever chose an id meant it."""
         request = request_of(callbacks=[step.s().set(task_id="mine")], chain=[step.s().set(task_id="too")])
-        name_links(request, "key")
+        assign_task_ids(request, "key")
         assert ids_of(request.callbacks + request.chain) == ["mine", "too"]
 
     @pytest.mark.parametrize("name", ["callbacks", "chain", "chord"])

@@ -123,7 +123,7 @@ def test_nothing_is_noted_without_its_copy(busy: Shop) -> None:
     headers = copy.headers
     busy.app.conf.update(UNREACHABLE)
     # As a process that has not published yet.
-    this_process().own(confirms._ProducerPools).by_app.clear()
+    this_process().own(confirms._ProducerPools).clear()
     busy.worker.run(copy)
     assert busy.record.deferred == {}
     (again,) = generation(busy)

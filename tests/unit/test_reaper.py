@@ -23,7 +23,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.worker import reaper
 from idempotent_tasks.worker.reaper import ClaimReaper
-from idempotent_tasks.worker.request import _request_or_none
+from idempotent_tasks.worker.request import request_or_none
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
 from tests.testbed.waiting import wait_for
@@ -102,7 +102,7 @@ def claim(store: MemoryStore, delivery: Given) -> Claim:
 def release(delivery: Given, pid: int, *, crashed: bool = True) -> None:
     """Have the claim released, and return when that is over."""
     settings = settings_of(delivery.task.app)
-    request = _request_or_none(delivery.task, settings, delivery.context, tuple(delivery.args), {})
+    request = request_or_none(delivery.task, settings, delivery.context, tuple(delivery.args), {})
     ClaimReaper().release(settings, request, pid, "WorkerLostError", crashed=crashed).result(BOUND_SECONDS)
 
 
