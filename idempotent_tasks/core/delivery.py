@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
-from uuid import uuid4
+
+from idempotent_tasks.core.processes import this_process
 
 __all__ = [
     "COPY_HEADER",
@@ -136,7 +137,7 @@ class Delivery:
 
     def successor(self) -> "Delivery":
         """Return the delivery of the next copy of this message: deferred once more, with a new token."""
-        return replace(self, deferrals=self.deferrals + 1, copy=uuid4().hex)
+        return replace(self, deferrals=self.deferrals + 1, copy=this_process().token())
 
     @property
     def headers(self) -> dict[str, Any]:
