@@ -1,4 +1,4 @@
-"""Checks of tasks, broker and queues: whether a message is delivered again, once, when its worker dies."""
+"""Checks of tasks, broker and queues: that a message is delivered again when its worker dies, and only then."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -45,7 +45,7 @@ def check_celery(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_acknowledgements(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose message is acknowledged before their body has ended."""
+    """Find tasks whose message is acknowledged too early: before the body, or when its process dies."""
     early = [task.name for task in context.tasks if not task.acks_late]
     if early:
         yield Finding(
@@ -63,7 +63,7 @@ def check_acknowledgements(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_requests(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose ``Request`` class knows nothing of the claims of dead processes."""
+    """Find tasks whose ``Request`` class does not release the claims of dead processes."""
     guarded = symbol_by_name(IdempotentTask.Request)
     foreign = [task for task in context.tasks if not issubclass(_request_class(task), guarded)]
     if foreign:
@@ -87,7 +87,7 @@ def check_transport(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_visibility(context: CheckContext) -> Iterator[Finding]:
-    """Find a visibility timeout that passes while a body, or a message before it, still has its time."""
+    """Find a visibility timeout that may pass while a body runs, or while its message waits in the worker."""
     visibility, longest = context.visibility_timeout, context.longest_time_limit
     if visibility is None or longest is None:
         return
@@ -111,7 +111,7 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_prefetch(context: CheckContext) -> Iterator[Finding]:
-    """Find prefetching that deferred copies, which a worker holds until they are due, can bring to a stop."""
+    """Find prefetch settings under which deferred copies, held until they are due, keep other messages out."""
     if context.prefetch_multiplier == 0:
         yield Finding(
             code="prefetch-unlimited",
@@ -203,8 +203,8 @@ def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Fin
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
         yield Finding(
             code="queue-limits-unknown",
-            what=f"queue {name!r} does not tell its visibility timeout ({type(error).__name__}: {error})",
-            remedy="allow sqs:GetQueueAttributes, or give broker_transport_options the queue's visibility_timeout",
+            what=f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})",
+            remedy="allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's",
         )
         return
     limit, task = context.longest_time_limit or (0.0, "")
@@ -226,7 +226,7 @@ def _visibility_remedy(timeout: float) -> str:
 
 
 def _names(tasks: Sequence[str]) -> str:
-    """Name tasks, so many that a line can be read."""
+    """Return the names of tasks, `MOST_NAMED` at most, as text."""
     shown = ", ".join(map(repr, tasks[:MOST_NAMED]))
     more = len(tasks) - MOST_NAMED
     return f"task {shown}" if len(tasks) == 1 else f"tasks {shown}" + (f" and {more} more" if more > 0 else "")

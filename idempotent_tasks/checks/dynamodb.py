@@ -13,7 +13,7 @@ from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem,
 
 __all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
 
-#: The code of everything that is found here.
+#: The codes of this module's findings.
 TABLE_FINDINGS: Final = (
     "clock-offset",
     "permission-missing",
@@ -36,7 +36,7 @@ _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
 
 
 def check_table(context: CheckContext) -> Iterator[Finding]:
-    """Find what is wrong with a store's table, its permissions and this machine's clock; asks DynamoDB, never raises.
+    """Find what is wrong with a store's table, its permissions and this machine's clock; never raises.
 
     Sends `WORKER_ACTIONS`, one request each: the writes under a condition that cannot be true, on a key that no
     record has.  DynamoDB bills each of the writes and the read as one unit.
@@ -52,7 +52,7 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
             remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
             yield Finding(code="store-unreachable", what=str(error), remedy=remedy)
         else:
-            yield Finding(code="store-refuses", what=str(error), remedy="what the message says")
+            yield Finding(code="store-refuses", what=str(error), remedy="see the message")
 
 
 def _check(store: DynamoDBStore) -> Iterator[Finding]:
@@ -82,14 +82,14 @@ def _answered(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[Find
 
 
 def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """Yield each of a worker's actions with a function that asks by it and returns findings."""
+    """Yield each of a worker's actions with a function that uses it and returns findings."""
     schema = store.schema
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
     # No task has this name, so no record this key; and workers that start together share no key, nor its partition.
     key = schema.key(f"idempotent_tasks#probe-{uuid4().hex}")
 
     def ask(operation: str, **parameters: Any) -> Callable[[], Iterable[Finding]]:
-        """Return a question whose answer shows nothing but that it may be asked."""
+        """Return a request that tests only whether its action is allowed."""
 
         def question() -> Iterable[Finding]:
             store.connection.request(operation, TableName=store.table, **parameters)
