@@ -1,4 +1,4 @@
-"""Configuration checks, run by a worker that starts and by ``celery -A proj idempotency check``."""
+"""Checks of configuration, broker and store, which a starting worker and ``celery -A proj idempotency check`` run."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -32,6 +32,6 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
 
 
 def run_checks(context: CheckContext) -> list[Finding]:
-    """Return all findings but those that ``idempotency_silenced_checks`` names."""
+    """Return the findings of all checks, except those that ``idempotency_silenced_checks`` names."""
     silenced = context.settings.silenced_checks
     return [finding for check in CHECKS for finding in check(context) if finding.code not in silenced]

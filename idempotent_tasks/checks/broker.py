@@ -1,4 +1,4 @@
-"""Checks of tasks, broker and queues: whether a message is redelivered once when its worker dies."""
+"""Checks of tasks, broker and queues: that a message is delivered again when its worker dies, and only then."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -43,7 +43,7 @@ def check_celery(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_acknowledgements(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose message is acknowledged before their body ends, or when its process dies."""
+    """Find tasks whose message is acknowledged too early: before the body, or when its process dies."""
     early = [task.name for task in context.tasks if not task.acks_late]
     if early:
         what = f"{_names(early)}: acks_late=False"
@@ -77,7 +77,7 @@ def check_transport(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_visibility(context: CheckContext) -> Iterator[Finding]:
-    """Find a visibility timeout shorter than the longest time limit, or than it takes with the prefetched messages."""
+    """Find a visibility timeout that may pass while a body runs, or while its message waits in the worker."""
     visibility, longest = context.visibility_timeout, context.longest_time_limit
     if visibility is None or longest is None:
         return
@@ -99,7 +99,7 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_prefetch(context: CheckContext) -> Iterator[Finding]:
-    """Find prefetch settings with which deferred copies, held until they are due, can block a worker."""
+    """Find prefetch settings under which deferred copies, held until they are due, keep other messages out."""
     if context.prefetch_multiplier == 0:
         what = "worker_prefetch_multiplier is 0"
         remedy = "app.conf.worker_prefetch_multiplier = 1"
@@ -176,7 +176,7 @@ def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Fin
         visibility = float(sqs_attributes(channel, name)["VisibilityTimeout"])
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
         what = f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})"
-        remedy = "allow sqs:GetQueueAttributes, or give broker_transport_options the queue's visibility_timeout"
+        remedy = "allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's"
         yield Finding(code="queue-limits-unknown", what=what, remedy=remedy)
         return
     limit, task = context.longest_time_limit or (0.0, "")
@@ -196,7 +196,7 @@ def _visibility_remedy(timeout: float) -> str:
 
 
 def _names(tasks: Sequence[str]) -> str:
-    """Name the first `MOST_NAMED` tasks, and count the others."""
+    """Return the names of tasks, `MOST_NAMED` at most, as text."""
     shown = ", ".join(map(repr, tasks[:MOST_NAMED]))
     more = len(tasks) - MOST_NAMED
     return f"task {shown}" if len(tasks) == 1 else f"tasks {shown}" + (f" and {more} more" if more > 0 else "")

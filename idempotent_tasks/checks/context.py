@@ -1,4 +1,4 @@
-"""The context of the checks, an app and its worker; and the checks of the app's settings."""
+"""The context of the checks (an app and the worker that runs its tasks), and checks of its settings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class CheckContext:
 
 
 def check_settings(context: CheckContext) -> Iterator[Finding]:
-    """Find settings that were changed after the app had read them."""
+    """Find settings that were changed after they had been read."""
     former, present = context.settings.former_store, context.settings.store
     if former is not None:
         yield _changed(f"idempotency_store was {former!r} when it was first used, and is {present!r} now")
@@ -115,7 +115,7 @@ def check_prefixes(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_pickle(context: CheckContext) -> Iterator[Finding]:
-    """Find tasks whose results are stored as pickle, which runs code when it is read."""
+    """Find tasks that store their results as pickle, which runs code when it is read."""
     for task in context.tasks:
         if task.idempotency_policy.given.get("codec") == PICKLE:
             what = f"task {task.name!r} has codec='pickle'"
@@ -123,7 +123,7 @@ def check_pickle(context: CheckContext) -> Iterator[Finding]:
             yield Finding(code="pickled-results", what=what, remedy=remedy)
     following = [task for task in context.tasks if "codec" not in task.idempotency_policy.given]
     if any(context.policy(task).codec == PICKLE for task in following):
-        what = "results are stored as pickle, as app.conf.idempotency_codec says, or else the app's own serializers"
+        what = "results are stored as pickle, because of app.conf.idempotency_codec or the app's own serializers"
         remedy = 'app.conf.idempotency_codec = "json", and register_type() what JSON does not know'
         yield Finding(code="pickled-results", what=what, remedy=remedy)
 

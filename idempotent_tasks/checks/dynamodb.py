@@ -13,7 +13,7 @@ from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem,
 
 __all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
 
-#: The codes of the findings here.
+#: The codes of this module's findings.
 TABLE_FINDINGS: Final = (
     "clock-offset",
     "permission-missing",
@@ -36,7 +36,7 @@ _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
 
 
 def check_table(context: CheckContext) -> Iterator[Finding]:
-    """Find faults of the table, its permissions and this machine's clock; asks DynamoDB, never raises its errors.
+    """Find what is wrong with a store's table, its permissions and this machine's clock; never raises.
 
     Sends one request for each of `WORKER_ACTIONS`: the writes under a condition that is never true, on a key that no
     record has.  DynamoDB bills each write and the read as one unit.
@@ -52,7 +52,7 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
             remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
             yield Finding(code="store-unreachable", what=str(error), remedy=remedy)
         else:
-            yield Finding(code="store-refuses", what=str(error), remedy="what the message says")
+            yield Finding(code="store-refuses", what=str(error), remedy="see the message")
 
 
 def _check(store: DynamoDBStore) -> Iterator[Finding]:
@@ -82,7 +82,7 @@ def _check_action(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[
 
 
 def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """Yield each of `WORKER_ACTIONS` with a function that sends its request and returns findings."""
+    """Yield each of a worker's actions with a function that uses it and returns findings."""
     schema = store.schema
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
     # No task has this name, so no record this key; workers that start together share neither key nor partition.

@@ -7,40 +7,43 @@ __all__ = ["WHY", "Finding"]
 
 #: Why each finding matters, by its code. `docs/checks.md` has a section for each.
 WHY: Final = {
-    "acks-late-off": "the message is acknowledged before the body runs: a worker that dies takes the only copy along",
+    "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
-    "request-class-replaced": "nobody releases the claim of a process that dies: redeliveries wait until it expires",
+    "request-class-replaced": "the claim of a process that dies is not released: redeliveries wait until it expires",
     "transport-never-redelivers": "a message whose worker dies is lost, and no guard can bring it back",
     "visibility-below-time-limit": "the broker delivers a message again while its body runs; each such delivery is "
     "deferred, which costs requests and messages until the body ends",
-    "prefetch-outlives-visibility": "messages that a worker holds in reserve are delivered again before it starts them",
-    "prefetch-unlimited": "a worker takes every message, deferred copies too, and holds them until they are delivered "
-    "again",
-    "eta-task-limit-low": "copies that wait for a busy key fill what a worker may hold, and it takes no other message",
+    "prefetch-outlives-visibility": "messages that a worker has prefetched are delivered again before it starts them",
+    "prefetch-unlimited": "a worker prefetches every message, also deferred copies, and holds them so long that the "
+    "broker delivers them again",
+    "eta-task-limit-low": "deferred copies of one busy key may use up the limit, and then the worker takes no other "
+    "message",
     "time-limit-ignored": "nothing ends a body that hangs; its claim is renewed for as long as its worker lives",
     "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again",
-    "result-expires-first": "publishers can no longer read a result that a duplicate still gets replayed",
-    "broadcast-not-deferred": "a duplicate cannot be published again for one subscriber: it waits in its slot until "
-    "the run that it met is over, and fails if its time limit comes first",
-    "queue-limits-unknown": "a worker may hold deferred copies for longer than the queue lets it, and SQS delivers "
-    "them again, until they are dead letters",
-    "pickled-results": "pickle runs code when it is read: whoever can write to the table or the bucket can run code in "
-    "the workers",
-    "results-bucket-refuses": "large results are returned but not stored, and replays of those that are wait for it",
-    "results-bucket-keeps": "large results stay in the bucket, and are paid for indefinitely",
-    "results-bucket-expires-first": "a replay fails whose result S3 has deleted before the record expired",
-    "delivery-limit-below-max-crashes": "RabbitMQ drops the message before CrashLoopError makes the failure visible",
-    "settings-changed": "what an old store holds is not seen in a new one, and any other change is ignored",
+    "result-expires-first": "publishers can no longer read a result that is still replayed to duplicates",
+    "broadcast-not-deferred": "a duplicate cannot be published again for one subscriber: it waits in its pool slot "
+    "until the other run has ended, and fails if its time limit comes first",
+    "queue-limits-unknown": "a worker may hold deferred copies for longer than the queue's visibility timeout, and "
+    "SQS delivers them again, until they go to the dead-letter queue",
+    "pickled-results": "pickle runs code when it is read: whoever can write to the table or the bucket can run code "
+    "in the workers",
+    "results-bucket-refuses": "new large results are returned but not stored, and replays of stored ones wait until "
+    "the bucket works",
+    "results-bucket-keeps": "large results stay in the bucket, and AWS bills them indefinitely",
+    "results-bucket-expires-first": "S3 deletes a result before its record expires, and then its replays fail",
+    "delivery-limit-below-max-crashes": "RabbitMQ drops the message before it fails visibly with CrashLoopError",
+    "settings-changed": "records in the old store are not found in the new one, and a change of any other setting is "
+    "ignored",
     "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
-    "celery-unsupported": "the hooks that release the claims of dead processes are not as this library uses them",
-    "store-unreachable": "no delivery can claim its key; all of them are deferred until the store answers",
-    "store-refuses": "no delivery can claim its key; all of them are deferred until the configuration is fixed",
-    "table-missing": "no delivery can claim its key; all of them are deferred until the table is there",
-    "table-key-schema": "no delivery can claim its key; all of them are deferred until store and table agree",
-    "table-ttl-off": "records that have expired stay in the table, and are paid for indefinitely",
-    "permission-missing": "what needs this action fails; without UpdateItem every delivery is deferred",
-    "clock-offset": "countdowns, expiries of messages and signatures of requests go by this machine's clock, and AWS "
-    "refuses requests when it is 5 minutes off",
+    "celery-unsupported": "older Celery lacks the hooks with which this library releases the claims of dead processes",
+    "store-unreachable": "no delivery can claim its key: all deliveries are deferred until the store answers",
+    "store-refuses": "no delivery can claim its key: all deliveries are deferred until the configuration is fixed",
+    "table-missing": "no delivery can claim its key: all deliveries are deferred until the table exists",
+    "table-key-schema": "no delivery can claim its key: all deliveries are deferred until store and table agree",
+    "table-ttl-off": "expired records stay in the table, and AWS bills them indefinitely",
+    "permission-missing": "requests of that kind fail; without UpdateItem every delivery is deferred",
+    "clock-offset": "countdowns, message expiries and request signatures use this machine's clock, and AWS refuses "
+    "requests when it is 5 minutes off",
 }
 
 

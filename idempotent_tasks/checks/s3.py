@@ -12,16 +12,16 @@ from idempotent_tasks.stores.s3 import S3Results, days_of
 
 __all__ = ["BUCKET_FINDINGS", "check_bucket"]
 
-#: The codes of the findings here.
+#: The codes of this module's findings.
 BUCKET_FINDINGS: Final = ("results-bucket-expires-first", "results-bucket-keeps", "results-bucket-refuses")
 _NO_RULES: Final = "NoSuchLifecycleConfiguration"
 
 
 def check_bucket(context: CheckContext) -> Iterator[Finding]:
-    """Find faults of the results bucket and its lifecycle rule; asks S3, never raises its errors.
+    """Find what is wrong with the results bucket and its lifecycle rule; never raises an error of S3.
 
-    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; without permission for the latter it reports
-    nothing of the rule.
+    Sends a ``HeadBucket`` and a ``GetBucketLifecycleConfiguration``; without permission for the second, the rules are
+    not checked.
     """
     results = context.settings.results
     # A ready-made client must not be used before a worker forks.
