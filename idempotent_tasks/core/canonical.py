@@ -28,7 +28,7 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_
 
 
 class UncanonicalError(ValueError):
-    """A value has no canonical form; the message names its type and place, but no key of a mapping."""
+    """A value has no canonical form; the message gives its type and path, without keys of mappings, which are data."""
 
 
 def canonical(value: Any) -> str:
@@ -60,7 +60,7 @@ def _plain_text(value: Any) -> str | None:
 
 
 def _is_plain(value: Any, levels: int = _DEEPEST) -> bool:
-    """Return whether a value has only JSON's types, no key that is a tag, and at most so many levels."""
+    """Return whether a value has only JSON's types, no mapping with the key `_TAG`, and at most ``levels`` levels."""
     kind = type(value)
     if kind in _LEAF_TYPES:
         return True

@@ -59,8 +59,8 @@ class ServerClock:
     """A local clock corrected to the server's, by the ``Date`` of its answers.
 
     Every answer bounds the offset between the two clocks to an interval of one second plus the round trip;
-    the intervals of successive answers are intersected.  A clock that may be right is never corrected; any other by
-    the middle of the bounds, which is wrong by half a second and half the round trip at most.
+    the intervals of successive answers are intersected.  While 0 lies within the bounds, nothing is corrected; else the
+    middle of the bounds is added, which is wrong by half a second and half the round trip at most.
 
     An answer that contradicts the bounds (before the first answer: the local clock) by more than `DRIFT_SECONDS` is a
     jump: it changes nothing until the next answer confirms it.  Only a confirmed jump sets the time back.
@@ -99,7 +99,7 @@ class ServerClock:
             return self._latest
 
     def last_shown(self) -> float:
-        """Return the server's time by its last answer, confirmed or not, in epoch seconds (UTC).
+        """Return the server's time as in its last answer, even in an unconfirmed jump, in epoch seconds (UTC).
 
         For signing a request again after the time that `now` returns was refused.
         """
@@ -146,7 +146,7 @@ class ServerClock:
 
 
 def _middle(bounds: tuple[float, float] | None) -> float:
-    """Return the offset to use for some bounds: 0.0 where that may be right, else their middle."""
+    """Return the offset to correct by: 0.0 if it lies within the bounds or there are none, else their middle."""
     low, high = bounds or (0.0, 0.0)
     return 0.0 if low <= 0.0 <= high else (low + high) / 2
 

@@ -1,6 +1,6 @@
 """One Celery request, read once, as a frozen value.
 
-Nothing else reads the request's bag of attributes; nothing here imports Celery.
+The rest of `core` sees a request only as this value; nothing here imports Celery.
 """
 
 import re
@@ -88,10 +88,10 @@ class ReceivedMessage:
 
 
 class OwnerToken(str):
-    """An owner token from the worker's parent process, which no message can carry.
+    """An owner token that the worker's parent process has set; no message can carry this type.
 
-    A publisher's header of `OWNER_ENTRY`'s name is plain text: without a token of this type the request was not made
-    by a `GuardedRequest`, and its other entries are not the parent's either.
+    A message's header named `OWNER_ENTRY` is a plain ``str``.  Where the entry has that type, no `GuardedRequest` made
+    the request, so the hard limit and the watcher in it do not come from the parent process either.
     """
 
     __slots__ = ()
@@ -178,22 +178,22 @@ def id_text(task_id: Any) -> str:
 
 
 def is_grouped(group_id: Any, chain: Iterable[Any] | None) -> bool:
-    """Return whether a task is a member of a group or chord, or the first step of a chain that is one.
+    """Return whether a task is a member of a group or chord, or the first step of a member that is a chain.
 
     Args:
         group_id: the task's own group.
-        chain: the signatures that follow it; the last step of a chain that is a member has the group's id.
+        chain: the signatures that follow it; of a member that is a chain, the last step has the group's id.
     """
     return bool(group_id) or any(options.get("group_id") for options in _options(chain))
 
 
 def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
-    """Return the body of a chord that has its member's explicit key, as when a key is given to a whole chord; or None.
+    """Return a chord's body if it has its member's explicit key, as from a key given to the whole chord; else None.
 
     Args:
         key: the member's key, or None.
         chord: the body that waits for the task itself, or None.
-        chain: the signatures that follow it; the last step of a chain that is a member has the body.
+        chain: the signatures that follow it; of a member that is a chain, the last step has the body.
     """
     if key is None:
         return None
@@ -207,7 +207,7 @@ def explicit_key(options: Mapping[str, Any]) -> Any:
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:
-    """Return the options of each signature; whatever else a message has in place of one is skipped."""
+    """Return the options of each signature in a message; anything that is no signature is skipped."""
     found = (each.get("options") for each in signatures or () if isinstance(each, Mapping))
     return [options for options in found if isinstance(options, Mapping)]
 
@@ -258,7 +258,7 @@ def _count(header: object) -> int:
 
 
 def _token(header: object, message: str) -> str | None:
-    """Return the token of a header; None where it was copied from another message."""
+    """Return the copy token in a `COPY_HEADER`; None if the header is malformed or was copied from another message."""
     token, _, of = header.partition("/") if isinstance(header, str) else ("", "", "")
     return token if token and of == message else None
 

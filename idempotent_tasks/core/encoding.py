@@ -144,7 +144,7 @@ def size_of(outcome: Outcome | Record) -> int:
 
 
 def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
-    """Return the outcome of a finished body without data, and why it has none."""
+    """Return an outcome without data; ``reason`` says why it has none, or is the type of a failure."""
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
@@ -298,8 +298,8 @@ def decode_failure(
     Args:
         record: the record, with its data in it.
         types: what may be raised, subclasses included; other types are named, never imported.
-        never: exceptions of these types, subclasses included, that may not be raised: they decide about a message,
-            which a record must not.  This library's own errors are never raised.
+        never: types of exceptions, subclasses included, that are not rebuilt: raised, they would have the worker
+            requeue or drop a message.  This library's own errors are never rebuilt.
         interrupts: as for `encode_result`.
 
     Raises:
@@ -350,7 +350,7 @@ def _rebuilt(kind: type[BaseException], args: list[Any], state: dict[str, Any]) 
 
 
 def _builtin(kind: type[BaseException]) -> Any:
-    """Return the built-in exception that a type is derived from; it may keep state beside ``__dict__``."""
+    """Return the built-in base of an exception type; one such as `OSError` keeps state outside ``__dict__``."""
     return next(each for each in kind.__mro__ if each.__module__ == "builtins")
 
 
@@ -372,7 +372,8 @@ def register_type(
 
     Raises:
         ConfigurationError: the name is taken or not 1 to 100 printable characters; JSON has its own way to write the
-            type; or ``encode`` or ``decode`` is missing, and pydantic is or cannot help.
+            type; only one of ``encode`` and ``decode`` is given; or neither is, and pydantic is missing or does not
+            know the class.
     """
     _check(cls, name)
     if encode is None or decode is None:

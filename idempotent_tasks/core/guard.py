@@ -133,7 +133,7 @@ class Guard:
 
         Args:
             request: the claim to request.
-            body: the task's body; after the key's release, its exceptions but final failures are passed on.
+            body: the task's body; an exception that is no final failure is raised again once the key is released.
 
         Raises:
             PayloadMismatchError: the key was used with another payload.
@@ -232,7 +232,7 @@ class Guard:
         return not self.watched and not kinds & {GeneratorExit.__name__, "GreenletExit"}
 
     def _settled(self, run: RunContext) -> Verdict:
-        """Commit the outcome of a body that has ended, in spite of interrupts, unless its key was handed over."""
+        """Commit an ended body's outcome despite interrupts; only return it if the run has released its key already."""
         if run.handed_over:
             return Returned(run.value)
         try:
@@ -285,17 +285,17 @@ class Guard:
     def replay(
         self, request: ClaimRequest, record: Record, recalled: Recalled | None = None, *, result_ignored: bool = False
     ) -> Replay:
-        """Return the outcome of another delivery's, or another run's, record.
+        """Return the outcome in a record of another delivery or run.
 
         Args:
-            request: this delivery's.
+            request: this delivery's claim request.
             record: of an outcome; or of a claim that has superseded this delivery's own.
-            recalled: the result, where the record has none and the result backend has it.
+            recalled: the result from the result backend, where the record has none.
             result_ignored: whether nobody gets the result, so that one that cannot be read is no error.
 
         Raises:
             ResultUnavailableError: the key has an outcome without a readable result.
-            ConfigurationError: ``on_replay`` returned None; what it raises is passed on.
+            ConfigurationError: ``on_replay`` returned None; what ``on_replay`` itself raises is passed on.
         """
         if record.status is Status.INPROGRESS:
             return Busy(record.held_until, record)

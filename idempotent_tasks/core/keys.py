@@ -168,7 +168,7 @@ class Selector:
             MissingKeyError: it selects nothing, and something is required; or a part of it selects nothing, unless it
                 selects as Powertools does.
             KeyEncodingError: it cannot be applied to these arguments.
-            TypeError: the arguments do not fit the task's signature, as in a call of the body.
+            TypeError: the arguments do not fit the task's signature; calling the body would raise it too.
         """
         try:
             if self._call is not None:

@@ -1,6 +1,6 @@
 """Leases: how long a claim lives, the context of the run that holds it, and the renewer of a process's claims.
 
-The renewer is in the process that runs the body: it dies with it, and notes a lost claim at once.
+The renewer runs in the body's own process: renewals end when that process dies, and it notices a lost claim at once.
 """
 
 import heapq
@@ -63,7 +63,7 @@ def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseT
 
 
 class RunContext:
-    """Run context: a body's run under a claim; ``self.idempotency`` in the body."""
+    """The run of a body under a claim, with its key, fence and attempt; ``self.idempotency`` in the body."""
 
     def __init__(self, claim: Claim, store: RetryingStore) -> None:
         self.claim = claim
@@ -100,7 +100,7 @@ class RunContext:
         return self.claim.attempt
 
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
-        """Release the key: the body is over, or a message that will claim the key is about to be published."""
+        """Release the key without an outcome: the body failed, or a message that will claim it is to be published."""
         if not self.handed_over:
             self.handed_over = self.ending = True
             self._store.release(self.claim, reason, crashed=crashed)
@@ -124,7 +124,7 @@ class _Renewal:
     renewing: threading.Lock = field(default_factory=lambda: this_process().lock())
 
     def is_late(self) -> bool:
-        """Return whether it has been due for so long that the threads cannot keep up."""
+        """Return whether the renewal is overdue by `LATE_AFTER` of its lease: the running threads cannot keep up."""
         return not self.done and self.store.clock.now() - self.due >= self.terms.lease_seconds * LATE_AFTER
 
     def renew(self) -> None:
@@ -213,10 +213,10 @@ class LeaseRenewer:
     """Renewer of all claims of a process, in one thread (or greenlet) that the first claim starts.
 
     It renews one claim at a time, in the order in which they are due.  Where that is too slow, because there are many
-    claims or the store is slow, up to `MOST_THREADS` share the work until it is done.  The limit: so many threads must
-    renew all claims of a process within two thirds of a lease (1,000 claims of 30 s take 9 s if a call takes 100 ms);
-    and a call that hangs delays the claims of its process by its own time-outs (4 s with `DynamoDBStore`'s own), so a
-    process with many bodies needs leases of more than 6 s.
+    claims or the store is slow, up to `MOST_THREADS` share the work until it is done.  A lease is long enough if these
+    threads can renew all claims of the process within two thirds of it (1,000 claims of 30 s take 9 s if a call takes
+    100 ms).  A call that hangs delays the other claims until it times out (4 s with `DynamoDBStore`'s own time-outs),
+    so a process with many bodies needs leases of more than 6 s.
 
     One for each process, `Process.own(LeaseRenewer)`: a forked child has none of its parent's threads.
     """

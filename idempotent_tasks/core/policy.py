@@ -62,7 +62,7 @@ class Idempotency:
         missing_key: what a delivery does if its key, or a part of it, selects nothing: ``raise`` `MissingKeyError`,
             or ``run`` the body unguarded.
         lease: claim a key for this many seconds and renew the claim while the body runs; None to claim it for the
-            task's whole time limit.  With a lease, another machine recovers from a lost one after one lease.
+            task's whole time limit.  With a lease, the keys of a lost machine are free after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`; ``sys.exit()`` in a body
             is a crash too.

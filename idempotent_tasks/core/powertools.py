@@ -28,7 +28,7 @@ MAX_INFLATED_BYTES: Final = 32 * 1024 * 1024
 
 
 class PowertoolsFunctions(Functions):
-    """JMESPath's functions and the three of Powertools, which raise `ValueError` for what they cannot read."""
+    """JMESPath's functions and Powertools' ``powertools_*``, which raise `ValueError` for what they cannot read."""
 
     @signature({"types": ["string"]})
     def _func_powertools_json(self, value: str) -> Any:
@@ -86,7 +86,7 @@ def digest(value: Any, hash_name: str) -> str:
     """Return the hexadecimal digest of a selected value, by one of `HASHES`.
 
     Raises:
-        TypeError, ValueError, RecursionError: the value has no JSON form there.
+        TypeError, ValueError, RecursionError: Powertools cannot write the value as JSON.
     """
     text = json.dumps(value, cls=_DigestEncoder, sort_keys=True)
     return hashlib.new(hash_name, text.encode(), usedforsecurity=False).hexdigest()

@@ -117,7 +117,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def _is_zombie(stat: list[str]) -> bool:
-    """Return whether a process has ended and waits for its parent; its first thread may end before others."""
+    """Return whether a process is a zombie without live threads: the state is that of its first thread alone."""
     return stat[_STATE] in ("Z", "X") and int(stat[_THREADS]) <= 1
 
 

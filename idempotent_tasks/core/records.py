@@ -103,7 +103,7 @@ class Claim:
 
     @classmethod
     def shown_by(cls, holder: "Record") -> "Claim":
-        """Return the claim of a record's owner, to release it."""
+        """Return a claim with the owner token in a record, to release the key in that owner's place."""
         request = ClaimRequest(
             key=holder.key,
             owner=holder.owner or "",
@@ -149,7 +149,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """A store's item, in the units of Powertools for AWS Lambda (Python)."""
+    """A store's item; units as Powertools for AWS Lambda (Python): ``expiration`` in seconds, other times in ms."""
 
     key: str
     status: Status
@@ -189,11 +189,11 @@ class Record:
         return Status.EXPIRED if self.expiration < int(now) else self.status
 
     def awaits_successor(self, token: str, now: float) -> bool:
-        """Return whether a copy's successor was published and is not due yet at a time in epoch seconds."""
+        """Return whether this token's copy was deferred and its next copy is not yet due at ``now`` (epoch seconds)."""
         return self.deferred.get(token, 0) > now * 1000
 
     def past_deferrals(self, now: float) -> list[str]:
-        """Return the tokens whose successors are due at a time in epoch seconds: their notes can be removed."""
+        """Return the tokens in `deferred` whose next copies are due at ``now`` (epoch seconds), for removal."""
         return [token for token in self.deferred if not self.awaits_successor(token, now)]
 
     @property
@@ -271,7 +271,7 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The claim lives on."""
+    """The claim is still held, with the expiry in ``claim``."""
 
     claim: Claim
 
@@ -345,15 +345,14 @@ def held_claim(record: Record | None, claim: Claim) -> Claim | None:
 def is_first_try(old: Record, record: Record) -> bool:
     """Return whether ``old`` is from an earlier try to restore ``record``: an outcome of the same owner.
 
-    The owner's own late claim is none; nor is an outcome of Powertools, whose write keeps our owner and sets no
-    ``completed_at``.
+    A late claim of that owner is no outcome; one that Powertools wrote keeps our owner, but has no ``completed_at``.
     """
     timed = (old.completed_at is None) is (record.completed_at is None)
     return old.owner == record.owner and old.status is not Status.INPROGRESS and timed
 
 
 def was_released(record: Record | None, claim: Claim) -> bool:
-    """Return whether a record is from this claim's release, by its fence: an unseen claim has none."""
+    """Return whether this claim's release left the record, by the fence; an unseen claim has none and never matches."""
     return record is not None and record.free and record.owner is None and record.fence == claim.fence
 
 
@@ -371,7 +370,7 @@ def release_time(claim: Claim, now: float) -> int:
 
 
 def expiration_seconds(retention_seconds: float, in_progress_expiration: int, now: float) -> int:
-    """Return a record's ``expiration`` (epoch seconds): after its retention from now, and always after its claim."""
+    """Return a record's ``expiration`` (epoch seconds): its retention from now, but later than its claim's expiry."""
     return max(ceil(now + retention_seconds), in_progress_expiration // 1000 + 2)
 
 

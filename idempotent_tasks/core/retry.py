@@ -292,8 +292,8 @@ class RetryingStore:
             seconds: for how long to retry; 0 for one try, which may take until the deadline.
 
         Returns:
-            `Released`; `Lost` where another delivery has the key, or none, and a request that is still on its way may
-            take it; or `Unanswered`.
+            `Released`; `Lost` if another delivery holds the key, or nobody does and the request may still arrive and be
+            granted; or `Unanswered`.
         """
         left = self.deadline.seconds_left
         if left <= 0:
@@ -335,7 +335,7 @@ class RetryingStore:
         return False
 
     def despite_interrupts(self, step: Callable[[], T]) -> T:
-        """Take a step that is safe to repeat, and repeat it after an interrupt, of which there is only one."""
+        """Call a step that is safe to repeat, and once more after an interrupt: a delivery is interrupted only once."""
         try:
             return step()
         except self.interrupts:
@@ -355,7 +355,7 @@ class RetryingResults:
     deadline: Deadline = Deadline()
 
     def put(self, data: bytes, expires_at: float) -> str:
-        """Store data and return its address; a try without an answer leaves time for the commit."""
+        """Store data, return its address; no try begins in the last `UPLOAD_SECONDS`, to leave time for the commit."""
         left = self.deadline.seconds_left - UPLOAD_SECONDS
         if left < 0:
             raise StoreUnavailableError("too little time is left before the hard time limit")
@@ -366,7 +366,7 @@ class RetryingResults:
         return self._persistently(lambda: self.results.get(address), self.deadline.seconds_left)
 
     def _persistently(self, call: Callable[[], T], left: float, overtime: float = 0.0) -> T:
-        """Retry for a while; a try that has begun may take all seconds left, and overtime."""
+        """Retry for `BUCKET_RETRY_SECONDS`, ``left`` at most; the last try may end ``overtime`` after ``left``."""
         seconds = min(BUCKET_RETRY_SECONDS, left)
         longest = math.inf if left == math.inf else left - seconds + overtime
         return persistently(call, clock=self.clock, seconds=seconds, overtime=longest)

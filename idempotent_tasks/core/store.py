@@ -66,8 +66,8 @@ class Store(Protocol):
         for ``retention_seconds`` from the answer, also if an earlier try of this call stored it.
 
         Returns:
-            `Committed`, also if an earlier try of this call did it; `Superseded` with the record of another owner, or
-            of none if the claim was released; `Vanished` if there is no record any more.
+            `Committed`, also if an earlier try of this call did it; `Superseded` with the record if another owner has
+            it, or nobody since the claim's release; `Vanished` if there is no record any more.
         """
 
     def restore(self, record: Record) -> None:
@@ -84,8 +84,8 @@ class Store(Protocol):
         no older claim request is granted.  A claimer that finds the record released requests it with a later time,
         whatever its own clock says.  A late commit or renewal of the same claim changes nothing.
 
-        Attempts are counted from 0 again, unless the claim's process ``crashed``: then this one counts.  If the body
-        is known not to have ``began``, only this one is subtracted.  An outcome is never released.
+        Resets the record's attempts to 0; keeps them if the claim's process ``crashed``; subtracts only this claim's
+        if the body is known not to have ``began``.  An outcome is never released.
 
         Returns:
             `Released`, also if an earlier try of this call did it and the claim's fence is known; `Lost` if the owner
@@ -95,9 +95,9 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
 
-        Never replaces an expiry that is later than both this one and that of ``claim``: a delayed earlier renewal
-        changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's expiry with
-        the time at which the answer arrives.
+        Keeps a stored expiry that is later than both the new one and that of ``claim``: a renewal that arrives after
+        a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's
+        expiry with the time at which the answer arrives.
         """
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
@@ -137,7 +137,7 @@ class ResultStore(Protocol):
 
     @property
     def above_bytes(self) -> int | None:
-        """Data of more bytes is stored here; None for only what a `Store` does not take."""
+        """Data of more bytes is stored here; None to store only what exceeds `Store.max_data_bytes`."""
 
     def put(self, data: bytes, expires_at: float) -> str:
         """Keep data at least until ``expires_at`` (epoch seconds), and return its address; safe to repeat."""
