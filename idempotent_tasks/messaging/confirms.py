@@ -70,7 +70,7 @@ class _ProducerPools(WeakKeyDictionary[Any, tuple[Any, bool]]):
 
 
 def confirm_publishes(app: Any) -> bool:
-    """Have the broker confirm what this process publishes for an app; return whether that takes publisher confirms.
+    """Have the broker confirm what this process publishes for an app; return whether it uses AMQP publisher confirms.
 
     A retry, a link or the next step of a chain must not be lost in a socket's buffer while the message that it follows
     is acknowledged on another connection.  RabbitMQ confirms on request

@@ -140,8 +140,8 @@ class Publisher:
     ) -> float:
         """Publish the task's current message again with a countdown, and return that countdown in seconds.
 
-        The copy goes to the queue that the message was consumed from and to no other, past exchanges, signals, routes
-        and the task's own ``apply_async``.  Its body, properties and headers are those that arrived, except for a
+        The copy goes only to the queue that the message was consumed from: it bypasses exchanges, signals, routes and
+        the task's own ``apply_async``.  Its body, properties and headers are those that arrived, except for a
         deferral's own.
 
         Args:
@@ -210,7 +210,7 @@ class Publisher:
 
 
 def _publishing(app: Any, publish: Callable[[Any, Any], float]) -> float:
-    """Call ``publish`` with a connection and channel of the app's; again where the first connection was stale."""
+    """Call ``publish`` with a connection and channel from the app's pool; once more if that connection was stale."""
     clock = this_process().clock
     began = clock.monotonic()
     try:
@@ -242,7 +242,7 @@ def _queue_of(task: Any, received: ReceivedMessage) -> str:
 
 
 def _expires_in(task: Any) -> float | None:
-    """Return the seconds until the current message expires by this worker's clock, as Celery reckons them."""
+    """Return the seconds until the current message expires by this worker's clock, as Celery does; None for never."""
     app, expires = task.app, task.request.expires
     if not expires:
         return None
@@ -325,7 +325,7 @@ def _hiding_seconds(
 
 
 def _is_ours(name: str) -> bool:
-    """Return whether an attribute of a request is a private header, or another entry, of this library."""
+    """Return whether this name of a request's attribute or header is this library's, and not the explicit key's."""
     return name.startswith("idempotency_") and name != KEY_HEADER
 
 

@@ -202,7 +202,7 @@ class DeliveryHandler:
 
     @property
     def _busy_policy(self) -> Idempotency:
-        """The policy, which waits in this slot where the message cannot be deferred."""
+        """The policy; if the message cannot be deferred, ``defer`` and ``wait`` wait for `SLOT_SECONDS` at least."""
         policy = self.policy
         if self._is_deferrable or self.delivery.eager or policy.on_busy not in ("defer", "wait"):
             return policy
@@ -389,9 +389,9 @@ class DeliveryHandler:
         self._defer(None, type(interrupt).__name__)
 
     def _release_unseen(self) -> Interrupted | None:
-        """Release a claim that an earlier delivery of this message was granted unseen, so that it counts as no crash.
+        """Release claims whose answers earlier deliveries of this message did not see, so that none counts as a crash.
 
-        Only the latest of them can hold the key: after a try without an answer, the rest is left to the next copy.
+        Only the latest can hold the key.  When a release gets no answer, the rest is left to the next copy.
         """
         try:
             for token in self.delivery.unseen:
@@ -416,7 +416,7 @@ class DeliveryHandler:
 
     @property
     def _unseen_header(self) -> dict[str, Any]:
-        """The header with the claims that a copy is to release; an empty list replaces this message's own."""
+        """The header with the claims that a copy is to release; an empty list clears this message's own header."""
         return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
 
     def _defer(self, claim_left: float | None, reason: str, holder: Record | None = None) -> NoReturn:

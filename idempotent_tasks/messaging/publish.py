@@ -126,7 +126,7 @@ class Publication:
         return result
 
     def _can_replace(self, holder: Record) -> bool:
-        """Return whether the caller loses nothing by joining the task that has the key, or by an error.
+        """Return whether the task that has the key can stand in for this message: the caller may join it or be refused.
 
         Otherwise the message is published under its own id, and its delivery waits for the outcome, or runs.
         """
@@ -169,8 +169,8 @@ def publication_of(
 ) -> Publication | None:
     """Return the publication of a call of ``task.apply_async``; None where it needs no reservation.
 
-    It needs none under ``at_publish="send"``, for a retry or a deferred copy, for a key that nobody can have (of a new
-    task id), and where the call runs in this process.
+    It needs none under ``at_publish="send"``, for a retry or a deferred copy, where the key is the id that a new
+    task is about to get, and where the call runs in this process.
 
     Args:
         task: the bound Celery task.

@@ -75,7 +75,7 @@ def name_queues(channel: Any) -> None:
 
 
 def received_message(message: Any, returns: int = 0) -> ReceivedMessage:
-    """Return what a copy of a message needs.
+    """Return a message with the queue that it was consumed from, to publish a copy of it.
 
     Args:
         message: kombu's, inside the callback of its consumer.
@@ -118,7 +118,7 @@ def consumed_queue(app: Any, delivery_info: Mapping[str, Any]) -> str | None:
 
 
 def subscribed_queues(app: Any, transport: str) -> list[str]:
-    """Return the consumed queues that nothing can be published to, on a transport by kombu's name."""
+    """Return the consumed queues that nothing can be published to: fanout, if kombu's transport is Redis or MongoDB."""
     if transport not in SUBSCRIBING_TRANSPORTS:
         return []
     queues = app.amqp.queues.consume_from.values()
@@ -139,9 +139,9 @@ class DelayQueue:
 def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
     """Return the delay queue in which a copy for ``queue`` waits for most of its countdown (seconds).
 
-    None without quorum queues, where a worker raises its prefetch count by the copies that it holds.  With one it
-    cannot, and they keep others from it (``celery.utils.quorum_queues``).  Celery's own delay is a topic exchange,
-    ``celery_delayed_delivery``, to which other queues may be bound.
+    None if no queue is a quorum queue: then a worker raises its prefetch count by the copies that it holds until they
+    are due.  With a quorum queue it cannot (``celery.utils.quorum_queues``), and held copies would block other
+    messages.  Celery's own delay is a topic exchange, ``celery_delayed_delivery``, to which other queues may be bound.
     """
     kinds = {(each.queue_arguments or {}).get("x-queue-type") for each in app.amqp.queues.values()}
     delay = next((each for each in DELAYS if each <= countdown), None)
@@ -178,7 +178,7 @@ def _bindings(queue: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _leads(exchange: str | None, routing_key: str, source: Any, pattern: str) -> bool:
-    """Return whether an exchange, or None for any topic, leads through one binding of ``source``."""
+    """Return whether a binding to ``source`` matches an exchange (None for any topic exchange) and a routing key."""
     if exchange is not None and exchange != source.name:
         return False
     if source.type == "topic":
@@ -251,7 +251,7 @@ def _sqs_limits(app: Any, queue: str, channel: Any) -> QueueLimits:
 
 
 def _read_sqs_limits(app: Any, queue: str, channel: Any) -> QueueLimits:
-    """Ask an SQS queue: its own visibility timeout counts, and kombu sets the configured one on new queues only."""
+    """Read the limits from an SQS queue: kombu applies the configured visibility timeout only to queues it creates."""
     try:
         found = sqs_attributes(channel, queue)
         redrive = json.loads(found.get("RedrivePolicy") or "{}")
@@ -268,6 +268,6 @@ def _configured_timeout(app: Any) -> float | None:
 
 
 def _positive(value: object, divisor: int = 1) -> float | None:
-    """Return a positive number divided; None for anything else."""
+    """Return a positive number divided by ``divisor``; None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value / divisor if is_number and value > 0 else None  # type: ignore[operator]

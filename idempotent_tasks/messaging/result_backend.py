@@ -23,8 +23,8 @@ class ResultBackend:
     def recalled(self, task: Any, record: Record) -> Recalled | None:
         """Return the result of a record's run; None where the backend has none.
 
-        It has none after ``result_expires``, under ``ignore_result``, where the worker was killed before, and where it
-        keeps results for their publisher alone (``rpc://``).
+        It has none after ``result_expires``, under ``ignore_result``, where the worker was killed before it stored
+        one, and where the backend keeps results for their publisher alone (``rpc://``).
 
         Args:
             task: the bound Celery task.
