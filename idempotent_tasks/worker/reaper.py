@@ -1,6 +1,6 @@
 """Claim reaper: releases the claims of dead child processes and the reservations of dropped messages.
 
-It runs in threads of a prefork pool's parent process, off the worker's event loop; the watcher of child exits in it.
+It runs in threads of a prefork pool's parent process; only `ChildExitWatcher` runs in the worker's event loop.
 """
 
 import os
@@ -95,7 +95,7 @@ class ClaimReaper:
         return self._threads.submit(release.after_the_end_of, pid)
 
     def withdraw(self, settings: Settings, request: ClaimRequest, reason: str) -> Future[bool]:
-        """Release the reservation of a delivery that will never run; the future has whether it was released.
+        """Release the reservation of a delivery that will never run; the future's result is whether that succeeded.
 
         Args:
             settings: of the app.

@@ -43,7 +43,7 @@ MOST_RETURNED: Final = 1_000
 
 
 class _Workers:
-    """The worker of each app that one runs in this process, and how often it gave messages back."""
+    """The worker that runs each app in this process, and how often each task's message was given back."""
 
     def __init__(self) -> None:
         self.by_app: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -72,7 +72,7 @@ def remember_worker(worker: Any) -> None:
 
 
 class _QueueNames(StartStopStep):
-    """Names the queue of each consumed message; runs once a connection, between its consumer and its loop."""
+    """Bootstep that names the queue of each consumed message; starts with each connection, before its event loop."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -131,7 +131,7 @@ class GuardedRequest(Request):
             self._after_release(type(error).__name__, lambda: handle(exc_info, *args, **kwargs))
 
     def on_timeout(self, soft: bool, timeout: float | None) -> None:  # noqa: FBT001 - Celery's signature
-        """Release the claim before a hard time limit is handled, which billiard reports before it kills the child."""
+        """Release the claim before Celery handles a hard time limit; billiard reports it before it kills the child."""
         handle = super().on_timeout
         if soft:
             handle(soft, timeout)
@@ -160,7 +160,7 @@ class GuardedRequest(Request):
         releasing.add_done_callback(lambda _: run(handle))
 
     def _received_message(self, *, decoded: bool) -> ReceivedMessage | None:
-        """Return what a copy needs; None for a message of protocol 1 with the ETA in its body."""
+        """Return the message, to publish a copy of it; None for one of protocol 1 with the ETA in its body."""
         if decoded and "args" not in self.message.payload:
             return None
         return received_message(self.message, _workers().returns_of(self.id))

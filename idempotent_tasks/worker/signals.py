@@ -43,9 +43,9 @@ logger = logging.getLogger("idempotent_tasks")
 
 
 class _Refusal:
-    """An ``expiration`` that makes the publish raise: kombu multiplies it first (``kombu.Producer.publish``).
+    """Makes a publish raise an error: kombu multiplies a message's ``expiration``, which this is set as.
 
-    An error that a receiver of the signal raises is only logged by Celery.
+    See ``kombu.Producer.publish``.  An error that a receiver of the signal raises is only logged by Celery.
     """
 
     def __init__(self, error: IdempotencyError) -> None:
