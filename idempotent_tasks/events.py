@@ -135,10 +135,9 @@ class Unreplayable(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Released(Event):
-    """The body did not finish; the key is free for the next delivery.
+    """A claim ended without an outcome; the key is free for the next delivery, unless the reason says otherwise.
 
-    Emitted once for each claim that ends without an outcome, also if the release found the claim lost or the store
-    failed, which the reason then says.
+    Emitted once for each such claim: the reason says if the release found the claim lost or the store failed.
     """
 
     #: The exception's type, for example ``Retry``; ``Unseen`` if no body began under a claim whose answer was lost.

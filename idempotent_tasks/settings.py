@@ -289,8 +289,8 @@ def changed_settings(app: Any) -> list[str]:
 def codec_of(conf: Any, serializer: str | None) -> str:
     """Return the codec for a task's results with which a replay equals the first delivery's result.
 
-    The result backend's serializer wrote that for its caller, and the messages' serializer for the tasks that follow;
-    pickle keeps what either keeps.
+    The first result reached its caller through the result backend's serializer, and the tasks that follow through the
+    messages'; pickle keeps what either keeps.
 
     Args:
         conf: the app's configuration.

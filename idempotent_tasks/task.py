@@ -59,7 +59,7 @@ class IdempotentTask(Task):
     _signature: inspect.Signature | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Take ``idempotency=`` as the policy, which leaves the name to the run context.
+        """Take ``idempotency=`` as the policy, and remove it: in a body, `idempotency` is the run context.
 
         Raises:
             ConfigurationError: the body is a coroutine function, or the policy is wrong.
@@ -128,7 +128,7 @@ class IdempotentTask(Task):
     def _guard(
         self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, plain: Callable[..., Any]
     ) -> Any:
-        """Handle a delivery with ``call`` as its body, a direct call as ``plain``, and nested calls as ``call``."""
+        """Run ``call`` as a delivery's guarded body; ``plain`` if called directly, ``call`` if already in the body."""
         request = self.request_stack.top
         if request is None or request.called_directly:
             return plain(*args, **kwargs)
@@ -163,7 +163,7 @@ class IdempotentTask(Task):
             DuplicateError: the key has a task already (``at_publish="raise"``).
             PayloadMismatchError: it has one with another payload.
             StoreError: the store is unavailable (``on_store_error="raise"``).
-            ConfigurationError: the key was given to a whole chord, whose body cannot have it.
+            ConfigurationError: the key was given to a whole chord, and so to its body too; it names one call.
         """
         self._with_key(options, idempotency_key)
         publish = super().apply_async
@@ -259,7 +259,7 @@ class IdempotentTask(Task):
             options["headers"] = {**(options.get("headers") or {}), KEY_HEADER: key}
 
     def refuse_chords_key(self, key: object, chord: Any, chain: Any) -> None:
-        """Reject a member's key that was given to the whole chord, whose body cannot have it.
+        """Reject a member's key that was given to the whole chord, and so to its body too; a key names one call.
 
         Celery passes the options of a chord to each member of its header and to its body.  If the body is another
         guarded task, or unknown here, it may have been given the member's key on purpose.
