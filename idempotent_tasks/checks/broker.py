@@ -99,7 +99,7 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_prefetch(context: CheckContext) -> Iterator[Finding]:
-    """Find prefetch settings under which deferred copies, held until they are due, keep other messages out."""
+    """Find prefetch settings under which deferred messages, held until their ETA, keep other messages out."""
     if context.prefetch_multiplier == 0:
         what = "worker_prefetch_multiplier is 0"
         remedy = "app.conf.worker_prefetch_multiplier = 1"
@@ -153,7 +153,7 @@ def check_delivery_limits(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_subscribers(context: CheckContext) -> Iterator[Finding]:
-    """Find queues of a fanout exchange, to which no delivery can be published again for one subscriber."""
+    """Find queues of a fanout exchange: no delivery is deferred there, as no copy can be sent to one subscriber."""
     for name in subscribed_queues(context.app, context.transport):
         what = f"queue {name!r} is bound to a fanout exchange on {context.transport}"
         remedy = f"send guarded tasks to another queue than {name!r}, or set on_busy='raise' or 'skip' for them"

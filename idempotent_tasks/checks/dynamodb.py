@@ -82,7 +82,7 @@ def _check_action(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[
 
 
 def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-    """Yield each of a worker's actions with a function that uses it and returns findings."""
+    """Yield each action that workers need, with a function that sends its request and returns findings."""
     schema = store.schema
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}
     # No task has this name, so no record this key; workers that start together share neither key nor partition.

@@ -62,7 +62,7 @@ def _check_rules(results: S3Results, rules: list[dict[str, Any]], days: int) -> 
 
 
 def _days(rule: dict[str, Any], prefix: str) -> int | None:
-    """Return after how many days a rule deletes all objects under a prefix; None if it does not."""
+    """Return after how many days a rule deletes all objects under a prefix; None if it does not delete them all."""
     chosen = rule.get("Filter", {"Prefix": rule.get("Prefix", "")})
     if (
         rule.get("Status") != "Enabled"

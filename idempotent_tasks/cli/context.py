@@ -1,4 +1,4 @@
-"""What the admin commands share: the app's store, exit codes, confirmation, and an argument type for moments."""
+"""What the admin commands share: the app's store, exit codes, confirmation, and an argument type for times."""
 
 import re
 import sys
@@ -36,7 +36,7 @@ class AdminContext:
 
     @property
     def operations(self) -> TableAdmin:
-        """The table as an operator sees it."""
+        """The `TableAdmin` of the store."""
         return TableAdmin(self.store)
 
     @property
@@ -77,7 +77,7 @@ def _admin_context(app: Any) -> AdminContext:
 
 
 def end(error: IdempotencyError, code: int) -> NoReturn:
-    """Print an error on one line and exit with this code."""
+    """Print an error on one line and exit with ``code``."""
     click.echo(f"Error: {error}", err=True)
     raise SystemExit(code)
 
@@ -98,12 +98,12 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3
-    """A moment in the past: ``90s``, ``15m``, ``12h``, ``7d`` or ``2w`` ago, or an ISO 8601 date or time (UTC)."""
+    """A time as an age (``90s``, ``15m``, ``12h``, ``7d``, ``2w``) or as an ISO 8601 date or time (UTC)."""
 
     name = "AGE|DATE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return epoch seconds, as which a float is taken."""
+        """Convert to epoch seconds; a float is returned as it is."""
         if isinstance(value, float):
             return value
         ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value)

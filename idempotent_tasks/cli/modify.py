@@ -78,8 +78,8 @@ def purge(
 ) -> None:
     """Delete many records: counts and shows some of them first, then asks.
 
-    Each is deleted only if it is still as it was found; running the command again goes on where it was ended.  TTL
-    deletes expired records by itself and for nothing.
+    Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  TTL
+    deletes expired records by itself, free of charge.
     """
 
     def selected() -> Iterator[Record]:

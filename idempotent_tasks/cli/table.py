@@ -49,9 +49,9 @@ def _bucket(admin: AdminContext) -> Bucket | None:
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 @click.pass_context
 def check(context: click.Context, *, as_json: bool) -> None:
-    """Compare the app's configuration, its table and this machine with what the promise needs.
+    """Find faults of configuration, broker, store and clock that weaken the guarantee of one result for each key.
 
-    Reads what a worker without options of its own would read.  Exits with 0 if nothing is found, else with 1.
+    Assumes a worker that is started without options.  Exits with 0 if nothing is found, else with 1.
     """
     app = context.obj.app
     try:

@@ -64,7 +64,7 @@ class Rates:
 def watch(admin: AdminContext, *, interval: float, task: str | None, once: bool) -> None:
     """Watch the claims in flight, and how many replays, deferrals and crash loops a second workers report.
 
-    Each picture scans the table, and DynamoDB bills for each item of it.  Reports need workers with the
+    Each refresh scans the table, and DynamoDB bills for each item of it.  Reports need workers with the
     observer "celery".  Ends with Ctrl-C.
     """
     rates = Rates()

@@ -1,5 +1,5 @@
 """The demo: kill workers of an embedded broker and store, with and without the library, and count the charges.
 
-In the order of the flow: `plan` draws the workload, `servers` runs broker and store, `tasks` is the workers' app,
-`scenario` publishes and kills, `journal` and `ledger` record and count, `screen` and `timeline` show, `command` is all.
+In flow order: `command` runs all, `plan` draws the workload, `servers` runs broker and store, `tasks` is the workers'
+app, `scenario` publishes and kills, `journal` and `ledger` record and count, `screen` and `timeline` show.
 """

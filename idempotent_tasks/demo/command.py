@@ -104,7 +104,7 @@ def own_environment(folder: Path) -> Iterator[None]:
     """Hide the caller's brokers, accounts and proxies from this process and its children.
 
     Args:
-        folder: the children's folder for temporary files, which they cannot remove when they are killed.
+        folder: ``TMPDIR`` of the children: killed ones leave their temporary files there.
     """
     before = dict(os.environ)
     for name in filter(_foreign, before):

@@ -1,4 +1,4 @@
-"""Errors of the demo itself, which click prints; they say nothing about the library's promise."""
+"""Errors of the demo itself, printed by click; none means that the library charged twice or not at all."""
 
 from click import ClickException
 
@@ -6,7 +6,7 @@ __all__ = ["DemoError", "MissingExtraError", "PartError", "UnsettledError"]
 
 
 class DemoError(ClickException):
-    """The demo could not run; the base of the others."""
+    """The demo could not run; the base class of its errors."""
 
     exit_code = 2
 

@@ -197,7 +197,7 @@ class _Player:
         raise UnsettledError(f"{self._phase.name}: {held} after {_PHASE_TIMEOUT_SECONDS} s")
 
     def _ticks(self, seconds: float) -> Iterator[float]:
-        """Update the ledger and yield the time, again and again for so many seconds."""
+        """Update the ledger and yield the time (epoch seconds), every `_TICK_SECONDS`, for this many seconds."""
         give_up_at = self._clock.now() + seconds
         while (now := self._clock.now()) < give_up_at:
             self._workers.check()
@@ -233,8 +233,8 @@ class _Player:
     def _kill(self, name: str, run: Run) -> None:
         """Kill the run's child or worker, unless a run would die between its charge and the commit of its result.
 
-        That window is the stated limit of the promise, so the demo avoids it: the target is stopped first, and goes on
-        if the journal then shows a charge that is not finished.
+        In that window the library does not prevent a second charge (its stated limit), so the demo does not kill there:
+        SIGSTOP first, then SIGCONT instead of the kill if the journal shows a charge that is not finished.
         """
         whole_worker = self._to_kill[name]
         target = Target(run.worker if whole_worker else run.pid, whole_worker=whole_worker)

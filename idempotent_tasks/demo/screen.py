@@ -79,7 +79,7 @@ class Narrator:
 
 
 def _sentence(entry: Entry, count: int) -> tuple[str, str]:
-    """Return the text about an entry and its style; ``count`` is that of the payment's entries of this kind."""
+    """Return the text about an entry and its style; ``count`` is how many of its kind the payment has so far."""
     always = {
         What.CHILD_KILLED: (f"pool child {entry.pid} killed while it charges", "yellow"),
         What.WORKER_KILLED: (f"worker {entry.pid} killed with its whole pool while it charges", "yellow"),

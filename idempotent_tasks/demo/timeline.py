@@ -95,7 +95,7 @@ class Panel:
 
     @property
     def seconds(self) -> float:
-        """Seconds from there to the last entry of the journal."""
+        """Seconds from `begun` to the last entry of the journal."""
         return self.ledger.entries[-1].at - self.begun
 
 

@@ -1,7 +1,7 @@
 """Send the library's events as Celery events, for ``celery events``, Flower and ``idempotency watch``.
 
-On connections of their own with a time-out of a second, and with a pause after a failure, so that an unavailable broker
-does not delay task bodies.
+Connections of their own, a time-out of a second and a pause after a failure keep an unavailable broker from delaying
+task bodies.
 """
 
 import logging
@@ -47,14 +47,14 @@ def observe(event: events.Event) -> None:
     """Send an event to the broker's event exchange, with ``uuid`` (task id), ``name`` (task name) and its own fields.
 
     Raises:
-        kombu.exceptions.OperationalError: the event could not be sent; none is sent for `PAUSE_SECONDS`.
+        kombu.exceptions.OperationalError: the event could not be sent; for `PAUSE_SECONDS` all others are dropped.
     """
     if isinstance(event, REPORTED):
         _sender.send(event)
 
 
 class _Sender:
-    """Sender of Celery events."""
+    """Sends Celery events through kombu's connection pools."""
 
     def __init__(self) -> None:
         self._clock = SystemClock()

@@ -1,4 +1,4 @@
-"""boto3 clients: one a process and service, made on first use, with credentials that are looked for again.
+"""boto3 clients: one for each process and service, made on first use, replaced when better credentials are found.
 
 Every request ends within the time that its caller has left (`idempotent_tasks.core.retry.time_left`).
 """
@@ -63,7 +63,7 @@ class Credentials:
 
 @dataclass(kw_only=True, slots=True, repr=False)
 class _Origin:
-    """The credentials that a client was made with, and when to look for better ones."""
+    """The credentials that a client was made with, and when to look for missing or refused ones again."""
 
     #: botocore's, or None for those that were given.
     credentials: Any
@@ -78,23 +78,23 @@ class _Origin:
 class ProcessClient:
     """Makes and keeps one boto3 client for each process that asks for it.
 
-    No client is made before it is asked for, and each process makes its own: a client's sockets must not be
-    shared across a fork (https://github.com/boto/botocore/issues/1246).
+    Each process makes its own on first use: a client's sockets must not be shared across a fork
+    (https://github.com/boto/botocore/issues/1246).
 
-    That something is absent is never remembered: without credentials no client is made, and one with substitutes, or
-    with credentials that are refused, is replaced when others are found.
+    Without credentials no client is made, and each call looks for them again.  A client with placeholder credentials
+    or region (for a stand-in on this machine), or with refused credentials, is replaced when others are found.
 
     Args:
         service: by boto3's name, such as ``dynamodb``.
         region, endpoint_url, session: as for ``boto3.Session.client``.
-        config: over ``defaults``, but for its retries.
+        config: overrides ``defaults``; its retries are ignored.
         client: a ready-made client instead of these; it must not be used before a fork.
         credentials: static credentials.
-        defaults: the configuration where ``config`` says nothing.
+        defaults: the configuration for what ``config`` does not set.
         clock: measures the time between two lookups of credentials and region.
 
     Raises:
-        ConfigurationError: ``client`` comes with what it contains already.
+        ConfigurationError: ``client`` is given beside what it contains.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ProcessClient:
 
     @property
     def place(self) -> tuple[Any, ...] | None:
-        """What selects the account and the region, to be compared; None where only a ready-made client knows it."""
+        """Region, endpoint, session and credentials, to compare two clients by; None for a ready-made client."""
         place = (self._region, self._endpoint_url, self._session, self._credentials)
         return None if self.ready_made else place
 
@@ -182,7 +182,7 @@ class ProcessClient:
         return self._client
 
     def _adopt_once(self, pid: int, waited_for: int) -> None:
-        """Make the client, unless that failed while this thread waited: each thread would ask the service once more."""
+        """Make the client; raise if another thread just failed to, so that not each thread asks the service again."""
         if self._failures != waited_for:
             raise StoreUnavailableError("another thread found no credentials just now, or no region")
         try:
@@ -194,7 +194,7 @@ class ProcessClient:
     def refused(self) -> None:
         """Look for other credentials soon, because those of this process's client were refused.
 
-        Not where they refresh themselves, nor where they were given.
+        Does nothing for credentials that botocore refreshes, nor for static ones given by the user.
         """
         origin = self._origin
         if origin is not None and origin.look_at is None and _is_static(origin.credentials):
@@ -218,7 +218,7 @@ class ProcessClient:
         self._owner_pid = pid
 
     def _look_again(self) -> None:
-        """Replace the client if something is found that it lacks, or other credentials than those refused."""
+        """Replace the client if credentials or a region that it lacks are found, or other credentials than its own."""
         old = self._origin
         assert old is not None  # noqa: S101 - for mypy: a lookup is only due where there is one
         began = self._local_clock.monotonic()
@@ -236,7 +236,7 @@ class ProcessClient:
         old.look_at = ended + old.pause if old.lacking else None
 
     def _found(self) -> tuple[boto3.Session, _Origin]:
-        """Look for credentials and a region, and return the session with them, and what is lacking."""
+        """Look for credentials and region; return the session, the credentials and how many of both are missing."""
         session = self._session or self._new_session()
         credentials = None if self._credentials else session.get_credentials()
         unsigned = self._config.signature_version is UNSIGNED
@@ -270,7 +270,7 @@ class ProcessClient:
         return region
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
-        """Do what follows the making of a client, from a session and with static credentials where not None."""
+        """Hook for subclasses, called with each new client, its session and its static credentials or None."""
 
     def _new_session(self) -> boto3.Session:
         session = botocore.session.Session()
@@ -285,7 +285,7 @@ class ProcessClient:
 
 
 def _limit_timeouts_of(base_classes: list[type], **_: Any) -> None:
-    """Add the mixin to the client class that botocore is about to create; a handler of its event."""
+    """Add `_LimitedTimeouts` to a client class; a handler of botocore's event ``creating-client-class``."""
     base_classes.insert(0, _LimitedTimeouts)
 
 
@@ -298,7 +298,7 @@ class _LimitedTimeouts:
 
 
 def _note_interrupts(credentials: Any) -> None:
-    """Note interrupts while credentials are refreshed: botocore drops any error if the old ones are still valid."""
+    """Keep interrupts of a credential refresh, whose errors botocore drops while the old credentials are valid."""
     refresh = getattr(credentials, "_refresh_using", None)
     if refresh is not None and not isinstance(refresh, NotedRefresh):
         credentials._refresh_using = NotedRefresh(refresh)  # noqa: SLF001 - botocore tells nobody else
@@ -321,7 +321,7 @@ def _is_loopback(endpoint_url: str | None) -> bool:
 
 
 class _NoTimeLeftError(Exception):
-    """No time is left to begin a request; of no kind that botocore takes for a fault of the network and retries."""
+    """No time is left to begin a request; not derived from any error that botocore retries as a network error."""
 
 
 class _TimeLeft(Timeout):
@@ -332,7 +332,7 @@ class _TimeLeft(Timeout):
 
     @classmethod
     def of(cls, timeout: Any) -> Self:
-        """Return the same time-outs, given as a `Timeout` of urllib3's or as a number of seconds."""
+        """Convert urllib3's `Timeout`, or a number of seconds to connect and to read."""
         if isinstance(timeout, Timeout):
             return cls(connect=timeout._connect, read=timeout._read, total=timeout.total)  # noqa: SLF001
         return cls(connect=timeout, read=timeout)

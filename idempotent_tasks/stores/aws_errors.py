@@ -153,7 +153,7 @@ class Service:
 
 @dataclass(slots=True)
 class Request:
-    """One request to a service, as error messages name it; the callables are called for a message only."""
+    """One request to a service, as error messages name it; its callables run only when a message is built."""
 
     service: Service
     #: The operation in the service's own spelling, such as ``GetItem``.
@@ -198,7 +198,7 @@ def translated(request: Request) -> Iterator[None]:
 
 
 class NotedRefresh:
-    """A refresh of credentials whose interrupts are kept, for `translated` to raise them when botocore swallows them.
+    """Wraps a credential refresh, so that `translated` can raise an interrupt that botocore swallows.
 
     Some minutes before credentials expire botocore tries to refresh them, and goes on with the old ones whatever is
     raised (``botocore.credentials.RefreshableCredentials._protected_refresh``).
@@ -211,7 +211,7 @@ class NotedRefresh:
         self._refresh = refresh
 
     def __call__(self) -> Any:
-        """Refresh the credentials, and keep what interrupts it."""
+        """Refresh the credentials; keep an interrupt for `translated`, and raise any error."""
         outside = sys.exc_info()[1]
         try:
             return self._refresh()
@@ -248,7 +248,7 @@ def _interrupt_in(error: BaseException, outside: BaseException | None) -> BaseEx
 
     Args:
         error: what was raised.
-        outside: the exception that was being handled before, which Python makes the context of all that follow.
+        outside: the exception being handled when the request began: part of each ``__context__``, but no cause.
     """
     seen: set[int] = {id(outside)}
     waiting: list[object] = [error]
@@ -278,7 +278,7 @@ def _store_error(error: Exception, request: Request) -> StoreError:
 
 
 def _of_refusal(error: ClientError, request: Request) -> StoreError:
-    """Translate an error that the service answered, or a gateway in its place."""
+    """Translate an error response to the request: of the service, or of a gateway in between."""
     code, status, words = error_code(error), _status(error), _words(error)
     said = ": ".join(filter(None, (code or str(status), words)))
     transient = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _TRANSIENT_STATUS or not _is_own(error, request)
@@ -292,13 +292,13 @@ def _of_refusal(error: ClientError, request: Request) -> StoreError:
 
 
 def _is_own(error: ClientError, request: Request) -> bool:
-    """Return whether an answer may be the service's own: not a gateway's page."""
+    """Return whether an error response may be the service's own, and not a gateway's page."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return not request.service.speaks_json or "json" in headers.get("content-type", "")
 
 
 def _of_other_service(error: ClientError, request: Request) -> StoreError:
-    """Translate an error of another service, such as STS, which botocore or a handler of its events asked."""
+    """Translate an error of another service, such as STS, that botocore or an event handler sent a request to."""
     code, status, action = error_code(error), _status(error), str(error.operation_name)
     if action in _STS_ACTIONS:
         service, permanent = "STS", _STS_PERMANENT
@@ -314,7 +314,7 @@ def _of_other_service(error: ClientError, request: Request) -> StoreError:
 
 
 def _of_missing_credentials(error: Exception, request: Request) -> StoreError:
-    """Translate an error that left no credentials to sign a request with."""
+    """Translate an error while credentials were fetched, which left none to sign the request with."""
     details: Mapping[str, object] = error.kwargs if isinstance(error, BotoCoreError) else {}
     given = str(details.get("provider") or request.provider() or "")
     service = _PROVIDERS.get(given, given)
@@ -353,7 +353,7 @@ def _words(error: ClientError) -> str:
 
 
 def _quoted(error: Exception) -> str:
-    """Return an error's text for a message; of an error from foreign code, which may hold a secret, only its type."""
+    """Return an error's text for a message, or only its type if its text may hold a secret of foreign code."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}" + (f": {error.filename!r}" if error.filename else "")
     if isinstance(error, BotoCoreError) or str(error).startswith(_INVALID_ENDPOINT):

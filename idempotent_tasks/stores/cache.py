@@ -68,7 +68,7 @@ class OutcomeCache:
     def remember(self, record: Record, max_age: float) -> None:
         """Keep an outcome until it expires, for ``max_age`` seconds at most.
 
-        Not one with a continuation of its own: whether that was sent already, only the store knows.
+        Ignores a record with a continuation (links, chain) set by its body: only the store knows if that was sent.
         """
         if record.continuation is not None:
             return
@@ -111,7 +111,7 @@ class OutcomeCache:
 class CachedStore:
     """Serves known outcomes from memory; delegates everything else.
 
-    A record that somebody deletes from the store is still served until it has been here for ``max_age`` seconds.
+    A record that is deleted from the store is still served until it has been in the cache for ``max_age`` seconds.
     """
 
     inner: Store
@@ -130,7 +130,7 @@ class CachedStore:
         return self.inner.max_data_bytes
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
-        """See `idempotent_tasks.stores.Store.claim`; no request where the outcome is cached."""
+        """See `idempotent_tasks.stores.Store.claim`; sends no request if the outcome is cached."""
         answer = self.cache.recall(request)
         if answer is None:
             answer = self.inner.claim(request)

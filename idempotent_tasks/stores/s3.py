@@ -145,7 +145,7 @@ class S3Results:
         return self._client.client_of_this_process()
 
     def put(self, data: bytes, expires_at: float) -> str:
-        """Write an object, also where there is one of this name: the lifecycle rule counts its age from now again.
+        """Write an object and return its address; an equal one is overwritten, so that its lifecycle age restarts.
 
         Args:
             data: the bytes.
@@ -174,10 +174,10 @@ class S3Results:
         return f"s3://{self.bucket}/{key}"
 
     def get(self, address: str) -> bytes:
-        """Read what `put` wrote, under whatever prefix, in this bucket and no other.
+        """Read an object that `put` wrote to this bucket, whatever its prefix.
 
         Raises:
-            ResultUnavailableError: the address is none, or of another bucket; the object is gone, or was changed.
+            ResultUnavailableError: the address is malformed or of another bucket; the object is gone, or was changed.
             StoreUnavailableError, StoreMisconfiguredError: as for `put`.
         """
         key = self._key(address)
@@ -200,7 +200,7 @@ class S3Results:
         return data
 
     def _key(self, address: str) -> str:
-        """Return the object's name in an address; an address outside this bucket, in a forged record, is refused."""
+        """Return the object key of an address; refuse one outside this bucket, which a forged record may hold."""
         if not re.fullmatch(r"s3://[^/].*/[0-9a-f]{64}", address, re.DOTALL):
             raise ResultUnavailableError("its result is stored at what is no address of S3 that this library wrote")
         ours = f"s3://{self.bucket}/"
@@ -217,7 +217,7 @@ class S3Results:
 
         Args:
             operation: the client's method, for example ``head_bucket``.
-            action: the same in S3's own spelling, for example ``HeadBucket``.
+            action: the API action, for example ``HeadBucket``.
         """
         with self._asking(action, self.bucket):
             answer: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.bucket)
@@ -239,12 +239,12 @@ class S3Results:
 
 
 def days_of(retention_seconds: float) -> int:
-    """Return the days of a lifecycle rule that outlives a record: one more than it is kept, in whole days."""
+    """Return the minimum days of a lifecycle rule that outlasts a record: its retention, rounded up, plus one."""
     return ceil(retention_seconds / 86_400) + 1
 
 
 class _Timely(BytesIO):
-    """The body of a request, whose reading fails when no time is left: a client's time-outs are for one wait each."""
+    """A request body that cannot be read once no time is left: a client's time-outs limit only each single wait."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         _check_time()
@@ -252,7 +252,7 @@ class _Timely(BytesIO):
 
 
 def _read(answer: dict[str, Any]) -> bytes | None:
-    """Read an object's bytes; None where they are more than any result has."""
+    """Read an object's bytes; None if they are more than `MAX_RESULT_BYTES`."""
     data, body = BytesIO(), answer["Body"]
     if answer.get("ContentLength", 0) > MAX_RESULT_BYTES:
         body.close()
@@ -273,7 +273,7 @@ def _check_time() -> None:
 
 
 def _check_own(answer: dict[str, Any], request: Request) -> None:
-    """Refuse a success that is not S3's own: botocore accepts any page with status 200."""
+    """Raise unless a success is S3's own (has an ETag): botocore accepts any page with status 200."""
     if "ETag" not in answer:
         msg = f"{request} was answered by what is not S3; fix the endpoint, or the gateway in between"
         raise StoreUnavailableError(msg)

@@ -183,7 +183,7 @@ class _Process:
             self.inner.release(Claim.unseen(request), _LOST, crashed=True)
 
     def _reach(self, window: Crash | None = None, task: str = "") -> None:
-        """Raise `WorkerDied` if this process is dead, or dies in this window of the task under test."""
+        """Raise `WorkerDied` if this process is dead, or is planned to die at this point of the task under test."""
         # The guard would release the claim while a test double's `WorkerDied` unwinds the body.
         if self._dead or isinstance(sys.exception(), WorkerDied):
             raise WorkerDied

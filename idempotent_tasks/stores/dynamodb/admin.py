@@ -71,13 +71,13 @@ class TableAdmin:
     def release(self, record: Record, reason: str, *, force: bool = False) -> bool:
         """Free the key of a claim, and return whether the record was still as shown.
 
-        The fence stays, and crashes are counted from 0 again.  The body of a live claim is not ended: the renewal of
-        its lease fails, and its outcome is not recorded.
+        Keeps the fencing token and resets the crash count to 0.  A body that runs under the claim goes on, but the
+        renewal of its lease fails, and its outcome is not recorded.
 
         Args:
             record: the claim as it was shown.
             reason: goes into the record's ``error``.
-            force: also if the claim was renewed since.
+            force: release it even if it was renewed since.
         """
         condition, operands = self._unchanged(record, force=force)
         at = release_time(Claim.shown_by(record), self._store.clock.now())

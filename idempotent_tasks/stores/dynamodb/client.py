@@ -1,4 +1,4 @@
-"""Requests to DynamoDB: one client a process, expected refusals as values, botocore's errors translated."""
+"""Requests to DynamoDB: one client for each process, expected refusals as values, botocore's errors translated."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,7 +75,7 @@ class Connection(ProcessClient):
 
     Args:
         clock: the local source of time.
-        fast: whether a `FastClient` may send them; not where the client is ready-made.
+        fast: whether a `FastClient` may send requests; it never does for a ready-made client.
     """
 
     def __init__(self, *, clock: Clock | None = None, fast: bool = True, **given: Any) -> None:
@@ -157,7 +157,7 @@ class Connection(ProcessClient):
         return Succeeded(answer)
 
     def _is_own(self, answer: Any) -> bool:
-        """Return whether a success is DynamoDB's: JSON, and with a request id if the endpoint has ever sent one."""
+        """Return whether a success is DynamoDB's own: JSON, with a request id if the endpoint has ever sent one."""
         headers = _headers(answer)
         has_id = _REQUEST_ID in headers
         if "json" not in headers.get("content-type", "") or (self._shows_ids and not has_id):
@@ -166,10 +166,10 @@ class Connection(ProcessClient):
         return True
 
     def now(self, probe: Callable[[], dict[str, Any]]) -> float:
-        """Return DynamoDB's time in epoch seconds; where no answer has shown it yet, send a request first.
+        """Return DynamoDB's time in epoch seconds, after a ``get_item`` if no answer has shown it yet.
 
         Args:
-            probe: returns the parameters of that ``get_item``; raises as `request`.
+            probe: returns the parameters of that ``get_item``, which raises as `request`.
         """
         self._probe = probe
         if not self.clock_asked:
@@ -180,7 +180,7 @@ class Connection(ProcessClient):
         return self.clock.now()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the fast client and the probe, which belong to this process and to the store."""
+        """Return the state without the fast client, which is this process's, and the probe, a function of the store."""
         return {**super().__getstate__(), "_fast_client": None, "_probe": None}
 
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
@@ -211,7 +211,7 @@ class Connection(ProcessClient):
                 self._confirm()
 
     def _confirm(self) -> None:
-        """Ask for DynamoDB's time until a jump of its clock is confirmed or refuted; errors are ignored."""
+        """Send the probe until a jump of DynamoDB's clock is confirmed or refuted, twice at most; ignore errors."""
         if self._probe is None or _confirming.get():
             return
         token = _confirming.set(True)

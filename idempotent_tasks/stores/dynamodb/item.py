@@ -177,8 +177,8 @@ class ItemSchema:
         """Return an item as a record.
 
         Raises:
-            RecordCorruptError: an attribute is missing or has another type than this library, and Powertools
-                for AWS Lambda (Python), write.
+            RecordCorruptError: an attribute is missing, or is not of the type that this library and Powertools for
+                AWS Lambda (Python) write.
         """
         reader = _Reader(key, item, self.roles)
         return Record(

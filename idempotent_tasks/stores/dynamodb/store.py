@@ -206,10 +206,9 @@ class DynamoDBStore:
         raise StoreUnavailableError(msg, task=request.task, key=request.key)
 
     def _timely(self, answer: ClaimAnswer) -> ClaimAnswer | None:
-        """Return an answer to a claim with its lease renewed if that is off; None for a grant that has expired by now.
+        """Return the answer to a claim; renew a granted lease whose length is wrong, or return None if it was lost.
 
-        A lease is shorter or longer than requested where the grant's answer shows another time than it was computed
-        with, or where it is the answer to an earlier try.
+        It is wrong if the answer shows another time than the lease was computed with, or if an earlier try was granted.
         """
         if not isinstance(answer, Granted):
             return answer
@@ -237,7 +236,7 @@ class DynamoDBStore:
         return Committed()
 
     def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
-        """Count an outcome's retention from now if it was counted from a time (epoch seconds) that is long past."""
+        """Prolong an outcome's retention to count from now, unless ``counted_from`` (epoch seconds) is recent."""
         now = self.connection.clock.now()
         if now - counted_from > CLOCK_TOLERANCE_SECONDS:
             expiration = expiration_seconds(retention_seconds, claim.in_progress_expiration, now)
@@ -413,7 +412,7 @@ def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
 
 
 def _shown(url: str) -> str:
-    """Return a URL for a message: without user, password and parameters, and where in doubt without the host."""
+    """Return a URL for a message: without user, password, parameters, and host if that may be a password."""
     scheme, found, rest = url.partition("://")
     if not found:
         return "a text without ://"

@@ -1,4 +1,4 @@
-"""The protocol's conditional updates: for each call of a store what changes, and on what condition."""
+"""The store protocol's conditional updates: what each call changes, and on what condition."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -41,7 +41,7 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
         request: the claim that is asked for.
         now: epoch seconds.
         until: the end of the lease, in epoch milliseconds.
-        after: the time of a release that the claimer has seen, in epoch milliseconds: the claim counts as later.
+        after: the time of a release that the claimer has seen, in epoch milliseconds; it never blocks the claim.
     """
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
@@ -102,7 +102,7 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
 
 
 def prolong_update(claim: Claim, expiration: int) -> Update:
-    """Return the update that keeps the claim's own outcome until ``expiration`` (epoch seconds), if that is later."""
+    """Return the update that prolongs the retention of the claim's outcome to ``expiration`` (epoch seconds)."""
     return Update(
         values={"expiration": expiration},
         condition="#owner = :holder AND #status <> :inprogress AND #expiration < :expiration",
@@ -113,8 +113,8 @@ def prolong_update(claim: Claim, expiration: int) -> Update:
 def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: bool) -> Update:
     """Return the update that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
 
-    The attempts are reset to 0, unless the claim's process ``crashed``: then this one counts.  Where the body never
-    ``began``, only this one is subtracted.
+    If the body never ``began``, this attempt is subtracted; else, if the process ``crashed``, all are kept, this one
+    included; else they are reset to 0.
     """
     values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
     operands = _held_operands(claim)
@@ -129,10 +129,10 @@ def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: 
 
 
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:
-    """Return the update that lets a claim expire at ``until`` (epoch milliseconds) instead, if it is held.
+    """Return the update that lets a held claim expire at ``until`` (epoch milliseconds).
 
-    The end that the claim is known to have is replaced by an earlier or a later one; any other end only by a later one:
-    a renewal that was long on its way must not shorten the lease that a newer one has prolonged.
+    It shortens the lease only if that still ends when ``claim`` says, so that a delayed renewal does not shorten a
+    lease that a newer one has prolonged.
     """
     later = "#in_progress_expiration < :in_progress_expiration OR #in_progress_expiration = :known"
     return Update(
@@ -143,9 +143,10 @@ def renew_update(claim: Claim, until: int, expiration: int) -> Update:
 
 
 def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: float) -> Update:
-    """Return the update that notes when the successor of a deferred copy is due, while the owner's claim lives.
+    """Return the update that notes a message copy's deferral, by its ``token``, while the owner's claim lives.
 
-    It also removes the notes of the tokens in ``past``, up to `MOST_FORGOTTEN`; ``now`` is epoch seconds.
+    ``due`` is when the next copy is delivered, in epoch milliseconds, ``now`` epoch seconds.  The notes of the tokens
+    in ``past`` are removed, up to `MOST_FORGOTTEN`.
     """
     forgotten = {f"past_{place}": each for place, each in enumerate(past[:MOST_FORGOTTEN]) if each != token}
     return Update(
@@ -167,7 +168,7 @@ def deferral_update(owner: str, token: str, due: int, past: Sequence[str], now: 
 
 
 def dispatch_update(task_id: str) -> Update:
-    """Return the update that notes that a task's continuation was sent, where the key has an outcome."""
+    """Return the update that notes that a task's continuation was sent, if the key has an outcome."""
     return Update(
         add={"dispatched": frozenset([task_id])},
         condition=(

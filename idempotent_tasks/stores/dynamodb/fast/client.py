@@ -105,7 +105,7 @@ class FastClient:
 
     Args:
         client: a boto3 client for DynamoDB that nobody else uses, and that does not discover its endpoints.
-        time: the time to sign requests with, which outlives the client.
+        time: the time to sign requests with, kept when the client is replaced.
         endpoint: what log lines call the endpoint.
     """
 
@@ -156,7 +156,7 @@ class FastClient:
         return answer
 
     def send_by_client(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request by boto3, and make it the template of others where it can be one; as `send`."""
+        """Send a request by boto3 and, if possible, keep it as a template; arguments and errors as for `send`."""
         sent = _Sent(self._frozen_credentials())
         token = _sent_by_client.set(sent)
         try:
@@ -175,14 +175,14 @@ class FastClient:
         return self._credentials and self._credentials.get_frozen_credentials()
 
     def _inspect(self, answer: Mapping[str, Any]) -> None:
-        """Drop all templates where an answer is not DynamoDB's own, such as a gateway's."""
+        """Drop all templates if an answer is not DynamoDB's own, such as a gateway's."""
         if _is_genuine(answer):
             self._time.observe(answer)
         else:
             self._templates.clear()
 
     def _before_send(self, request: Any, **_: Any) -> None:
-        """Note a request of boto3's, and sign it again once DynamoDB has refused the time that boto3 signs with."""
+        """Record a request of boto3's; sign it again by `SigningTime` once DynamoDB has refused a signature's time."""
         sent = _sent_by_client.get()
         if sent is None:
             return
@@ -266,9 +266,9 @@ class FastClient:
         )
 
     def _pool_for(self, url: str) -> ConnectionPool:
-        """Return a pool of connections that the client's HTTP session makes: to its addresses, with its TLS settings.
+        """Return a pool of connections that the client's HTTP session makes: same addresses, same TLS settings.
 
-        A file of certificate authorities is read for each connection, as by the session itself.
+        A CA bundle file is read for each connection, as by the session itself.
         """
         config = self._client.meta.config
         session = self._client._endpoint.http_session  # noqa: SLF001 - boto3 has no other way to it
@@ -295,7 +295,7 @@ class FastClient:
         return self._pools[url]
 
     def _close_idle(self) -> None:
-        """Close the client's own idle connections: a burst of first requests leaves many that nothing else closes."""
+        """Close boto3's idle connections: a burst of first requests leaves many that nothing else closes."""
         pools = self._client._endpoint.http_session._manager.pools  # noqa: SLF001 - boto3 has no other way to them
         for idle in [pool.pool for pool in map(pools.get, pools.keys()) if pool is not None]:
             taken = []
@@ -316,7 +316,7 @@ def log_path(endpoint: str, closed: str | None) -> None:
 
     Args:
         endpoint: what the log line calls the endpoint.
-        closed: why boto3 sends every request, or None where it does not.
+        closed: why requests go through boto3, or None if they take the fast path.
     """
     if closed is None:
         logger.info("Requests to DynamoDB at %s take the fast path; boto3 sends the first of each kind.", endpoint)
@@ -380,7 +380,7 @@ def _members(body: bytes) -> dict[str, Any]:
 
 
 def _base64(value: Any) -> str:
-    """Return a binary value (DynamoDB's type ``B``) as JSON has it."""
+    """Encode a binary value (DynamoDB's type ``B``) in base64 for JSON."""
     return base64.b64encode(value).decode()
 
 

@@ -80,7 +80,7 @@ _PARTS: Final[tuple[tuple[str, type], ...]] = (
 
 
 class Hooks:
-    """Looks for foreign hooks in one DynamoDB client, cheaply enough to do so before each request.
+    """Detects foreign hooks in one DynamoDB client, cheaply enough for a check before each request.
 
     It looks at botocore's private attributes, because botocore has no public ones for this.  Where a version of
     botocore differs, that is reported as a hook.
@@ -138,7 +138,7 @@ class Hooks:
                     yield f"{_name(handler)} handles the event {event}"
 
     def _changes(self) -> str | None:
-        """Return what has replaced or wrapped a part or a method of the client; None where nothing has."""
+        """Return, as text, what has replaced or wrapped a part or method of the client; None where nothing has."""
         if not all(map(is_, self._parts(self._client), self._known)):
             return "a part of the client was exchanged"
         if list(map(len, self._objects)) != self._sizes:
@@ -158,7 +158,7 @@ class Hooks:
         return self._wrapped
 
     def _looks(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
-        """Yield each class that sends a request, with a function that gets the methods it defines itself."""
+        """Yield, for each watched class and base, a getter of the watched methods that it defines, and the class."""
         for cls, names in self._watched():
             for owner in cls.__mro__:
                 own = [name for name in names if name in vars(owner)]
@@ -185,7 +185,7 @@ class Hooks:
         )
 
     def _strangeness(self) -> str | None:
-        """Return how this client differs from those that botocore makes; None where it does not."""
+        """Return which class or method of this client is not botocore's own; None where all are."""
         if BaseClient not in type(self._client).__mro__:
             return f"the client is a {type(self._client).__qualname__}"
         for part, (path, cls) in zip(self._known[1:], _PARTS, strict=True):
@@ -221,7 +221,7 @@ def _is_own_function(function: Any) -> bool:
 
 
 def _is_own_handler(event: str, handler: Any) -> bool:
-    """Return whether a handler is no foreign hook; functions of botocore's that users register are foreign, too."""
+    """Return whether an event handler is ours, boto3's or botocore's, but none of botocore's that users register."""
     if type(handler) is partial:
         return _is_own_handler(event, handler.func)
     if type(handler) is MethodType:

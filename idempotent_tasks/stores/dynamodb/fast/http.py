@@ -173,7 +173,7 @@ class ConnectionPool:
         return b"".join((head.encode("latin-1"), b"\r\n\r\n", body))
 
     def _kept(self) -> HTTPConnection | None:
-        """Take the most recently used connection that is still open; None where there is none."""
+        """Take the most recently used idle connection that is still open, or None."""
         while True:
             try:
                 idle = self._idle.pop()
@@ -184,7 +184,7 @@ class ConnectionPool:
             idle.connection.close()
 
     def _oldest(self) -> _Idle | None:
-        """Take the oldest connection that has not expired, and close those that have."""
+        """Take the oldest idle connection from the pool, or None, after closing the expired ones before it."""
         while True:
             try:
                 idle = self._idle.popleft()
@@ -215,7 +215,7 @@ class ConnectionPool:
         self._start_sweeper()
 
     def _start_sweeper(self) -> None:
-        """Start the thread that closes what expires, where a burst has left more than the next requests look at."""
+        """Start the thread that closes expired connections if more than `IDLE_WITHOUT_SWEEPER` are idle."""
         if len(self._idle) > IDLE_WITHOUT_SWEEPER and self._sweeper is None:
             self._sweeper = threading.Thread(
                 target=_sweep, args=(ref(self),), name="idempotency-connections", daemon=True
@@ -227,7 +227,7 @@ class ConnectionPool:
                 self._sweeper = None
 
     def _trim(self) -> None:
-        """Close the oldest connections beyond the limit."""
+        """Close the oldest idle connections beyond `Limits.max_pool_connections`."""
         most = self._limits.max_pool_connections
         while len(self._idle) > most:
             surplus = self._oldest()
@@ -274,7 +274,7 @@ class ConnectionPool:
 
 
 class _Timed:
-    """A socket on which no wait is longer than the time-out, nor than the time left for the call."""
+    """A socket on which no wait exceeds the time-out or the time left for the call."""
 
     def __init__(self, connection: Any, timeout: float | None) -> None:
         self._connection = connection
@@ -334,7 +334,7 @@ def _close(connections: Iterable[_Idle]) -> None:
 
 
 class _Receiver(Protocol):
-    """The methods of a socket that reading an answer takes."""
+    """The socket methods that `read_reply` calls."""
 
     def recv(self, size: int, /) -> bytes:
         """See `socket.socket.recv`."""
@@ -359,13 +359,13 @@ def is_from_dynamodb(headers: Mapping[str, str]) -> bool:
 
 
 def read_reply(connection: _Receiver) -> Reply:
-    """Read the answer to the one request under way on a connection.
+    """Read the HTTP answer to the request just sent on a connection.
 
     The usual form of DynamoDB's answers is parsed here, any other by `http.client`.
 
     Raises:
         OSError: the network, TLS or a time-out.
-        http.client.HTTPException: it is truncated, or is no HTTP.
+        http.client.HTTPException: the answer is truncated, or is no HTTP.
     """
     received = connection.recv(_AT_ONCE)
     head = _HEAD.match(received)
@@ -406,7 +406,7 @@ def _any_reply(received: bytes, connection: _Receiver) -> Reply:
 
 
 class _Source(RawIOBase):
-    """A stream of what was received of an answer, and then of what its connection still sends."""
+    """A stream of an answer: first the bytes that were received already, then those of the connection."""
 
     def __init__(self, received: bytes, connection: _Receiver) -> None:
         self._received = received

@@ -1,4 +1,4 @@
-"""Signs requests with AWS Signature Version 4, as boto3 has signed one that differs in body, headers and time only.
+"""Signs requests with AWS Signature Version 4, like a request of boto3's that differs only in body, headers and time.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 """
@@ -30,7 +30,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class SigningTime:
-    """The time to sign requests with; once DynamoDB has refused a signature's time, that of its last answer.
+    """The time to sign requests with: `ServerClock.now`, or `last_shown` once DynamoDB has refused a signature's time.
 
     Args:
         clock: DynamoDB's clock, which observes every answer, also refusals.
@@ -51,7 +51,7 @@ class SigningTime:
         return self._clock.monotonic()
 
     def observe(self, answer: Mapping[str, Any]) -> None:
-        """Note whether an answer of DynamoDB's refuses the time of its request's signature."""
+        """Set `refused` if DynamoDB's answer refuses a signature as expired or not yet valid."""
         error = answer.get("Error")
         if error is not None:
             text = str(error.get("Message", ""))
@@ -61,7 +61,7 @@ class SigningTime:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Signs requests as boto3 signed one of them."""
+    """Signs requests with the access key, scope and signed headers of a request that boto3 signed."""
 
     access_key: str
     #: The signature's scope without the day: region, service and ``aws4_request``.
@@ -106,9 +106,9 @@ class Signer:
         """Return the value of a request's header ``Authorization``.
 
         Args:
-            headers: its headers by name in lower case, ``host`` and `DATE` among them.
-            body: its body.
-            secret_key: the one that belongs to `access_key`.
+            headers: the request's, by name in lower case, ``host`` and `DATE` among them.
+            body: the request's.
+            secret_key: the secret of `access_key`.
         """
         timestamp, names = headers[DATE], ";".join(self.signed)
         lines = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in self.signed)
