@@ -98,7 +98,7 @@ class Fleet:
 
 
 #: A blow that finds no victim for so many seconds falls no more.
-PATIENCE_SECONDS: Final = 15.0
+WAIT_SECONDS: Final = 15.0
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ class Nemesis:
                 victim = victims[int(strike.rank * len(victims))]
                 self._fall(strike, victim, elapsed)
                 victims = [run for run in victims if run.started.worker != victim.started.worker]
-            elif elapsed - strike.at < PATIENCE_SECONDS:
+            elif elapsed - strike.at < WAIT_SECONDS:
                 return
             else:
                 self.missed += 1

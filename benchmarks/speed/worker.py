@@ -98,7 +98,7 @@ def _added(read: Iterable[tuple[float, float, int]]) -> Tally:
 
 
 #: Seconds in which a worker that still works ends another task.
-PATIENCE: Final = 60.0
+WAIT_SECONDS: Final = 60.0
 
 
 class Worker:
@@ -162,8 +162,8 @@ class Worker:
         """Wait until so many more tasks have ended, and none waits for its acknowledgement."""
         ended = self._ended
         while ended < self._ended + tasks:
-            ended = wait_for(partial(self._more_than, ended), PATIENCE, self._failure)
-        wait_for(lambda: not self._redis.exists(self._place.unacknowledged), PATIENCE, self._failure)
+            ended = wait_for(partial(self._more_than, ended), WAIT_SECONDS, self._failure)
+        wait_for(lambda: not self._redis.exists(self._place.unacknowledged), WAIT_SECONDS, self._failure)
         self._ended = ended
 
     def _more_than(self, seen: int) -> int:

@@ -56,7 +56,7 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
 
 
 def _check(store: DynamoDBStore) -> Iterator[Finding]:
-    for action, ask in _questions(store):
+    for action, ask in _permission_checks(store):
         found = _check_action(store, action, ask)
         yield from found
         if any(finding.code == "table-missing" for finding in found):
@@ -81,7 +81,7 @@ def _check_action(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[
         return []
 
 
-def _questions(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+def _permission_checks(store: DynamoDBStore) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
     """Yield each action that workers need, with a function that sends its request and returns findings."""
     schema = store.schema
     never: dict[str, Any] = {"ConditionExpression": _NEVER, "ExpressionAttributeNames": schema.names(_NEVER)}

@@ -18,7 +18,7 @@ from orders.models import Order
 from orders.tasks import confirm
 
 WORKER = [sys.executable, "-m", "celery", "-A", "shop", "worker", "--concurrency", "2"]
-PATIENCE_SECONDS = 60.0
+WAIT_SECONDS = 60.0
 
 
 class OrdersTest(TransactionTestCase):
@@ -48,7 +48,7 @@ class OrdersTest(TransactionTestCase):
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition; fail if it does not hold in time."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
             self.assertLess(time.monotonic(), deadline, "the worker did not do it")
             time.sleep(0.1)
@@ -58,7 +58,7 @@ class OrdersTest(TransactionTestCase):
         self.post("ord-17")
         self.post("ord-17")
         again = confirm.delay(Order.objects.get().pk)
-        self.assertEqual(again.get(timeout=PATIENCE_SECONDS), "ord-17")
+        self.assertEqual(again.get(timeout=WAIT_SECONDS), "ord-17")
         self.assertTrue(self.is_confirmed("ord-17"))
         self.assertEqual(len(list(self.mails.iterdir())), 1)
 

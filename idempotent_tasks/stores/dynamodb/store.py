@@ -199,13 +199,13 @@ class DynamoDBStore:
                     released_at = old.in_progress_expiration or 0 if old is not None and old.free else 0
                     continue
                 answer = answer_refusal(old, request)
-            timely = self._timely(answer)
-            if timely is not None:
-                return timely
+            granted = self._with_right_lease(answer)
+            if granted is not None:
+                return granted
         msg = f"the record changed under {CLAIM_ROUNDS} claims in a row"
         raise StoreUnavailableError(msg, task=request.task, key=request.key)
 
-    def _timely(self, answer: ClaimAnswer) -> ClaimAnswer | None:
+    def _with_right_lease(self, answer: ClaimAnswer) -> ClaimAnswer | None:
         """Return the answer to a claim; renew a granted lease whose length is wrong, or return None if it was lost.
 
         It is wrong if the answer shows another time than the lease was computed with, or if an earlier try was granted.
@@ -371,12 +371,12 @@ def _arguments_from_url(url: str) -> dict[str, Any]:
         arguments = _table_and_endpoint(urlsplit(url))
     except ValueError:
         # The error's text may quote a secret with an unquoted "/" in it.
-        msg = f"{_shown(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
+        msg = f"{_masked(url)} is not a store URL; write dynamodb://REGION/TABLE, with %2F for a / in a secret"
         raise ConfigurationError(msg) from None
     renamed: dict[str, str] = {}
     for name, value in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if not value:
-            raise ConfigurationError(f"{_shown(url)}: parameter {name!r} is empty; give it a value or drop it")
+            raise ConfigurationError(f"{_masked(url)}: parameter {name!r} is empty; give it a value or drop it")
         if name in _TEXT_ARGUMENTS:
             arguments[name] = value
         elif name in _SWITCHES:
@@ -385,13 +385,13 @@ def _arguments_from_url(url: str) -> dict[str, Any]:
             renamed[name.removesuffix("_attr")] = value
         else:
             known = [*_TEXT_ARGUMENTS, *_SWITCHES, *(f"{role}_attr" for role in BOOKKEEPING)]
-            raise ConfigurationError(f"{_shown(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
+            raise ConfigurationError(f"{_masked(url)}: unknown parameter {name!r}; known are {', '.join(known)}")
     return {**arguments, "attributes": renamed}
 
 
 def _switch(url: str, name: str, value: str) -> bool:
     if value.lower() not in ("true", "false"):
-        raise ConfigurationError(f"{_shown(url)}: {name}={value!r} is neither true nor false")
+        raise ConfigurationError(f"{_masked(url)}: {name}={value!r} is neither true nor false")
     return value.lower() == "true"
 
 
@@ -411,7 +411,7 @@ def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
     return place
 
 
-def _shown(url: str) -> str:
+def _masked(url: str) -> str:
     """Return a URL for a message: without user, password, parameters, and host if that may be a password."""
     scheme, found, rest = url.partition("://")
     if not found:

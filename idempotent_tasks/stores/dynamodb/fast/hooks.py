@@ -90,7 +90,7 @@ class Hooks:
         self._client = client
         self._parts = attrgetter("meta.events", *(path for path, _ in _PARTS))
         #: Why this client cannot be inspected.
-        self._strange: str | None = None
+        self._foreign_part: str | None = None
         #: botocore's cache of handlers, which it replaces whenever one is registered, and the verdicts under it by
         #: operation.
         self._cache: Any = None
@@ -101,19 +101,19 @@ class Hooks:
         self._places: tuple[tuple[Callable[[Any], tuple[Any, ...]], type], ...] = ()
         try:
             self._known = self._parts(client)
-            self._strange = self._strangeness()
+            self._foreign_part = self._find_foreign_part()
             self._emitter = client.meta.events._emitter  # noqa: SLF001 - as the class says
             self._objects = [vars(part) for part in (client, *self._known)]
             self._sizes = list(map(len, self._objects))
             self._classes = [vars(owner) for cls, _ in self._watched() for owner in cls.__mro__]
             self._class_sizes: list[int] = []
         except (AttributeError, LookupError, TypeError) as error:
-            self._strange = f"this botocore has another shape ({type(error).__name__}: {error})"
+            self._foreign_part = f"this botocore has another shape ({type(error).__name__}: {error})"
 
     def found(self, operation: str) -> str | None:
         """Return a foreign hook that sees requests of an operation, such as ``UpdateItem``, or None."""
-        if self._strange is not None:
-            return self._strange
+        if self._foreign_part is not None:
+            return self._foreign_part
         try:
             return self._handlers(operation) or self._changes()
         except (AttributeError, LookupError, TypeError) as error:
@@ -148,7 +148,7 @@ class Hooks:
         sizes = list(map(len, self._classes))
         if sizes != self._class_sizes:
             # A class may have been given a method that overrides an inherited one.
-            self._places = tuple(self._looks())
+            self._places = tuple(self._getters())
             self._class_sizes = sizes
         values = [look(owner) for look, owner in self._places]
         if not all(map(is_, chain.from_iterable(values), self._seen)):
@@ -157,7 +157,7 @@ class Hooks:
             self._seen = list(chain.from_iterable(values))
         return self._wrapped
 
-    def _looks(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
+    def _getters(self) -> Iterator[tuple[Callable[[Any], tuple[Any, ...]], type]]:
         """Yield, for each watched class and base, a getter of the watched methods that it defines, and the class."""
         for cls, names in self._watched():
             for owner in cls.__mro__:
@@ -184,7 +184,7 @@ class Hooks:
             (HierarchicalEmitter, ("emit", "_emit")),
         )
 
-    def _strangeness(self) -> str | None:
+    def _find_foreign_part(self) -> str | None:
         """Return which class or method of this client is not botocore's own; None where all are."""
         if BaseClient not in type(self._client).__mro__:
             return f"the client is a {type(self._client).__qualname__}"
