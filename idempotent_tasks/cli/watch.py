@@ -13,7 +13,7 @@ import click
 from idempotent_tasks.cli.context import AdminContext, pass_admin_context
 from idempotent_tasks.cli.format import as_dict, columns
 from idempotent_tasks.cli.records import matching
-from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.observers.celery_events import REPORTED, event_type
 
@@ -30,7 +30,6 @@ RECONNECT_SECONDS: Final = 0.2
 #: The name under which each type of Celery event is counted.
 COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in REPORTED}
 NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
-_clock = SystemClock()
 
 
 @dataclass
@@ -45,11 +44,11 @@ class Rates:
         kind = COUNTED.get(event["type"])
         if kind is not None:
             self.total += 1
-            self.seen.append((_clock.now(), kind))
+            self.seen.append((this_process().clock.now(), kind))
 
     def per_second(self) -> dict[str, float]:
         """Return the events a second of each kind, averaged over the last `WINDOW` seconds."""
-        oldest = _clock.now() - WINDOW
+        oldest = this_process().clock.now() - WINDOW
         while self.seen and self.seen[0][0] < oldest:
             self.seen.popleft()
         counts = Counter(kind for _, kind in self.seen)
@@ -70,7 +69,7 @@ def watch(admin: AdminContext, *, interval: float, task: str | None, once: bool)
     rates = Rates()
     with _receiving(admin.app, rates):
         if once:
-            _clock.sleep(interval)
+            this_process().clock.sleep(interval)
             claims = [as_dict(claim, admin.now(), data=False) for claim in _claims(admin, task)]
             click.echo(json.dumps({"in_flight": claims, "per_second": rates.per_second(), "events": rates.total}))
             return
@@ -112,7 +111,7 @@ def _show(admin: AdminContext, task: str | None, rates: Rates, interval: float) 
 
     with Live(frame(), console=console, refresh_per_second=4, screen=True) as live:
         while True:
-            _clock.sleep(interval)
+            this_process().clock.sleep(interval)
             live.update(frame())
 
 

@@ -15,7 +15,7 @@ from celery import _state
 from kombu import pools
 
 from idempotent_tasks import events
-from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.processes import this_process
 
 __all__ = ["REPORTED", "event_type", "observe"]
 
@@ -50,20 +50,20 @@ def observe(event: events.Event) -> None:
         kombu.exceptions.OperationalError: the event could not be sent; for `PAUSE_SECONDS` all others are dropped.
     """
     if isinstance(event, REPORTED):
-        _sender.send(event)
+        this_process().own(_Sender).send(event)
 
 
 class _Sender:
     """Sends Celery events through kombu's connection pools."""
 
     def __init__(self) -> None:
-        self._clock = SystemClock()
         self._paused_until = 0.0
         #: By app: a connection that is never opened, as the key of kombu's pool.
         self._connections: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def send(self, event: events.Event) -> None:
-        if self._clock.now() < self._paused_until:
+        clock = this_process().clock
+        if clock.monotonic() < self._paused_until:
             return
         values = {field.name: getattr(event, field.name) for field in fields(event)}
         task, task_id, hostname = values.pop("task"), values.pop("task_id"), values.pop("worker")
@@ -73,7 +73,7 @@ class _Sender:
                     event_type(type(event)), uuid=task_id, name=task, retry=True, retry_policy=_RETRY, **values
                 )
         except Exception:
-            self._paused_until = self._clock.now() + PAUSE_SECONDS
+            self._paused_until = clock.monotonic() + PAUSE_SECONDS
             raise
 
     @contextmanager
@@ -97,6 +97,3 @@ class _Sender:
                 connect_timeout=TIMEOUT_SECONDS, transport_options=dict.fromkeys(timeouts, TIMEOUT_SECONDS)
             )
         return self._connections[app]
-
-
-_sender: Final = _Sender()

@@ -16,6 +16,7 @@ from celery.events.state import State
 from prometheus_client.parser import text_string_to_metric_families
 
 from idempotent_tasks.core.delivery import DEFERRALS_HEADER
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.events import Replayed
 from idempotent_tasks.observers import celery_events
 from tests.integration.conftest import MakeRig
@@ -135,7 +136,7 @@ def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
     with monitor(rig.app) as seen:
         app = build_app(replace(rig.config, broker_url=tcp.url(rig.config.broker_url)))
         monkeypatch.setattr(_state._tls, "current_app", app)
-        monkeypatch.setattr(celery_events, "_sender", celery_events._Sender())
+        this_process().provide(celery_events._Sender, celery_events._Sender())
         celery_events.observe(replayed_event(before))
         wait_until_told(seen, "task-replayed", before)
         getattr(tcp, fault)()
@@ -149,7 +150,7 @@ def test_a_broker_that_is_away_holds_a_body_for_seconds_once(
         celery_events.observe(replayed_event(unsent))
         assert (tcp.taken, tcp.refused) == tried
         tcp.heal()
-        monkeypatch.setattr(celery_events._sender, "_paused_until", 0.0)
+        monkeypatch.setattr(this_process().own(celery_events._Sender), "_paused_until", 0.0)
         celery_events.observe(replayed_event(after))
         wait_until_told(seen, "task-replayed", after)
         told = [each for each in seen if each.get("uuid") in (before, lost, unsent, after)]
