@@ -382,8 +382,10 @@ def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:
     assert (rule["Prefix"], rule["ExpirationInDays"]) == ("shop/", 8)
 
 
-def test_watch_once(run: Run, records: DynamoDBStore) -> None:
+def test_watch_once(run: Run, app: Celery, records: DynamoDBStore) -> None:
     """``--once`` prints the claims in flight and the rates, which are 0 without events."""
+    # A real one may bring the events of other tests.
+    app.conf.broker_url = "memory://"
     shown = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
     assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
     assert set(shown["per_second"].values()) == {0.0}
