@@ -36,4 +36,6 @@ class _RequestStates(WeakKeyDictionary[Any, RequestState]):
 
 def state_of(request: Any) -> RequestState:
     """Return the state of a ``celery.app.task.Context``; it lives as long as the request."""
-    return this_process().own(_RequestStates).setdefault(request, RequestState())
+    states = this_process().own(_RequestStates)
+    state = states.get(request)
+    return states.setdefault(request, RequestState()) if state is None else state
