@@ -6,7 +6,7 @@ from enum import StrEnum
 from json import dumps, loads
 from pathlib import Path
 
-__all__ = ["Entry", "Journal", "LineReader", "Reader", "What", "append_line"]
+__all__ = ["Entry", "Journal", "Reader", "What"]
 
 
 class What(StrEnum):
@@ -55,44 +55,23 @@ class Journal:
     path: Path
 
     def append(self, entry: Entry) -> None:
-        """Append an entry as one line; see `append_line`."""
-        append_line(self.path, dumps(asdict(entry)).encode())
+        """Append an entry as one line in one write, so that a writer that is killed leaves no partial line."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(descriptor, dumps(asdict(entry)).encode() + b"\n")
+        finally:
+            os.close(descriptor)
 
 
 class Reader:
     """Reads the entries that were appended since the last read."""
 
     def __init__(self, path: Path) -> None:
-        self._lines = LineReader(path)
-
-    def news(self) -> list[Entry]:
-        """Return the new entries, oldest first."""
-        return [_entry(line) for line in self._lines.news()]
-
-
-def _entry(line: bytes) -> Entry:
-    fields = loads(line)
-    return Entry(**{**fields, "what": What(fields["what"])})
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Append a line in one write, so that a writer that is killed leaves no partial line."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line + b"\n")
-    finally:
-        os.close(descriptor)
-
-
-class LineReader:
-    """Reads the lines that were appended to a file since the last read."""
-
-    def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
-    def news(self) -> list[bytes]:
-        """Return the new complete lines, oldest first, without their newlines."""
+    def news(self) -> list[Entry]:
+        """Return the new entries whose lines are complete, oldest first."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -101,4 +80,9 @@ class LineReader:
         if not complete:
             return []
         self._offset += len(complete) + 1
-        return complete.split(b"\n")
+        return [_entry(line) for line in complete.split(b"\n")]
+
+
+def _entry(line: bytes) -> Entry:
+    fields = loads(line)
+    return Entry(**{**fields, "what": What(fields["what"])})
