@@ -29,7 +29,7 @@ from idempotent_tasks.messaging.publish import publication_of
 from idempotent_tasks.messaging.request_state import state_of
 from idempotent_tasks.settings import Settings, codec_of, settings_of
 
-__all__ = ["IdempotentTask"]
+__all__ = ["IdempotentTask", "guarded_tasks"]
 
 #: Marks a ``__call__`` that goes through the guard; a wrapper made with ``functools.wraps`` has the mark too.
 _GUARDING: Final = "__idempotency_guarding__"
@@ -291,6 +291,11 @@ class IdempotentTask(Task):
         finally:
             _runs.reset(token)
             state.run = None
+
+
+def guarded_tasks(app: Any) -> list[IdempotentTask]:
+    """Return the guarded tasks of an app; finalises it."""
+    return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
 
 
 def _hand_over(request: Any, reason: str) -> None:

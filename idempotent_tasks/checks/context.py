@@ -12,7 +12,7 @@ from idempotent_tasks.core.encoding import PICKLE
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import Settings, changed_settings, settings_of
-from idempotent_tasks.task import IdempotentTask
+from idempotent_tasks.task import IdempotentTask, guarded_tasks
 
 __all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings"]
 
@@ -60,7 +60,7 @@ class CheckContext:
     def _of(
         cls, app: Any, pool: str, time_limit: float | None, concurrency: int | None, prefetch_multiplier: int
     ) -> Self:
-        tasks = tuple(task for _, task in sorted(app.tasks.items()) if isinstance(task, IdempotentTask))
+        tasks = tuple(sorted(guarded_tasks(app), key=lambda task: task.name))
         settings = settings_of(app)
         silenced = settings.silenced_checks
         if not silenced <= WHY.keys():

@@ -15,7 +15,6 @@ from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreE
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["REFUSED", "USAGE", "AdminContext", "Moment", "confirm", "end", "pass_admin_context", "refuse"]
 
@@ -38,11 +37,6 @@ class AdminContext:
     def operations(self) -> TableAdmin:
         """The `TableAdmin` of the store."""
         return TableAdmin(self.store)
-
-    @property
-    def tasks(self) -> list[Any]:
-        """The app's guarded tasks."""
-        return [task for task in self.app.tasks.values() if isinstance(task, IdempotentTask)]
 
     def now(self) -> float:
         """Return epoch seconds by DynamoDB's clock."""

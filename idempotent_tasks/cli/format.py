@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from idempotent_tasks.core.encoding import as_bytes, text_of
-from idempotent_tasks.core.processes import has_ended
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Record, Status, is_reservation
 
 __all__ = ["STATES", "as_dict", "columns", "is_live", "state", "written_at"]
@@ -34,7 +34,7 @@ def state(record: Record, now: float) -> str:
 
 def is_live(record: Record, now: float) -> bool:
     """Return whether a body may still be running under this claim."""
-    return state(record, now) == "running" and not has_ended(record.process)
+    return state(record, now) == "running" and not this_process().has_ended(record.process)
 
 
 def written_at(record: Record) -> float | None:
@@ -72,7 +72,7 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "task_id": record.task_id,
         "worker": record.worker,
         "process": record.process,
-        "process_has_ended": has_ended(record.process) or None,
+        "process_has_ended": this_process().has_ended(record.process) or None,
         "claimed_at": _iso(record.claimed_at),
         "completed_at": _iso(record.completed_at),
         "held_until": _iso(record.in_progress_expiration)

@@ -11,6 +11,7 @@ from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.stores.dynamodb.admin import Corrupt
+from idempotent_tasks.task import guarded_tasks
 
 __all__ = ["list_", "matching", "show"]
 
@@ -131,7 +132,7 @@ def _read(admin: AdminContext, keys: Iterable[str]) -> list[Record]:
 
 
 def _prefixes(admin: AdminContext) -> set[str]:
-    return {task.idempotency_policy.prefix or task.name for task in admin.tasks}
+    return {task.idempotency_policy.prefix or task.name for task in guarded_tasks(admin.app)}
 
 
 def _text(fields: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3 import S3Results
+from idempotent_tasks.task import guarded_tasks
 
 __all__ = ["check", "create_table", "template"]
 
@@ -41,7 +42,7 @@ def _bucket(admin: AdminContext) -> Bucket | None:
     settings = settings_of(admin.app)
     if not isinstance(settings.results, S3Results):
         return None
-    longest = max((seconds(task.policy_under(settings).expires) for task in admin.tasks), default=0.0)
+    longest = max((seconds(task.policy_under(settings).expires) for task in guarded_tasks(admin.app)), default=0.0)
     return Bucket.of(settings.results, longest)
 
 

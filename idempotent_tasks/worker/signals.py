@@ -25,7 +25,7 @@ from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
-from idempotent_tasks.task import IdempotentTask
+from idempotent_tasks.task import IdempotentTask, guarded_tasks
 from idempotent_tasks.worker.reaper import ClaimReaper
 from idempotent_tasks.worker.request import GuardedRequest, is_prefork, remember_worker, request_or_none
 
@@ -100,7 +100,7 @@ def prepare_worker(sender: Any, **_: Any) -> None:
     Raises:
         SystemExit: as `check_worker`.
     """
-    if not _guarded_tasks(sender.app):
+    if not guarded_tasks(sender.app):
         return
     remember_worker(sender)
     if not hasattr(sender, "setup_logging"):
@@ -123,7 +123,7 @@ def check_worker(worker: Any) -> None:
         SystemExit: a setting is wrong, or ``idempotency_checks`` is ``error`` and there is a finding.  Celery swallows
             any other exception of a receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
-    tasks = _guarded_tasks(worker.app)
+    tasks = guarded_tasks(worker.app)
     if not tasks:
         return
     for task in tasks:
@@ -176,10 +176,6 @@ def release_what_runs(**_: Any) -> None:
     for request in list(state.active_requests):
         if isinstance(request, GuardedRequest) and not request.acknowledged:
             request.release_claim("WorkerShutdown", crashed=False)
-
-
-def _guarded_tasks(app: Any) -> list[IdempotentTask]:
-    return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
 
 
 def _check_pool(store: Any, pool_cls: Any) -> None:
