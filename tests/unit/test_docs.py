@@ -53,6 +53,13 @@ def test_every_picture_has_a_source_and_is_shown() -> None:
         assert f"diagrams/{picture.name})" in pages
 
 
+def test_every_page_is_of_one_kind() -> None:
+    """A reader who knows what they want finds each page under it; nothing but the home page lies beside."""
+    kinds = {"contributing", "explanation", "how-to", "reference", "tutorial"}
+    pages = {path.relative_to(DOCS) for path in DOCS.rglob("*.md") if "_build" not in path.parts}
+    assert {page.parts[0] for page in pages} == kinds | {"index.md"}
+
+
 def test_the_reference_has_every_public_name() -> None:
     """Each name of the package is documented by itself, or is an error, all of which one module holds."""
     documented = {name.rpartition(".")[2] for name in AUTODOC.findall(REFERENCE)}
