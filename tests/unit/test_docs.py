@@ -96,7 +96,8 @@ def test_the_tables_of_settings_and_options_are_complete(tables: ModuleType) -> 
     assert [name for name, _, _ in own] == [setting.key for setting in settings.SETTINGS]
     assert [name for name, _, _ in options] == [field.name for field in fields(Idempotency)]
     assert {'`"warn"`', "`10_000`", "none"} <= {default for _, default, _ in own}
-    assert ("expires", "`3_600`", "how long an outcome is kept and replayed, in seconds") in options
+    wait = 'how long ``on_busy="wait"`` waits, in seconds'
+    assert ("wait_timeout", "`10`", wait) in options
     (disabled,) = (meaning for name, _, meaning in own if name == "idempotency_disabled")
     assert disabled.endswith("; the environment's `IDEMPOTENCY_DISABLED` counts before it")
     assert [name for name in tables.TABLES if f"```{{table-of}} {name}\n```" not in REFERENCE] == []
