@@ -1,30 +1,30 @@
-"""The table of features: each answer of ours is shown by something that exists, and each "no" says why."""
+"""The pages of features: each answer of ours is shown by something that exists, and others are asked the same."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "comparison.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "features.md"
+#: Each with the number of its tools; the first column of answers is ours.
+COMPARISONS = {"compared-with-powertools": 2, "compared-with-locks": 2, "compared-with-decorators": 4}
+#: Where the host shows a file of the repository, which the site does not contain.
+HOSTED = "https://github.com/idempotent-tasks/idempotent-tasks/blob/main/"
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]*)(?:#([^)]+))?\)")
-#: A link whose document stands at the end of the page: ``[text][label]``, and ``[label]: document``.
-LABELLED = re.compile(r"\[[^\]]+\]\[(\w+)\]")
-DEFINED = re.compile(r"^\[(\w+)\]: (\S+)$", re.MULTILINE)
-ROW = re.compile(r"^\| (?P<feature>[^|]+) \| (?P<here>[^|]+) \| (?P<peers>.+) \|$", re.MULTILINE)
-PEERS = 8
-#: Labels whose documents are not written yet; who writes one defines its label, and takes it out here.
-AWAITED: set[str] = set()
+ROW = re.compile(r"^\| (?P<feature>[^|]+) \| (?P<answers>.+) \|$", re.MULTILINE)
 
 TEXT = PAGE.read_text(encoding="utf-8")
-rows = {
-    found["feature"]: found
-    for found in ROW.finditer(TEXT)
-    if not found["feature"].startswith("-") and found["here"] != "here"
-}
-each_row = pytest.mark.parametrize("feature", rows)
-labelled = dict(DEFINED.findall(TEXT))
-direct = {(found[1], found[2]) for found in LINK.finditer(TEXT)}
-targets = sorted(direct | {(path, None) for path in labelled.values()}, key=str)
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """Return the answers of each feature, in the order of a page."""
+    found = ((row["feature"].strip(), row["answers"]) for row in ROW.finditer(text))
+    return {feature: answers for feature, answers in found if feature not in ("feature", "")}
+
+
+rows = rows_of(TEXT)
+targets = sorted({(found[1], found[2]) for found in LINK.finditer(TEXT)}, key=str)
 
 
 def anchors(document: Path) -> set[str]:
@@ -39,37 +39,40 @@ def test_the_table_is_read() -> None:
     assert len(targets) >= 30
 
 
-@each_row
+@pytest.mark.parametrize("feature", rows)
 def test_each_answer_is_shown(feature: str) -> None:
     """Whatever we say of ourselves has a link; a "no" also a reason."""
-    here = rows[feature]["here"]
-    assert LINK.search(here) or LABELLED.search(here), "names no test and no document"
+    here = rows[feature]
+    assert LINK.search(here), "names no test and no document"
     if here.startswith("no"):
         assert here.startswith("no: "), "a bare no"
         assert len(here) > len("no: because of it")
 
 
-@each_row
-def test_each_peer_has_an_answer(feature: str) -> None:
-    """No cell is empty or missing."""
-    cells = [cell.strip() for cell in rows[feature]["peers"].split(" | ")]
-    assert len(cells) == PEERS
-    assert all(cells)
+@pytest.mark.parametrize("page", COMPARISONS)
+def test_each_tool_has_an_answer_to_the_same_questions(page: str) -> None:
+    """Each comparison has all features in our order, and no cell is empty or missing."""
+    answers = rows_of((ROOT / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8"))
+    assert list(answers) == list(rows)
+    for feature, cells in answers.items():
+        assert len(cells.split(" | ")) == 1 + COMPARISONS[page], feature
+        assert all(cell.strip() for cell in cells.split(" | ")), feature
 
 
-def test_each_label_is_defined_or_awaited() -> None:
-    """A label without its document is not forgotten, once the document is there."""
-    used = set(LABELLED.findall(TEXT))
-    assert used - set(labelled) == AWAITED
-    for label in AWAITED:
-        found = [path.name for path in PAGE.parent.rglob(f"{label}.md")]
-        assert not found, f"{found} is there: define its label in {PAGE.name}, and take it out of AWAITED"
+@pytest.mark.parametrize("page", COMPARISONS)
+def test_our_short_answers_are_those_of_the_page(page: str) -> None:
+    """A short "no" is a "no" on the page of features, and nothing else is."""
+    answers = rows_of((ROOT / "docs" / "explanation" / f"{page}.md").read_text(encoding="utf-8"))
+    short = {feature: cells.split(" | ")[0] for feature, cells in answers.items()}
+    assert {feature for feature in short if short[feature] == "no"} == {
+        feature for feature in rows if rows[feature].startswith("no")
+    }
 
 
 @pytest.mark.parametrize(("path", "anchor"), targets)
 def test_each_link_leads_somewhere(path: str, anchor: str | None) -> None:
     """The file exists, and the heading in it."""
-    target = PAGE.parent / path
+    target = ROOT / path.removeprefix(HOSTED) if path.startswith(HOSTED) else PAGE.parent / path
     assert target.is_file()
     if anchor:
         assert anchor in anchors(target)

@@ -4,6 +4,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from hashlib import sha256
 from importlib import import_module
@@ -58,6 +59,29 @@ def test_every_page_is_of_one_kind() -> None:
     kinds = {"contributing", "explanation", "how-to", "reference", "tutorial"}
     pages = {path.relative_to(DOCS) for path in DOCS.rglob("*.md") if "_build" not in path.parts}
     assert {page.parts[0] for page in pages} == kinds | {"index.md"}
+
+
+def test_no_page_offers_a_file_for_download() -> None:
+    """A link to a file that is no page would copy that file into the site; the repository's host shows it instead."""
+    for page in DOCS.rglob("*.md"):
+        linked = re.findall(r"(?<!!)\[[^\]]*\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        assert [each for each in linked if not each.endswith(".md")] == [], page
+
+
+def test_what_the_host_is_said_to_show_is_in_the_repository() -> None:
+    """Each address of a file or folder of the repository names one that exists."""
+    shown = re.compile(r"https://github\.com/idempotent-tasks/idempotent-tasks/(?:blob|tree)/main/([^)\s\"#>]+)")
+    named = {name for page in DOCS.rglob("*.md") for name in shown.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_versions_page_has_every_extra() -> None:
+    """Whoever installs an extra finds what it brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (DOCS / "reference" / "versions.md").read_text(encoding="utf-8")
+    rows = " ".join(re.findall(r"^\| (`.+?) \| ", page, re.MULTILINE))
+    assert set(project["optional-dependencies"]) - set(re.findall(r"`(\w+)`", rows)) == set()
 
 
 def test_the_reference_has_every_public_name() -> None:
