@@ -49,7 +49,7 @@ def demo(*, payments: int, seed: int, svg: Path | None, json: Path | None, live:
     try:
         from idempotent_tasks.demo.command import run  # noqa: PLC0415 - needs the optional extra
     except ModuleNotFoundError as error:
-        remedy = "install the demo's parts with: pip install 'idempotent-tasks[demo]'"
+        remedy = "install the demo's parts, in a clone of the repository, with: pip install '.[demo]'"
         raise MissingExtraError(f"{error.name} is not installed; {remedy}") from error
     if live is None:
         live = sys.stdout.isatty()

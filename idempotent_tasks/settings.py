@@ -54,6 +54,8 @@ _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
 _LAST_PORT: Final = 65_535
 _CHECK_MODES: Final = ("ignore", "warn", "error")
+#: What brings each module that an observer of ours needs.
+_DISTRIBUTIONS: Final = {"opentelemetry": "opentelemetry-api", "prometheus_client": "prometheus-client"}
 
 
 def _observers(key: str, raw: Any) -> list[Observer]:
@@ -62,8 +64,9 @@ def _observers(key: str, raw: Any) -> list[Observer]:
         observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
     except (ImportError, AttributeError, ValueError) as error:
         hint = "short names are " + ", ".join(SHORT_NAMES)
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
-            hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing in _DISTRIBUTIONS:
+            hint = f"pip install {_DISTRIBUTIONS[missing]}"
         raise ConfigurationError(f"{key} cannot be imported: {error}; {hint}") from error
     for observer in observers:
         if not callable(observer):

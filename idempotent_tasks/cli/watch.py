@@ -85,9 +85,7 @@ def _show(admin: AdminContext, task: str | None, rates: Rates, interval: float) 
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
     except ModuleNotFoundError:
-        raise click.ClickException(
-            "watch draws with rich: pip install 'idempotent-tasks[cli]', or use --once"
-        ) from None
+        raise click.ClickException("watch draws with rich: pip install rich, or use --once") from None
 
     console = Console()
 

@@ -421,7 +421,7 @@ def _pydantic_codec(cls: type[T]) -> tuple[Callable[[T], Any], Callable[[Any], T
     try:
         adapter: Any = import_module("pydantic").TypeAdapter(cls)
     except ImportError as error:
-        remedy = "pip install 'idempotent-tasks[pydantic]'"
+        remedy = "pip install 'pydantic>=2.7'"
         msg = f"register_type({cls.__qualname__}) needs encode= and decode=, or: {remedy}"
         raise ConfigurationError(msg) from error
     except Exception as error:

@@ -92,7 +92,7 @@ def test_missing_extra_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 2
-    assert "pip install 'idempotent-tasks[demo]'" in result.output
+    assert "pip install '.[demo]'" in result.output
 
 
 def test_callers_accounts_brokers_and_proxies_do_not_reach_the_demo(

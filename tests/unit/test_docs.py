@@ -76,6 +76,17 @@ def test_what_the_host_is_said_to_show_is_in_the_repository() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_no_page_asks_an_index_for_what_it_does_not_have() -> None:
+    """Until the package is published, README and home page alone say how it will be installed, and say when."""
+    asked = re.compile(r"^.*pip install[^\n]*idempotent[-_]tasks.*$", re.MULTILINE)
+    pages = {
+        path: asked.findall(path.read_text(encoding="utf-8")) for path in [ROOT / "README.md", *DOCS.rglob("*.md")]
+    }
+    found = {path.name: lines for path, lines in pages.items() if lines}
+    assert set(found) == {"README.md", "index.md"}
+    assert [line for lines in found.values() for line in lines if "once published" not in line] == []
+
+
 def test_the_versions_page_has_every_extra() -> None:
     """Whoever installs an extra finds what it brings."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -246,7 +246,7 @@ class TestNames:
         monkeypatch.delitem(sys.modules, observer)
         monkeypatch.setattr(builtins, "__import__", missing)
         app.conf.idempotency_observers = [name]
-        with pytest.raises(ConfigurationError, match=rf"pip install 'idempotent-tasks\[{name}\]'"):
+        with pytest.raises(ConfigurationError, match=f"pip install {module.replace('_', '-')}"):
             settings_of(app)
 
     def test_an_unknown_name(self, app: Celery) -> None:
