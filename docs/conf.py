@@ -37,6 +37,12 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"idempotent_tasks {version}"
+html_theme_options = {
+    "source_repository": "https://github.com/idempotent-tasks/idempotent-tasks",
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "top_of_page_buttons": ["view"],
+}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
