@@ -75,6 +75,7 @@ def test_commands_of_the_readers_own_app_are_parsed(read: Read) -> None:
         (block("console", "$ false | cat"), "exited with 1"),
         (block("console", "$ celery -A proj idempotency lists"), "no command lists"),
         (block("console", "$ pip install '.[unknown]'"), "no extras"),
+        (block("console", "$ git clone https://example.org/tasks && cd tasks"), "not the repository"),
         (block("console", "$ scripts/nowhere"), "scripts/nowhere"),
         (block("console", "$ docker compose up --wait unknown"), "no service unknown"),
         (block("json", "{") + block("python", "1"), "Expecting"),
