@@ -4,7 +4,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -68,8 +70,7 @@ def replacements(
 @contextmanager
 def _database(server: dict[str, str]) -> Iterator[str]:
     """Have an empty database on a PostgreSQL for the length of a block, and that of Django's tests gone after it."""
-    import psycopg
-
+    psycopg: Any = import_module("psycopg")  # only where there is a PostgreSQL
     host, port, user = server.values()
     name = f"{DATABASE}_{uuid4().hex[:12]}"
     with psycopg.connect(host=host, port=port, user=user, dbname="postgres", autocommit=True) as connection:
