@@ -17,7 +17,7 @@ from celery.exceptions import (
 
 from idempotent_tasks import events
 from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
-from idempotent_tasks.core.encoding import NONE
+from idempotent_tasks.core.encoding import NONE, OMITTED, unavailable
 from idempotent_tasks.core.guard import (
     Failed,
     Guard,
@@ -286,6 +286,7 @@ class DeliveryHandler:
         match self._replayed(record):
             case Replayed(value, dispatched, changed):
                 self._restore_callbacks(changed, dispatched=dispatched)
+                self._refuse_missing_result(record)
                 return value
             case Failed(failure, dispatched, changed):
                 self._restore_callbacks(changed, dispatched=dispatched, failed=True)
@@ -343,6 +344,15 @@ class DeliveryHandler:
         except ResultUnavailableError as error:
             raise ResultUnavailableError(error.message, self.delivery.task, self.request.key) from error
         self._prepare_callbacks(failed=failed)
+
+    def _refuse_missing_result(self, record: Record) -> None:
+        """Raise `ResultUnavailableError` if callbacks would get None for a result that is stored nowhere on purpose."""
+        if record.codec == OMITTED and self.policy.on_replay is None and callbacks.take_result(self.task.request):
+            msg = (
+                "its result is not stored (codec='none'), and a link, a chain or a chord waits for it; publish what is "
+                "missing, make it immutable (.si()) or return the result from on_replay"
+            )
+            raise unavailable(record, msg)
 
     def _note_dispatch(self) -> None:
         if self._store.note_dispatch(self.request.key, self.delivery.task_id):
