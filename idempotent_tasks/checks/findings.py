@@ -5,7 +5,7 @@ from typing import Final
 
 __all__ = ["WHY", "Finding"]
 
-#: Why each finding matters, by its code. `docs/checks.md` has a section for each.
+#: Why each finding matters, by its code. `docs/reference/checks.md` has a section for each.
 WHY: Final = {
     "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
