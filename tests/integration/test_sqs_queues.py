@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import kombu
 import pytest
 
 from idempotent_tasks.checks import CheckContext
@@ -162,6 +163,7 @@ def test_a_deferred_copy_outlives_every_worker(make_guarded: MakeRig, queues: Qu
     assert queues.dead_letters() == 0
 
 
+@pytest.mark.skipif(kombu.VERSION < (5, 7), reason="older kombu fetches no attributes, or sends no group")
 def test_what_sqs_keeps_beside_a_message_survives(make_guarded: MakeRig, queues: Queues) -> None:
     """The group and the attributes of a copy are those of the message; its deduplication id is not."""
     rig = rig_on(make_guarded, queues)
@@ -211,6 +213,15 @@ def test_a_worker_that_may_not_send_makes_no_dead_letters(
     assert rig.journal.count("received", id=duplicate.id) <= deliveries + 3
     assert rig.journal.count("effect") == 1
     assert queues.dead_letters() == 0
+
+
+def test_a_task_that_no_worker_knows_becomes_a_dead_letter(make_guarded: MakeRig, queues: Queues) -> None:
+    """As after a deployment that has renamed it: with a redrive policy the rejected message is delivered again."""
+    rig = rig_on(make_guarded, queues)
+    rig.start_worker()
+    published = rig.app.send_task("old.charge", ("ord-1",), **group_of("one"))
+    wait_for(lambda: queues.dead_letters() == 1, 40.0, lambda: f"held, delayed: {queues.waiting()}")
+    assert type(published.result).__name__ == "NotRegistered"
 
 
 def test_the_checks_ask_the_queue(make_guarded: MakeRig, queues: Queues, sqs_wire: Wire) -> None:
