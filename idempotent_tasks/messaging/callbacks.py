@@ -23,11 +23,11 @@ __all__ = [
     "follows",
     "notify_when_sent",
     "recorded",
+    "refuse_result",
     "remember",
     "restore",
     "sent",
     "suppress",
-    "take_result",
 ]
 
 #: Of the task ids that are assigned to callbacks.
@@ -67,15 +67,23 @@ def follows(request: Any, *, failed: bool = False) -> bool:
     return bool((request.errbacks if failed else request.callbacks) or request.chain or request.chord)
 
 
-def take_result(request: Any) -> bool:
-    """Return whether the result of a task is passed on to one of its callbacks.
+def refuse_result(request: Any) -> None:
+    """Raise if the result of a task, which was not stored, would be passed on to one of its callbacks.
 
     Celery passes it to each link, to the next step of the chain, and in a list to the body of the chord; an immutable
     signature (``.si()``) takes none.
+
+    Raises:
+        ResultUnavailableError: one of them takes it.
     """
     # The steps of a chain are in reverse order.
     following = [*(request.callbacks or ()), *(request.chain or ())[-1:], request.chord]
-    return any(each and _takes_arguments(each) for each in following)
+    if any(each and _takes_arguments(each) for each in following):
+        msg = (
+            "the task ran already, its result is not stored (codec='none'), and a link, a chain or a chord waits for "
+            "it; publish what is missing, let it take no result (.si()), or return the result from on_replay"
+        )
+        raise ResultUnavailableError(msg)
 
 
 def _takes_arguments(signature: Any) -> bool:

@@ -17,7 +17,7 @@ from celery.exceptions import (
 
 from idempotent_tasks import events
 from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
-from idempotent_tasks.core.encoding import NONE, OMITTED, unavailable
+from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Failed,
     Guard,
@@ -285,8 +285,7 @@ class DeliveryHandler:
         """Return, or raise, the outcome of a record, with those callbacks of its run that were not sent yet."""
         match self._replayed(record):
             case Replayed(value, dispatched, changed):
-                self._restore_callbacks(changed, dispatched=dispatched)
-                self._refuse_missing_result(record)
+                self._restore_callbacks(changed, dispatched=dispatched, omitted=self._is_omitted(record))
                 return value
             case Failed(failure, dispatched, changed):
                 self._restore_callbacks(changed, dispatched=dispatched, failed=True)
@@ -332,8 +331,14 @@ class DeliveryHandler:
             callbacks.assign_task_ids(self.task.request, self.request.key)
             callbacks.notify_when_sent(self.task.request, self._note_dispatch, self._give_back)
 
-    def _restore_callbacks(self, changed: str | None, *, dispatched: bool, failed: bool = False) -> None:
-        """Give a replay the callbacks of its run; none if they are known to have been sent."""
+    def _restore_callbacks(
+        self, changed: str | None, *, dispatched: bool, failed: bool = False, omitted: bool = False
+    ) -> None:
+        """Give a replay the callbacks of its run; none if they are known to have been sent.
+
+        Raises:
+            ResultUnavailableError: they cannot be read, or take a result that was omitted.
+        """
         if dispatched:
             if self._has_callbacks(failed=failed):
                 callbacks.suppress(self.task.request)
@@ -341,18 +346,15 @@ class DeliveryHandler:
         try:
             if not self.delivery.eager:
                 callbacks.restore(self.task.request, changed)
+            if omitted:
+                callbacks.refuse_result(self.task.request)
         except ResultUnavailableError as error:
             raise ResultUnavailableError(error.message, self.delivery.task, self.request.key) from error
         self._prepare_callbacks(failed=failed)
 
-    def _refuse_missing_result(self, record: Record) -> None:
-        """Raise `ResultUnavailableError` if callbacks would get None for a result that is stored nowhere on purpose."""
-        if record.codec == OMITTED and self.policy.on_replay is None and callbacks.take_result(self.task.request):
-            msg = (
-                "its result is not stored (codec='none'), and a link, a chain or a chord waits for it; publish what is "
-                "missing, make it immutable (.si()) or return the result from on_replay"
-            )
-            raise unavailable(record, msg)
+    def _is_omitted(self, record: Record) -> bool:
+        """Return whether a replay has None for a result that the task stores nowhere; ``on_replay`` may have it."""
+        return record.codec == OMITTED and self.policy.on_replay is None
 
     def _note_dispatch(self) -> None:
         if self._store.note_dispatch(self.request.key, self.delivery.task_id):

@@ -10,7 +10,7 @@ from uuid import uuid4
 from celery import Celery
 from celery.result import AsyncResult
 
-from idempotent_tasks import IdempotentTask
+from idempotent_tasks import IdempotentTask, MemoryStore
 from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.stores import Store
 from tests.support.inline import InlineWorker
@@ -115,7 +115,7 @@ class Carried:
 class Deployment:
     """An old and a new version, and an old one whose producer reserves keys (``at_publish="join"``)."""
 
-    def __init__(self, old: Version, new: Version, reserving: Version, store: Store) -> None:
+    def __init__(self, old: Version, new: Version, reserving: Version, store: MemoryStore) -> None:
         self.old = old
         self.new = new
         self.reserving = reserving
@@ -187,4 +187,4 @@ class Deployment:
         self.reserving.publish(*args, **options)
         self.new.run_next()
         assert len(self.new.runs) == before + 1
-        return not any(map(is_reservation, self.store.records()))  # type: ignore[attr-defined]
+        return not any(map(is_reservation, self.store.records()))
