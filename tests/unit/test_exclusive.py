@@ -1,13 +1,18 @@
 """``Idempotency.exclusive()`` and ``expires=0``: one run at a time, and nothing is replayed to other task ids."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
+from celery.worker.state import revoked
 
 from idempotent_tasks import ConfigurationError, Idempotency, InProgressError
 from idempotent_tasks.core.guard import Failed, Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import OWN_RETENTION_SECONDS
 from idempotent_tasks.core.records import Busy, Record, Status
 from idempotent_tasks.errors import StoreUnavailableError
@@ -17,6 +22,7 @@ from tests.support.guarding import Bench, Broken, Interrupt, done, grant, reques
 from tests.support.inline import InlineWorker
 from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down, lost_answer, passes
+from tests.testbed.waiting import wait_for
 
 LOCK = "shop.charge#exclusive#17"
 
@@ -138,13 +144,15 @@ class TestGuard:
         clock.advance(32)
         assert bench.deliver("two", "took over", **locked("two")) == Returned("took over")
 
-    def test_a_lock_busy_delivery_is_no_crash(self, bench: Bench) -> None:
+    def test_a_lock_busy_delivery_is_no_crash(self, bench: Bench, clock: FakeClock) -> None:
         """A delivery that waits a hundred times has crashed as often as before."""
-        grant(bench.store, "holder", key=LOCK)
         key = locked("two")["key"]
+        grant(bench.store, "two", key=key)
+        clock.advance(60)
+        grant(bench.store, "holder", key=LOCK)
         for _ in range(7):
             bench.deliver("two", **locked("two"))
-        assert bench.store.get(key).attempt == 0
+        assert bench.store.get(key).attempt == 1
 
     def test_the_lock_may_be_lost(self, bench: Bench) -> None:
         """A body that asks is told, as for its key."""
@@ -157,6 +165,20 @@ class TestGuard:
 
         bench.deliver(value=body, **locked("one"))
         assert lost == [False, True]
+
+    def test_key_and_lock_are_renewed(self, bench: Bench) -> None:
+        """The key's claim while the lock is waited for, then both until the outcome is stored."""
+        kept: list[str] = []
+
+        @contextmanager
+        def keeping(run: RunContext) -> Iterator[None]:
+            kept.append(f"+{run.key}")
+            yield
+            kept.append(f"-{run.key}")
+
+        key = locked("one")["key"]
+        bench.deliver(value=lambda _: kept.append("body"), guard=bench.guard(keeping), **locked("one"))
+        assert kept == [f"+{key}", f"-{key}", f"+{LOCK}", f"+{key}", "body", f"-{key}", f"-{LOCK}"]
 
     def test_events_are_of_the_key(self, bench: Bench) -> None:
         """One claim and one commit, as for every run: who counts them counts runs."""
@@ -187,9 +209,10 @@ class TestFaults:
 
     def test_an_interrupt_before_the_lock_is_granted(self, store: MemoryStore) -> None:
         """Key and lock are free again."""
-        bench = Bench(FaultyStore(store, claim=[passes, down(Interrupt("soft limit"))]))
+        bench = Bench(FaultyStore(store, claim=[passes, lost_answer(Interrupt("soft limit"))]))
         assert isinstance(bench.deliver(**locked("one")), Interrupted)
         assert store.get("shop.charge#id-one").free
+        assert lock_of(store).free
 
     def test_a_claim_that_ends_while_its_lock_is_waited_for(self, store: MemoryStore, clock: FakeClock) -> None:
         """No body begins without a live claim."""
@@ -332,6 +355,34 @@ class TestTask:
         task.delay(0)
         worker.drain()
         assert isinstance(errors[0], InProgressError)
+
+    def test_a_waiting_copy_is_noted_in_the_lock(self, app: Celery, worker: InlineWorker, store: MemoryStore) -> None:
+        """Its holder's record is where a duplicate of that copy looks for the proof that another one waits."""
+        noted: list[int] = []
+
+        def body(depth: int) -> None:
+            if depth == 0:
+                for _ in range(2):
+                    worker.run_next()
+                (lock,) = (record for record in store.records() if "#exclusive#" in record.key)
+                noted.append(len(lock.deferred))
+
+        task = make(app, body, idempotency=Idempotency.exclusive(on_busy="defer"))
+        task.delay(0)
+        task.delay(1)
+        worker.run_next()
+        assert noted == [1]
+
+    def test_a_tick_that_its_worker_drops_reserves_nothing(
+        self, app: Celery, worker: InlineWorker, counting: Counting, store: MemoryStore
+    ) -> None:
+        """The reservation of a revoked message is released."""
+        unwanted = counting.make(app, idempotency=Idempotency.exclusive(at_publish="join")).delay()
+        revoked.add(unwanted.id)
+        with pytest.raises(TaskRevokedError):
+            worker.run_next()
+        (lock,) = store.records()
+        wait_for(lambda: store.get(lock.key).free, 10, "the reservation is not released")
 
     def test_a_producer_joins_the_tick_that_waits(
         self, app: Celery, worker: InlineWorker, counting: Counting, seen: list[Event]
