@@ -10,6 +10,7 @@ import pytest
 from celery import Celery, Task
 
 from idempotent_tasks import (
+    DynamoDBStore,
     Idempotency,
     InProgressError,
     MemoryStore,
@@ -226,6 +227,17 @@ def test_a_key_that_names_the_new_parameter(deploy: Deploy) -> None:
     assert deploy(OLD, Code({"key": "[order_id, currency]"}, charge_in)).carried(5) == LOST
 
 
+@row("A parameter is added, with a default")
+def test_a_member_of_a_group_with_a_key_of_its_own(deploy: Deploy) -> None:
+    """Its key is one of a call, and all of its arguments are compared, but not between two signatures."""
+    deployment = deploy(Code({}), Code({}, charge_in))
+    options = {"idempotency_key": "ord-1", "group_id": "group"}
+    deployment.old.deliver("ord-1", 5, **options)
+    duplicate = deployment.old.publish("ord-1", 5, **options)
+    deployment.new.run_next()
+    assert duplicate.result == ["old", "ord-1", 5]
+
+
 def charge_all(order_id: Any) -> None:
     """Have one parameter less."""
 
@@ -376,6 +388,17 @@ def test_another_table(deploy: Deploy, store: MemoryStore, clock: FakeClock) -> 
     deployment.old.deliver("copied", 5)
     other._records.update(store._records)
     assert deployment.new.deliver("copied", 5).result[0] == "old"
+
+
+@row("The app's name, in a table with `sort_key_attr`")
+def test_another_name_of_the_app() -> None:
+    """It is in the partition key, unless that is given."""
+    layout: dict[str, Any] = {"key_attr": "pk", "sort_key_attr": "sk"}
+    names = ("shop", "billing")
+    old, new = (DynamoDBStore("records", **layout).for_app(name).schema.key("k") for name in names)
+    assert old != new
+    pinned = DynamoDBStore("records", **layout, static_pk_value="idempotency#shop")
+    assert pinned.for_app("billing").schema.key("k") == old
 
 
 @row("A plain task becomes an `IdempotentTask`")
