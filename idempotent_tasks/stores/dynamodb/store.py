@@ -42,7 +42,7 @@ from idempotent_tasks.stores.aws import Credentials
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
-from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
+from idempotent_tasks.stores.dynamodb.table import check_table_name, create_table, verify_table
 
 __all__ = ["DynamoDBStore"]
 
@@ -93,7 +93,8 @@ class DynamoDBStore:
         clock: the local source of time.
 
     Raises:
-        ConfigurationError: two attributes share a name, or ``client`` is given beside what it contains.
+        ConfigurationError: the table's name cannot be one, two attributes share a name, or ``client`` is given beside
+            what it contains.
     """
 
     max_data_bytes: int = MAX_DATA_BYTES
@@ -120,6 +121,7 @@ class DynamoDBStore:
         fast: bool = True,
         clock: Clock | None = None,
     ) -> None:
+        check_table_name(table)
         self.table = table
         self.schema = ItemSchema(
             key_attr=key_attr,
@@ -152,7 +154,8 @@ class DynamoDBStore:
         ``fast``, the constructor's arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
 
         Raises:
-            ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+            ConfigurationError: the URL has no table or one whose name cannot be, another scheme, or an unknown
+                parameter.
         """
         return cls(**_arguments_from_url(url), clock=clock)
 

@@ -1,15 +1,41 @@
-"""Creates and verifies the table: key schema, on-demand billing, TTL."""
+"""Creates and verifies the table: its name, key schema, on-demand billing, TTL."""
 
+import re
 from typing import Any, Final
 
-from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from idempotent_tasks.stores.dynamodb.item import ItemSchema
 
-__all__ = ["create_table", "describe", "key_schema_problem", "ttl_problem", "verify_table"]
+__all__ = [
+    "check_table_name",
+    "create_table",
+    "describe",
+    "key_schema_problem",
+    "ttl_problem",
+    "verify_table",
+]
+
+#: The names that DynamoDB takes (``TableName`` in its service model), and ARNs, which each operation takes instead
+#: (``TableArn``); a stand-in's ARN may have another Region and account than AWS has.
+_NAME: Final = r"[a-zA-Z0-9_.-]{3,255}"
+_TABLE: Final = re.compile(rf"(?:arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d+:table/)?{_NAME}")
 
 ACTIVE_WITHIN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.5
+
+
+def check_table_name(table: str) -> None:
+    """Raise `ConfigurationError` for what DynamoDB takes neither as a table's name nor as its ARN."""
+    if isinstance(table, str) and _TABLE.fullmatch(table):
+        return
+    # In a malformed URL, what precedes an @ may be a part of a secret.
+    shown = repr(table) if not isinstance(table, str) or "@" not in table else "a text with an @"
+    msg = (
+        f"{shown} is no name of a DynamoDB table: it has 3 to 255 of the characters a-z, A-Z, 0-9, '_', '.' and '-'; "
+        "or give the table's ARN, arn:aws:dynamodb:REGION:ACCOUNT:table/NAME"
+    )
+    raise ConfigurationError(msg)
 
 
 def create_table(connection: Connection, table: str, schema: ItemSchema) -> None:
