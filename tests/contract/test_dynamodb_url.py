@@ -64,6 +64,15 @@ class TestPlaces:
         credentials = client_of(store)._request_signer._credentials
         assert (credentials.access_key, credentials.secret_key) == ("AKIAKEY", SECRET)
 
+    def test_credentials_in_a_url_fix_the_region(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stand-in may keep tables by Region, so that a shell with another one must not see another table."""
+        url = "dynamodb://local:local@localhost:8000/keys"
+        for region in ("eu-west-1", "us-west-2"):
+            monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+            assert client_of(DynamoDBStore.from_url(url)).meta.region_name == "us-east-1"
+            assert client_of(DynamoDBStore.from_url(f"{url}?region=eu-west-3")).meta.region_name == "eu-west-3"
+            assert client_of(DynamoDBStore.from_url("dynamodb://localhost:8000/keys")).meta.region_name == region
+
     def test_an_arn_is_a_table(self) -> None:
         """The whole path is the table's name, which may be an ARN."""
         arn = "arn:aws:dynamodb:eu-west-1:123456789012:table/celery"

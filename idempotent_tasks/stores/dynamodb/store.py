@@ -38,13 +38,16 @@ from idempotent_tasks.errors import (
     RecordNotFoundError,
     StoreUnavailableError,
 )
-from idempotent_tasks.stores.aws import Credentials
+from idempotent_tasks.stores.aws import LOCAL_REGION, Credentials
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
 from idempotent_tasks.stores.dynamodb.table import check_table_name, create_table, verify_table
 
-__all__ = ["DynamoDBStore"]
+__all__ = ["LOCAL_PORT", "DynamoDBStore", "local_url"]
+
+#: Where DynamoDB Local listens, and the stand-in of ``python -m idempotent_tasks dynamodb``.
+LOCAL_PORT: Final = 8000
 
 #: DynamoDB's limit is 400 KB an item, attribute names included; the rest of a record stays below 20 KB.
 MAX_DATA_BYTES: Final = 380 * 1024
@@ -150,8 +153,9 @@ class DynamoDBStore:
     def from_url(cls, url: str, *, clock: Clock | None = None) -> Self:
         """Make a store from a URL.
 
-        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``; query parameters are
-        ``fast``, the constructor's arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
+        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``, whose Region is us-east-1
+        where it has credentials, whatever the environment says.  Query parameters are ``fast``, the constructor's
+        arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
 
         Raises:
             ConfigurationError: the URL has no table or one whose name cannot be, another scheme, or an unknown
@@ -364,6 +368,11 @@ class DynamoDBStore:
         )
 
 
+def local_url(table: str, *, host: str = "localhost", port: int = LOCAL_PORT) -> str:
+    """Return the URL of a table in a stand-in for DynamoDB, with credentials that are made up, as it takes any."""
+    return f"dynamodb://local:local@{f'[{host}]' if ':' in host else host}:{port}/{table}"
+
+
 def _arguments_from_url(url: str) -> dict[str, Any]:
     """Parse a store URL into the constructor's arguments.
 
@@ -408,9 +417,11 @@ def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
     if port is None and host != "localhost":
         place["region"] = host
     else:
-        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or 8000}"
+        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or LOCAL_PORT}"
     if parts.username:
+        # A stand-in may have a table of this name in each Region: the URL alone must say which one is meant.
         place["credentials"] = Credentials(unquote(parts.username), unquote(parts.password or ""))
+        place["region"] = LOCAL_REGION
     return place
 
 
