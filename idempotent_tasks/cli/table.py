@@ -1,12 +1,13 @@
 """``idempotency create-table``, ``template`` and ``check``: create the table, and check the configuration."""
 
 import json
+from typing import Any
 
 import click
 from celery.concurrency import get_implementation
 
 from idempotent_tasks.checks import CheckContext, run_checks
-from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
+from idempotent_tasks.cli.context import REFUSED, AdminContext, impatient_settings, pass_admin_context, reported_errors
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
 from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import ConfigurationError
@@ -55,11 +56,9 @@ def check(context: click.Context, *, as_json: bool) -> None:
     Assumes a worker that is started without options.  Exits with 0 if nothing is found, else with 1.
     """
     app = context.obj.app
-    try:
-        app.loader.import_default_modules()
-        found = run_checks(CheckContext.of_app(app, get_implementation(app.conf.worker_pool).__module__))
-    except ConfigurationError as error:
-        end(error, USAGE)
+    with reported_errors():
+        impatient_settings(app)
+        found = run_checks(CheckContext.of_app(app, _pool(app)))
     if as_json:
         listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
         click.echo(json.dumps(listed, indent=2))
@@ -68,3 +67,16 @@ def check(context: click.Context, *, as_json: bool) -> None:
             click.echo(f"{each.code}: {each.what}\n  why:    {each.why}\n  remedy: {each.remedy}\n")
         click.echo(f"{len(found)} finding{'' if len(found) == 1 else 's'}")
     raise SystemExit(REFUSED if found else 0)
+
+
+def _pool(app: Any) -> str:
+    """Return the module of the app's pool.
+
+    Raises:
+        ConfigurationError: there is no such pool, or it is not installed.
+    """
+    pool = app.conf.worker_pool
+    try:
+        return str(get_implementation(pool).__module__)
+    except Exception as error:
+        raise ConfigurationError(f"worker_pool={pool!r} cannot be used ({type(error).__name__}: {error})") from error

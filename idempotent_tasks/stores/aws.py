@@ -144,6 +144,11 @@ class ProcessClient:
         return None if self.ready_made else place
 
     @property
+    def local_port(self) -> int | None:
+        """The port of an endpoint on this machine; None for any other, and for a ready-made client."""
+        return urlsplit(self._endpoint_url or "").port if _is_loopback(self._endpoint_url) else None
+
+    @property
     def provider(self) -> str | None:
         """The provider of this process's credentials, by botocore's name; None where it is unknown."""
         return None if self._origin is None else getattr(self._origin.credentials, "method", None)
