@@ -12,7 +12,7 @@ from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import LOCAL_PORT, local_url
 from idempotent_tasks.stores.dynamodb.table import describe, key_schema_problem, ttl_problem
 
-__all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table", "development_remedy"]
+__all__ = ["DESCRIPTIONS", "TABLE_FINDINGS", "WORKER_ACTIONS", "check_table", "development_remedy"]
 
 #: The codes of this module's findings.
 TABLE_FINDINGS: Final = (
@@ -25,9 +25,10 @@ TABLE_FINDINGS: Final = (
     "table-ttl-off",
 )
 
-_DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
+#: The actions on the table itself, and not on its items.
+DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
 #: The actions of a worker on the table; the descriptions only for these checks.
-WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
+WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *DESCRIPTIONS)
 #: The error codes of DynamoDB and IAM for a missing permission.
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
 #: The tolerated difference from DynamoDB's clock in seconds.
@@ -93,7 +94,7 @@ def _check_action(store: DynamoDBStore, action: str, ask: Callable[[], Iterable[
             what = f"dynamodb:{action} on table {store.table!r} is not allowed"
             remedy = f'{{"Effect": "Allow", "Action": "dynamodb:{action}", "Resource": "<the table\'s ARN>"}}'
             return [Finding(code="permission-missing", what=what, remedy=remedy)]
-        if action in _DESCRIPTIONS:
+        if action in DESCRIPTIONS:
             raise
         # Other errors of a read or write have a cause that the descriptions of the table show better.
         return []

@@ -15,6 +15,7 @@ from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
+from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, request_by
 from tests.testbed.forking import Child
 from tests.testbed.wire import Wire, lose_answer, refuse
@@ -380,6 +381,55 @@ def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:
     shown = json.loads(run("template", "--format", "cloudformation").stdout)["Resources"]["IdempotencyResults"]
     (rule,) = shown["Properties"]["LifecycleConfiguration"]["Rules"]
     assert (rule["Prefix"], rule["ExpirationInDays"]) == ("shop/", 8)
+
+
+class TestTemplate:
+    """``template`` and ``create-table``: options without effect are refused, what a policy leaves out is said."""
+
+    KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+
+    def test_a_protected_table(self, run: Run, app: Celery) -> None:
+        """The options reach the template, and the table that the command creates."""
+        options = ("--deletion-protection", "--kms-key", self.KEY)
+        shown = json.loads(run("template", "--format", "cloudformation", *options).stdout)
+        properties = shown["Resources"]["IdempotencyTable"]["Properties"]
+        assert properties["DeletionProtectionEnabled"] is True
+        assert properties["SSESpecification"]["KMSMasterKeyId"] == self.KEY
+        created = run("create-table", *options)
+        assert (created.exit_code, "protected against deletion" in created.stdout) == (0, True), created.output
+
+    def test_a_tenant(self, run: Run, app: Celery) -> None:
+        """The tasks that the policy shuts out are named beside it."""
+        result = run("template", "--format", "iam", "--tenant", "shop.")
+        (condition, _) = json.loads(result.stdout)["Statement"][0]["Condition"].values()
+        assert condition == {"dynamodb:LeadingKeys": ["shop.*"]}
+        assert result.stderr == "Not of this tenant, and refused by this policy: renamed\n"
+
+    def test_a_tenant_of_a_composite_table(self, run: Run, app: Celery, make_store: MakeStore) -> None:
+        """There the partition key is the tenant's, and a prefix of the sort key is none."""
+        app.conf.idempotency_store = make_store(sort_key_attr="sort", static_pk_value="tenant-1")
+        assert run("template", "--format", "iam", "--tenant", "tenant-1").exit_code == 0
+        refused = run("template", "--format", "iam", "--tenant", "shop.")
+        assert refused.exit_code == 2
+        assert "'tenant-1', which does not begin with 'shop.'" in " ".join(refused.stderr.split())
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ("template --format terraform --tenant acme.", "--tenant is about permissions"),
+            ("template --format iam --deletion-protection", "have no effect"),
+            ("template --format iam --point-in-time-recovery", "have no effect"),
+            ("template --format iam --tenant=", "--tenant is empty"),
+            ("template --format iam --kms-key alias/shop", "write the ARN of a key"),
+            ("create-table --kms-key 11111111-2222-3333-4444-555555555555", "write the ARN of a key"),
+        ],
+    )
+    def test_what_has_no_effect(self, run: Run, wire: Wire, words: str, said: str) -> None:
+        """Such an option ends with 2, and nothing is asked or printed."""
+        wire.clear()
+        result = run(*words.split())
+        assert (result.exit_code, result.stdout, wire.operations()) == (2, "", [])
+        assert said in result.stderr
 
 
 def test_watch_once(run: Run, app: Celery, records: DynamoDBStore) -> None:

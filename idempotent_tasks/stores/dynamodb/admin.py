@@ -21,7 +21,7 @@ __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 T = TypeVar("T")
 
 #: The permissions for these calls and for the creation of the table, beside a worker's.
-OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
+OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTable", "UpdateTimeToLive")
 #: Items a page: few enough that a busy server answers within the client's time-out, too.
 PAGE_ITEMS: Final = 500
 #: Seconds for which a page is requested again that DynamoDB refuses for now: a listing of many pages should not start

@@ -38,8 +38,20 @@ def check_table_name(table: str) -> None:
     raise ConfigurationError(msg)
 
 
-def create_table(connection: Connection, table: str, schema: ItemSchema) -> None:
-    """Create the table unless it is there, wait until it is active, and turn its TTL on."""
+def create_table(
+    connection: Connection,
+    table: str,
+    schema: ItemSchema,
+    *,
+    deletion_protection: bool = False,
+    kms_key: str | None = None,
+) -> None:
+    """Create the table unless it is there, wait until it is active, and turn on its TTL and what else is asked for."""
+    settings: dict[str, Any] = {}
+    if deletion_protection:
+        settings["DeletionProtectionEnabled"] = True
+    if kms_key is not None:
+        settings["SSESpecification"] = {"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": kms_key}
     if describe(connection, table) is None:
         connection.request(
             "create_table",
@@ -50,8 +62,15 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
             AttributeDefinitions=[
                 {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(schema)
             ],
+            **settings,
         )
-    _check_schema(_await_active(connection, table), table, schema)
+    description = _await_active(connection, table)
+    _check_schema(description, table, schema)
+    for name, value in settings.items():
+        if not _has(description, name, value):
+            # One change for each request, and each waits for the one before: DynamoDB takes no others.
+            connection.request("update_table", TableName=table, **{name: value})
+            description = _await_active(connection, table)
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
@@ -61,6 +80,14 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
             TimeToLiveSpecification={"Enabled": True, "AttributeName": schema.expiry_attr},
         )
     _check_ttl(connection, table, schema)
+
+
+def _has(description: dict[str, Any], name: str, value: Any) -> bool:
+    """Return whether a table's description shows a setting of its creation."""
+    if name == "SSESpecification":
+        key: bool = description.get("SSEDescription", {}).get("KMSMasterKeyArn") == value["KMSMasterKeyId"]
+        return key
+    return bool(description.get(name) == value)
 
 
 def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None:
