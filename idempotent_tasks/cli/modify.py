@@ -12,7 +12,7 @@ from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_adm
 from idempotent_tasks.cli.format import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.cli.selection import takes_key
-from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import StoreUnavailableError
 
 __all__ = ["forget", "purge", "release"]
@@ -39,10 +39,11 @@ def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool)
     Outcomes are never released: see `forget`.  A body that runs is not ended: with --force a second may run beside it.
     """
     record = _record_of(admin, key, hint)
-    if record.status is not Status.INPROGRESS:
-        refuse(f"{key!r} has an outcome, there is no claim to release; forget it to have the next delivery run")
-    if state(record, admin.now()) == "free":
-        refuse(f"{key!r} is free already; the next delivery runs")
+    match state(record, admin.now()):
+        case "completed" | "failed" as outcome:
+            refuse(f"{key!r} is {outcome}, there is no claim to release; forget it to have the next delivery run")
+        case "free" | "expired" as over:
+            refuse(f"{key!r} is {over} already; the next delivery runs")
     _refuse_live(admin, record, force=force)
     confirm(f"Release {key!r}, held by {record.task_id} on {record.worker}?", yes=yes)
     _refuse_unless(admin.operations.release(record, REASON, force=force), key)
@@ -65,7 +66,13 @@ def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) 
 
 @click.command()
 @click.option(
-    "--status", "states", multiple=True, required=True, type=click.Choice(STATES), help="Records of this state."
+    "--state",
+    "--status",
+    "states",
+    multiple=True,
+    required=True,
+    type=click.Choice(tuple(STATES)),
+    help="Records of this state.",
 )
 @click.option(
     "--before", type=Moment(), required=True, help="Last written before: 90s, 15m, 12h, 7d, 2w ago, or a date."

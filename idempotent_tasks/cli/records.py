@@ -17,8 +17,9 @@ from idempotent_tasks.task import guarded_tasks
 __all__ = ["list_", "matching", "show"]
 
 _LINE = "{:<10}{:>6}{:>7}{:>9}  {:<38}{}"
-#: The stored status of each state that the table can filter by.
+#: The stored status of each state that the table can filter by; those that have expired are left out afterwards.
 _STORED = {
+    "reserved": Status.INPROGRESS,
     "running": Status.INPROGRESS,
     "free": Status.INPROGRESS,
     "completed": Status.COMPLETED,
@@ -53,7 +54,9 @@ def matching(
 
 
 @click.command("list")
-@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="Only records of this state.")
+@click.option(
+    "--state", "--status", "states", multiple=True, type=click.Choice(tuple(STATES)), help="Only records of this state."
+)
 @click.option("--task", help="Only records that this task claimed.")
 @click.option("--before", type=Moment(), help="Only records last written before: 90s, 15m, 12h, 7d, 2w ago, or a date.")
 @click.option("--after", type=Moment(), help="Only records last written after.")

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
 from idempotent_tasks.cli import idempotency
+from idempotent_tasks.cli.format import STATES
 from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
@@ -122,6 +123,51 @@ class TestList:
         assert run("list").stdout.splitlines()[-1] == "3 records"
 
 
+class TestStates:
+    """A record is in one state, by one word, wherever it is shown and by whatever it is filtered."""
+
+    @pytest.fixture
+    def one_of_each(self, records: DynamoDBStore, raw: Any) -> DynamoDBStore:
+        """A record of each state; those that have expired were each another before."""
+        records.claim(request_by(reservation_owner("id-p"), key="shop.charge#reserved", task_id="id-p"))
+        records.commit(grant(records, "x", key="shop.charge#failed"), encode_failure(ValueError(17)), 3600)
+        for state, key in (("completed", "shop.charge#expired"), ("running", "shop.charge#expired-while-it-ran")):
+            item = raw.get_item(TableName=records.table, Key={"id": {"S": f"shop.charge#{state}"}})["Item"]
+            past = {"N": str(int(records.clock.now()) - 60)}
+            raw.put_item(TableName=records.table, Item={**item, "id": {"S": key}, "expiration": past})
+        return records
+
+    @pytest.mark.parametrize("state", STATES)
+    @pytest.mark.parametrize("option", ["--state", "--status"])
+    def test_one_word(self, run: Run, one_of_each: DynamoDBStore, option: str, state: str) -> None:
+        """The word in a list, in its filter, in its JSON and in `show` is the same."""
+        lines = run("list", option, state).stdout.splitlines()[1:-1]
+        listed = [json.loads(line) for line in run("list", "--json", option, state).stdout.splitlines()]
+        keys = {each["key"] for each in listed}
+        ran = {"shop.charge#expired-while-it-ran"} if state == "expired" else set()
+        assert keys == {f"shop.charge#{state}"} | ran
+        assert {line.split()[0] for line in lines} == {each["state"] for each in listed} == {state}
+        for key in keys:
+            assert json.loads(run("show", "--json", key).stdout)["state"] == state
+            assert run("show", key).stdout.splitlines()[1].split() == ["state", state]
+
+    def test_an_expired_record(self, run: Run, one_of_each: DynamoDBStore) -> None:
+        """There is nothing to release in it, no time is left of it, and it may be purged by that word only."""
+        for key in ("shop.charge#expired", "shop.charge#expired-while-it-ran"):
+            refused = run("release", key, "--yes", "--force")
+            assert (refused.exit_code, "is expired already; the next delivery runs" in refused.stderr) == (1, True)
+            assert json.loads(run("show", "--json", key).stdout)["seconds_left"] == 0
+        purge = ("purge", "--before", "2099-01-01", "--yes")
+        assert "deleted 1" in run(*purge, "--state", "completed").stdout
+        assert "deleted 2" in run(*purge, "--state", "expired").stdout
+
+    def test_a_failure_is_not_completed(self, run: Run, one_of_each: DynamoDBStore) -> None:
+        """No field of a failure calls it so."""
+        shown = run("show", "--json", "shop.charge#failed").stdout
+        assert "completed" not in shown
+        assert json.loads(shown)["finished_at"] is not None
+
+
 class TestShow:
     """``show``."""
 
@@ -211,7 +257,7 @@ class TestRelease:
         ("key", "why"),
         [
             ("shop.charge#free", "is free already"),
-            ("shop.charge#completed", "has an outcome"),
+            ("shop.charge#completed", "is completed, there is no claim"),
             ("shop.charge#none", "no record"),
             ("some-task-id", "is no key"),
         ],
