@@ -6,7 +6,7 @@ from typing import Final
 
 __all__ = ["WHY", "Finding", "place_of"]
 
-#: Why each finding matters, by its code. `docs/checks.md` has a section for each.
+#: Why each finding matters, by its code. `docs/reference/checks.md` has a section for each.
 WHY: Final = {
     "check-failed": "what this check looks for may be wrong, and nobody would know",
     "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",

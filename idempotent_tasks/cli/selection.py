@@ -108,7 +108,7 @@ def key_of_call(
     # The record's validation is not asked for, and may need more arguments than the key.
     keyed = Idempotency(**{**policy.given, "validate": None})
     try:
-        return claim_request(delivery, keyed, task.run_signature).key
+        request = claim_request(delivery, keyed, task.run_signature)
     except (MissingKeyError, KeyEncodingError) as error:
         end(error, USAGE)
     except Exception as error:  # noqa: BLE001 - a user's callable can raise anything
@@ -117,6 +117,8 @@ def key_of_call(
             "published, with --args and --kwargs"
         )
         raise click.UsageError(msg) from None
+    # Of a task that runs one at a time, the lock is what its arguments lead to; the other record is the task id's.
+    return request.key if request.lock is None else request.lock.key
 
 
 def _task(app: Any, name: str) -> IdempotentTask:

@@ -26,6 +26,7 @@ __all__ = [
     "check_task_id",
     "payload_digest",
     "record_key",
+    "task_id_key",
 ]
 
 #: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
@@ -193,6 +194,11 @@ class Selector:
     _parsed: Any = None
     _call: Callable[..., Any] | None = None
 
+    @property
+    def identity(self) -> str:
+        """The expression, or the callable's ``module:name``: equal in all processes and versions that select alike."""
+        return self.text if self._call is None else f"{getattr(self._call, '__module__', '')}:{self.text}"
+
     @classmethod
     def of(cls, option: str, source: str | Callable[..., Any], powertools_hash: str | None = None) -> "Selector":
         """Compile a key source.
@@ -291,11 +297,16 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
         except _UnknownError as unknown:
             msg = f"{selector.option}={selector.text!r} needs {unknown}, which is not given"
             raise MissingKeyError(msg, delivery.task) from None
-    elif delivery.task_id.isprintable() and len(delivery.task_id) <= MAX_EXPLICIT_KEY_CHARACTERS:
-        return f"{prefix}#{delivery.task_id}"
     else:
-        value = delivery.task_id
+        return task_id_key(delivery, prefix)
     return f"{prefix}#{_digest(value, selector, delivery)}"
+
+
+def task_id_key(delivery: Delivery, prefix: str) -> str:
+    """Return the key of a delivery whose key is its task id."""
+    task_id = delivery.task_id
+    is_short = task_id.isprintable() and len(task_id) <= MAX_EXPLICIT_KEY_CHARACTERS
+    return f"{prefix}#{task_id if is_short else _digest(task_id, None, delivery)}"
 
 
 def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:

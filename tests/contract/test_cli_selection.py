@@ -39,6 +39,10 @@ def ship(**order: Any) -> None:
     """A task body that takes anything."""
 
 
+def sweep() -> None:
+    """A task body that runs one at a time."""
+
+
 def order_of(order: Any, *_: Any, **__: Any) -> Any:
     """A key that is a callable."""
     return order["id"]
@@ -56,6 +60,8 @@ TASKS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "ship": (ship, {"key": "order.id", "prefix": "shop-shipping"}),
     "powertools": (refund, {"key": "[order.id, reason]", "powertools": True}),
     "by-id": (charge, {}),
+    "sweep": (sweep, Idempotency.exclusive().given),
+    "rebuild": (charge, Idempotency.exclusive(key="order.id").given),
 }
 
 
@@ -84,8 +90,9 @@ def claimed(app: Celery, dynamodb: DynamoDBStore) -> Callable[..., str]:
         task = app.tasks[f"shop.{name}"]
         delivery = Delivery(task=task.name, task_id="id-1", args=args, kwargs=kwargs, explicit_key=key)
         request = claim_request(delivery, task.policy_under(settings_of(app)), task.run_signature)
-        assert isinstance(dynamodb.claim(request), Granted)
-        return request.key
+        for each in request.parts:
+            assert isinstance(dynamodb.claim(each), Granted)
+        return request.key if request.lock is None else request.lock.key
 
     return claimed
 
@@ -114,6 +121,8 @@ ORDER = {"id": 17, "customer": "ann"}
         (("refund-all", [ORDER, "broken", 5], {}), ["--args", json.dumps([ORDER, "broken", 5])]),
         (("ship", [], {"id": 17, "by": "sea"}), ["--arg", "id=17"]),
         (("powertools", [ORDER, "broken", 5], {}), ["--arg", "order.id=17", "--arg", "reason=broken"]),
+        (("sweep", [], {}), []),
+        (("rebuild", [ORDER], {}), ["--arg", "order.id=17"]),
         (("charge", [{"id": UUID(int=17)}], {}), ["--args", dumps([{"id": UUID(int=17)}])]),
     ],
 )

@@ -333,7 +333,7 @@ class TestWorker:
 
 
 def test_the_documents_explain_every_finding() -> None:
-    """`docs/checks.md` has a section for each code, with the reason that the finding itself gives."""
-    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text()
+    """`docs/reference/checks.md` has a section for each code, with the reason that the finding itself gives."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "checks.md").read_text()
     sections = dict(re.findall(r"^### `([a-z-]+)`\n\n.+?\n\n\*Why:\* (.+)\.$", text, re.MULTILINE))
     assert sections == WHY
