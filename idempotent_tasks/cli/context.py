@@ -78,15 +78,11 @@ def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Print an error of the library that is raised in the block on one line, and exit."""
+    """Print an error of the library on one line, and exit with `USAGE`: but for the store's, it is of the settings."""
     try:
         yield
-    except StoreError as error:
-        end(error, STORE)
-    except ConfigurationError as error:
-        end(error, USAGE)
     except IdempotencyError as error:
-        end(error, REFUSED)
+        end(error, USAGE)
 
 
 def _load_tasks(app: Any) -> None:

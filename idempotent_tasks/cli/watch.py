@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -29,6 +29,8 @@ TASK_ID_WIDTH: Final = 36
 RECONNECT_SECONDS: Final = 0.2
 #: Seconds for which the end waits for the broker.
 END_SECONDS: Final = 0.5
+#: kombu's options of a connection: it would try again for ever by itself, and tell nobody.
+RETRIES: Final = {"max_retries": 1, "interval_start": RECONNECT_SECONDS, "interval_step": 0}
 #: The name under which each type of Celery event is counted.
 COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in REPORTED}
 NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
@@ -141,7 +143,7 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     def receive() -> None:
         while not ended.wait(RECONNECT_SECONDS):
             try:
-                with app.connection_for_read() as broker:
+                with app.connection_for_read(transport_options=RETRIES) as broker:
                     _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}), rates)
             except Exception as error:  # noqa: BLE001 - whatever a transport raises; the claims are shown all the same
                 rates.fault = type(error).__name__
@@ -157,8 +159,14 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
 
 
 def _count_until(ended: threading.Event, receiver: Any, rates: Rates) -> None:
+    # Celery's own would log the error with its traceback, and try again for ever.
+    receiver.on_connection_error = _raise
     with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
         rates.fault = ""
         while not ended.is_set():
             with suppress(TimeoutError):
                 connection.drain_events(timeout=RECONNECT_SECONDS)
+
+
+def _raise(error: Exception, _interval: float) -> NoReturn:
+    raise error

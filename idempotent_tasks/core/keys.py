@@ -86,9 +86,7 @@ class KnownPart(dict[str, Any]):
         return KnownPart({name: change(each) for name, each in super().items()}, self._name, self._unknown)
 
     def __missing__(self, key: str) -> Any:
-        if self._unknown is None or key in self._unknown:
-            raise self._unknown_entry(key)
-        raise KeyError(key)
+        raise self._unknown_entry(key)
 
     def __contains__(self, key: object) -> bool:
         if super().__contains__(key):

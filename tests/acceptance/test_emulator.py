@@ -134,3 +134,33 @@ def test_a_server_of_another_platform(home: Path, monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(main, ["dynamodb", "--port", str(free_port())])
     assert result.exit_code == 2
     assert "cannot be run here" in result.output
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exec sleep 60", "does not listen on port"),
+        ("trap '' TERM; while :; do sleep 60 & wait; done", "does not listen on port"),
+    ],
+    ids=["deaf", "stubborn"],
+)
+def test_a_server_that_hangs(home: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
+    """It is not waited for longer than it may take to start, nor to end: then it is killed."""
+    fake = home / "roto-server"
+    fake.write_text(f"#!/bin/bash\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: str(fake))
+    monkeypatch.setattr("idempotent_tasks.emulator._START_SECONDS", 0.5)
+    monkeypatch.setattr("idempotent_tasks.emulator._END_SECONDS", 0.5)
+    result = CliRunner().invoke(main, ["dynamodb", "--port", str(free_port())])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_table_that_cannot_be_created(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here boto3 is told to use a profile that does not exist: the command ends, and says so."""
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    result = CliRunner().invoke(main, ["dynamodb", "--port", str(free_port())])
+    assert result.exit_code == 2
+    assert "the table cannot be created" in result.output
+    assert "nobody" in result.output

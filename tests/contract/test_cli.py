@@ -19,6 +19,7 @@ from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, request_by
 from tests.testbed.forking import Child
+from tests.testbed.processes import free_port
 from tests.testbed.wire import Wire, lose_answer, refuse
 
 Run = Callable[..., Result]
@@ -485,6 +486,29 @@ def test_watch_once(run: Run, app: Celery, records: DynamoDBStore) -> None:
     shown = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
     assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
     assert set(shown["per_second"].values()) == {0.0}
+
+
+def test_watch_without_a_broker(run: Run, app: Celery, records: DynamoDBStore) -> None:
+    """The claims are shown all the same, and why there are no events."""
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    shown = json.loads(run("watch", "--once", "--interval", "1").stdout)
+    assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
+    assert shown["broker_error"] == "OperationalError"
+
+
+def test_watch_live(run: Run, app: Celery, records: DynamoDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen has the claims; Ctrl-C ends it with 0."""
+    app.conf.broker_url = "memory://"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("idempotent_tasks.core.clock.SystemClock.sleep", interrupt)
+    result = run("watch")
+    assert result.exit_code == 0, result.output
+    assert "1 claims in flight" in result.stdout
 
 
 def test_the_table_is_made_by_the_command(run: Run, dynamodb: DynamoDBStore, raw: Any) -> None:
