@@ -78,7 +78,7 @@ def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Print an error of the library on one line, and exit with `USAGE`: but for the store's, it is of the settings."""
+    """Print an error of the library that is raised in the block on one line, and exit with `USAGE`."""
     try:
         yield
     except IdempotencyError as error:

@@ -134,10 +134,12 @@ def test_a_check_that_cannot_be_made(make: Callable[[], Celery], said: str) -> N
 
 
 def test_a_ready_made_client() -> None:
-    """A store that no check may use is none that fails."""
+    """A store that no check may use is none that fails, and the command says that it was not checked."""
     client = boto3.client("dynamodb", endpoint_url=NOBODY, region_name="eu-west-1")
     result = run(app_of(idempotency_store=DynamoDBStore("keys", client=client), broker_url="redis://"), "check")
     assert result.exit_code == 0, result.output
+    assert "DynamoDBStore('keys' at" in result.stderr
+    assert "is not checked: its client= was ready-made" in result.stderr
 
 
 @pytest.mark.parametrize("words", STORE_COMMANDS, ids=" ".join)
