@@ -125,10 +125,10 @@ def check(context: click.Context, *, as_json: bool) -> None:
     with reported_errors():
         settings = impatient_settings(app)
         found = run_checks(CheckContext.of_app(app, _pool(app)))
-    for each in (settings.store, settings.results):
+    for place in (settings.store, settings.results):
         # What needs no check has no such attribute.
-        if not getattr(each, "verifiable", True):
-            click.echo(f"{each!r} is not checked: its client= was ready-made", err=True)
+        if not getattr(place, "verifiable", True):
+            click.echo(f"{place!r} is not checked: its client= was ready-made", err=True)
     if as_json:
         listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
         click.echo(json.dumps(listed, indent=2))
