@@ -14,7 +14,7 @@ from idempotent_tasks.stores.s3 import BUCKET_ACTIONS, OBJECT_ACTIONS, S3Results
 __all__ = ["TEMPLATES", "Bucket", "Table"]
 
 #: What DynamoDB needs of a customer-managed key in the name of its caller.
-#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/encryption.usagenotes.html
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/encryption.usagenotes.html#dynamodb-kms-authz
 KEY_ACTIONS: Final = ("Encrypt", "Decrypt", "ReEncrypt*", "GenerateDataKey*", "DescribeKey", "CreateGrant")
 
 
