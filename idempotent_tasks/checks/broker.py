@@ -32,6 +32,9 @@ OLDEST_CELERY: Final = (5, 4)
 #: Transports, by kombu's name, that never redeliver a message: they delete it when they deliver it.
 FORGETFUL_TRANSPORTS: Final = {"filesystem": "filesystem", "sql": "SQLAlchemy", "memory": "in-memory"}
 
+#: botocore's options for the requests of a check: its own time-outs and retries take minutes.
+SQS_CONFIG: Final = {"connect_timeout": 2, "read_timeout": 5, "retries": {"total_max_attempts": 1}}
+
 
 def check_celery(context: CheckContext) -> Iterator[Finding]:
     """Find a Celery older than this library supports."""
@@ -165,25 +168,33 @@ def check_queue_limits(context: CheckContext) -> Iterator[Finding]:
     named = (context.app.conf.broker_transport_options or {}).get("predefined_queues") or {}
     if context.transport != "sqs" or not named:
         return
-    with context.app.connection_for_read() as connection:
-        channel = connection.channel()
-        for name in sorted(named):
-            yield from _check_queue(context, channel, name)
+    own = (context.app.conf.broker_transport_options or {}).get("client-config") or {}
+    try:
+        with context.app.connection_for_read(transport_options={"client-config": SQS_CONFIG | own}) as connection:
+            channel = connection.channel()
+            for name in sorted(named):
+                yield from _check_queue(context, channel, name)
+    except Exception as error:  # noqa: BLE001 - kombu's, botocore's, or a credential provider's
+        yield _unknown_limits(f"the queues {', '.join(map(repr, sorted(named)))}", error)
 
 
 def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Finding]:
     try:
         visibility = float(sqs_attributes(channel, name)["VisibilityTimeout"])
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
-        what = f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})"
-        remedy = "allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's"
-        yield Finding(code="queue-limits-unknown", what=what, remedy=remedy)
+        yield _unknown_limits(f"queue {name!r}", error)
         return
     limit, task = context.longest_time_limit or (0.0, "")
     if visibility < limit:
         what = f"queue {name!r} has a visibility timeout of {visibility:g} s, and {task!r} a limit of {limit:g} s"
         remedy = f"set VisibilityTimeout of {name!r} to {limit + 60:g}"
         yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy)
+
+
+def _unknown_limits(queues: str, error: Exception) -> Finding:
+    what = f"the visibility timeout of {queues} cannot be read ({type(error).__name__}: {error})"
+    remedy = "allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's"
+    return Finding(code="queue-limits-unknown", what=what, remedy=remedy)
 
 
 def _request_class(task: Any) -> type[Any]:

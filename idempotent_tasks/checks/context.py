@@ -51,10 +51,18 @@ class CheckContext:
         """Return the context of a worker that has no options but the app's configuration.
 
         Raises:
-            ConfigurationError: a setting is missing, unknown or wrong.
+            ConfigurationError: a setting is missing, unknown or wrong, or no worker could start with this broker.
         """
         conf = app.conf
-        return cls._of(app, pool, conf.task_time_limit, conf.worker_concurrency, conf.worker_prefetch_multiplier)
+        context = cls._of(app, pool, conf.task_time_limit, conf.worker_concurrency, conf.worker_prefetch_multiplier)
+        try:
+            context.transport  # noqa: B018 - raises here, once, what each check of the broker would raise
+        except Exception as error:
+            # Of other errors the text may quote a URL with a password.
+            text = f": {error}" if isinstance(error, ImportError | KeyError) else ""
+            msg = f"the broker's transport cannot be used ({type(error).__name__}{text}); fix broker_url, or install it"
+            raise ConfigurationError(msg) from error
+        return context
 
     @classmethod
     def _of(

@@ -1,12 +1,14 @@
 """Findings: the faults that checks report, by code, and why each matters."""
 
+import traceback
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["WHY", "Finding"]
+__all__ = ["WHY", "Finding", "place_of"]
 
 #: Why each finding matters, by its code. `docs/reference/checks.md` has a section for each.
 WHY: Final = {
+    "check-failed": "what this check looks for may be wrong, and nobody would know",
     "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
     "request-class-replaced": "the claim of a process that dies is not released: redeliveries wait until it expires",
@@ -69,3 +71,9 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.what}; {self.why}. Remedy: {self.remedy}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised, as ``in function (file:line)``."""
+    raised = traceback.extract_tb(error.__traceback__)
+    return f"in {raised[-1].name} ({raised[-1].filename}:{raised[-1].lineno})" if raised else "somewhere"

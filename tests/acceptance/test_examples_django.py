@@ -38,18 +38,18 @@ def test_form_that_is_sent_twice_has_one_mail(shop: Example) -> None:
     server = f"http://127.0.0.1:{port}"
     with (
         shop.running("celery -A shop worker", r" ready\.") as worker,
-        shop.running("python manage.py runserver", "Starting development server", port),
+        shop.running("python manage.py runserver", "Starting development server", {"8080": port}),
     ):
         for _ in range(2):
-            answer = shop.request("localhost:8000/orders --data", server)
-            assert (answer.status_code, answer.text) == (202, shop.shown("curl localhost:8000/orders --data").strip())
+            answer = shop.request("localhost:8080/orders --data", server)
+            assert (answer.status_code, answer.text) == (202, shop.shown("curl localhost:8080/orders --data").strip())
         wait_for(
             lambda: worker.log.read_text().count(" succeeded in ") == 2,
             CONFIRMED_SECONDS,
             lambda: f"not confirmed twice:\n{worker.tail()}",
         )
-        asked = shop.request("localhost:8000/orders/ord-17", server)
-        assert asked.text == shop.shown("curl localhost:8000/orders/ord-17").strip()
+        asked = shop.request("localhost:8080/orders/ord-17", server)
+        assert asked.text == shop.shown("curl localhost:8080/orders/ord-17").strip()
     assert len(list((shop.folder / "mails").iterdir())) == 1
 
 

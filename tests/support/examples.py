@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -82,18 +82,21 @@ class Example:
         return done.stdout
 
     @contextmanager
-    def running(self, beginning: str, ready: str, *options: str, **variables: str) -> Iterator[ChildProcess]:
+    def running(
+        self, beginning: str, ready: str, instead: Mapping[str, str] | None = None, /, **variables: str
+    ) -> Iterator[ChildProcess]:
         """Run a command in the background for the length of a block, from when its log says that it is ready.
 
         Args:
             beginning: what the README's command begins with.
             ready: a pattern of the log.
-            options: more of the command.
+            instead: what to write for some of the command's words, such as a port.
             variables: more of this command's environment.
         """
         log = self._directory / f"{next(self._numbers)}.log"
         environment = self.environment | variables
-        process = ChildProcess([*_command(self.line(beginning)), *options], log, environment, self.folder)
+        command = [(instead or {}).get(word, word) for word in _command(self.line(beginning))]
+        process = ChildProcess(command, log, environment, self.folder)
         try:
             process.wait_until(lambda: re.search(ready, process.tail(1000)), START_SECONDS)
             yield process

@@ -31,5 +31,5 @@ CELERY_TASK_DEFAULT_QUEUE = os.environ.get("QUEUE", "shop")
 CELERY_TASK_TIME_LIMIT = 30
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
-CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/shop")
+CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:8000/shop")
 CELERY_IDEMPOTENCY_EXPIRES = 86_400
