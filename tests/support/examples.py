@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -110,7 +110,7 @@ class Example:
         if options.json is not None:
             return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
         if options.data is not None:
-            return httpx.post(url, data=dict(parse_qsl(options.data)), headers=headers)
+            return httpx.post(url, data=parse_qs(options.data), headers=headers)
         return httpx.get(url, headers=headers)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 BASE = Path(__file__).parents[1]
 
@@ -12,15 +13,18 @@ ROOT_URLCONF = "shop.urls"
 TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("DATABASE", BASE / "db.sqlite3"),
-        "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
-        # A file, which the worker of the tests can open too.
-        "TEST": {"NAME": BASE / "test.sqlite3"},
-    }
+
+POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ.get("PGDATABASE")}
+SQLITE: dict[str, Any] = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": os.environ.get("SQLITE", BASE / "db.sqlite3"),
+    "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
+    # A file, which the worker of the tests can open too.
+    "TEST": {"NAME": BASE / "test.sqlite3"},
 }
+#: PostgreSQL where PGDATABASE names a database; its driver reads PGHOST, PGPORT, PGUSER and PGPASSWORD by itself.
+DATABASES = {"default": POSTGRESQL if POSTGRESQL["NAME"] else SQLITE}
+
 #: Each mail is written as a file to this folder.
 EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_FILE_PATH = os.environ.get("MAILS", BASE / "mails")
