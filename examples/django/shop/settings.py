@@ -33,6 +33,8 @@ CELERY_BROKER_URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
 CELERY_RESULT_BACKEND = os.environ.get("RESULT_URL", "redis://localhost:6379/1")
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("QUEUE", "shop")
 CELERY_TASK_TIME_LIMIT = 30
+#: Seconds after which Redis delivers again what a killed worker had: more than any task takes, less than people wait.
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 60}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
 CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/shop")
