@@ -11,12 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.test import TransactionTestCase
 
 from idempotent_tasks import DynamoDBStore, Status
 from orders.models import Order, Payment
-from orders.tasks import confirm
+from orders.tasks import confirm, record_payment
 
 WAIT_SECONDS = 60.0
 
@@ -99,3 +99,11 @@ class OrdersTest(TransactionTestCase):
         self.assertEqual(Payment.objects.count(), 1)
         placed.refresh_from_db()
         self.assertEqual(placed.paid_cents, 4200)
+
+    def test_payment_without_a_key_is_refused(self) -> None:
+        """Called directly, the task has no key: there is no row without one, and nothing is paid."""
+        placed = Order.objects.create(reference="ord-21", email="ann@example.com")
+        with self.assertRaises(IntegrityError):
+            record_payment(placed.pk, 4200)
+        placed.refresh_from_db()
+        self.assertEqual(placed.paid_cents, 0)
