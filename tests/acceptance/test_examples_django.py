@@ -12,6 +12,8 @@ from tests.testbed.processes import free_port
 from tests.testbed.waiting import wait_for
 
 FULFILLED_SECONDS = 60.0
+#: Its own tests start several workers, one after the other.
+TESTS_SECONDS = 240.0
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -57,7 +59,7 @@ def test_requests_that_are_sent_twice_have_one_effect(shop: Example) -> None:
     asked = "localhost:8000/orders/ord-17"
     with (
         shop.running("celery -A shop worker", r" ready\.") as worker,
-        shop.running("python manage.py runserver", "Starting development server", port),
+        shop.running("python manage.py runserver", r"Starting (WSGI )?development server", port),
     ):
         for request in sent * 2:
             answer = shop.request(request, server)
@@ -72,6 +74,7 @@ def test_requests_that_are_sent_twice_have_one_effect(shop: Example) -> None:
     assert len(list((shop.folder / "mails").iterdir())) == 1
 
 
+@pytest.mark.timeout(TESTS_SECONDS + 60)
 def test_its_own_tests_pass(shop: Example) -> None:
     """Django's test runner and a real worker, as the README runs them."""
-    shop.run("QUEUE=shop-tests python manage.py test")
+    shop.run("QUEUE=shop-tests python manage.py test", timeout_seconds=TESTS_SECONDS)

@@ -66,7 +66,7 @@ class Example:
         """Return the output that the README shows of such a command."""
         return [output for line, output in self.steps if line.startswith(beginning)][number]
 
-    def run(self, beginning: str, number: int = 0) -> str:
+    def run(self, beginning: str, number: int = 0, *, timeout_seconds: float = COMMAND_SECONDS) -> str:
         """Run a command to its end and return what it printed; it must succeed."""
         command = _command(self.line(beginning, number))
         done = subprocess.run(
@@ -75,7 +75,7 @@ class Example:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=timeout_seconds,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
