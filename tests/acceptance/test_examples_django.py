@@ -9,6 +9,7 @@ import redis
 
 from tests.support.examples import Example, dynamodb_url
 from tests.testbed.processes import free_port
+from tests.testbed.servers import connect_postgresql
 from tests.testbed.waiting import wait_for
 
 FULFILLED_SECONDS = 60.0
@@ -23,11 +24,8 @@ def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         yield {"PGDATABASE": ""}
         return
     server: dict[str, str] = request.getfixturevalue("postgresql")
-    import psycopg
-
-    host, port, user = server.values()
     name = f"shop_{uuid4().hex[:12]}"
-    with psycopg.connect(host=host, port=port, user=user, dbname="postgres", autocommit=True) as connection:
+    with connect_postgresql(server) as connection:
         connection.execute(f"CREATE DATABASE {name}")
         yield server | {"PGDATABASE": name}
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -28,6 +28,7 @@ __all__ = [
     "MINISTACK_VARIABLE",
     "MissingServiceError",
     "Prometheus",
+    "connect_postgresql",
     "ministack_server",
     "postgresql_server",
     "prometheus_scraping",
@@ -195,15 +196,29 @@ def _own_postgresql(executable: Path) -> Iterator[dict[str, str]]:
                 process.end_by(signal.SIGINT)
 
 
-def _postgresql_answers(variables: dict[str, str]) -> bool:
+def connect_postgresql(variables: Mapping[str, str]) -> Any:
+    """Return a connection to the server that libpq's variables name; each of its statements is a transaction.
+
+    Raises:
+        MissingServiceError: psycopg is not installed.
+        psycopg.OperationalError: the server does not answer, or asks for a password other than ``PGPASSWORD``.
+    """
+    host, port, user = (variables[name] for name in ("PGHOST", "PGPORT", "PGUSER"))
+    return _psycopg().connect(host=host, port=port, user=user, dbname="postgres", connect_timeout=2, autocommit=True)
+
+
+def _psycopg() -> Any:
     try:
         import psycopg
     except ImportError:
         raise MissingServiceError("PostgreSQL", "no package psycopg", "pip install 'psycopg[binary]'") from None
-    host, port, user = variables.values()
+    return psycopg
+
+
+def _postgresql_answers(variables: Mapping[str, str]) -> bool:
     try:
-        psycopg.connect(host=host, port=port, user=user, dbname="postgres", connect_timeout=2).close()
-    except psycopg.OperationalError:
+        connect_postgresql(variables).close()
+    except _psycopg().OperationalError:
         return False
     return True
 
