@@ -28,7 +28,8 @@ class GuardedTask(IdempotentTask, DjangoTask):
 @shared_task(base=GuardedTask, bind=True)
 def record_payment(self: Any, order_id: int, cents: int) -> int:
     """Add a payment to what is paid of an order; the webhook names the key. Returns the id of the payment."""
-    with transaction.atomic():
+    # durable: no transaction around this one could still roll the row back.
+    with transaction.atomic(durable=True):
         payment, is_new = Payment.objects.get_or_create(
             idempotency_key=self.idempotency.key, defaults={"order_id": order_id, "cents": cents}
         )
