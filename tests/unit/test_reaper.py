@@ -25,12 +25,11 @@ from idempotent_tasks import (
 from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Claim, ClaimRequest, Granted
-from idempotent_tasks.messaging.claim_request import request_of
+from idempotent_tasks.messaging.claim_request import request_of, request_or_none
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from idempotent_tasks.worker import reaper
 from idempotent_tasks.worker.reaper import ClaimReaper
-from idempotent_tasks.worker.request import request_or_none
 from tests.support.guarding import done
 from tests.support.stores import FaultyStore, down, meanwhile, passes
 from tests.testbed.waiting import wait_for
