@@ -23,11 +23,12 @@ from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.messaging import callbacks
+from idempotent_tasks.messaging.claim_request import request_or_none
 from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.task import IdempotentTask, guarded_tasks
 from idempotent_tasks.worker.reaper import ClaimReaper
-from idempotent_tasks.worker.request import GuardedRequest, is_prefork, remember_worker, request_or_none
+from idempotent_tasks.worker.request import GuardedRequest, is_prefork, remember_worker
 
 __all__ = [
     "carry_key",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -66,7 +66,7 @@ class Example:
         """Return the output that the README shows of such a command."""
         return [output for line, output in self.steps if line.startswith(beginning)][number]
 
-    def run(self, beginning: str, number: int = 0) -> str:
+    def run(self, beginning: str, number: int = 0, *, timeout_seconds: float = COMMAND_SECONDS) -> str:
         """Run a command to its end and return what it printed; it must succeed."""
         command = _command(self.line(beginning, number))
         done = subprocess.run(
@@ -75,7 +75,7 @@ class Example:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=timeout_seconds,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -113,7 +113,7 @@ class Example:
         if options.json is not None:
             return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
         if options.data is not None:
-            return httpx.post(url, data=dict(parse_qsl(options.data)), headers=headers)
+            return httpx.post(url, data=parse_qs(options.data), headers=headers)
         return httpx.get(url, headers=headers)
 
 
