@@ -10,6 +10,7 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
+from idempotent_tasks.core.declaration import check_declaration
 from idempotent_tasks.core.delivery import (
     KEY_HEADER,
     KEY_OPTION,
@@ -62,7 +63,7 @@ class IdempotentTask(Task):
         """Take ``idempotency=`` as the policy, and remove it: in a body, `idempotency` is the run context.
 
         Raises:
-            ConfigurationError: the body is a coroutine function, or the policy is wrong.
+            ConfigurationError: the body is a coroutine function, the policy is wrong, or it does not fit the body.
         """
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.run) or inspect.isasyncgenfunction(cls.run):
@@ -98,9 +99,16 @@ class IdempotentTask(Task):
 
     @classmethod
     def _adopt_policy(cls) -> None:
-        if "idempotency" in vars(cls) and cls is not IdempotentTask:
-            cls.idempotency_policy = Idempotency.of(vars(cls)["idempotency"])
-            del cls.idempotency
+        """Make the nearest declaration, of the class or a base of it, the policy; check it against the body."""
+        # A mixin may declare one too, on either side of IdempotentTask among the bases.
+        declared = (_declared(each) for each in cls.__mro__ if each is not IdempotentTask)
+        policy = Idempotency.of(next((each for each in declared if each is not None), cls.idempotency_policy))
+        if policy is not cls.idempotency_policy:
+            cls.idempotency_policy = policy
+        if not isinstance(cls.idempotency, property):
+            cls.idempotency = IdempotentTask.idempotency  # type: ignore[method-assign]
+        if cls.run is not Task.run and not vars(cls).get("abstract"):
+            check_declaration(policy, _body_signature(cls), cls.name or cls.__name__)
 
     @property
     def idempotency(self) -> RunContext | UnguardedRun:
@@ -296,6 +304,21 @@ class IdempotentTask(Task):
 def guarded_tasks(app: Any) -> list[IdempotentTask]:
     """Return the guarded tasks of an app; finalises it."""
     return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
+
+
+def _declared(cls: type) -> Any:
+    """Return the policy that a class itself declares, as it stands there; None if it declares none."""
+    declared = vars(cls).get("idempotency")
+    return vars(cls).get("idempotency_policy") if declared is None or isinstance(declared, property) else declared
+
+
+def _body_signature(cls: type[IdempotentTask]) -> inspect.Signature | None:
+    """Return the signature of a class's body without ``self``; None if it has none."""
+    run = inspect.getattr_static(cls, "run")
+    try:
+        return inspect.signature(run.__get__(object(), cls) if hasattr(run, "__get__") else run)
+    except (TypeError, ValueError):
+        return None
 
 
 def _hand_over(request: Any, reason: str) -> None:

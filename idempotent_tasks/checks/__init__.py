@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from idempotent_tasks.checks import broker
+from idempotent_tasks.checks import broker, tasks
 from idempotent_tasks.checks.context import CheckContext, check_pickle, check_prefixes, check_settings
 from idempotent_tasks.checks.dynamodb import check_table
 from idempotent_tasks.checks.findings import WHY, Finding
@@ -13,10 +13,15 @@ __all__ = ["CHECKS", "WHY", "CheckContext", "Finding", "run_checks"]
 
 CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     broker.check_celery,
+    tasks.check_unguarded,
+    tasks.check_skipping,
+    tasks.check_keys,
+    tasks.check_missing_limits,
     broker.check_transport,
     broker.check_acknowledgements,
     broker.check_requests,
     broker.check_visibility,
+    broker.check_visibility_excess,
     broker.check_prefetch,
     broker.check_pool_limits,
     broker.check_expiries,
@@ -32,6 +37,9 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
 
 
 def run_checks(context: CheckContext) -> list[Finding]:
-    """Return the findings of all checks, except those that ``idempotency_silenced_checks`` names."""
+    """Return the findings of all checks, except those that ``idempotency_silenced_checks`` names.
+
+    Checks themselves leave out the tasks that silence a finding.
+    """
     silenced = context.settings.silenced_checks
     return [finding for check in CHECKS for finding in check(context) if finding.code not in silenced]

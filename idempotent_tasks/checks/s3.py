@@ -5,7 +5,6 @@ from typing import Any, Final
 
 from idempotent_tasks.checks.context import CheckContext
 from idempotent_tasks.checks.findings import Finding
-from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import StoreError
 from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.s3 import S3Results, days_of
@@ -43,7 +42,7 @@ def check_bucket(context: CheckContext) -> Iterator[Finding]:
         if error_code(error) != _NO_RULES:
             return
         rules = []
-    longest = max((seconds(context.policy(task).expires) for task in context.tasks), default=0.0)
+    longest = max((context.retention_seconds(task) for task in context.tasks), default=0.0)
     yield from _check_rules(results, rules, days_of(longest))
 
 

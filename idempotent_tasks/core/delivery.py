@@ -27,6 +27,7 @@ __all__ = [
     "ReceivedMessage",
     "chord_with_key",
     "explicit_key",
+    "following_signatures",
     "id_text",
     "inherited_headers",
     "is_grouped",
@@ -203,7 +204,33 @@ def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
 
 def explicit_key(options: Mapping[str, Any]) -> Any:
     """Return the key in the options of a call or signature, given as an option or as a header; None without one."""
-    return options.get(KEY_OPTION) or (options.get("headers") or {}).get(KEY_HEADER)
+    headers = options.get("headers")
+    return options.get(KEY_OPTION) or (headers.get(KEY_HEADER) if isinstance(headers, Mapping) else None)
+
+
+def following_signatures(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield each signature in a message that is sent after its task: links, steps of a chain, the body of a chord.
+
+    Args:
+        body: the message's, before it is serialized, under either of Celery's protocols.
+    """
+    waiting = _following(body[-1] if isinstance(body, tuple | list) else body)
+    while waiting:
+        signature = waiting.pop()
+        if isinstance(signature, Mapping):
+            yield signature
+            waiting += _following(signature.get("options"))
+            # A group, a chain or a chord has its members among its arguments.
+            waiting += _following(signature.get("kwargs")) if signature.get("subtask_type") else []
+
+
+def _following(place: Any) -> list[Any]:
+    """Return what stands where Celery puts signatures: in a message, in a signature's options, in a canvas."""
+    if not isinstance(place, Mapping):
+        return []
+    lists = (place.get(name) for name in ("callbacks", "errbacks", "chain", "link", "link_error", "tasks"))
+    single = [place.get(name) for name in ("chord", "header", "body")]
+    return [each for listed in lists if isinstance(listed, list | tuple) for each in listed] + single
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:

@@ -6,14 +6,24 @@ from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableErr
 from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from idempotent_tasks.stores.dynamodb.item import ItemSchema
 
-__all__ = ["create_table", "describe", "key_schema_problem", "ttl_problem", "verify_table"]
+__all__ = [
+    "create_table",
+    "describe",
+    "is_strongly_consistent",
+    "key_schema_problem",
+    "replica_regions",
+    "ttl_problem",
+    "verify_table",
+]
 
 ACTIVE_WITHIN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.5
+#: The states of a replica that is not there, or not for long.
+_NO_REPLICA: Final = ("CREATION_FAILED", "DELETING")
 
 
 def create_table(connection: Connection, table: str, schema: ItemSchema) -> None:
-    """Create the table unless it is there, wait until it is active, and turn its TTL on."""
+    """Create the table unless it is there, wait until it is active, and turn its TTL on where it can have one."""
     if describe(connection, table) is None:
         connection.request(
             "create_table",
@@ -25,7 +35,10 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
                 {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(schema)
             ],
         )
-    _check_schema(_await_active(connection, table), table, schema)
+    description = _await_active(connection, table)
+    _check_schema(description, table, schema)
+    if is_strongly_consistent(description):
+        return
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
@@ -44,13 +57,29 @@ def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None
         msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
         raise StoreMisconfiguredError(msg)
     _check_schema(description, table, schema)
-    _check_ttl(connection, table, schema)
+    if not is_strongly_consistent(description):
+        _check_ttl(connection, table, schema)
 
 
 def describe(connection: Connection, table: str) -> dict[str, Any] | None:
     """Return DynamoDB's description of a table; None where there is no table of this name."""
     described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
     return dict(described.answer["Table"]) if isinstance(described, Succeeded) else None
+
+
+def replica_regions(description: dict[str, Any]) -> list[str]:
+    """Return the other Regions that a global table has replicas in; none for a table of one Region."""
+    own = str(description.get("TableArn", "")).split(":")[3:4]
+    replicas = [each for each in description.get("Replicas", ()) if each.get("ReplicaStatus") not in _NO_REPLICA]
+    return sorted({each["RegionName"] for each in replicas} - set(own))
+
+
+def is_strongly_consistent(description: dict[str, Any]) -> bool:
+    """Return whether a table is a global one with multi-Region strong consistency: it has no TTL and no transactions.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/V2globaltables_HowItWorks.html
+    """
+    return description.get("MultiRegionConsistency") == "STRONG"
 
 
 def _await_active(connection: Connection, table: str) -> dict[str, Any]:
