@@ -65,6 +65,8 @@ PRIVATE_HEADERS: Final = frozenset(
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
 #: A higher count is forged: deferred each second, a message reaches it after 11 days.
 MOST_DEFERRALS: Final = 1_000_000
+#: Where signatures stand, one or a list of them: in a message's body, a signature's options, a canvas's arguments.
+_SIGNATURE_PLACES: Final = ("callbacks", "errbacks", "chain", "chord", "link", "link_error", "tasks", "header", "body")
 #: How deep tracing SDKs nest ``headers`` in ``headers``: in the message's, or in those of an eager call.
 _DEEPEST: Final = 2
 
@@ -228,9 +230,8 @@ def _following(place: Any) -> list[Any]:
     """Return what stands where Celery puts signatures: in a message, in a signature's options, in a canvas."""
     if not isinstance(place, Mapping):
         return []
-    lists = (place.get(name) for name in ("callbacks", "errbacks", "chain", "link", "link_error", "tasks"))
-    single = [place.get(name) for name in ("chord", "header", "body")]
-    return [each for listed in lists if isinstance(listed, list | tuple) for each in listed] + single
+    found = (place.get(name) for name in _SIGNATURE_PLACES)
+    return [each for one in found for each in (one if isinstance(one, list | tuple) else [one])]
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:
