@@ -153,7 +153,7 @@ def _check_item_permissions(store: DynamoDBStore, context: CheckContext) -> Iter
 def _tasks_by_prefix(store: DynamoDBStore, context: CheckContext) -> dict[str, list[str]]:
     """Return the key prefixes to try, each with the names of its tasks: one, or as many as the context allows."""
     tasks: dict[str, list[str]] = {}
-    for task in context.heeding("prefix-not-allowed") or context.tasks:
+    for task in context.heeding("prefix-not-allowed") or context.tasks[:1]:
         tasks.setdefault(context.policy(task).prefix or task.name, []).append(task.name)
     # Of a composite key, IAM sees the partition key, which all records share.
     most = context.most_prefixes if store.schema.sort_key_attr is None else 1

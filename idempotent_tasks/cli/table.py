@@ -1,6 +1,7 @@
 """``idempotency create-table``, ``template`` and ``check``: create the table, and check the configuration."""
 
 import json
+from dataclasses import asdict
 
 import click
 from celery.concurrency import get_implementation
@@ -61,7 +62,7 @@ def check(context: click.Context, *, as_json: bool) -> None:
     except ConfigurationError as error:
         end(error, USAGE)
     if as_json:
-        listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
+        listed = [{**asdict(each), "why": each.why} for each in found]
         click.echo(json.dumps(listed, indent=2))
     else:
         for each in found:

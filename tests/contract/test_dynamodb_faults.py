@@ -39,6 +39,7 @@ TRANSIENT: dict[str, Fault] = {
             "LimitExceededException",
             "ProvisionedThroughputExceededException",
             "ReplicatedWriteConflictException",
+            "ReplicatedWriteConflictException",
             "RequestLimitExceeded",
             "ThrottlingException",
             "TransactionConflictException",
