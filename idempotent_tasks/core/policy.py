@@ -66,8 +66,8 @@ class Idempotency:
         prefix: separates the keys of different tasks; None for the task's name.  Set it before you rename a task.
         expires: how long an outcome is kept and replayed, in seconds.
         on_busy: what a delivery does if its key is running: ``defer`` publishes it again for later, ``wait`` waits
-            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
-            periodic tasks), unless a link, a chain or a chord waits for it.
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it, unless a
+            link, a chain or a chord waits for it, and needs a ``key``.
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
