@@ -164,13 +164,11 @@ def _tasks_by_prefix(store: DynamoDBStore, context: CheckContext) -> dict[str, l
 
 
 def _is_allowed(store: DynamoDBStore, operation: str, **parameters: Any) -> bool:
-    """Send a request on an item, and return whether IAM allows it; what else is wrong with it, other checks show."""
+    """Send a request on an item, and return whether IAM allows it; the descriptions show what else is wrong."""
     try:
         store.connection.request(operation, TableName=store.table, **parameters)
     except (StoreMisconfiguredError, RecordCorruptError) as error:
-        if blames_credentials(error):
-            raise
-        return error_code(error) not in _DENIALS
+        return blames_credentials(error) or error_code(error) not in _DENIALS
     return True
 
 

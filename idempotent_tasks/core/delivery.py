@@ -216,7 +216,7 @@ def following_signatures(body: Any) -> Iterator[Mapping[str, Any]]:
     Args:
         body: the message's, before it is serialized, under either of Celery's protocols.
     """
-    waiting = _following(body[-1] if isinstance(body, tuple | list) else body)
+    waiting = _following(body[-1] if isinstance(body, tuple | list) and body else body)
     while waiting:
         signature = waiting.pop()
         if isinstance(signature, Mapping):
