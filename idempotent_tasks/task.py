@@ -1,7 +1,7 @@
 """`IdempotentTask`: the Celery task class whose body runs under a claim."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -100,9 +100,7 @@ class IdempotentTask(Task):
     @classmethod
     def _adopt_policy(cls) -> None:
         """Make the nearest declaration, of the class or a base of it, the policy; check it against the body."""
-        # A mixin may declare one too, on either side of IdempotentTask among the bases.
-        declared = (_declared(each) for each in cls.__mro__ if each is not IdempotentTask)
-        policy = Idempotency.of(next((each for each in declared if each is not None), cls.idempotency_policy))
+        policy = Idempotency.of(next(_declarations(cls), cls.idempotency_policy))
         if policy is not cls.idempotency_policy:
             cls.idempotency_policy = policy
         if not isinstance(cls.idempotency, property):
@@ -306,10 +304,14 @@ def guarded_tasks(app: Any) -> list[IdempotentTask]:
     return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
 
 
-def _declared(cls: type) -> Any:
-    """Return the policy that a class itself declares, as it stands there; None if it declares none."""
-    declared = vars(cls).get("idempotency")
-    return vars(cls).get("idempotency_policy") if declared is None or isinstance(declared, property) else declared
+def _declarations(cls: type) -> Iterator[Any]:
+    """Yield the policies that a class and its bases declare, as they stand there, the nearest one first."""
+    for each in cls.__mro__:
+        # A mixin may declare one too, on either side of IdempotentTask among the bases.
+        own = {} if each is IdempotentTask else vars(each)
+        declared = (own[name] for name in ("idempotency", "idempotency_policy") if name in own)
+        # The property is the run context.
+        yield from (value for value in declared if not isinstance(value, property))
 
 
 def _body_signature(cls: type[IdempotentTask]) -> inspect.Signature | None:

@@ -21,7 +21,7 @@ def unguarded_tasks(app: Any) -> Iterator[Finding]:
     """Find an app's tasks that declare a policy and are not guarded, such as through ``task_annotations``."""
     names = tuple(task.name for task in own_tasks(app) if not isinstance(task, IdempotentTask) and _declares(task))
     if names:
-        what = f"{names_of(names)}: idempotency= is declared, but no IdempotentTask"
+        what = f"idempotency= is given to what is no IdempotentTask: {names_of(names)}"
         remedy = (
             "@app.task(base=IdempotentTask, idempotency=...) there, or every task of the app with "
             'Celery(..., task_cls="idempotent_tasks:IdempotentTask")'

@@ -78,7 +78,8 @@ def carry_key(sender: str, body: Any, headers: dict[str, Any], properties: dict[
             headers[KEY_HEADER] = check_explicit_key(key, sender)
             _refuse_unguarded(sender)
         for signature in following_signatures(body):
-            if (signature.get("options") or {}).get(KEY_OPTION) is not None:
+            # A group or chord hands its key to its members, which are refused when they are sent.
+            if not signature.get("subtask_type") and (signature.get("options") or {}).get(KEY_OPTION) is not None:
                 _refuse_unguarded(str(signature.get("task")))
     except IdempotencyError as error:
         properties["expiration"] = _Refusal(error)

@@ -270,6 +270,77 @@ def test_which_prefixes_may_be_shared(look: Look, policies: list[dict[str, Any]]
     assert codes == ["prefix-shared"] * found
 
 
+class Orders:
+    """Options that a task class may inherit."""
+
+    idempotency = Idempotency(key="order")
+
+
+class OfOrders(Orders, Task):
+    """A base class that is not guarded."""
+
+
+@pytest.mark.parametrize(
+    ("options", "annotations"),
+    [
+        ({"idempotency": {}}, {}),
+        ({"idempotency_policy": {"key": "order"}}, {}),
+        ({"base": OfOrders}, {}),
+        ({}, {"idempotency": Idempotency(key="order")}),
+        ({}, {"idempotency": {"key": "order"}}),
+    ],
+    ids=["mapping", "policy", "inherited", "annotated", "annotated-mapping"],
+)
+def test_options_that_guard_nothing_are_found(
+    app: Celery, look: Look, options: dict[str, Any], annotations: dict[str, Any]
+) -> None:
+    """Where no class could refuse them; a task without any is left alone, and so are Celery's own."""
+    app.conf.task_annotations = {"shop.other": annotations, "celery.*": annotations}
+    app.task(do_nothing, name="shop.plain", shared=False)
+    (finding,) = look({}, {}, {}, {"base": Task, **options})
+    assert (finding.code, finding.tasks) == ("task-not-guarded", ("shop.other",))
+
+
+def test_a_pool_that_ends_no_body_is_not_told_to(look: Look) -> None:
+    """A soft limit, of the task or of the worker, ends a body too; a lease ends none."""
+    no_limit = {"task_time_limit": None}
+    assert look({"soft_time_limit": 30}, no_limit, {}) == []
+    assert look({}, no_limit, {"worker_soft_time_limit": 30.0}) == []
+    assert look({}, no_limit, {"pool": "celery.concurrency.solo"}) == []
+    (finding,) = look({"idempotency": {"lease": 60}}, no_limit, {})
+    assert (finding.code, finding.what) == ("time-limit-missing", "task 'shop.charge': no time limit")
+
+
+@pytest.mark.parametrize(
+    ("task", "conf", "sufficient"),
+    [
+        ({"time_limit": 30}, {}, 390),
+        ({"time_limit": 30}, {"worker_prefetch_multiplier": 1}, 300),
+        ({"time_limit": 30, "default_retry_delay": 600}, {}, 810),
+        ({"time_limit": 30, "autoretry_for": (OSError,), "retry_backoff": True}, {}, 810),
+        ({"time_limit": 30, "autoretry_for": (OSError,), "retry_backoff": 5, "retry_backoff_max": 7200}, {}, None),
+        ({"time_limit": 90}, {}, None),
+        ({"time_limit": 30}, {"worker_prefetch_multiplier": 0}, None),
+        ({"time_limit": 30}, {"broker_transport_options": {"visibility_timeout": 600}}, None),
+    ],
+)
+def test_when_a_visibility_timeout_is_far_too_long(
+    look: Look, task: dict[str, Any], conf: dict[str, Any], sufficient: int | None
+) -> None:
+    """An hour, as Redis has it, over seconds of work; retries, which a worker holds until they are due, need theirs."""
+    found = look(task, {"broker_url": REDIS, "broker_transport_options": {}, **conf}, {})
+    remedies = [each.remedy for each in found if each.code == "visibility-far-above-time-limit"]
+    assert [f'"visibility_timeout": {sufficient}}}' in each for each in remedies] == [True] * (sufficient is not None)
+
+
+def test_a_task_without_a_limit_may_need_the_whole_visibility_timeout(look: Look) -> None:
+    """Also one that is not guarded; and on a pool that enforces none, no limit counts."""
+    conf: dict[str, Any] = {"broker_url": REDIS, "broker_transport_options": {}, "task_time_limit": None}
+    assert look({"time_limit": 30}, conf, {}, {"base": Task}) == []
+    codes = [each.code for each in look({"time_limit": 30}, conf, {"pool": "celery.concurrency.solo"})]
+    assert codes == ["time-limit-ignored"]
+
+
 @pytest.mark.parametrize(
     ("url", "options", "found"),
     [

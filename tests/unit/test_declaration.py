@@ -239,6 +239,8 @@ def test_nearer_options_count_before_those_of_a_base(declare: Declare) -> None:
         idempotency = Idempotency(expires=60)  # type: ignore[assignment]
 
     assert declare(charge, base=Nearer).idempotency_policy.given == {"expires": 60}
+    task = declare(charge, base=Nearer, name="shop.default", idempotency=None)
+    assert task.idempotency_policy.given == {}
 
 
 def test_a_policy_may_be_a_mapping_under_its_own_name(declare: Declare) -> None:

@@ -51,7 +51,7 @@ def test_options_of_an_app_without_guarded_tasks_are_found(
     assert start(app)
     (finding,) = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert finding.__dict__["idempotency_finding"] == "task-not-guarded"
-    assert "task 'shop.charge': idempotency= is declared, but no IdempotentTask" in finding.getMessage()
+    assert "idempotency= is given to what is no IdempotentTask: task 'shop.charge'" in finding.getMessage()
 
 
 def test_such_options_may_stop_the_worker(app: Celery) -> None:

@@ -127,6 +127,14 @@ def test_a_key_for_what_follows_and_is_not_guarded_is_refused(
     assert worker.waiting() == 2
 
 
+def test_a_key_for_a_group_that_follows_is_its_members(app: Celery, worker: InlineWorker, counting: Counting) -> None:
+    """The group itself is a task of Celery's, which no guard could have."""
+    first = counting.make(app).si("17")
+    chain(first, group(first, first).set(idempotency_key="k")).apply_async()
+    worker.run_next()
+    assert keys(worker) == ["k", "k"]
+
+
 def test_arguments_are_no_signatures(app: Celery, worker: InlineWorker) -> None:
     """A mapping in the arguments that looks like one is a task's own."""
     plain = app.task(do_nothing, name="shop.plain", shared=False)
