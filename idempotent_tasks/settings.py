@@ -149,7 +149,7 @@ SETTINGS: Final = (
         "checks",
         "warn",
         _check_mode,
-        'what a worker that starts does with [findings](../checks.md): `"warn"`, `"error"`, `"ignore"`',
+        'what a worker that starts does with [findings](checks.md): `"warn"`, `"error"`, `"ignore"`',
     ),
     Setting("silenced_checks", [], check_codes),
     Setting(
@@ -157,24 +157,26 @@ SETTINGS: Final = (
         False,
         _switch,
         "`True` turns the guard off: every delivery runs its body, as plain Celery does. "
-        "[What you do without](../observability.md#the-kill-switch)",
+        "[What you do without](../how-to/observability.md#the-kill-switch)",
         DISABLED_VARIABLE,
     ),
     Setting(
         "prometheus_port",
         None,
         _address,
-        'the port, or `"ADDRESS:PORT"`, on which a worker serves [Prometheus metrics](../observability.md#prometheus)',
+        'the port, or `"ADDRESS:PORT"`, for [Prometheus metrics](../how-to/observability.md#prometheus) of a worker',
         PORT_VARIABLE,
     ),
     Setting(
         "results_bucket",
         None,
         _results_bucket,
-        'where [large results](../results.md#large-results) are stored: `"s3://BUCKET/PREFIX"`, or an '
+        'where [large results](results.md#large-results) are stored: `"s3://BUCKET/PREFIX"`, or an '
         "[`S3Results`](store.md#large-results)",
     ),
-    Setting("cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../cache.md) at most"),
+    Setting(
+        "cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../how-to/cache.md) at most"
+    ),
     Setting("cache_bytes", 20_000_000, _whole_number, "how many bytes of memory they take at most"),
     *(Setting(option.name, option.default) for option in fields(Idempotency) if option.name in _OPTIONS),
 )

@@ -26,7 +26,7 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, handle
-from idempotent_tasks.messaging.publish import publication_of
+from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
 from idempotent_tasks.messaging.request_state import state_of
 from idempotent_tasks.settings import Settings, codec_of, settings_of
 
@@ -176,7 +176,9 @@ class IdempotentTask(Task):
         request = self.request_stack.top
         task_id = None if task_id is None else id_text(task_id)
         if request is not None and task_id is not None and task_id == id_text(request.id):
-            _hand_over(request, "Retry")
+            run = _hand_over(request, "Retry")
+            if run is not None:
+                reserve_for_retry(self, run.claim.request, options)
             return publish(args, kwargs, task_id, *positional, **options)
         # At the first member, before any is published: a retry or a deferred copy was published before.
         self.refuse_chords_key(explicit_key(options), options.get("chord"), options.get("chain"))
@@ -323,10 +325,13 @@ def _body_signature(cls: type[IdempotentTask]) -> inspect.Signature | None:
         return None
 
 
-def _hand_over(request: Any, reason: str) -> None:
+def _hand_over(request: Any, reason: str) -> RunContext | None:
+    """Release the key of the run that a request has, and return that; None where there is none."""
     run = state_of(request).run
-    if isinstance(run, RunContext):
-        run.hand_over(reason)
+    if not isinstance(run, RunContext):
+        return None
+    run.hand_over(reason)
+    return run
 
 
 def _guarding(called: Any) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """The report of one run: tables for the terminal and the documents, everything as JSON, and a picture.
 
-``python -m benchmarks.chaos.report run1.json run2.json ...`` puts several runs into the tables of `docs/chaos.md`.
+``python -m benchmarks.chaos.report run1.json run2.json ...`` makes the tables of `docs/explanation/chaos.md`.
 """
 
 import json

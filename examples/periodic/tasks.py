@@ -32,8 +32,6 @@ app.conf.update(
     },
     broker_connection_retry_on_startup=True,
     idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic"),
-    # A tick that is delivered again after its record has expired is only one more tick.
-    idempotency_silenced_checks=["expires-before-redelivery"],
     task_default_queue=os.environ.get("QUEUE", "periodic"),
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
@@ -46,7 +44,7 @@ def note(event: str) -> None:
         runs.write(f"{event} (process {os.getpid()})\n")
 
 
-@app.task(idempotency=Idempotency(key=lambda: "sweep", on_busy="skip", expires=1, lease=5))
+@app.task(idempotency=Idempotency.exclusive(lease=5))
 def sweep() -> None:
     """Run longer than a tick."""
     note("sweep begins")

@@ -152,7 +152,7 @@ def check_pool_limits(context: CheckContext) -> Iterator[Finding]:
 def check_expiries(context: CheckContext) -> Iterator[Finding]:
     """Find records that expire before a redelivery, and results that expire before their records."""
     visibility, kept = context.visibility_timeout, context.app.conf.result_expires
-    expires = {task.name: context.retention_seconds(task) for task in context.tasks}
+    expires = {task.name: context.policy(task).retention_seconds for task in context.tasks}
     heeding = context.heeding("expires-before-redelivery")
     early = tuple(task.name for task in heeding if visibility is not None and expires[task.name] < visibility)
     if early:
@@ -160,8 +160,8 @@ def check_expiries(context: CheckContext) -> Iterator[Finding]:
         what = f"{names_of(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s"
         remedy = f"Idempotency(..., expires={visibility:g}) there, or more"
         yield Finding(code="expires-before-redelivery", what=what, remedy=remedy, tasks=early)
-    # The outcome of an exclusive task is replayed to its own message only, which nobody waits for any more.
-    replaying = [task for task in context.heeding("result-expires-first") if seconds(context.policy(task).expires) > 0]
+    # Under expires=0 an outcome is replayed to its own message only, whose result nobody waits for any more.
+    replaying = [task for task in context.heeding("result-expires-first") if not context.policy(task).expires_at_once]
     read = [task.name for task in replaying if not task.ignore_result]
     outlived = tuple(name for name in read if kept and expires[name] > seconds(kept))
     if outlived:

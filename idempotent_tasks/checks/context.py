@@ -10,7 +10,7 @@ import celery
 
 from idempotent_tasks.checks.findings import Finding, check_known
 from idempotent_tasks.core.encoding import PICKLE
-from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.settings import Settings, changed_settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 
@@ -18,8 +18,6 @@ __all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings", "
 
 #: kombu's default visibility timeouts in seconds, by transport.
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
-#: How long the record of an exclusive task (``expires=0``) is kept for redeliveries of its own message, in seconds.
-EXCLUSIVE_RETENTION_SECONDS: Final = 86_400.0
 #: How many key prefixes a worker that starts tries at the table; workers of one app draw different ones.
 MOST_PREFIXES: Final = 20
 
@@ -91,10 +89,6 @@ class CheckContext:
     def policy(self, task: IdempotentTask) -> Idempotency:
         """Return a task's policy with the app's defaults."""
         return task.policy_under(self.settings)
-
-    def retention_seconds(self, task: IdempotentTask) -> float:
-        """Return for how many seconds an outcome of a task is kept."""
-        return seconds(self.policy(task).expires) or EXCLUSIVE_RETENTION_SECONDS
 
     def time_limit(self, task: Any) -> float | None:
         """Return a task's hard time limit in seconds, enforced or not; None if it has none."""

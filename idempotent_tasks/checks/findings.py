@@ -12,7 +12,7 @@ __all__ = ["PER_TASK", "WHY", "Finding", "check_known", "names_of"]
 #: How many tasks a text names at most.
 MOST_NAMED: Final = 5
 
-#: Why each finding matters, by its code. `docs/checks.md` has a section for each.
+#: Why each finding matters, by its code. `docs/reference/checks.md` has a section for each.
 WHY: Final = {
     "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",

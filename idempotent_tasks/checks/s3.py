@@ -42,7 +42,7 @@ def check_bucket(context: CheckContext) -> Iterator[Finding]:
         if error_code(error) != _NO_RULES:
             return
         rules = []
-    longest = max((context.retention_seconds(task) for task in context.tasks), default=0.0)
+    longest = max((context.policy(task).retention_seconds for task in context.tasks), default=0.0)
     yield from _check_rules(results, rules, days_of(longest))
 
 

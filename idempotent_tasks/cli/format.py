@@ -84,6 +84,7 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "fence": record.fence,
         "error": record.error,
         "validation": record.validation,
+        "validated_by": record.validated_by,
         "codec": record.codec,
         "data_bytes": size,
         "deferred": dict(record.deferred) or None,

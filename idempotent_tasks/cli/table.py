@@ -9,7 +9,6 @@ from celery.concurrency import get_implementation
 from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.cli.context import REFUSED, USAGE, AdminContext, end, pass_admin_context
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
-from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.s3 import S3Results
@@ -43,7 +42,7 @@ def _bucket(admin: AdminContext) -> Bucket | None:
     settings = settings_of(admin.app)
     if not isinstance(settings.results, S3Results):
         return None
-    longest = max((seconds(task.policy_under(settings).expires) for task in guarded_tasks(admin.app)), default=0.0)
+    longest = max((task.policy_under(settings).retention_seconds for task in guarded_tasks(admin.app)), default=0.0)
     return Bucket.of(settings.results, longest)
 
 

@@ -28,7 +28,7 @@ def check_declaration(policy: Idempotency, body: inspect.Signature | None, task:
 
 def never_skips(policy: Idempotency) -> str | None:
     """Return why no delivery of a task can meet another one that it could skip; None if one can."""
-    if policy.on_busy != "skip" or policy.key is not None or seconds(policy.expires) == 0:
+    if policy.on_busy != "skip" or policy.key is not None or policy.expires_at_once:
         return None
     return (
         "on_busy='skip' without key= skips no other tick of a schedule: the key is the task id, and each tick has its "

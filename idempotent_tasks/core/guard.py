@@ -30,11 +30,13 @@ from idempotent_tasks.core.records import (
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.errors import (
+    ConfigurationError,
     CrashLoopError,
     PayloadMismatchError,
     ResultEncodingError,
     ResultUnavailableError,
     StoreError,
+    StoreUnavailableError,
 )
 
 __all__ = [
@@ -54,6 +56,9 @@ __all__ = [
 HOLDER_ENDED: Final = "HolderEnded"
 #: Exceptions that end a process, raised by the body or by billiard's SIGTERM at a hard time limit: no clean end.
 PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
+#: The reasons of the releases of a lock at the end of its run, and of a key whose lock another run holds.
+UNLOCKED: Final = "Ended"
+NOT_LOCKED: Final = "NotLocked"
 #: Seconds between two claims of a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -138,12 +143,13 @@ class Guard:
         Raises:
             PayloadMismatchError: the key was used with another payload.
             CrashLoopError: the body crashed ``max_crashes`` times in a row.
+            ConfigurationError: the key of the request's lock has an outcome.
             ResultEncodingError: the body succeeded, its result cannot be stored.
         """
         # To release after an interrupt: the claim may be granted before its answer is seen.
         claim = Claim.unseen(request)
         try:
-            answer = self._claim(request)
+            answer = self._claim(request, self.store)
             if isinstance(answer, Granted):
                 claim = answer.claim
                 self._refuse_crash_loop(claim)
@@ -152,6 +158,8 @@ class Guard:
             self.store.release(claim, type(error).__name__, began=False)
             return Interrupted(error)
         match answer:
+            case Granted() if request.lock is not None:
+                return self._run_locked(RunContext(claim, self.store), request.lock, body)
             case Granted():
                 return self._run(RunContext(claim, self.store), body)
             case Mismatch():
@@ -162,16 +170,57 @@ class Guard:
             case Finished() | Busy():
                 return answer
 
-    def _claim(self, request: ClaimRequest) -> ClaimAnswer | Unanswered:
+    def _run_locked(self, run: RunContext, request: ClaimRequest, body: Callable[[RunContext], Any]) -> Verdict:
+        """Run the body while its lock is held; if another run holds that, release the key and return `Busy`."""
+        answer = self._locked(run, request)
+        if isinstance(answer, Granted):
+            run.lock = RunContext(answer.claim, self._lock_store)
+            with self.lease.renewing(run.lock):
+                try:
+                    return self._run(run, body)
+                finally:
+                    run.lock.hand_over(UNLOCKED)
+        self.store.release(run.claim, NOT_LOCKED, began=False)
+        match answer:
+            case Unanswered(store_error):
+                return Unclaimed(store_error)
+            case Finished() | Mismatch():
+                msg = "the key of its lock has an outcome: another call was given that key as its idempotency_key"
+                raise ConfigurationError(msg, request.task, request.key)
+        return answer
+
+    def _locked(self, run: RunContext, request: ClaimRequest) -> ClaimAnswer | Unanswered | Interrupted:
+        """Claim a lock, and renew the run's claim while that waits; no lock is granted past the claim's end."""
+        lock = Claim.unseen(request)
+        try:
+            with self.lease.renewing(run):
+                answer = self._claim(request, self._lock_store)
+            if not isinstance(answer, Granted):
+                return answer
+            lock = answer.claim
+            if not run.claim_lost and run.claim.expires_at > self.store.clock.now():
+                return answer
+        except self.store.interrupts as error:
+            self._lock_store.release(lock, type(error).__name__, began=False)
+            return Interrupted(error)
+        self._lock_store.release(lock, NOT_LOCKED, began=False)
+        return Unanswered(StoreUnavailableError("the claim ended before its lock was granted", request.task, run.key))
+
+    @property
+    def _lock_store(self) -> RetryingStore:
+        # Events are about runs of keys: who counts their ends would count this one twice.
+        return replace(self.store, observe=lambda _: None)
+
+    def _claim(self, request: ClaimRequest, store: RetryingStore) -> ClaimAnswer | Unanswered:
         """Claim the key; repeat while it is busy under ``on_busy="wait"``, and at once if its holder has ended."""
-        clock = self.store.clock
+        clock = store.clock
         wait = seconds(self.policy.wait_timeout) if self.policy.on_busy == "wait" else 0.0
-        give_up_at = clock.monotonic() + min(wait, self.store.deadline.seconds_left)
+        give_up_at = clock.monotonic() + min(wait, store.deadline.seconds_left)
         while True:
-            answer = self.store.claim(request)
+            answer = store.claim(request)
             if isinstance(answer, Busy) and this_process().has_ended(answer.holder.process):
-                self.store.release(Claim.shown_by(answer.holder), HOLDER_ENDED, crashed=True)
-                answer = self.store.claim(request)
+                store.release(Claim.shown_by(answer.holder), HOLDER_ENDED, crashed=True)
+                answer = store.claim(request)
             left = give_up_at - clock.monotonic()
             if not isinstance(answer, Busy) or left <= 0:
                 return answer

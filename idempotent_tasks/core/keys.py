@@ -28,6 +28,7 @@ __all__ = [
     "check_task_id",
     "payload_digest",
     "record_key",
+    "task_id_key",
 ]
 
 #: A JMESPath expression over the bound arguments, a callable over the arguments, or None for the task id.
@@ -142,6 +143,11 @@ class Selector:
     powertools_hash: str | None = None
     _parsed: Any = None
     _call: Callable[..., Any] | None = None
+
+    @property
+    def identity(self) -> str:
+        """The expression, or the callable's ``module:name``: equal in all processes and versions that select alike."""
+        return self.text if self._call is None else f"{getattr(self._call, '__module__', '')}:{self.text}"
 
     @classmethod
     def of(cls, option: str, source: str | Callable[..., Any], powertools_hash: str | None = None) -> "Selector":
@@ -268,11 +274,16 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
         value: Any = check_explicit_key(delivery.explicit_key, delivery.task)
     elif selector is not None:
         value = selector.select(delivery, signature)
-    elif delivery.task_id.isprintable() and len(delivery.task_id) <= MAX_EXPLICIT_KEY_CHARACTERS:
-        return f"{prefix}#{delivery.task_id}"
     else:
-        value = delivery.task_id
+        return task_id_key(delivery, prefix)
     return f"{prefix}#{_digest(value, selector, delivery)}"
+
+
+def task_id_key(delivery: Delivery, prefix: str) -> str:
+    """Return the key of a delivery whose key is its task id."""
+    task_id = delivery.task_id
+    is_short = task_id.isprintable() and len(task_id) <= MAX_EXPLICIT_KEY_CHARACTERS
+    return f"{prefix}#{task_id if is_short else _digest(task_id, None, delivery)}"
 
 
 def arguments_digest(delivery: Delivery, signature: inspect.Signature) -> str:

@@ -70,8 +70,10 @@ class RunContext:
         #: When the key was claimed, in epoch seconds by the store's clock.
         self.began_at = claim.expires_at - claim.request.lease_seconds
         self.handed_over = False
-        #: Whether the claim is lost: another delivery may be running the body too.
-        self.lost = False
+        #: Whether the claim of the key is lost.
+        self.claim_lost = False
+        #: The run's hold of the lock that its body needs too, or None.
+        self.lock: RunContext | None = None
         #: Whether the run itself is committing or releasing its claim, which is then not lost.
         self.ending = False
         #: Whether the body has its outcome: `value`, or the final `failure`.
@@ -91,8 +93,13 @@ class RunContext:
 
     @property
     def fence(self) -> int:
-        """The claim's fencing token: a later run of the key has a larger one."""
-        return self.claim.fence
+        """The claim's fencing token: a later run of the key, or under its lock, has a larger one."""
+        return self.claim.fence if self.lock is None else self.lock.fence
+
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is lost: another delivery may be running the body too."""
+        return self.claim_lost or (self.lock is not None and self.lock.lost)
 
     @property
     def attempt(self) -> int:
@@ -104,6 +111,8 @@ class RunContext:
         if not self.handed_over:
             self.handed_over = self.ending = True
             self._store.release(self.claim, reason, crashed=crashed)
+        if self.lock is not None:
+            self.lock.hand_over(reason, crashed=crashed)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,7 +160,7 @@ class _Renewal:
             self.done = True
             # A claim that the run's own commit or release has ended is not lost.
             if not self.run.ending:
-                self.run.lost = True
+                self.run.claim_lost = True
                 self.observe(events.Lost.about(claim.request))
             return
         self.run.claim = answer.claim

@@ -49,6 +49,12 @@ _CHOICES: Final[dict[str, Any]] = {
 _ATTRIBUTES: Final = ("idempotency", "idempotency_policy")
 #: Powertools would read a failure as a success, and another codec's text as its own JSON.
 _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
+#: For how many seconds an outcome is replayed to its own task id under ``expires=0``: longer than SQS's longest
+#: visibility timeout, 12 hours
+#: (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html).
+OWN_RETENTION_SECONDS: Final = 86_400.0
+#: The key of a task whose runs all exclude each other: a JMESPath literal.
+_WHOLE_TASK: Final = "'task'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +70,13 @@ class Idempotency:
         validate: the part of the arguments that must not change between deliveries of one key, as an expression or a
             callable, or None for no part; a delivery that differs fails with `PayloadMismatchError`.
         prefix: separates the keys of different tasks; None for the task's name.  Set it before you rename a task.
-        expires: how long an outcome is kept and replayed, in seconds.
+        expires: how long an outcome is kept and replayed, in seconds.  0 makes the key a lock: one run at a time, and
+            other task ids run when it is over instead of replaying; the same task id, delivered again, gets its own
+            outcome for a day.
         on_busy: what a delivery does if its key is running: ``defer`` publishes it again for later, ``wait`` waits
-            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it, unless a
-            link, a chain or a chord waits for it, and needs a ``key``.
+            in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
+            periodic tasks; needs a ``key``), unless it is the running task's own message, delivered again, or a link, a
+            chain or a chord waits for it.
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
@@ -138,7 +147,7 @@ class Idempotency:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
         _check_codec(self.codec)
         for name in ("expires", "wait_timeout", "grace", "reserve"):
-            _check_seconds(name, getattr(self, name), positive=name in ("expires", "reserve"))
+            _check_seconds(name, getattr(self, name), positive=name == "reserve")
         for name in ("lease", "cache"):
             if getattr(self, name) is not None:
                 _check_seconds(name, getattr(self, name), positive=True)
@@ -181,6 +190,8 @@ class Idempotency:
                 "name the argument that is its event, or the part that its event_key_jmespath selects"
             )
             raise ConfigurationError(msg)
+        if self.expires_at_once:
+            raise ConfigurationError("powertools=True cannot be had with expires=0: Powertools knows no locks")
         defaults = {field.name: field.default for field in fields(self)}
         for name in _NOT_WITH_POWERTOOLS:
             if name in defaults and getattr(self, name) != defaults[name]:
@@ -189,6 +200,34 @@ class Idempotency:
     @property
     def _powertools_hash(self) -> str | None:
         return DEFAULT_HASH if self.powertools is True else self.powertools or None
+
+    @classmethod
+    def exclusive(cls, *, key: KeySource = None, **options: Any) -> Self:
+        """Return the policy of a task that must not overlap itself, such as a periodic one.
+
+        While one runs, other task ids are dropped (``on_busy="skip"``); when it is over, the next one runs instead of
+        replaying (``expires=0``).  The same task id, delivered again, waits for its own run and gets its outcome.
+
+        Args:
+            key: which runs exclude each other, as for `Idempotency`; None for all runs of the task.
+            options: other options, such as ``on_busy="defer"`` to have the others wait their turn.
+
+        Raises:
+            ConfigurationError: as `Idempotency`; or ``expires`` is given.
+        """
+        if "expires" in options:
+            raise ConfigurationError("exclusive() takes no expires=: nothing is replayed to other task ids")
+        return cls(**{"on_busy": "skip", **options, "key": _WHOLE_TASK if key is None else key, "expires": 0})
+
+    @property
+    def expires_at_once(self) -> bool:
+        """Whether no outcome is replayed to another task id."""
+        return seconds(self.expires) == 0
+
+    @property
+    def retention_seconds(self) -> float:
+        """For how many seconds an outcome is kept."""
+        return OWN_RETENTION_SECONDS if self.expires_at_once else seconds(self.expires)
 
     @property
     def key_selector(self) -> Selector | None:

@@ -71,6 +71,8 @@ class ClaimRequest:
     retention_seconds: float
     #: Digest of the validated part of the payload.
     validation: str | None = None
+    #: What selected that part; digests that different expressions made are not compared.  None for Powertools' way.
+    validated_by: str | None = None
     #: For people: the Celery task's name, its id, and the worker's node name.
     task: str = ""
     task_id: str = ""
@@ -80,6 +82,18 @@ class ClaimRequest:
     stands_in_until: int | None = None
     #: The process that requests it, as ``current_process`` names it.
     process: str | None = None
+    #: The request for the lock that the body needs too, of the same owner; None for none.
+    lock: "ClaimRequest | None" = None
+
+    @property
+    def parts(self) -> "tuple[ClaimRequest, ...]":
+        """This request, and that for its lock."""
+        return (self,) if self.lock is None else (self, self.lock)
+
+    def by(self, owner: str) -> "ClaimRequest":
+        """Return the same request of another owner token."""
+        lock = None if self.lock is None else self.lock.by(owner)
+        return replace(self, owner=owner, lock=lock)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +190,8 @@ class Record:
     #: As in `ClaimRequest`.
     stands_in_until: int | None = None
     process: str | None = None
+    #: As in `ClaimRequest`.
+    validated_by: str | None = None
     #: By the token of each copy that was deferred while this claim held the key: when its successor is due, in epoch
     #: milliseconds by the store's clock.  Older versions noted a small number for each delivery instead.
     deferred: Mapping[str, int] = field(default_factory=dict)
@@ -384,6 +400,7 @@ def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, n
         in_progress_expiration=claim.in_progress_expiration,
         data=outcome.data,
         validation=request.validation,
+        validated_by=request.validated_by,
         owner=claim.owner,
         fence=claim.fence,
         task=request.task,
@@ -423,4 +440,7 @@ def reservation_seconds(wait: float, delay: float, expires_in: float | None, gra
 
 
 def _payloads_differ(record: Record, request: ClaimRequest) -> bool:
-    return None not in (record.validation, request.validation) and record.validation != request.validation
+    if None in (record.validation, request.validation) or record.validation == request.validation:
+        return False
+    # Older versions and Powertools do not say what they digested.
+    return None in (record.validated_by, request.validated_by) or record.validated_by == request.validated_by

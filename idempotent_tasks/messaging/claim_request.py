@@ -1,22 +1,37 @@
 """The claim request of a delivery, as the handler, the producer and the reaper compute it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from inspect import Signature
-from typing import Any
+from typing import Any, Final
 
 from idempotent_tasks.core.delivery import Delivery, read_delivery
-from idempotent_tasks.core.keys import arguments_digest, check_prefix, check_task_id, payload_digest, record_key
+from idempotent_tasks.core.keys import (
+    arguments_digest,
+    check_prefix,
+    check_task_id,
+    payload_digest,
+    record_key,
+    task_id_key,
+)
 from idempotent_tasks.core.lease import lease_terms
-from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.settings import Settings
 
 __all__ = ["claim_request", "has_shared_key", "request_of"]
 
+#: Separates the prefix of a lock's key, so that no lock is mistaken for a record with an outcome, nor the other way
+#: round when a task's ``expires`` changes to or from 0.
+LOCK_MARK: Final = "#exclusive"
+
 
 def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature) -> ClaimRequest:
     """Return the claim request of a delivery.
+
+    Under ``expires=0`` with a key, the key is a lock that only serialises runs, and the delivery has the record of its
+    own task id beside it: its redeliveries get that outcome, whoever has run since.
 
     Args:
         delivery: the delivery.
@@ -28,18 +43,23 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
     """
     prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
     process = this_process()
-    return ClaimRequest(
-        key=record_key(delivery, prefix, policy.key_selector, signature),
+    request = ClaimRequest(
+        key="",
         owner=delivery.owner or process.token(),
         lease_seconds=lease_terms(policy, delivery.hard_limit_seconds).lease_seconds,
-        retention_seconds=seconds(policy.expires),
-        validation=_validation(delivery, policy, signature),
+        retention_seconds=policy.retention_seconds,
         task=delivery.task,
         task_id=check_task_id(delivery.task_id, delivery.task),
         # Its name comes from a command line, in bytes that need not be text; only people read it.
         worker=delivery.worker.encode(errors="backslashreplace").decode(),
         process=process.name(delivery.watcher),
     )
+    validation, validated_by = _validation(delivery, policy, signature)
+    record = replace(request, validation=validation, validated_by=validated_by)
+    if policy.expires_at_once and (policy.key is not None or delivery.explicit_key is not None):
+        lock = replace(request, key=record_key(delivery, prefix + LOCK_MARK, policy.key_selector, signature))
+        return replace(record, key=task_id_key(delivery, prefix), lock=lock)
+    return replace(record, key=record_key(delivery, prefix, policy.key_selector, signature))
 
 
 def request_of(
@@ -64,7 +84,12 @@ def has_shared_key(delivery: Delivery, policy: Idempotency) -> bool:
     return delivery.explicit_key is not None and delivery.grouped and not checked
 
 
-def _validation(delivery: Delivery, policy: Idempotency, signature: Signature) -> str | None:
-    if policy.validate_selector is not None:
-        return payload_digest(delivery, policy.validate_selector, signature)
-    return arguments_digest(delivery, signature) if has_shared_key(delivery, policy) else None
+def _validation(delivery: Delivery, policy: Idempotency, signature: Signature) -> tuple[str | None, str | None]:
+    """Return the digest of the payload's validated part, and what selected that part."""
+    selector = policy.validate_selector
+    if selector is not None:
+        by = None if selector.powertools_hash else selector.identity
+        return payload_digest(delivery, selector, signature), by
+    if has_shared_key(delivery, policy):
+        return arguments_digest(delivery, signature), f"({', '.join(signature.parameters)})"
+    return None, None

@@ -351,7 +351,8 @@ class DeliveryHandler:
     def _handle_busy(self, holder: Record) -> NoReturn:
         """Skip, merge, defer or fail a delivery whose key another holds, as ``on_busy`` says."""
         now = self._store.clock.now()
-        if self.policy.on_busy == "skip" and not self._has_callbacks(failed=False):
+        is_own = holder.task_id == self.delivery.task_id
+        if self.policy.on_busy == "skip" and not is_own and not self._has_callbacks(failed=False):
             self._emit(events.Skipped)
             raise Ignore
         if self.policy.on_busy == "raise" or not self._is_deferrable:
@@ -395,7 +396,7 @@ class DeliveryHandler:
         """
         try:
             for token in self.delivery.unseen:
-                answer = self._withdraw(replace(self.request, owner=token), UNSEEN)
+                answer = self._withdraw(self.request.by(token), UNSEEN)
                 if isinstance(answer, Unanswered):
                     break
                 if isinstance(answer, Released):
@@ -406,7 +407,10 @@ class DeliveryHandler:
         return None
 
     def _withdraw(self, request: ClaimRequest, reason: str) -> Released | Lost | Unanswered:
-        return self._store.withdraw(Claim.unseen(request), reason)
+        """Release a claim and its lock: `Released` if there was one of them, `Unanswered` if one may be left."""
+        answers = [self._store.withdraw(Claim.unseen(part), reason) for part in request.parts]
+        kinds = (Unanswered, Released, Lost)
+        return min(answers, key=lambda answer: kinds.index(type(answer)))
 
     @property
     def _is_deferrable(self) -> bool:
@@ -450,7 +454,7 @@ class DeliveryHandler:
         copy, owner = self.delivery.copy, holder.owner
         if copy is not None and owner is not None:
             past = holder.past_deferrals(now)
-            self._store.note_deferral(self.request.key, owner, copy, int(due * 1000), past)
+            self._store.note_deferral(holder.key, owner, copy, int(due * 1000), past)
 
     def _give_back(self, error: Exception, claim_left: float | None = None) -> Exception:
         """Return the rejection that sends the message back to its queue after the broker refused a publish."""

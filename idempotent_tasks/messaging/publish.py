@@ -38,7 +38,7 @@ from idempotent_tasks.messaging.claim_request import claim_request
 from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings, settings_of
 
-__all__ = ["Publication", "publication_of"]
+__all__ = ["Publication", "publication_of", "reserve_for_retry"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -208,29 +208,67 @@ def publication_of(
         if policy.missing_key == "raise":
             raise
         return None
-    expires_in = _seconds_until(task.app, merged.get("expires"))
-    wanted_until = None if expires_in is None else int((settings.store.clock.now() + expires_in) * 1000)
-    # Nobody can wait for a result that the message ignores.
-    stands_in_until = 0 if merged.get("ignore_result") and not task.ignore_result else wanted_until
     return Publication(
         task=task,
         policy=policy,
         settings=settings,
-        request=replace(_reservation(request, task.app, policy, merged, expires_in), stands_in_until=stands_in_until),
-        wanted_until=wanted_until,
+        request=_reservation(request, task, policy, settings, merged),
+        wanted_until=_wanted_until(task.app, settings, merged),
         wants_result=options.get("ignore_result") is False and task.ignore_result,
         awaited=any(merged.get(name) for name in AWAITED),
         add_to_parent=merged.get("add_to_parent", True),
     )
 
 
+def reserve_for_retry(task: Any, request: ClaimRequest, options: Mapping[str, Any]) -> None:
+    """Reserve the key of a run for its own retry, which is about to be published; does nothing under ``"send"``.
+
+    The run has released its key.  If the store does not answer, or another delivery claims the key at that moment, the
+    retry is published all the same, and waits its turn.
+
+    Args:
+        task: the bound Celery task.
+        request: the claim request of the run.
+        options: those of the retry's message.
+    """
+    settings = settings_of(task.app)
+    policy = task.policy_under(settings)
+    if policy.at_publish == "send":
+        return
+    reservation = _reservation(request, task, policy, settings, {**task._get_exec_options(), **options})  # noqa: SLF001
+    store = RetryingStore(store=settings.store, observe=settings.observe)
+    match store.claim(reservation, PUBLISH_RETRY_SECONDS):
+        case Granted():
+            settings.observe(events.Reserved.about(reservation, seconds=reservation.lease_seconds))
+        case Unanswered(error):
+            settings.observe(events.Unreserved.about(reservation, reason=type(error).__name__))
+
+
 def _reservation(
-    request: ClaimRequest, app: Any, policy: Idempotency, options: Mapping[str, Any], expires_in: float | None
+    request: ClaimRequest, task: Any, policy: Idempotency, settings: Settings, options: Mapping[str, Any]
 ) -> ClaimRequest:
+    """Return the request that reserves a key, or its lock, for a message with these options."""
+    app = task.app
     delay = _seconds_until(app, options.get("countdown") or options.get("eta")) or 0.0
+    expires_in = _seconds_until(app, options.get("expires"))
     held = reservation_seconds(seconds(policy.reserve), delay, expires_in, seconds(policy.grace))
-    # No process: a producer may end once the broker has the message.
-    return replace(request, owner=reservation_owner(request.task_id), lease_seconds=held, process=None)
+    # Nobody can wait for a result that the message ignores.
+    is_ignored = options.get("ignore_result") and not task.ignore_result
+    return replace(
+        # A key with a lock is the task id's own, which no other message has.
+        request.parts[-1],
+        owner=reservation_owner(request.task_id),
+        lease_seconds=held,
+        # A producer may end once the broker has the message.
+        process=None,
+        stands_in_until=0 if is_ignored else _wanted_until(app, settings, options),
+    )
+
+
+def _wanted_until(app: Any, settings: Settings, options: Mapping[str, Any]) -> int | None:
+    """Return when a message expires, in epoch milliseconds by the store's clock; None for never."""
+    expires_in = _seconds_until(app, options.get("expires"))
+    return None if expires_in is None else int((settings.store.clock.now() + expires_in) * 1000)
 
 
 def _seconds_until(app: Any, moment: float | str | datetime | None) -> float | None:

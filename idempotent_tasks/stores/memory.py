@@ -175,6 +175,7 @@ class MemoryStore:
             expiration=expiration_seconds(request.retention_seconds, until, now),
             in_progress_expiration=until,
             validation=request.validation,
+            validated_by=request.validated_by,
             owner=request.owner,
             fence=old.fence + 1 if old else int(now * 1000),
             attempt=(old.attempt if old else 0) + (not is_reservation(request)),

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from idempotent_tasks.core.processes import ForkGate, Process, this_process
@@ -37,11 +37,22 @@ class _Release:
     request: ClaimRequest
     reason: str
     crashed: bool
+    #: The keys that this release has freed.
+    freed: set[str] = field(default_factory=set)
 
     def try_for(self, seconds: float) -> bool:
-        """Try for so many seconds; return whether the claim is released."""
-        store = RetryingStore(store=self.settings.store, observe=self._observe)
-        claim = Claim.unseen(self.request)
+        """Try for so many seconds; return whether the claim, and that of its lock, is released."""
+        # The lock first: the next delivery of the key needs both.
+        for part in reversed(self.request.parts):
+            if part.key not in self.freed and self._is_released(part, seconds):
+                self.freed.add(part.key)
+        return len(self.freed) == len(self.request.parts)
+
+    def _is_released(self, request: ClaimRequest, seconds: float) -> bool:
+        # The end of a lock is not the end of a run.
+        observe = self._observe if request is self.request else lambda _: None
+        store = RetryingStore(store=self.settings.store, observe=observe)
+        claim = Claim.unseen(request)
         answer = store.withdraw(claim, self.reason, crashed=self.crashed, began=True, seconds=seconds)
         return isinstance(answer, Released)
 
@@ -102,7 +113,7 @@ class ClaimReaper:
             request: the delivery's claim request.
             reason: why it does not run, for the record.
         """
-        reserved = replace(request, owner=reservation_owner(request.task_id))
+        reserved = replace(request.parts[-1], owner=reservation_owner(request.task_id))
         release = _Release(self._process, settings, reserved, reason, crashed=True)
         return self._threads.submit(release.try_for, RELEASE_RETRY_SECONDS)
 

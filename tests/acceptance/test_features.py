@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "features.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "comparison.md"
 LINK = re.compile(r"\[[^\]]+\]\(([^)#]*)(?:#([^)]+))?\)")
 #: A link whose document stands at the end of the page: ``[text][label]``, and ``[label]: document``.
 LABELLED = re.compile(r"\[[^\]]+\]\[(\w+)\]")

@@ -1,4 +1,4 @@
-"""What DynamoDB bills for the protocol, by the sizes of real items; the figures of docs/discussion/cost.md."""
+"""What DynamoDB bills for the protocol, by the sizes of real items; the figures of docs/explanation/cost.md."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of
 from tests.support.guarding import done, grant, request_by
 from tests.testbed.wire import Wire
 
-PAGE = Path(__file__).parents[2] / "docs" / "discussion" / "cost.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "cost.md"
 #: The bytes of the result's JSON text, by the heading of its column.
 RESULTS = {"100 B": 100, "1 KB": KILOBYTE, "10 KB": 10 * KILOBYTE, "100 KB": 100 * KILOBYTE}
 #: The epoch milliseconds at which a copy is due: as many digits as any.

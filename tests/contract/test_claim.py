@@ -206,6 +206,32 @@ class TestMismatch:
         grant(store, "two", validation="b")
         assert store.get(KEY).validation == "b"
 
+    @pytest.mark.parametrize("outcome", [None, done(), FAILED], ids=["running", "completed", "failed"])
+    def test_not_of_what_another_expression_selected(
+        self, store: AnyStore, clock: MovableClock, outcome: Outcome | None
+    ) -> None:
+        """Its digest says nothing about this payload: a deployment that changes ``validate`` fails no delivery."""
+        first = grant(store, validation="a", validated_by="cents")
+        if outcome is not None:
+            store.commit(first, outcome, RETENTION)
+        other = request_by("two", validation="b", validated_by="[cents, currency]")
+        assert isinstance(store.claim(other), Busy if outcome is None else Finished)
+        clock.advance(LEASE + 2 if outcome is None else RETENTION + 3)
+        grant(store, "two", validation="b", validated_by="[cents, currency]")
+        record = store.get(KEY)
+        assert (record.validation, record.validated_by) == ("b", "[cents, currency]")
+
+    @pytest.mark.parametrize(("stored", "offered"), [("cents", "cents"), (None, "cents"), ("cents", None)])
+    def test_of_records_that_name_no_expression(
+        self, store: AnyStore, clock: MovableClock, stored: str | None, offered: str | None
+    ) -> None:
+        """Those of Powertools and of older versions are compared, and so is what one expression selected."""
+        grant(store, validation="a", validated_by=stored)
+        other = request_by("two", validation="b", validated_by=offered)
+        assert store.claim(other) == Mismatch("a", "b")
+        clock.advance(LEASE + 2)
+        assert store.claim(other) == Mismatch("a", "b")
+
     @pytest.mark.parametrize(("stored", "offered"), [("a", "a"), ("a", None), (None, "b"), (None, None)])
     def test_not_where_there_is_nothing_to_compare(
         self, store: AnyStore, clock: MovableClock, stored: str | None, offered: str | None

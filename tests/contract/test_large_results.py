@@ -43,7 +43,7 @@ def rows(length: int) -> list[dict[str, Any]]:
 
 #: A row: result, codec, bytes of the item, units of commit and replay, requests to S3.
 PRICE_ROW = r"^\| ([^|]+) \| `([a-z0-9+]+)` \| (\d+ K?B) \| (\d+) / (\d+) \| (none|1 PUT / 1 GET) \|$"
-#: The results in the table of docs/results.md, in its order.
+#: The results in the table of docs/reference/results.md, in its order.
 PRICED = {
     "small": "paid",
     "rows": rows(300 * KB),
@@ -112,8 +112,8 @@ def test_a_result_of_any_size_is_replayed(
 
 @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
 def test_the_page_gives_what_results_cost(dynamodb: DynamoDBStore, guard: Guard, results: S3Results, raw: Any) -> None:
-    """The bytes and write units of docs/results.md are those of real items; zlib's versions differ by little."""
-    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    """The bytes and write units of the page about results are those of real items; zlib's versions differ by little."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "results.md").read_text(encoding="utf-8")
     rows = re.findall(PRICE_ROW, page, re.MULTILINE)
     near = S3Results(results.bucket, client=results.client(), above_bytes=8192)
     tight = replace(guard, results=replace(guard.results, bucket=near))

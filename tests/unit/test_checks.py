@@ -100,7 +100,7 @@ CASES = {
     ),
     "skip-without-key": Case(
         conf={"idempotency_on_busy": "skip"},
-        fixed_task={"idempotency": {"key": "order"}},
+        fixed_task={"idempotency": Idempotency.exclusive()},
         remedy="idempotency=Idempotency.exclusive() there for one run at a time, or key=",
     ),
     "key-names-no-parameter": Case(
@@ -301,6 +301,14 @@ def test_options_that_guard_nothing_are_found(
     assert (finding.code, finding.tasks) == ("task-not-guarded", ("shop.other",))
 
 
+@pytest.mark.parametrize("policy", [Idempotency.exclusive(), Idempotency.exclusive(key="order"), {"expires": 0}])
+def test_an_exclusive_task_is_not_argued_with(look: Look, policy: Any) -> None:
+    """Its outcome is kept for a day for its own message, and is replayed to nobody else."""
+    assert look({"idempotency": policy}, visibility(3600, result_expires=60, task_time_limit=600), {}) == []
+    (finding,) = look({"idempotency": policy}, visibility(100_000, task_time_limit=10_000), {})
+    assert finding.what == "task 'shop.charge': records expire after 86400 s, redeliveries come after 100000 s"
+
+
 def test_a_pool_that_ends_no_body_is_not_told_to(look: Look) -> None:
     """A soft limit, of the task or of the worker, ends a body too; a lease ends none."""
     no_limit = {"task_time_limit": None}
@@ -480,7 +488,7 @@ class TestWorker:
 
 
 def test_the_documents_explain_every_finding() -> None:
-    """`docs/checks.md` has a section for each code, with the reason that the finding itself gives."""
-    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text()
+    """`docs/reference/checks.md` has a section for each code, with the reason that the finding itself gives."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "checks.md").read_text()
     sections = dict(re.findall(r"^### `([a-z-]+)`\n\n.+?\n\n\*Why:\* (.+)\.$", text, re.MULTILINE))
     assert sections == WHY

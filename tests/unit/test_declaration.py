@@ -144,6 +144,9 @@ def test_no_default_of_a_parameter_is_shown(declare: Declare) -> None:
         (charge, {"key": "'fixed'", "expires": 3600}),
         (sweep, {"key": lambda: "sweep", "on_busy": "skip", "expires": 86_400}),
         (charge, {"key": "order_id", "on_busy": "skip"}),
+        (sweep, Idempotency.exclusive().given),
+        (charge, Idempotency.exclusive(key="order_id").given),
+        (sweep, {"on_busy": "skip", "expires": 0}),
         (sweep, {}),
     ],
 )

@@ -53,6 +53,13 @@ def test_every_picture_has_a_source_and_is_shown() -> None:
         assert f"diagrams/{picture.name})" in pages
 
 
+def test_every_page_is_of_one_kind() -> None:
+    """A reader who knows what they want finds each page under it; nothing but the home page lies beside."""
+    kinds = {"contributing", "explanation", "how-to", "reference", "tutorial"}
+    pages = {path.relative_to(DOCS) for path in DOCS.rglob("*.md") if "_build" not in path.parts}
+    assert {page.parts[0] for page in pages} == kinds | {"index.md"}
+
+
 def test_the_reference_has_every_public_name() -> None:
     """Each name of the package is documented by itself, or is an error, all of which one module holds."""
     documented = {name.rpartition(".")[2] for name in AUTODOC.findall(REFERENCE)}
@@ -89,7 +96,8 @@ def test_the_tables_of_settings_and_options_are_complete(tables: ModuleType) -> 
     assert [name for name, _, _ in own] == [setting.key for setting in settings.SETTINGS]
     assert [name for name, _, _ in options] == [field.name for field in fields(Idempotency)]
     assert {'`"warn"`', "`10_000`", "none"} <= {default for _, default, _ in own}
-    assert ("expires", "`3_600`", "how long an outcome is kept and replayed, in seconds") in options
+    wait = 'how long ``on_busy="wait"`` waits, in seconds'
+    assert ("wait_timeout", "`10`", wait) in options
     (disabled,) = (meaning for name, _, meaning in own if name == "idempotency_disabled")
     assert disabled.endswith("; the environment's `IDEMPOTENCY_DISABLED` counts before it")
     assert [name for name in tables.TABLES if f"```{{table-of}} {name}\n```" not in REFERENCE] == []

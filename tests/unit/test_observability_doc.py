@@ -1,4 +1,4 @@
-"""docs/observability.md says what there is: each event, field, level, metric, attribute, name and value."""
+"""docs/how-to/observability.md says what there is: each event, field, level, metric, attribute, name and value."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from idempotent_tasks import events
 from idempotent_tasks.observers import SHORT_NAMES, celery_events, prometheus_metrics
 from idempotent_tasks.settings import _OFF, _ON, DISABLED_VARIABLE, PORT_VARIABLE
 
-PAGE = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "observability.md").read_text()
 OWN = {field.name for field in fields(events.Event)}
 
 
@@ -81,5 +81,5 @@ def test_the_links_lead_somewhere() -> None:
     headings = {heading.strip().lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)", PAGE, re.MULTILINE)}
     linked = re.findall(r"\]\(([^)]+)\)", PAGE)
     assert [each for each in linked if each.startswith("#") and each[1:] not in headings] == []
-    folder = Path(__file__).parents[2] / "docs"
+    folder = Path(__file__).parents[2] / "docs" / "how-to"
     assert [each for each in linked if not each.startswith(("#", "http")) and not (folder / each).exists()] == []

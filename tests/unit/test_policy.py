@@ -61,8 +61,7 @@ def test_every_field_is_documented() -> None:
             ("at_publish", "skip"),
             ("at_publish", True),
         ],
-        *[("expires", value) for value in (0, -1, "1h", None, True, float("nan"), float("inf"), timedelta(0))],
-        *[("expires", 10**400)],
+        *[("expires", value) for value in (-1, "1h", None, True, float("nan"), float("inf"), 10**400)],
         *[("wait_timeout", value) for value in (-1, "10", None, False)],
         *[("grace", value) for value in (-0.1, None, timedelta(seconds=-1))],
         *[("lease", value) for value in (0, -5, "60", True)],
@@ -90,7 +89,7 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("expires", 1), ("expires", 0.5), ("expires", timedelta(days=30))],
+        *[("expires", 0), ("expires", timedelta(0)), ("expires", 1), ("expires", 0.5), ("expires", timedelta(days=30))],
         *[("wait_timeout", 0), ("grace", 0), ("grace", timedelta(0)), ("lease", 60), ("max_crashes", 1)],
         *[("prefix", "x" * 512), ("prefix", "zahlung-é"), ("on_busy", "wait"), ("missing_key", "run")],
         *[("at_publish", "join"), ("reserve", timedelta(hours=1)), ("cache", 60), ("cache", timedelta(minutes=1))],

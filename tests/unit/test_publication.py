@@ -31,7 +31,7 @@ from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import request_by
 from tests.support.inline import UNREACHABLE, InlineWorker
 from tests.support.shop import Counting, make
-from tests.support.stores import FaultyStore, Step, down, lost_answer
+from tests.support.stores import FaultyStore, Step, down, lost_answer, passes
 from tests.testbed.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
@@ -416,6 +416,108 @@ class TestReservation:
         first = task.apply_async(("ord-1",), expires=10)
         clock.advance(16)
         assert task.delay("ord-1").id != first.id
+
+
+class TestRetry:
+    """A retry that waits: its key stays reserved for it."""
+
+    def test_a_publish_meanwhile_joins_it(self, app: Celery, worker: InlineWorker, seen: list[Event]) -> None:
+        """Or is refused under ``"raise"``: the task is neither done nor failed."""
+        runs: list[int] = []
+
+        def body(self: Any, order: str) -> str:
+            runs.append(self.request.retries)
+            if not self.request.retries:
+                raise self.retry(countdown=60)
+            return "done"
+
+        task = make(app, body, bind=True, idempotency=JOIN)
+        first = task.delay("ord-1")
+        worker.run_next()
+        assert (task.delay("ord-1").id, worker.waiting()) == (first.id, 1)
+        worker.drain()
+        assert (runs, worker.result(first.id)) == ([0, 1], "done")
+        assert kinds(seen) == [
+            "Reserved",
+            "Claimed",
+            "Released",
+            "Reserved",
+            "Joined",
+            "Claimed",
+            "Committed",
+        ]
+
+    @pytest.mark.parametrize(("options", "seconds"), [({"countdown": 60}, 360), ({"countdown": 0}, 300)])
+    def test_for_its_countdown_and_its_time_in_the_queue(
+        self, app: Celery, worker: InlineWorker, store: MemoryStore, options: dict[str, Any], seconds: float
+    ) -> None:
+        """As a first publish with that countdown would."""
+
+        def body(self: Any, order: str) -> None:
+            raise self.retry(**options)
+
+        make(app, body, bind=True, idempotency=JOIN).delay("ord-1")
+        worker.run_next()
+        record = only(store)
+        assert is_reservation(record)
+        assert record.held_until - store.clock.now() == pytest.approx(seconds, abs=1)
+
+    def test_a_duplicate_that_was_published_before_waits_for_it(
+        self, app: Celery, worker: InlineWorker, seen: list[Event]
+    ) -> None:
+        """It came past the producer's check; while the key was free it would have run in the retry's place."""
+        runs: list[str] = []
+
+        def body(self: Any, order: str) -> None:
+            runs.append(self.request.id)
+            if len(runs) == 1:
+                raise self.retry(countdown=60)
+
+        task = make(app, body, bind=True, idempotency=JOIN)
+        first = task.delay("ord-1")
+        app.send_task(task.name, ("ord-1",))
+        retried = worker.run_next()
+        worker.run_next()
+        assert (runs, retried.headers["id"]) == ([first.id], first.id)
+        assert kinds(seen)[-1] == "Deferred"
+
+    def test_a_retry_that_its_worker_drops_frees_it(
+        self, app: Celery, worker: InlineWorker, store: MemoryStore
+    ) -> None:
+        """A revoked retry reserves nothing."""
+
+        def body(self: Any, order: str) -> None:
+            raise self.retry(countdown=60)
+
+        first = make(app, body, bind=True, idempotency=JOIN).delay("ord-1")
+        worker.run_next()
+        revoked.add(first.id)
+        with pytest.raises(TaskRevokedError):
+            worker.run_next()
+        wait_for(lambda: only(store).free, 10, "the reservation of the retry is not released")
+
+    def test_none_is_asked_for_without_at_publish(self, app: Celery, worker: InlineWorker, seen: list[Event]) -> None:
+        """Nobody would be told; a duplicate may run in the retry's place."""
+
+        def body(self: Any, order: str) -> None:
+            raise self.retry(countdown=60)
+
+        make(app, body, bind=True, idempotency={"key": "order"}).delay("ord-1")
+        worker.run_next()
+        assert kinds(seen) == ["Claimed", "Released"]
+
+    def test_a_store_that_does_not_answer_stops_no_retry(
+        self, app: Celery, worker: InlineWorker, store: MemoryStore, seen: list[Event]
+    ) -> None:
+        """The message is published, unreserved."""
+        app.conf.idempotency_store = FaultyStore(store, claim=[passes, passes, *[down()] * 100])
+
+        def body(self: Any, order: str) -> None:
+            raise self.retry(countdown=60)
+
+        make(app, body, bind=True, idempotency=JOIN).delay("ord-1")
+        worker.run_next()
+        assert (worker.waiting(), kinds(seen)[-1]) == (1, "Unreserved")
 
 
 class TestFailingPublish:

@@ -40,7 +40,7 @@ class TestRetries:
 
     @each_mode
     def test_a_retry_is_published(self, app: Celery, worker: InlineWorker, store: MemoryStore, mode: str) -> None:
-        """It meets neither its own reservation nor its own claim, and reserves nothing."""
+        """It meets neither its own reservation nor its own claim; its key stays reserved while it waits."""
         owners: list[bool] = []
 
         def body(self: Any, order: str) -> int:
@@ -53,7 +53,7 @@ class TestRetries:
         for _ in range(2):
             worker.run_next()
             owners.extend(map(is_reservation, store.records()))
-        assert (worker.drain(), worker.result(first.id), owners) == (1, 2, [False, False])
+        assert (worker.drain(), worker.result(first.id), owners) == (1, 2, [True, True])
 
     @each_mode
     def test_autoretry(self, app: Celery, worker: InlineWorker, mode: str) -> None:

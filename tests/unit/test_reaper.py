@@ -14,7 +14,14 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from idempotent_tasks import IdempotentTask, RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError, events
+from idempotent_tasks import (
+    Idempotency,
+    IdempotentTask,
+    RecordCorruptError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    events,
+)
 from idempotent_tasks.core.delivery import OWNER_ENTRY, OwnerToken
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Claim, ClaimRequest, Granted
@@ -72,6 +79,18 @@ def delivery(app: Celery) -> Given:
     request = Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")})
     task: Any = charge
     return Given(task, request, [{"id": 17}])
+
+
+@pytest.fixture
+def exclusive(app: Celery) -> Given:
+    """A delivery of a task with a lock, given to a child with the same owner token."""
+
+    @app.task(base=IdempotentTask, shared=False, name="shop.sweep", idempotency=Idempotency.exclusive())
+    def sweep() -> None:
+        """Be a body."""
+
+    task: Any = sweep
+    return Given(task, Context({"id": "4f1c", OWNER_ENTRY: OwnerToken("of-the-dead")}), [])
 
 
 def unkeyed(app: Celery) -> Given:
@@ -241,3 +260,30 @@ def test_a_delivery_without_a_key_claimed_nothing(delivery: Given, store: Memory
     release(Given(delivery.task, Context({"id": "4f1c"}), [{}]), dead_pid)
     release(Given(delivery.task, Context({"id": "4f1c"}), [1, 2, 3]), dead_pid)
     assert store.records() == []
+
+
+class TestLock:
+    """A claim with a lock: both are released."""
+
+    def test_both_are_free(self, exclusive: Given, dead_pid: int, store: MemoryStore) -> None:
+        """The crash is an event of the key alone."""
+        for part in exclusive.request.parts:
+            store.claim(part)
+        release(exclusive, dead_pid)
+        assert [store.get(part.key).free for part in exclusive.request.parts] == [True, True]
+
+    def test_one_that_was_not_claimed_yet(self, exclusive: Given, dead_pid: int, store: MemoryStore) -> None:
+        """The child died between its two claims."""
+        store.claim(exclusive.request)
+        release(exclusive, dead_pid)
+        assert store.get(exclusive.request.key).free
+
+    def test_what_failed_is_tried_again_alone(self, exclusive: Given, dead_pid: int, store: MemoryStore) -> None:
+        """The lock is released once, however often the key's release has no answer."""
+        faulty = FaultyStore(store, release=[passes, *[down()] * 3])
+        exclusive.task.app.conf.idempotency_store = faulty
+        for part in exclusive.request.parts:
+            store.claim(part)
+        release(exclusive, dead_pid)
+        join_late_releases()
+        assert [store.get(part.key).free for part in exclusive.request.parts] == [True, True]

@@ -544,8 +544,8 @@ class TestIgnoredResults:
 
 
 def test_the_documents_name_every_codec() -> None:
-    """`docs/results.md` says what each name in the attribute ``codec`` means."""
-    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    """`docs/reference/results.md` says what each name in the attribute ``codec`` means."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "results.md").read_text()
     for name in ("json", "pickle", "failure", "none", "+zlib", "+s3"):
         assert f"| `{name}` |" in text
 

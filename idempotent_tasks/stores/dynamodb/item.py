@@ -30,6 +30,7 @@ BOOKKEEPING: Final = (
     "claimed_at",
     "completed_at",
     "stands_in_until",
+    "validated_by",
     "codec",
     "error",
     "continuation",
@@ -37,7 +38,18 @@ BOOKKEEPING: Final = (
     "dispatched",
 )
 
-_TEXTS: Final = ("validation", "owner", "task", "task_id", "worker", "process", "codec", "error", "continuation")
+_TEXTS: Final = (
+    "validation",
+    "validated_by",
+    "owner",
+    "task",
+    "task_id",
+    "worker",
+    "process",
+    "codec",
+    "error",
+    "continuation",
+)
 _NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at", "stands_in_until")
 
 

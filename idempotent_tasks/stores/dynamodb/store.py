@@ -89,7 +89,7 @@ class DynamoDBStore:
             because the guard retries.
         client: a ready-made client instead of these; it must not be used before a fork.
         credentials: static credentials, for stand-ins.
-        fast: bypass boto3 where a request is provably what it would send (``docs/discussion/speed.md``).
+        fast: bypass boto3 where a request is provably what it would send (``docs/explanation/speed.md``).
         clock: the local source of time.
 
     Raises:

@@ -30,7 +30,9 @@ _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR #expiration < :now OR "
     "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload})"
 )
-_SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation = :validation)"
+_SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation = :validation{other_expression})"
+#: The digest in the record is of something else.
+_OTHER_EXPRESSION: Final = " OR (attribute_exists(#validated_by) AND #validated_by <> :validated_by)"
 _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 
@@ -57,6 +59,7 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
     }
     optional: dict[str, Value | None] = {
         "validation": request.validation,
+        "validated_by": request.validated_by,
         "process": request.process,
         "stands_in_until": request.stands_in_until,
     }
@@ -67,7 +70,7 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
             "#fence = if_not_exists(#fence, :first_fence) + :one",
             "#attempt = if_not_exists(#attempt, :zero) + :tries",
         ),
-        condition=_CLAIMABLE.format(same_payload="" if request.validation is None else _SAME_PAYLOAD),
+        condition=_CLAIMABLE.format(same_payload=_same_payload(request)),
         operands={
             "inprogress": Status.INPROGRESS,
             "now": int(now),
@@ -79,6 +82,12 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
             "reserved": reservation_owner(request.task_id),
         },
     )
+
+
+def _same_payload(request: ClaimRequest) -> str:
+    if request.validation is None:
+        return ""
+    return _SAME_PAYLOAD.format(other_expression="" if request.validated_by is None else _OTHER_EXPRESSION)
 
 
 def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds: float) -> Update:
