@@ -20,7 +20,7 @@ from idempotent_tasks.core.delivery import (
     inherited_headers,
     read_delivery,
 )
-from idempotent_tasks.core.encoding import JSON, PICKLE
+from idempotent_tasks.core.encoding import JSON, NONE, PICKLE
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
@@ -254,7 +254,7 @@ class IdempotentTask(Task):
                 "codec='pickle' is what the app does not accept: who can write a record could run code here; "
                 "use 'json', or add 'pickle' to app.conf.result_accept_content"
             )
-        elif policy.codec not in (JSON, *settings.accepted):
+        elif policy.codec not in (JSON, NONE, *settings.accepted):
             msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
         elif never:
             msg = f"store_failures has {never}, which are about a message, a claim or a process, and never final"

@@ -33,6 +33,7 @@ __all__ = [
     "JSON",
     "MAX_RESULT_BYTES",
     "NONE",
+    "OMITTED",
     "PICKLE",
     "POWERTOOLS",
     "Interrupts",
@@ -58,8 +59,10 @@ JSON: Final = "json"
 PICKLE: Final = "pickle"
 #: Plain JSON text of Powertools for AWS Lambda (Python), whose own records name no codec.
 POWERTOOLS: Final = "powertools"
-#: No result was stored.
+#: As a task's codec: store no data.  In a record: there is none because it could not be stored; ``error`` says why.
 NONE: Final = "none"
+#: In a record: there is no data because the task's codec is `NONE`.
+OMITTED: Final = "omitted"
 #: Suffix of the codec's name where the data is compressed (:rfc:`1950`).
 COMPRESSED: Final = "+zlib"
 #: The codecs of this library; a task may also name another serializer that kombu knows (``kombu.serialization``).
@@ -97,16 +100,18 @@ def is_codec(name: object) -> bool:
 
 
 def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
-    """Encode a body's result as an outcome; one of more than `MAX_RESULT_BYTES` has no data.
+    """Encode a body's result as an outcome; under `NONE`, or above `MAX_RESULT_BYTES`, it has no data.
 
     Args:
         value: what the body returned.
-        codec: a name that `is_codec`, or `POWERTOOLS`, which is never compressed.
+        codec: a name that `is_codec`, or `NONE`, or `POWERTOOLS`, which is never compressed.
         interrupts: exceptions that are raised into this thread from outside; they are passed on.
 
     Raises:
         ResultEncodingError: the codec cannot write the value.
     """
+    if codec == NONE:
+        return Outcome(status=Status.COMPLETED, codec=OMITTED, data=None)
     try:
         data = _WRITERS[codec](value) if codec in _WRITERS else _dumps_as(codec, value)
     except interrupts:
@@ -149,7 +154,7 @@ def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
 
 
 def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts: Interrupts = ()) -> Any:
-    """Decode the result of a completed record; one that names no codec was written by Powertools, as JSON text.
+    """Decode the result of a completed record: None if it is `OMITTED`; JSON if it names no codec, as of Powertools.
 
     Args:
         record: the record, with its data in it.
@@ -165,13 +170,13 @@ def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts:
     if record.codec == NONE:
         raise unavailable(record, record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
-    if codec not in _WRITERS and not is_codec(codec):
+    if codec not in (OMITTED, *_WRITERS) and not is_codec(codec):
         raise unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
-    if codec not in (JSON, POWERTOOLS, *accepted):
+    if codec not in (JSON, POWERTOOLS, OMITTED, *accepted):
         raise unavailable(
             record, f"its result was stored as {codec}, which this app does not accept; see accept_content"
         )
-    if record.data is None and record.codec in (JSON, None):
+    if record.data is None and record.codec in (JSON, OMITTED, None):
         return None
     try:
         data = text_of(record)
@@ -265,14 +270,17 @@ def unavailable(record: Record, why: str) -> ResultUnavailableError:
     return ResultUnavailableError(msg, record.task, record.key)
 
 
-def encode_failure(error: BaseException, *, interrupts: Interrupts = ()) -> Outcome:
+def encode_failure(error: BaseException, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
     """Encode a final failure as an outcome, without data where it has no JSON form.
 
     Args:
         error: the exception that the body raised.
+        codec: of the task's results; under `NONE` only the exception's type is stored.
         interrupts: as for `encode_result`.
     """
     named = _type_name(type(error))
+    if codec == NONE:
+        return Outcome(status=Status.FAILED, codec=OMITTED, data=None, error=named)
     # As pickle does, but never by the type's own `__reduce__`; an OSError has more than its `args`.
     _, args, *state = _builtin(type(error)).__reduce__(error)
     try:
@@ -309,6 +317,8 @@ def decode_failure(
     def refused(why: str) -> StoredFailureError:
         return StoredFailureError.of(record.error, why, record.task, record.key)
 
+    if record.codec == OMITTED:
+        raise refused("its task stores no data (codec='none')")
     if record.codec == NONE:
         raise refused("its arguments or attributes have no JSON form, or are too large; give it others")
     if record.codec not in (FAILURE, FAILURE + COMPRESSED):

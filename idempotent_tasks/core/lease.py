@@ -93,7 +93,11 @@ class RunContext:
 
     @property
     def fence(self) -> int:
-        """The claim's fencing token: a later run of the key, or under its lock, has a larger one."""
+        """The claim's fencing token, a 64-bit integer: a later run of the key, or under its lock, has a larger one.
+
+        A key's first is about the time of its claim in epoch milliseconds, too large for 32 bits: store it in a
+        ``BIGINT`` (Django: ``BigIntegerField``).
+        """
         return self.claim.fence if self.lock is None else self.lock.fence
 
     @property

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from reprlib import repr as short
 from typing import Any, Final, Literal, Self, get_args
 
-from idempotent_tasks.core.encoding import CODECS, JSON, is_codec
+from idempotent_tasks.core.encoding import CODECS, JSON, NONE, is_codec
 from idempotent_tasks.core.keys import KeySource, Selector, check_prefix
 from idempotent_tasks.core.powertools import DEFAULT_HASH, HASHES
 from idempotent_tasks.core.records import Record
@@ -87,8 +87,9 @@ class Idempotency:
         grace: how long a claim outlives the task's hard time limit, in seconds.
         max_crashes: after how many crashes in a row a delivery fails with `CrashLoopError`; ``sys.exit()`` in a body
             is a crash too.
-        codec: how results are stored: ``json``, or ``pickle`` or another serializer of kombu that the app accepts; by
-            default as the app writes results and messages.
+        codec: how results are stored: ``json``; ``pickle`` or another serializer of kombu that the app accepts;
+            ``none`` to store none, for secrets: a replay returns None.  By default as the app writes results and
+            messages.
         store_failures: types of final exceptions: one that the body raises is stored as the key's outcome, and later
             deliveries raise it again; any other exception releases the key.
         on_replay: called with the result and the `Record` of each replay; returns the result.  What it raises is the
@@ -331,8 +332,9 @@ def check_codes(option: str, codes: object) -> frozenset[str]:
 
 
 def _check_codec(codec: object) -> None:
-    if not is_codec(codec):
-        raise ConfigurationError(f"codec={codec!r} is not one of {CODECS}, nor another serializer that kombu knows")
+    if codec != NONE and not is_codec(codec):
+        known = (*CODECS, NONE)
+        raise ConfigurationError(f"codec={codec!r} is not one of {known}, nor another serializer that kombu knows")
 
 
 def _check_failure(kind: object) -> None:

@@ -101,7 +101,7 @@ class Claim:
     """A granted request: the right to run the body until it expires."""
 
     request: ClaimRequest
-    #: Fencing token: every later claim of the key has a larger one.
+    #: Fencing token: every later claim of the key has a larger one.  64 bits: about epoch milliseconds at first.
     fence: int
     #: Claims in a row that ended without commit or release, plus 1 for this one.
     attempt: int

@@ -63,7 +63,7 @@ class Results:
 
     def failed(self, error: BaseException, claim: Claim) -> Outcome:
         """Encode a final failure as an outcome, as `completed` does a result."""
-        return self._offloaded(encode_failure(error, interrupts=self.store.interrupts), claim)
+        return self._offloaded(encode_failure(error, self.policy.codec, interrupts=self.store.interrupts), claim)
 
     def result(self, record: Record, recalled: Recalled | None = None) -> Any:
         """Return the result of a completed record; ``recalled`` where it was not stored.

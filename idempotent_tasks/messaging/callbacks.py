@@ -23,6 +23,7 @@ __all__ = [
     "follows",
     "notify_when_sent",
     "recorded",
+    "refuse_result",
     "remember",
     "restore",
     "sent",
@@ -64,6 +65,43 @@ def _snapshot(request: Any) -> _Snapshot:
 def follows(request: Any, *, failed: bool = False) -> bool:
     """Return whether a ``celery.app.task.Context`` has callbacks for the success, or the failure, of its task."""
     return bool((request.errbacks if failed else request.callbacks) or request.chain or request.chord)
+
+
+def refuse_result(request: Any) -> None:
+    """Raise if the result of a task, which was not stored, would be passed on to one of its callbacks.
+
+    Celery passes it to each link, to the next step of the chain, and in a list to the body of the chord; an immutable
+    signature (``.si()``) takes none.
+
+    Raises:
+        ResultUnavailableError: one of them takes it.
+    """
+    # The steps of a chain are in reverse order.
+    following = [*(request.callbacks or ()), *(request.chain or ())[-1:], request.chord]
+    if any(each and _takes_arguments(each) for each in following):
+        msg = (
+            "the task ran already, its result is not stored (codec='none'), and a link, a chain or a chord waits for "
+            "it; publish what is missing, let it take no result (.si()), or return the result from on_replay"
+        )
+        raise ResultUnavailableError(msg)
+
+
+def _takes_arguments(signature: Any) -> bool:
+    """Return whether a signature, or one of its parts, is called with more arguments than its own.
+
+    Celery passes them to the first step of a chain, and to each member of a group or of a chord's header.
+    """
+    if signature.get("immutable"):
+        return False
+    kind, kwargs = signature.get("subtask_type"), signature.get("kwargs") or {}
+    if kind == "chain":
+        return any(map(_takes_arguments, kwargs["tasks"][:1]))
+    if kind == "group":
+        return any(map(_takes_arguments, kwargs["tasks"]))
+    if kind == "chord":
+        header = kwargs["header"]
+        return any(map(_takes_arguments, [header] if "task" in header else header))
+    return True
 
 
 def suppress(request: Any) -> None:

@@ -15,10 +15,12 @@ from idempotent_tasks.core.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, 
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.messaging.confirms import confirm_publishes
 from idempotent_tasks.messaging.queues import (
+    LONGEST_DELAY,
     DelayQueue,
     QueueLimits,
     consumed_queue,
     delay_queue,
+    delays_messages,
     limits_of,
     subscribed_queues,
 )
@@ -161,8 +163,15 @@ class Publisher:
         more = {**(headers or {}), **delivery.successor().headers}
 
         def publish(connection: Any, channel: Any) -> float:
-            limits = limits_of(app, queue, channel)
-            countdown = countdown_seconds(delivery.deferrals, claim_left, limits.hold_seconds, _expires_in(task))
+            delays = delays_messages(queue, channel)
+            held = None if delays else limits_of(app, queue, channel).hold_seconds
+            countdown = countdown_seconds(delivery.deferrals, claim_left, held, _expires_in(task))
+            if delays and countdown >= 1:
+                delay = min(round(countdown), LONGEST_DELAY)
+                # No ETA: a worker whose clock is behind would hold the copy for it.
+                message = _message(connection, channel, received, {**more, "eta": None}, {"DelaySeconds": delay})
+                channel.basic_publish(message, exchange="", routing_key=queue)
+                return float(delay)
             delayed = delay_queue(app, queue, countdown) if confirmed and queue not in self._undelayed else None
             if delayed is not None:
                 self._declare(channel, queue, delayed)
@@ -253,8 +262,14 @@ def _expires_in(task: Any) -> float | None:
         return None
 
 
-def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Mapping[str, Any]) -> Any:
-    """Return a copy of a message, prepared for the channel."""
+def _message(
+    connection: Any,
+    channel: Any,
+    received: ReceivedMessage,
+    more: Mapping[str, Any],
+    more_properties: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a copy of a message with more headers and properties, prepared for the channel."""
     headers = {**{name: each for name, each in received.headers.items() if name not in BROKER_HEADERS}, **more}
     body, encoding = received.body, (received.content_encoding or "").lower()
     if isinstance(body, bytes) and encoding in TEXT_ENCODINGS and "compression" not in headers:
@@ -264,7 +279,7 @@ def _message(connection: Any, channel: Any, received: ReceivedMessage, more: Map
         raw = body.encode() if isinstance(body, str) else body
         body, headers["compression"] = compress(raw, headers["compression"])
     properties = {name: each for name, each in received.properties.items() if name not in DELIVERY_PROPERTIES}
-    properties |= _sqs_properties(received)
+    properties |= {**_sqs_properties(received), **(more_properties or {})}
     if properties.get("user_id") != connection.userid:
         # RabbitMQ closes the channel on a message with another user's id.
         properties.pop("user_id", None)

@@ -17,7 +17,7 @@ from celery.exceptions import (
 
 from idempotent_tasks import events
 from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
-from idempotent_tasks.core.encoding import NONE
+from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Failed,
     Guard,
@@ -285,7 +285,7 @@ class DeliveryHandler:
         """Return, or raise, the outcome of a record, with those callbacks of its run that were not sent yet."""
         match self._replayed(record):
             case Replayed(value, dispatched, changed):
-                self._restore_callbacks(changed, dispatched=dispatched)
+                self._restore_callbacks(changed, dispatched=dispatched, omitted=self._is_omitted(record))
                 return value
             case Failed(failure, dispatched, changed):
                 self._restore_callbacks(changed, dispatched=dispatched, failed=True)
@@ -331,8 +331,14 @@ class DeliveryHandler:
             callbacks.assign_task_ids(self.task.request, self.request.key)
             callbacks.notify_when_sent(self.task.request, self._note_dispatch, self._give_back)
 
-    def _restore_callbacks(self, changed: str | None, *, dispatched: bool, failed: bool = False) -> None:
-        """Give a replay the callbacks of its run; none if they are known to have been sent."""
+    def _restore_callbacks(
+        self, changed: str | None, *, dispatched: bool, failed: bool = False, omitted: bool = False
+    ) -> None:
+        """Give a replay the callbacks of its run; none if they are known to have been sent.
+
+        Raises:
+            ResultUnavailableError: they cannot be read, or take a result that was omitted.
+        """
         if dispatched:
             if self._has_callbacks(failed=failed):
                 callbacks.suppress(self.task.request)
@@ -340,9 +346,15 @@ class DeliveryHandler:
         try:
             if not self.delivery.eager:
                 callbacks.restore(self.task.request, changed)
+            if omitted:
+                callbacks.refuse_result(self.task.request)
         except ResultUnavailableError as error:
             raise ResultUnavailableError(error.message, self.delivery.task, self.request.key) from error
         self._prepare_callbacks(failed=failed)
+
+    def _is_omitted(self, record: Record) -> bool:
+        """Return whether a replay has None for a result that the task stores nowhere; ``on_replay`` may have it."""
+        return record.codec == OMITTED and self.policy.on_replay is None
 
     def _note_dispatch(self) -> None:
         if self._store.note_dispatch(self.request.key, self.delivery.task_id):

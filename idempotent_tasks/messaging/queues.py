@@ -14,10 +14,12 @@ from idempotent_tasks.core.delivery import ReceivedMessage
 from idempotent_tasks.core.processes import this_process
 
 __all__ = [
+    "LONGEST_DELAY",
     "DelayQueue",
     "QueueLimits",
     "consumed_queue",
     "delay_queue",
+    "delays_messages",
     "limits_of",
     "name_queues",
     "received_message",
@@ -38,6 +40,10 @@ LONGEST_NAME: Final = 255
 #: kombu's transports whose fanout subscribers read no queue: what is published under its name reaches none of them.
 SUBSCRIBING_TRANSPORTS: Final = {"redis", "mongodb"}
 
+#: The longest delay of a single message on SQS, in seconds.
+LONGEST_DELAY: Final = 900
+#: What the names and URLs of SQS's FIFO queues end with.
+FIFO: Final = ".fifo"
 #: Seconds for which the limits of an SQS queue are cached, and a failure to read them too.
 LONGEST_AGE: Final = 300.0
 #: The attributes of an SQS queue that are read.
@@ -218,7 +224,7 @@ def limits_of(app: Any, queue: str, channel: Any) -> QueueLimits:
         queue: the queue's name.
         channel: kombu's; on SQS the queue itself is asked, once in `LONGEST_AGE` seconds.
     """
-    if hasattr(channel, "canonical_queue_name"):
+    if _is_sqs(channel):
         return _sqs_limits(app, queue, channel)
     declared = app.amqp.queues.get(queue)
     given = dict((declared.queue_arguments if declared is not None else None) or {})
@@ -226,6 +232,22 @@ def limits_of(app: Any, queue: str, channel: Any) -> QueueLimits:
     own = [_positive(given.get(name), 1000) for name in ("x-consumer-timeout", "x-message-ttl")]
     own += [_configured_timeout(app), _positive(getattr(declared, "message_ttl", None))]
     return QueueLimits(hold_seconds=min((each for each in own if each is not None), default=None))
+
+
+def delays_messages(queue: str, channel: Any) -> bool:
+    """Return whether a queue delays single messages, for at most `LONGEST_DELAY` whole seconds: SQS, except for FIFO.
+
+    Args:
+        queue: the queue's name.
+        channel: kombu's.
+    """
+    # By its name kombu decides, and drops the delay; by its URL SQS does, and refuses the message.
+    return _is_sqs(channel) and not any(each.endswith(FIFO) for each in (queue, channel._new_queue(queue)))  # noqa: SLF001
+
+
+def _is_sqs(channel: Any) -> bool:
+    """Return whether a channel is ``kombu.transport.SQS.Channel``; others have its names of queues, not its clients."""
+    return hasattr(channel, "canonical_queue_name") and hasattr(channel, "sqs")
 
 
 def sqs_attributes(channel: Any, queue: str) -> Mapping[str, str]:

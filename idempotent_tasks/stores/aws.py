@@ -81,6 +81,9 @@ class ProcessClient:
     Each process makes its own on first use: a client's sockets must not be shared across a fork
     (https://github.com/boto/botocore/issues/1246).
 
+    The session is the one given, else boto3's default session if ``boto3.setup_default_session`` was given anything,
+    else a new one.
+
     Without credentials no client is made, and each call looks for them again.  A client with placeholder credentials
     or region (for a stand-in on this machine), or with refused credentials, is replaced when others are found.
 
@@ -237,7 +240,7 @@ class ProcessClient:
 
     def _found(self) -> tuple[boto3.Session, _Origin]:
         """Look for credentials and region; return the session, the credentials and how many of both are missing."""
-        session = self._session or self._new_session()
+        session = self._session or self._default_or_new_session()
         credentials = None if self._credentials else session.get_credentials()
         unsigned = self._config.signature_version is UNSIGNED
         without = credentials is None and self._credentials is None and not unsigned
@@ -272,6 +275,10 @@ class ProcessClient:
     def _made(self, client: Any, session: boto3.Session, credentials: Credentials | None) -> None:
         """Hook for subclasses, called with each new client, its session and its static credentials or None."""
 
+    def _default_or_new_session(self) -> boto3.Session:
+        default, new = boto3.DEFAULT_SESSION, self._new_session()
+        return default if default is not None and _was_set_up(default, new) else new
+
     def _new_session(self) -> boto3.Session:
         session = botocore.session.Session()
         if self._loader is None:
@@ -282,6 +289,22 @@ class ProcessClient:
         for service in _CREDENTIALS_SERVICES:
             session.get_component("event_emitter").register(f"creating-client-class.{service}", _limit_timeouts_of)
         return boto3.Session(botocore_session=session)
+
+
+def _was_set_up(default: boto3.Session, new: boto3.Session) -> bool:
+    """Return whether ``boto3.setup_default_session`` was given a profile, a region, credentials or a botocore session.
+
+    If it was not, ``boto3.client`` has made the default session, and it finds what a new one finds.
+    """
+    theirs, ours = default._session, new._session  # noqa: SLF001 - no public way
+    chains = [getattr(each.get_component("credential_provider"), "providers", None) for each in (theirs, ours)]
+    kinds, new_kinds = ([type(provider) for provider in chain or ()] for chain in chains)
+    found_by = {None, *(provider.METHOD for provider in chains[1] or ())}
+    return (
+        theirs.instance_variables() != ours.instance_variables()
+        or kinds != new_kinds
+        or getattr(theirs._credentials, "method", None) not in found_by  # noqa: SLF001
+    )
 
 
 def _limit_timeouts_of(base_classes: list[type], **_: Any) -> None:

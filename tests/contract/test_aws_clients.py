@@ -1,13 +1,16 @@
 """What a client is made of, and that nothing stays that was only absent, or refused, in one moment."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 import pytest
+from botocore.credentials import CredentialProvider
+from botocore.credentials import Credentials as BotoCredentials
 from botocore.exceptions import NoCredentialsError
 
 from idempotent_tasks import StoreUnavailableError
@@ -19,6 +22,7 @@ from idempotent_tasks.testing import FakeClock
 from tests.conftest import REGION
 from tests.support.credential_services import direct
 from tests.support.fast_path import ask
+from tests.testbed.forking import Child
 from tests.testbed.waiting import wait_for
 from tests.testbed.wire import Wire, answer
 
@@ -296,3 +300,113 @@ class TestRefused:
 def write_keys(path: Path, key: str) -> None:
     """Write a file of credentials."""
     path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {key}\n")
+
+
+@pytest.fixture
+def no_default_session() -> Iterator[None]:
+    """boto3's default session is the test's own."""
+    before, boto3.DEFAULT_SESSION = boto3.DEFAULT_SESSION, None
+    yield
+    boto3.DEFAULT_SESSION = before
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The environment has credentials and no region; a profile has others, and one."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile pay]\nregion = eu-north-1\naws_access_key_id = AKIAPROFILE\naws_secret_access_key = x\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    give_keys(monkeypatch, "AKIAENV")
+
+
+class Vault(CredentialProvider):
+    """A credential provider of the user's own."""
+
+    METHOD = "vault"
+
+    def load(self) -> BotoCredentials:
+        """Return what the vault has."""
+        return BotoCredentials("AKIAVAULT", "x", method=self.METHOD)
+
+
+def with_a_provider() -> botocore.session.Session:
+    """Return a session whose chain of providers was extended."""
+    session = botocore.session.Session()
+    session.get_component("credential_provider").insert_before("env", Vault())
+    return session
+
+
+def with_credentials() -> botocore.session.Session:
+    """Return a session whose credentials were put into it, as where they refresh themselves."""
+    session = botocore.session.Session()
+    session._credentials = BotoCredentials("AKIAINSIDE", "x", method="sts-assume-role")
+    return session
+
+
+@pytest.mark.usefixtures("no_default_session")
+class TestTheDefaultSession:
+    """``boto3.setup_default_session``, called before the first request, counts; what boto3 made by itself does not."""
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            pytest.param(lambda: {"profile_name": "pay"}, ("AKIAPROFILE", "eu-north-1"), id="profile"),
+            pytest.param(lambda: {"region_name": "eu-south-1"}, ("AKIAENV", "eu-south-1"), id="region"),
+            pytest.param(
+                lambda: {"aws_access_key_id": "AKIAGIVEN", "aws_secret_access_key": "x"},
+                ("AKIAGIVEN", "us-east-1"),
+                id="credentials",
+            ),
+            pytest.param(
+                lambda: {"botocore_session": with_a_provider()}, ("AKIAVAULT", "us-east-1"), id="provider-of-its-own"
+            ),
+            pytest.param(
+                lambda: {"botocore_session": with_credentials()}, ("AKIAINSIDE", "us-east-1"), id="botocore-session"
+            ),
+        ],
+    )
+    @pytest.mark.usefixtures("configured")
+    def test_one_that_was_set_up(
+        self, connect: Connect, wire: Wire, given: Callable[[], dict[str, Any]], expected: tuple[str, str]
+    ) -> None:
+        """Its profile, region and credentials are used as those of ``session=``."""
+        boto3.setup_default_session(**given())
+        ask(connect())
+        assert scopes(wire) == [expected]
+
+    def test_what_the_store_itself_says_counts_more(self, connect: Connect, wire: Wire) -> None:
+        """Region and credentials of its URL, and a session of its own."""
+        boto3.setup_default_session(aws_access_key_id="AKIAGIVEN", aws_secret_access_key="x", region_name="eu-south-1")
+        own = boto3.Session("AKIAOWN", "x", region_name="eu-north-1")
+        ask(connect(region=REGION, credentials=Credentials("AKIAURL", "x")))
+        ask(connect(session=own))
+        assert scopes(wire) == [("AKIAURL", REGION), ("AKIAOWN", "eu-north-1")]
+
+    def test_one_that_boto3_has_made(
+        self, connect: Connect, wire: Wire, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Any ``boto3.client`` makes one, which would keep credentials that were refused."""
+        give_keys(monkeypatch, "AKIAOLD")
+        boto3.client("sts", region_name=REGION)
+        assert boto3.DEFAULT_SESSION.get_credentials().access_key == "AKIAOLD"
+        connection = connect(region=REGION)
+        refuse_signatures(wire)
+        with pytest.raises(StoreError):
+            ask(connection)
+        give_keys(monkeypatch, "AKIANEW")
+        accept(wire)
+        clock.advance(A_WHILE)
+        ask(connection)
+        assert [key for key, _ in scopes(wire)] == ["AKIANEW"]
+
+    def test_a_forked_child_makes_a_client_of_its_own(self, connect: Connect, wire: Wire) -> None:
+        """From the session that was set up before the fork."""
+        boto3.setup_default_session(aws_access_key_id="AKIAGIVEN", aws_secret_access_key="x", region_name="eu-south-1")
+        connection = connect()
+        ask(connection)
+        Child(lambda: ask(connection)).result()
+        assert scopes(wire) == [("AKIAGIVEN", "eu-south-1")] * 2
+        assert len({request.client_port for request in wire.requests}) == 2

@@ -48,6 +48,13 @@ def test_the_first_fence_is_the_time(store: AnyStore, clock: MovableClock) -> No
     assert before <= grant(store).fence <= clock.now() * 1000
 
 
+def test_a_fence_needs_more_than_32_bits_and_fits_into_64(store: AnyStore) -> None:
+    """A column for fences is a ``BIGINT``: also for a key that is claimed a thousand times a second for a year."""
+    first = grant(store).fence
+    assert first > 2**32
+    assert first + 1000 * 366 * 86_400 < 2**63
+
+
 def test_a_held_key_is_busy(store: AnyStore) -> None:
     """A refusal names the holder and the end of its claim, and changes nothing."""
     claim = grant(store)

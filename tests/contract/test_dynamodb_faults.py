@@ -39,7 +39,6 @@ TRANSIENT: dict[str, Fault] = {
             "LimitExceededException",
             "ProvisionedThroughputExceededException",
             "ReplicatedWriteConflictException",
-            "ReplicatedWriteConflictException",
             "RequestLimitExceeded",
             "ThrottlingException",
             "TransactionConflictException",

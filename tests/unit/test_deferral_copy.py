@@ -11,6 +11,7 @@ from celery.worker.request import Request
 from kombu import Connection
 from kombu.compression import compress
 from kombu.message import Message
+from kombu.transport import memory
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import ReceivedMessage
@@ -260,3 +261,63 @@ class TestWhatStays:
     def test_what_sqs_keeps_beside_the_body(self, properties: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         """The group orders messages; kombu sends attributes from a property that no received message has."""
         assert copied(received(properties=properties))["properties"] == expected
+
+
+class TestOnSqs:
+    """The queue delays the copy, where it can; the queues of these tests are in memory, with the names of SQS's."""
+
+    @pytest.fixture
+    def named(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        """Makes every queue one of SQS, whose URL ends as told."""
+
+        def name(ending: str) -> None:
+            monkeypatch.setattr(memory.Channel, "_new_queue", lambda _, queue, **__: f"https://sqs/{queue}{ending}")
+            for attribute in ("sqs", "canonical_queue_name"):
+                monkeypatch.setattr(memory.Channel, attribute, None, raising=False)
+
+        return name
+
+    def test_whole_seconds_and_no_eta(self, busy: Shop, named: Callable[[str], None]) -> None:
+        """No ETA, also none of the message's own, for which a worker would hold it; longer each time."""
+        named("")
+        busy.publish(countdown=5)
+        delays = []
+        for _ in range(3):
+            copy = self.defer(busy)
+            assert copy.headers["eta"] is None
+            delays.append(copy.properties["DelaySeconds"])
+            assert countdown_of(busy) == delays[-1]
+            copy.requeue()
+        assert delays in ([1, 2, 4], [1, 2, 5])
+        busy.worker.take().ack()
+
+    def test_a_fifo_queue_delays_no_single_message(self, busy: Shop, named: Callable[[str], None]) -> None:
+        """A worker holds the copy for its ETA."""
+        named(".fifo")
+        busy.publish()
+        copy = self.defer(busy)
+        assert copy.headers["eta"] is not None
+        assert "DelaySeconds" not in copy.properties
+        copy.ack()
+
+    def test_less_than_a_second(self, busy: Shop, named: Callable[[str], None]) -> None:
+        """SQS takes whole seconds, and the message expires before the second is over."""
+        named("")
+        busy.publish(expires=1.5)
+        copy = self.defer(busy)
+        assert copy.headers["eta"] is not None
+        assert "DelaySeconds" not in copy.properties
+        assert countdown_of(busy) < 1
+        copy.ack()
+
+    @staticmethod
+    def defer(shop: Shop) -> Message:
+        """Run the next message, which must be deferred, and return its copy, not acknowledged."""
+        shop.worker.run_next()
+        return shop.worker.take()
+
+
+def countdown_of(shop: Shop) -> float:
+    """Return the countdown of the last deferral in seconds."""
+    assert isinstance(shop.seen[-1], Deferred)
+    return shop.seen[-1].countdown_seconds

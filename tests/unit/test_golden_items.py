@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, PICKLE, decode_result
+from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, OMITTED, PICKLE, decode_result
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import RetryingStore
-from idempotent_tasks.errors import ResultUnavailableError
+from idempotent_tasks.errors import ResultUnavailableError, StoredFailureError
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.item import Item
@@ -74,6 +74,8 @@ FAILURES: dict[str, Item] = {
     },
     "failure+zlib": {"codec": {"S": "failure+zlib"}, "data": {"B": ZIPPED_FAILURE}},
 }
+#: The attributes of an outcome whose task stores no data.
+OMITTED_DATA: Item = {"codec": {"S": "omitted"}}
 #: The attributes of an outcome without data, and the error of its replay.
 NOTHING: Item = {"codec": {"S": "none"}, "error": {"S": "the result has 500000 bytes as json, the store takes 389120"}}
 
@@ -109,6 +111,14 @@ def test_a_failure_is_read(outcomes: Results, item: Item) -> None:
     assert (type(error), error.args, vars(error)) == (ValueError, ("declined", 51), {"bank": "north"})
 
 
+def test_an_omitted_result_is_read(outcomes: Results) -> None:
+    """An old item of ``codec="none"`` replays as None, and a failure by its type."""
+    assert outcomes.result(read(OMITTED_DATA)) is None
+    error = outcomes.failure(read(FAILED, OMITTED_DATA))
+    assert isinstance(error, StoredFailureError)
+    assert error.original == "builtins.ValueError"
+
+
 def test_nothing_is_read(outcomes: Results) -> None:
     """An old item without data still says why."""
     with pytest.raises(ResultUnavailableError, match="500000 bytes"):
@@ -117,11 +127,11 @@ def test_nothing_is_read(outcomes: Results) -> None:
 
 def test_every_codec_has_an_item() -> None:
     """A codec that this version writes is in the lists above, with and without compression."""
-    written = {NONE, FAILURE, FAILURE + COMPRESSED, *CODECS, *(name + COMPRESSED for name in CODECS)}
-    assert written <= {"none", *RESULTS, *FAILURES}
+    written = {NONE, OMITTED, FAILURE, FAILURE + COMPRESSED, *CODECS, *(name + COMPRESSED for name in CODECS)}
+    assert written <= {"none", "omitted", *RESULTS, *FAILURES}
 
 
-@pytest.mark.parametrize("item", [*(item for item, _ in RESULTS.values()), *FAILURES.values()], ids=repr)
+@pytest.mark.parametrize("item", [*(item for item, _ in RESULTS.values()), *FAILURES.values(), OMITTED_DATA], ids=repr)
 def test_an_older_reader_refuses(item: Item) -> None:
     """A codec's name that a reader does not know is an error, whatever is in the item."""
     renamed = {**item, "codec": {"S": "tomorrow's"}}

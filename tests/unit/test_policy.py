@@ -94,7 +94,7 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
         *[("prefix", "x" * 512), ("prefix", "zahlung-é"), ("on_busy", "wait"), ("missing_key", "run")],
         *[("at_publish", "join"), ("reserve", timedelta(hours=1)), ("cache", 60), ("cache", timedelta(minutes=1))],
         *[("key", "[order.id, customer]"), ("key", len), ("validate", "order.amount")],
-        *[("codec", "pickle"), ("on_replay", len), ("on_replay", "shop.hooks:replayed")],
+        *[("codec", "pickle"), ("codec", "none"), ("on_replay", len), ("on_replay", "shop.hooks:replayed")],
         *[("silenced_checks", ["acks-late-off"]), ("silenced_checks", {"time-limit-missing"})],
         *[("store_failures", KeyError), ("store_failures", [KeyError, "shop:Declined"]), ("store_failures", "shop:No")],
     ],

@@ -9,7 +9,8 @@ from celery import Celery
 from kombu import Queue
 
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.messaging.queues import LONGEST_AGE, QueueLimits, limits_of
+from idempotent_tasks.messaging.deferral import LONGEST_COUNTDOWN
+from idempotent_tasks.messaging.queues import LONGEST_AGE, LONGEST_DELAY, QueueLimits, delays_messages, limits_of
 from idempotent_tasks.testing import FakeClock
 
 PLAIN = SimpleNamespace()
@@ -118,3 +119,33 @@ class TestSqs:
         sqs = Sqs(answer)
         for _ in range(2):
             assert limits_of(shop, "orders", sqs) == QueueLimits(hold_seconds=seconds)
+
+
+class TestDelays:
+    """Which queues delay a single message themselves."""
+
+    @pytest.mark.parametrize(
+        ("queue", "url", "delays"),
+        [
+            ("orders", "https://sqs/orders", True),
+            ("orders.fifo", "https://sqs/orders.fifo", False),
+            # As the keys of ``predefined_queues`` may be.
+            ("orders", "https://sqs/orders.fifo", False),
+            ("orders.fifo", "https://sqs/orders", False),
+        ],
+    )
+    def test_those_of_sqs_that_are_no_fifo_queues(self, queue: str, url: str, delays: bool) -> None:
+        """Kombu tells a FIFO queue by the name that it has in Celery, SQS by its own."""
+        channel = SimpleNamespace(sqs=None, canonical_queue_name=None, _new_queue={queue: url}.__getitem__)
+        assert delays_messages(queue, channel) is delays
+
+    def test_no_other(self, shop: Celery) -> None:
+        """Another transport names its queues as that of SQS does (``pgmq``), and is not asked as SQS is."""
+        shop.conf.broker_transport_options = {"visibility_timeout": 120}
+        pgmq = SimpleNamespace(canonical_queue_name=str)
+        assert [delays_messages("orders", channel) for channel in (PLAIN, pgmq)] == [False, False]
+        assert limits_of(shop, "orders", pgmq) == QueueLimits(hold_seconds=120.0)
+
+    def test_no_countdown_is_longer_than_sqs_allows(self) -> None:
+        """With its jitter."""
+        assert LONGEST_COUNTDOWN * 1.25 <= LONGEST_DELAY

@@ -546,7 +546,7 @@ class TestIgnoredResults:
 def test_the_documents_name_every_codec() -> None:
     """`docs/reference/results.md` says what each name in the attribute ``codec`` means."""
     text = (Path(__file__).parents[2] / "docs" / "reference" / "results.md").read_text()
-    for name in ("json", "pickle", "failure", "none", "+zlib", "+s3"):
+    for name in ("json", "pickle", "failure", "none", "omitted", "+zlib", "+s3"):
         assert f"| `{name}` |" in text
 
 
