@@ -7,6 +7,9 @@ import click
 
 from idempotent_tasks.demo.errors import MissingExtraError
 from idempotent_tasks.demo.plan import FEWEST_PAYMENTS, MOST_PAYMENTS
+from idempotent_tasks.emulator import serve
+from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.stores.dynamodb.store import LOCAL_PORT
 
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
@@ -54,6 +57,22 @@ def demo(*, payments: int, seed: int, svg: Path | None, json: Path | None, live:
     if live is None:
         live = sys.stdout.isatty()
     sys.exit(0 if run(payments=payments, seed=seed, svg=svg, json=json, live=live) else 1)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=LOCAL_PORT, show_default=True)
+@click.option("--table", default="celery-idempotency", show_default=True, help="The table to create.")
+def dynamodb(*, host: str, port: int, table: str) -> None:
+    """Run a stand-in for DynamoDB on this machine, for development: no AWS account is needed.
+
+    Creates the table, prints the setting to put into the app, and runs until Ctrl-C.  Records are kept in memory.
+    Needs the extra "dev" (roto-aws: Linux with glibc, macOS, Windows).  Exits with 2 if it cannot run.
+    """
+    try:
+        serve(host=host, port=port, table=table)
+    except ConfigurationError as error:
+        raise click.BadParameter(error.message, param_hint="--table") from error
 
 
 if __name__ == "__main__":

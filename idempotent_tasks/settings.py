@@ -60,11 +60,11 @@ def _observers(key: str, raw: Any) -> list[Observer]:
     listed = raw if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
     try:
         observers = [symbol_by_name(SHORT_NAMES.get(each, each) if isinstance(each, str) else each) for each in listed]
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         hint = "short names are " + ", ".join(SHORT_NAMES)
         if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith(("opentelemetry", "prometheus")):
             hint = f"pip install 'idempotent-tasks[{(error.name or '').partition('.')[0].partition('_')[0]}]'"
-        raise ConfigurationError(f"{key} cannot be imported: {error}; {hint}") from error
+        raise ConfigurationError(f"{key} cannot be imported: {type(error).__name__}: {error}; {hint}") from error
     for observer in observers:
         if not callable(observer):
             raise ConfigurationError(f"{key} holds {observer!r}, which is not callable")

@@ -25,6 +25,7 @@ from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.messaging.claim_request import request_or_none
 from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, handle
 from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
 from idempotent_tasks.messaging.request_state import state_of
@@ -144,7 +145,9 @@ class IdempotentTask(Task):
         state.received = True
         settings = settings_of(self.app)
         if settings.disabled:
-            return self._run_body(UnguardedRun(), call, args, kwargs)
+            # A service that takes the key must not take this run for another piece of work.
+            keyed = request_or_none(self, settings, request, tuple(args), kwargs)
+            return self._run_body(UnguardedRun(None if keyed is None else keyed.key), call, args, kwargs)
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
         return handle(self, delivery, policy, settings, lambda run: self._run_body(run, call, args, kwargs))

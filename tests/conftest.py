@@ -8,7 +8,14 @@ from uuid import uuid4
 import botocore
 import pytest
 
-from tests.testbed.servers import MissingServiceError, ministack_server, rabbitmq_server, redis_server, roto_server
+from tests.testbed.servers import (
+    MissingServiceError,
+    ministack_server,
+    postgresql_server,
+    rabbitmq_server,
+    redis_server,
+    roto_server,
+)
 from tests.testbed.wire import Wire, wire_to
 
 REGION = "eu-west-1"
@@ -93,6 +100,13 @@ def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a RabbitMQ."""
     with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[dict[str, str]]:
+    """The variables by which libpq finds a PostgreSQL, without a database."""
+    with postgresql_server() as variables:
+        yield variables
 
 
 @pytest.fixture(params=["ministack", "roto"])

@@ -20,7 +20,7 @@ app = Celery(
 )
 app.conf.update(
     broker_connection_retry_on_startup=True,
-    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/warehouse"),
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:8000/warehouse"),
     idempotency_expires=86_400,
     task_default_queue=os.environ.get("QUEUE", "warehouse"),
     task_time_limit=60,

@@ -10,7 +10,7 @@ from idempotent_tasks import Idempotency, IdempotentTask
 
 app = Celery(
     "payments",
-    broker=os.environ.get("BROKER_URL", "sqs://local:local@localhost:5070"),
+    broker=os.environ.get("BROKER_URL", "sqs://local:local@localhost:8000"),
     backend=os.environ.get("RESULT_URL", "redis://localhost:6379/1"),
 )
 app.conf.update(
@@ -21,7 +21,7 @@ app.conf.update(
         # Twice the time limit: a prefetched message may wait for another to finish.
         "visibility_timeout": int(os.environ.get("VISIBILITY_TIMEOUT", "60")),
     },
-    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/payments"),
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:8000/payments"),
     task_default_queue="payments",
     worker_enable_remote_control=False,  # SQS has no broadcast
     worker_prefetch_multiplier=1,

@@ -31,7 +31,7 @@ app.conf.update(
         "report": {"task": "tasks.report", "schedule": TICK_SECONDS, "args": (BeatLazyFunc(slot),)},
     },
     broker_connection_retry_on_startup=True,
-    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/periodic"),
+    idempotency_store=os.environ.get("STORE_URL", "dynamodb://local:local@localhost:8000/periodic"),
     task_default_queue=os.environ.get("QUEUE", "periodic"),
     task_ignore_result=True,
     worker_prefetch_multiplier=1,

@@ -37,6 +37,9 @@ SHORT_VISIBILITY_SECONDS: Final = 600.0
 MOST_TURNS: Final = 10.0
 MOST_SUFFICIENT: Final = 2.0
 
+#: botocore's options for the requests of a check: its own time-outs and retries take minutes.
+SQS_CONFIG: Final = {"connect_timeout": 2, "read_timeout": 5, "retries": {"total_max_attempts": 1}}
+
 
 def check_celery(context: CheckContext) -> Iterator[Finding]:
     """Find a Celery older than this library supports."""
@@ -196,19 +199,21 @@ def check_queue_limits(context: CheckContext) -> Iterator[Finding]:
     named = _predefined_queues(context)
     if not named:
         return
-    with context.app.connection_for_read() as connection:
-        channel = connection.channel()
-        for name in sorted(named):
-            yield from _check_queue(context, channel, name)
+    own = (context.app.conf.broker_transport_options or {}).get("client-config") or {}
+    try:
+        with context.app.connection_for_read(transport_options={"client-config": SQS_CONFIG | own}) as connection:
+            channel = connection.channel()
+            for name in sorted(named):
+                yield from _check_queue(context, channel, name)
+    except Exception as error:  # noqa: BLE001 - kombu's, botocore's, or a credential provider's
+        yield _unknown_limits(f"the queues {', '.join(map(repr, sorted(named)))}", error)
 
 
 def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Finding]:
     try:
         visibility = float(sqs_attributes(channel, name)["VisibilityTimeout"])
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
-        what = f"the visibility timeout of queue {name!r} cannot be read ({type(error).__name__}: {error})"
-        remedy = "allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's"
-        yield Finding(code="queue-limits-unknown", what=what, remedy=remedy)
+        yield _unknown_limits(f"queue {name!r}", error)
         return
     limit, task = context.longest_time_limit("visibility-below-time-limit") or (0.0, "")
     sufficient = _sufficient_seconds(context, visibility)
@@ -258,6 +263,12 @@ def _longest_of_all(context: CheckContext) -> float | None:
 def _turn_seconds(context: CheckContext, limit: float) -> float:
     """Return how long a message may wait for prefetched ones, and run, where each run takes the limit."""
     return limit * (context.prefetch_multiplier + 1)
+
+
+def _unknown_limits(queues: str, error: Exception) -> Finding:
+    what = f"the visibility timeout of {queues} cannot be read ({type(error).__name__}: {error})"
+    remedy = "allow sqs:GetQueueAttributes, or set visibility_timeout in broker_transport_options to the queue's"
+    return Finding(code="queue-limits-unknown", what=what, remedy=remedy)
 
 
 def _request_class(task: Any) -> type[Any]:

@@ -11,6 +11,7 @@ import celery
 from idempotent_tasks.checks.findings import Finding, check_known
 from idempotent_tasks.core.encoding import PICKLE
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import Settings, changed_settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 
@@ -60,11 +61,19 @@ class CheckContext:
         """Return the context of a worker that has no options but the app's configuration.
 
         Raises:
-            ConfigurationError: a setting is missing, unknown or wrong.
+            ConfigurationError: a setting is missing, unknown or wrong, or no worker could start with this broker.
         """
         conf = app.conf
         limits = (conf.task_time_limit, conf.task_soft_time_limit)
-        return cls._of(app, pool, limits, conf.worker_concurrency, conf.worker_prefetch_multiplier)
+        context = cls._of(app, pool, limits, conf.worker_concurrency, conf.worker_prefetch_multiplier)
+        try:
+            context.transport  # noqa: B018 - raises here, once, what each check of the broker would raise
+        except Exception as error:
+            # Of other errors the text may quote a URL with a password.
+            text = f": {error}" if isinstance(error, ImportError | KeyError) else ""
+            msg = f"the broker's transport cannot be used ({type(error).__name__}{text}); fix broker_url, or install it"
+            raise ConfigurationError(msg) from error
+        return context
 
     @classmethod
     def _of(

@@ -11,6 +11,7 @@ from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb.store import LOCAL_PORT, local_url
 from idempotent_tasks.stores.dynamodb.table import (
     describe,
     is_strongly_consistent,
@@ -19,7 +20,7 @@ from idempotent_tasks.stores.dynamodb.table import (
     ttl_problem,
 )
 
-__all__ = ["TABLE_FINDINGS", "WORKER_ACTIONS", "check_table"]
+__all__ = ["DESCRIPTIONS", "TABLE_FINDINGS", "WORKER_ACTIONS", "check_table", "development_remedy"]
 
 #: The codes of this module's findings.
 TABLE_FINDINGS: Final = (
@@ -34,9 +35,10 @@ TABLE_FINDINGS: Final = (
     "table-ttl-off",
 )
 
-_DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
+#: The actions on the table itself, and not on its items.
+DESCRIPTIONS: Final = ("DescribeTable", "DescribeTimeToLive")
 #: The actions of a worker on the table; the descriptions only for these checks.
-WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *_DESCRIPTIONS)
+WORKER_ACTIONS: Final = ("UpdateItem", "PutItem", "GetItem", *DESCRIPTIONS)
 #: The error codes of DynamoDB and IAM for a missing permission.
 _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
 #: The tolerated difference from DynamoDB's clock in seconds.
@@ -62,10 +64,27 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
         yield from _check(store, context)
     except StoreError as error:
         if isinstance(error, StoreUnavailableError) and not blames_credentials(error):
+            code = "store-unreachable"
             remedy = "let the worker reach the endpoint (network, security group, VPC endpoint), or fix the store's URL"
-            yield Finding(code="store-unreachable", what=str(error), remedy=remedy)
         else:
-            yield Finding(code="store-refuses", what=str(error), remedy="see the message")
+            code, remedy = "store-refuses", "see the message"
+        yield Finding(
+            code=code, what=str(error), remedy="; ".join(filter(None, (remedy, development_remedy(store, error))))
+        )
+
+
+def development_remedy(store: DynamoDBStore, error: StoreError) -> str:
+    """Return the command of a stand-in for who has no AWS, if no service has answered the request; else an empty text.
+
+    Nothing answers where nothing runs yet, and nothing is asked without credentials or a Region.
+    """
+    if error_code(error):
+        return ""
+    table, port = store.table.rpartition("/")[2], store.connection.local_port
+    command = f"python -m idempotent_tasks dynamodb --table {table}"
+    if port is not None:
+        return f"for development start: {command}" + ("" if port == LOCAL_PORT else f" --port {port}")
+    return f'for development start: {command}, and set app.conf.idempotency_store = "{local_url(table)}"'
 
 
 def _check(store: DynamoDBStore, context: CheckContext) -> Iterator[Finding]:

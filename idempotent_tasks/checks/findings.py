@@ -1,5 +1,6 @@
 """Findings: the faults that checks report, by code, and why each matters."""
 
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -7,13 +8,14 @@ from typing import Final
 
 from idempotent_tasks.errors import ConfigurationError
 
-__all__ = ["PER_TASK", "WHY", "Finding", "check_known", "names_of"]
+__all__ = ["PER_TASK", "WHY", "Finding", "check_known", "names_of", "place_of"]
 
 #: How many tasks a text names at most.
 MOST_NAMED: Final = 5
 
 #: Why each finding matters, by its code. `docs/reference/checks.md` has a section for each.
 WHY: Final = {
+    "check-failed": "what this check looks for may be wrong, and nobody would know",
     "acks-late-off": "the message is acknowledged before the body runs: if the worker dies, the message is lost",
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
     "request-class-replaced": "the claim of a process that dies is not released: redeliveries wait until it expires",
@@ -141,3 +143,9 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.what}; {self.why}. Remedy: {self.remedy}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return where an error was raised, as ``in function (file:line)``."""
+    raised = traceback.extract_tb(error.__traceback__)
+    return f"in {raised[-1].name} ({raised[-1].filename}:{raised[-1].lineno})" if raised else "somewhere"

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import update_wrapper
@@ -10,18 +11,34 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from idempotent_tasks.checks.dynamodb import development_remedy
+from idempotent_tasks.checks.findings import place_of
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
-from idempotent_tasks.settings import settings_of
+from idempotent_tasks.settings import Settings, settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 
-__all__ = ["REFUSED", "USAGE", "AdminContext", "Moment", "confirm", "end", "pass_admin_context", "refuse"]
+__all__ = [
+    "REFUSED",
+    "USAGE",
+    "AdminContext",
+    "Moment",
+    "confirm",
+    "end",
+    "impatient_settings",
+    "pass_admin_context",
+    "refuse",
+    "reported_errors",
+]
 
 #: Exit codes: nothing done, or something found; wrong usage or configuration; the store away, or refusing.
 REFUSED: Final = 1
 USAGE: Final = 2
 STORE: Final = 3
+
+#: The longest that a command waits for an answer of the store, whatever the time-outs of a worker's client.
+ANSWER_WITHIN_SECONDS: Final = 3.0
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -48,31 +65,67 @@ def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.pass_context
     def run(context: click.Context, *args: Any, **options: Any) -> None:
-        try:
-            command(_admin_context(context.obj.app), *args, **options)
-        except StoreError as error:
-            end(error, STORE)
-        except ConfigurationError as error:
-            end(error, USAGE)
-        except IdempotencyError as error:
-            end(error, REFUSED)
+        with reported_errors():
+            admin = _admin_context(context.obj.app)
+            try:
+                command(admin, *args, **options)
+            except StoreError as error:
+                remedy = development_remedy(admin.store, error)
+                end(error, STORE, remedy and f"Or, {remedy}")
 
     return update_wrapper(run, command)
 
 
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Print an error of the library that is raised in the block on one line, and exit with `USAGE`."""
+    try:
+        yield
+    except IdempotencyError as error:
+        end(error, USAGE)
+
+
+def _load_tasks(app: Any) -> None:
+    """Import all modules of an app, and bind its tasks.
+
+    Raises:
+        ConfigurationError: one of them raises an error, whatever it is.
+    """
+    try:
+        app.loader.import_default_modules()
+        app.finalize(auto=True)
+    except IdempotencyError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(f"the app's tasks cannot be loaded: {what}, raised {place_of(error)}") from error
+
+
+def impatient_settings(app: Any) -> Settings:
+    """Return the settings of an app whose tasks are loaded, its store made to answer somebody who waits.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or the tasks cannot be loaded.
+    """
+    _load_tasks(app)
+    settings = settings_of(app)
+    if isinstance(settings.store, DynamoDBStore):
+        settings.store.connection.answer_within_seconds = ANSWER_WITHIN_SECONDS
+    return settings
+
+
 def _admin_context(app: Any) -> AdminContext:
     # Commands need all tasks: their prefixes are those of the keys.
-    app.loader.import_default_modules()
-    store = settings_of(app).store
+    store = impatient_settings(app).store
     if not isinstance(store, DynamoDBStore):
         kind = type(store).__name__
         raise ConfigurationError(f"the app's store is a {kind}, which only the process that made it can look into")
     return AdminContext(app=app, store=store)
 
 
-def end(error: IdempotencyError, code: int) -> NoReturn:
-    """Print an error on one line and exit with ``code``."""
-    click.echo(f"Error: {error}", err=True)
+def end(error: IdempotencyError, code: int, remedy: str = "") -> NoReturn:
+    """Print an error on one line, and a further remedy on the next, and exit with ``code``."""
+    click.echo(f"Error: {error}" + (f"\n{remedy}" if remedy else ""), err=True)
     raise SystemExit(code)
 
 

@@ -10,14 +10,20 @@ from idempotent_tasks.core.records import Record, Status, is_reservation
 
 __all__ = ["STATES", "as_dict", "columns", "is_live", "state", "written_at"]
 
-#: The states that a record can be shown in.
-STATES: Final = ("reserved", "running", "free", "completed", "failed", "expired")
+#: The states of a record, with what each means: the same word in each command's output, filters and documentation.
+STATES: Final = {
+    "reserved": "its message is published under `at_publish`, and no delivery has claimed the key yet",
+    "running": "a delivery has claimed the key: its body runs, or its process died and nobody has noticed yet",
+    "free": "the key was released, or its claim ran out: the next delivery runs the body",
+    "completed": "the body returned: its result is replayed until the record expires",
+    "failed": "the body raised a final failure (`store_failures`): it is replayed until the record expires",
+    "expired": "the record is past its time, whatever it was before: it counts as absent, the next delivery runs the "
+    "body, and TTL deletes it",
+}
 
 
 def state(record: Record, now: float) -> str:
-    """Return one of `STATES`: a claim in progress is ``running`` until it expires, and ``free`` after that.
-
-    A key is ``reserved`` while its message is published and no delivery has claimed it.
+    """Return one of `STATES`.
 
     Args:
         record: the record.
@@ -74,7 +80,8 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "process": record.process,
         "process_has_ended": this_process().has_ended(record.process) or None,
         "claimed_at": _iso(record.claimed_at),
-        "completed_at": _iso(record.completed_at),
+        # A failure has this time too, and is not completed.
+        "finished_at": _iso(record.completed_at),
         "held_until": _iso(record.in_progress_expiration)
         if record.status is Status.INPROGRESS and not record.free
         else None,

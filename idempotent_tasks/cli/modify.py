@@ -11,7 +11,8 @@ import click
 from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
 from idempotent_tasks.cli.format import STATES, columns, is_live, state
 from idempotent_tasks.cli.records import found, matching
-from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.cli.selection import takes_key
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import StoreUnavailableError
 
 __all__ = ["forget", "purge", "release"]
@@ -28,20 +29,21 @@ _yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 @click.command()
-@click.argument("key")
 @_force
 @_yes
 @pass_admin_context
-def release(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
+@takes_key("KEY")
+def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
     """Free the key of a claim, so that the next delivery runs its body now instead of when the claim expires.
 
     Outcomes are never released: see `forget`.  A body that runs is not ended: with --force a second may run beside it.
     """
-    record = _record_of(admin, key)
-    if record.status is not Status.INPROGRESS:
-        refuse(f"{key!r} has an outcome, there is no claim to release; forget it to have the next delivery run")
-    if state(record, admin.now()) == "free":
-        refuse(f"{key!r} is free already; the next delivery runs")
+    record = _record_of(admin, key, hint)
+    match state(record, admin.now()):
+        case "completed" | "failed" as outcome:
+            refuse(f"{key!r} is {outcome}, there is no claim to release; forget it to have the next delivery run")
+        case "free" | "expired" as over:
+            refuse(f"{key!r} is {over} already; the next delivery runs")
     _refuse_live(admin, record, force=force)
     confirm(f"Release {key!r}, held by {record.task_id} on {record.worker}?", yes=yes)
     _refuse_unless(admin.operations.release(record, REASON, force=force), key)
@@ -49,13 +51,13 @@ def release(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("key")
 @_force
 @_yes
 @pass_admin_context
-def forget(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
+@takes_key("KEY")
+def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
     """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence."""
-    record = _record_of(admin, key)
+    record = _record_of(admin, key, hint)
     _refuse_live(admin, record, force=force)
     confirm(f"Delete the record of {key!r} ({state(record, admin.now())})?", yes=yes)
     _refuse_unless(admin.operations.delete(record, force=force), key)
@@ -64,7 +66,13 @@ def forget(admin: AdminContext, key: str, *, force: bool, yes: bool) -> None:
 
 @click.command()
 @click.option(
-    "--status", "states", multiple=True, required=True, type=click.Choice(STATES), help="Records of this state."
+    "--state",
+    "--status",
+    "states",
+    multiple=True,
+    required=True,
+    type=click.Choice(tuple(STATES)),
+    help="Records of this state.",
 )
 @click.option(
     "--before", type=Moment(), required=True, help="Last written before: 90s, 15m, 12h, 7d, 2w ago, or a date."
@@ -126,10 +134,10 @@ def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, f
     return done
 
 
-def _record_of(admin: AdminContext, key: str) -> Record:
+def _record_of(admin: AdminContext, key: str, hint: str) -> Record:
     if "#" not in key:
         refuse(f"{key!r} is no key: it has no prefix with a '#'; `idempotency show {key}` finds the key of a task id")
-    return found(admin, key, scan=False)[0]
+    return found(admin, key, scan=False, hint=hint)[0]
 
 
 def _refuse_live(admin: AdminContext, record: Record, *, force: bool) -> None:

@@ -8,6 +8,7 @@ import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, pass_admin_context, refuse
 from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written_at
+from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.stores.dynamodb.admin import Corrupt
@@ -16,8 +17,9 @@ from idempotent_tasks.task import guarded_tasks
 __all__ = ["list_", "matching", "show"]
 
 _LINE = "{:<10}{:>6}{:>7}{:>9}  {:<38}{}"
-#: The stored status of each state that the table can filter by.
+#: The stored status of each state that the table can filter by; those that have expired are left out afterwards.
 _STORED = {
+    "reserved": Status.INPROGRESS,
     "running": Status.INPROGRESS,
     "free": Status.INPROGRESS,
     "completed": Status.COMPLETED,
@@ -52,7 +54,9 @@ def matching(
 
 
 @click.command("list")
-@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="Only records of this state.")
+@click.option(
+    "--state", "--status", "states", multiple=True, type=click.Choice(tuple(STATES)), help="Only records of this state."
+)
 @click.option("--task", help="Only records that this task claimed.")
 @click.option("--before", type=Moment(), help="Only records last written before: 90s, 15m, 12h, 7d, 2w ago, or a date.")
 @click.option("--after", type=Moment(), help="Only records last written after.")
@@ -91,25 +95,28 @@ def list_(
 
 
 @click.command()
-@click.argument("key", metavar="KEY|TASK-ID")
 @click.option("--data", is_flag=True, help="Show the stored result too.")
 @click.option("--scan", is_flag=True, help="Look through the whole table for a task id whose key is something else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object.")
 @pass_admin_context
-def show(admin: AdminContext, key: str, *, data: bool, scan: bool, as_json: bool) -> None:
+@takes_key("KEY|TASK-ID")
+def show(admin: AdminContext, *, key: str, hint: str, data: bool, scan: bool, as_json: bool) -> None:
     """Show one record: who holds the key, since when, for how long, how often it crashed, what came of it.
 
     A task id finds the records of tasks whose key is the task id; with --scan also those that were last claimed by it.
+    --task NAME --arg order.id=17 finds the record of a call by its arguments, with one read.
     """
-    shown = [as_dict(record, admin.now(), data=data) for record in found(admin, key, scan=scan)]
+    if scan and "#" in key:
+        raise click.UsageError("--scan is for a task id: a key is read without it")
+    shown = [as_dict(record, admin.now(), data=data) for record in found(admin, key, scan=scan, hint=hint)]
     if as_json:
         click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
         return
     click.echo("\n\n".join(_text(each) for each in shown))
 
 
-def found(admin: AdminContext, key: str, *, scan: bool) -> list[Record]:
-    """Return the record of a key, or those of a task id; exit with `REFUSED` if there is none."""
+def found(admin: AdminContext, key: str, *, scan: bool, hint: str = "") -> list[Record]:
+    """Return the record of a key, or those of a task id; exit with `REFUSED`, and the hint, if there is none."""
     names = [key] if "#" in key else sorted(f"{prefix}#{key}" for prefix in _prefixes(admin))
     records = _read(admin, names)
     if not records and scan and "#" not in key:
@@ -117,7 +124,7 @@ def found(admin: AdminContext, key: str, *, scan: bool) -> list[Record]:
         # The scan returns records without their data.
         records = _read(admin, [each.key for each in scanned if isinstance(each, Record) and each.task_id == key])
     if not records:
-        hint = "" if scan or "#" in key else "; --scan looks for a task id whose key is something else"
+        hint = hint if scan or "#" in key else "; --scan looks for a task id whose key is something else"
         refuse(f"no record: {key!r}{hint}")
     return records
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -27,6 +27,10 @@ FRAME_ROWS: Final = 6
 TASK_ID_WIDTH: Final = 36
 #: Seconds between two checks whether to end, and between two attempts to connect.
 RECONNECT_SECONDS: Final = 0.2
+#: Seconds for which the end waits for the broker.
+END_SECONDS: Final = 0.5
+#: kombu's options of a connection: it would try again for ever by itself, and tell nobody.
+RETRIES: Final = {"max_retries": 1, "interval_start": RECONNECT_SECONDS, "interval_step": 0}
 #: The name under which each type of Celery event is counted.
 COUNTED: Final = {event_type(kind): kind.__name__.lower() for kind in REPORTED}
 NO_EVENTS: Final = 'no events yet: workers send them with app.conf.idempotency_observers = ["log", "celery"]'
@@ -38,6 +42,8 @@ class Rates:
 
     seen: deque[tuple[float, str]] = field(default_factory=deque)
     total: int = 0
+    #: The type of the broker's last error; empty while its events are received.
+    fault: str = ""
 
     def add(self, event: dict[str, Any]) -> None:
         """Count a Celery event, if it is one of this library."""
@@ -69,9 +75,11 @@ def watch(admin: AdminContext, *, interval: float, task: str | None, once: bool)
     rates = Rates()
     with _receiving(admin.app, rates):
         if once:
-            this_process().clock.sleep(interval)
+            # Before the interval, so that a store that does not answer is reported at once.
             claims = [as_dict(claim, admin.now(), data=False) for claim in _claims(admin, task)]
-            click.echo(json.dumps({"in_flight": claims, "per_second": rates.per_second(), "events": rates.total}))
+            this_process().clock.sleep(interval)
+            shown = {"in_flight": claims, "per_second": rates.per_second(), "events": rates.total}
+            click.echo(json.dumps({**shown, "broker_error": rates.fault or None}))
             return
         with suppress(KeyboardInterrupt):
             _show(admin, task, rates, interval)
@@ -105,7 +113,7 @@ def _show(admin: AdminContext, task: str | None, rates: Rates, interval: float) 
             table.add_row(age, left, attempt, task_id, claim.worker or "?", key)
         return Group(
             Text(f"{len(claims)} claims in flight in {admin.store.table}; those that expire first come first"),
-            Text(f"a second, over {WINDOW:g} s:   {shown}" if rates.total else NO_EVENTS),
+            Text(_rates_line(rates, shown)),
             table,
         )
 
@@ -113,6 +121,12 @@ def _show(admin: AdminContext, task: str | None, rates: Rates, interval: float) 
         while True:
             this_process().clock.sleep(interval)
             live.update(frame())
+
+
+def _rates_line(rates: Rates, shown: str) -> str:
+    if rates.fault:
+        return f"no events: the broker does not answer ({rates.fault})"
+    return f"a second, over {WINDOW:g} s:   {shown}" if rates.total else NO_EVENTS
 
 
 def _claims(admin: AdminContext, task: str | None) -> list[Record]:
@@ -127,11 +141,12 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
     ended = threading.Event()
 
     def receive() -> None:
-        with app.connection_for_read() as broker:
-            away = (OSError, *broker.connection_errors)
-            while not ended.wait(RECONNECT_SECONDS):
-                with suppress(*away):
-                    _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}))
+        while not ended.wait(RECONNECT_SECONDS):
+            try:
+                with app.connection_for_read(transport_options=RETRIES) as broker:
+                    _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}), rates)
+            except Exception as error:  # noqa: BLE001 - whatever a transport raises; the claims are shown all the same
+                rates.fault = type(error).__name__
 
     thread = threading.Thread(target=receive, name="idempotency-watch", daemon=True)
     thread.start()
@@ -139,11 +154,19 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(5.0)
+        # It may be waiting for a broker that does not answer; the thread does not keep the process.
+        thread.join(END_SECONDS)
 
 
-def _count_until(ended: threading.Event, receiver: Any) -> None:
+def _count_until(ended: threading.Event, receiver: Any, rates: Rates) -> None:
+    # Celery's own would log the error with its traceback, and try again for ever.
+    receiver.on_connection_error = _raise
     with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
+        rates.fault = ""
         while not ended.is_set():
             with suppress(TimeoutError):
                 connection.drain_events(timeout=RECONNECT_SECONDS)
+
+
+def _raise(error: Exception, _interval: float) -> NoReturn:
+    raise error

@@ -132,6 +132,8 @@ class Delivery:
     eager: bool = False
     #: The message; None where no parent process of ours received it from a queue.
     received: ReceivedMessage | None = None
+    #: Whether it is no delivery but what an operator knows of one, and a required argument may be missing.
+    partial: bool = False
 
     @property
     def message(self) -> str:

@@ -21,6 +21,7 @@ from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, Missin
 
 __all__ = [
     "KeySource",
+    "KnownPart",
     "Selector",
     "arguments_digest",
     "check_explicit_key",
@@ -59,6 +60,56 @@ class _Interpreter(TreeInterpreter):
 
 class _NothingSelectedError(Exception):
     """A part of an expression selects nothing; the message names it."""
+
+
+class _UnknownError(Exception):
+    """A key depends on something of a partial delivery that is not known; the message names it."""
+
+
+class KnownPart(dict[str, Any]):
+    """A mapping of which only some entries are known: whatever depends on another one raises.
+
+    Args:
+        known: the known entries.
+        name: of the whole mapping, for messages; empty for the arguments themselves.
+        unknown: the names of the others; None where there may be any.
+    """
+
+    def __init__(self, known: Mapping[str, Any], name: str, unknown: frozenset[str] | None = None) -> None:
+        super().__init__(known)
+        self._name = name
+        self._unknown = unknown
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a known entry; the default for one that is known to be absent."""
+        return self[key] if key in self else default  # noqa: SIM401 - this is `get`
+
+    def mapped(self, change: Callable[[Any], Any]) -> "KnownPart":
+        """Return the same with each known value changed."""
+        return KnownPart({name: change(each) for name, each in super().items()}, self._name, self._unknown)
+
+    def __missing__(self, key: str) -> Any:
+        raise self._unknown_entry(key)
+
+    def __contains__(self, key: object) -> bool:
+        if super().__contains__(key):
+            return True
+        if self._unknown is None or key in self._unknown:
+            raise self._unknown_entry(key)
+        return False
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _unknown_entry(self, key: object) -> _UnknownError:
+        return _UnknownError(repr(f"{self._name}.{key}" if self._name else key))
+
+    def _whole(self, *_: Any) -> Any:
+        names = ", ".join(map(repr, sorted(self._unknown or ())))
+        raise _UnknownError(f"the whole of {self._name!r}" if self._name else names)
+
+    __eq__ = __iter__ = __len__ = copy = items = keys = values = _whole
+    __hash__ = None
 
 
 class _StrictInterpreter(_Interpreter):
@@ -181,6 +232,7 @@ class Selector:
         """
         try:
             if self._call is not None:
+                _require_all(signature, delivery)
                 value = self._called(self._call, delivery)
             else:
                 value = self._search(delivery, _bound(signature, delivery))
@@ -248,7 +300,10 @@ class Selector:
     def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
         interpreter: _Interpreter = _StrictInterpreter()
         if self.powertools_hash:
-            arguments = {name: prepared(each) for name, each in arguments.items()}
+            if isinstance(arguments, KnownPart):
+                arguments = arguments.mapped(prepared)
+            else:
+                arguments = {name: prepared(each) for name, each in arguments.items()}
             interpreter = _Interpreter(Options(custom_functions=PowertoolsFunctions()))
         try:
             return interpreter.visit(self._parsed, arguments)
@@ -265,7 +320,8 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
     keys.
 
     Raises:
-        MissingKeyError: the explicit key is empty, or the selector or a part of it selects nothing.
+        MissingKeyError: the explicit key is empty, or the selector or a part of it selects nothing, or needs what is
+            not known of a partial delivery.
         KeyEncodingError: the explicit key is not 1 to 255 printable characters, or the selected value has no canonical
             form.
         TypeError: the arguments do not fit the task's signature.
@@ -273,7 +329,11 @@ def record_key(delivery: Delivery, prefix: str, selector: Selector | None, signa
     if delivery.explicit_key is not None:
         value: Any = check_explicit_key(delivery.explicit_key, delivery.task)
     elif selector is not None:
-        value = selector.select(delivery, signature)
+        try:
+            return f"{prefix}#{_digest(selector.select(delivery, signature), selector, delivery)}"
+        except _UnknownError as unknown:
+            msg = f"{selector.option}={selector.text!r} needs {unknown}, which is not given"
+            raise MissingKeyError(msg, delivery.task) from None
     else:
         return task_id_key(delivery, prefix)
     return f"{prefix}#{_digest(value, selector, delivery)}"
@@ -398,9 +458,20 @@ def _takes(callee: inspect.Signature, body: inspect.Signature) -> bool:
 
 
 def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:
-    bound = signature.bind(*delivery.args, **delivery.kwargs)
+    if not delivery.partial:
+        bound = signature.bind(*delivery.args, **delivery.kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+    bound = signature.bind_partial(*delivery.args, **delivery.kwargs)
     bound.apply_defaults()
-    return bound.arguments
+    unknown = signature.parameters.keys() - bound.arguments.keys()
+    return KnownPart(bound.arguments, "", frozenset(unknown)) if unknown else bound.arguments
+
+
+def _require_all(signature: inspect.Signature, delivery: Delivery) -> None:
+    """Raise for a partial delivery without a required argument: what a callable does without it, nobody knows."""
+    if delivery.partial and isinstance(arguments := _bound(signature, delivery), KnownPart):
+        len(arguments)
 
 
 def _require(part: Any, which: str) -> None:

@@ -347,8 +347,8 @@ def _imported(field: str, value: Any) -> Any:
         return value
     try:
         found = resolve_name(value)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{field}={value!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ConfigurationError(f"{field}={value!r} cannot be imported: {type(error).__name__}: {error}") from error
     if isinstance(found, str):
         raise ConfigurationError(f"{field}={value!r} is only a text")
     return found

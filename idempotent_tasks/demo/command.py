@@ -1,15 +1,12 @@
 """The command ``demo``: run both phases from one seed, print the verdict, write the files that were asked for."""
 
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from rich.console import Console
 
@@ -19,8 +16,9 @@ from idempotent_tasks.demo.plan import VISIBILITY_TIMEOUT_SECONDS, Payment, draw
 from idempotent_tasks.demo.scenario import Phase, play
 from idempotent_tasks.demo.screen import Screen
 from idempotent_tasks.demo.timeline import Panel, picture
+from idempotent_tasks.emulator import unwinding_on_signals
 
-__all__ = ["own_environment", "run", "unwinding_on_signals"]
+__all__ = ["own_environment", "run"]
 
 _PLAIN = "plain Celery task"
 _IDEMPOTENT = "IdempotentTask"
@@ -119,18 +117,3 @@ def own_environment(folder: Path) -> Iterator[None]:
 
 def _foreign(name: str) -> bool:
     return name.startswith(_FOREIGN_PREFIXES) or name.upper().endswith(_PROXY_SUFFIX)
-
-
-@contextmanager
-def unwinding_on_signals() -> Iterator[None]:
-    """Raise `SystemExit` on SIGINT, SIGTERM and SIGHUP, so that every context manager is left."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,7 @@ from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.settings import Settings
 
-__all__ = ["claim_request", "has_shared_key", "request_of"]
+__all__ = ["claim_request", "has_shared_key", "request_of", "request_or_none"]
 
 #: Separates the prefix of a lock's key, so that no lock is mistaken for a record with an outcome, nor the other way
 #: round when a task's ``expires`` changes to or from 0.
@@ -75,6 +75,20 @@ def request_of(
     """
     delivery = read_delivery(task.name, context, tuple(args), kwargs)
     return claim_request(delivery, task.policy_under(settings), task.run_signature)
+
+
+def request_or_none(
+    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ClaimRequest | None:
+    """Return the claim request of a delivery, as `request_of` does; None where it cannot have a claim.
+
+    A worker's parent process must call it in the thread that forks: computing a key may import modules, and a child
+    that is forked while another thread imports one waits indefinitely for the module's lock.
+    """
+    try:
+        return request_of(task, settings, context, args, kwargs)
+    except Exception:  # noqa: BLE001 - the key's own code raised it, as it does for the delivery
+        return None
 
 
 def has_shared_key(delivery: Delivery, policy: Idempotency) -> bool:

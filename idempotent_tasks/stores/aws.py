@@ -26,7 +26,7 @@ from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
 
-__all__ = ["OUR_CONFIG", "Credentials", "ProcessClient"]
+__all__ = ["LOCAL_REGION", "OUR_CONFIG", "Credentials", "ProcessClient"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -50,7 +50,7 @@ LONGEST_LOOKUP_SECONDS: Final = 300.0
 LOOKUP_COST: Final = 10.0
 #: Substitutes for a stand-in on this machine, where no credentials or no region are configured.
 _LOCAL_CREDENTIALS: Final = ("local", "local")
-_LOCAL_REGION: Final = "us-east-1"
+LOCAL_REGION: Final = "us-east-1"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -145,6 +145,11 @@ class ProcessClient:
         """Region, endpoint, session and credentials, to compare two clients by; None for a ready-made client."""
         place = (self._region, self._endpoint_url, self._session, self._credentials)
         return None if self.ready_made else place
+
+    @property
+    def local_port(self) -> int | None:
+        """The port of an endpoint on this machine; None for any other, and for a ready-made client."""
+        return urlsplit(self._endpoint_url or "").port if _is_loopback(self._endpoint_url) else None
 
     @property
     def provider(self) -> str | None:
@@ -257,7 +262,7 @@ class ProcessClient:
             credentials = Credentials(*_LOCAL_CREDENTIALS)
         client = session.client(
             self._service,
-            region_name=self._region_of(session) or (_LOCAL_REGION if self._endpoint_url else None),
+            region_name=self._region_of(session) or (LOCAL_REGION if self._endpoint_url else None),
             endpoint_url=self._endpoint_url,
             config=self._config,
             aws_access_key_id=credentials and credentials.access_key_id,

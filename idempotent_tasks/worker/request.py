@@ -1,7 +1,7 @@
 """The worker's request class: passes the message and the owner token to the child, releases a dead child's claim."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
@@ -23,14 +23,13 @@ from idempotent_tasks.core.delivery import (
 )
 from idempotent_tasks.core.guard import PROCESS_ENDS
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.records import ClaimRequest
-from idempotent_tasks.messaging.claim_request import request_of
+from idempotent_tasks.messaging.claim_request import request_or_none
 from idempotent_tasks.messaging.deferral import GivenBack
 from idempotent_tasks.messaging.queues import name_queues, received_message
-from idempotent_tasks.settings import Settings, settings_of
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.worker.reaper import ChildExitWatcher, ClaimReaper
 
-__all__ = ["GuardedRequest", "is_prefork", "remember_worker", "request_or_none"]
+__all__ = ["GuardedRequest", "is_prefork", "remember_worker"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -203,20 +202,6 @@ def is_prefork(pool_cls: Any) -> bool:
 
 def _workers() -> _Workers:
     return this_process().own(_Workers)
-
-
-def request_or_none(
-    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ClaimRequest | None:
-    """Return the claim request of a delivery, as `request_of` does; None where it cannot have a claim.
-
-    To be called in the thread that forks: computing a key may import modules, and a child that is forked while another
-    thread imports one waits indefinitely for the module's lock.
-    """
-    try:
-        return request_of(task, settings, context, args, kwargs)
-    except Exception:  # noqa: BLE001 - the key's own code raised it in the child too
-        return None
 
 
 def _lost(error: BaseException) -> ExceptionInfo:

@@ -54,7 +54,7 @@ def test_canvas_whose_worker_is_killed_in_the_middle(canvas: Example) -> None:
     """The next worker packs what was not packed, ships all parcels, and repeats nothing that was done."""
     # The sofa is packed until the worker is killed, or its time limit ends a test that waits in vain.
     held = canvas.running(WORKER, READY, PACK_SECONDS="86400")
-    with held as worker, canvas.running("python fulfil.py ord-18", ready="") as publisher:
+    with held as worker, canvas.running("python fulfil.py ord-18", "") as publisher:
         wait_for(
             lambda: worker.log.read_text().count(" succeeded in ") == len(DONE),
             EFFECT_SECONDS,

@@ -39,7 +39,7 @@ def payments(redis_url: str, table: str, tmp_path: Path) -> Iterator[Example]:
 def api(payments: Example) -> Iterator[str]:
     """The URL of the example's API."""
     port = free_port()
-    with payments.running("uvicorn", "Application startup complete", "--port", str(port)):
+    with payments.running("uvicorn", "Application startup complete", {"8080": str(port)}):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -63,19 +63,24 @@ def test_a_workflow_uses_pinned_actions_and_no_secret(path: Path) -> None:
     assert trusted == (["publish"] if path.stem == "release" else [])
 
 
+def environments(*options: str) -> set[str]:
+    """Return the environments that tox itself lists."""
+    command = [sys.executable, "-m", "tox", "list", "--no-desc", "-q", *options]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(listed.stdout.split())
+
+
 def test_the_matrix_has_each_environment_of_tox_with_its_python() -> None:
-    """Tox itself says which environments there are; the documents name only such."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "tox", "list", "--no-desc", "-q"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    """The documents, and the workflow on the newest releases, name no other."""
     printed = subprocess.run([ROOT / ".ci" / "matrix"], capture_output=True, text=True, check=True).stdout
     matrix = {entry["environment"]: entry["python"] for entry in json.loads(printed)}
-    assert sorted(matrix) == sorted(listed.stdout.split())
+    assert set(matrix) == environments("-d")
     assert matrix["py313-unit"] == "3.13"
     assert matrix["lint"] == matrix["py311-celery54-unit"] == "3.11"
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"tox -e ([\w-]+)", pages)) | set(re.findall(r"`(py3\d+-[\w-]+)`", pages))
-    assert named - set(matrix) == set()
+    weekly = loaded(ROOT / ".github" / "workflows" / "newest.yml")["jobs"]["tox"]["strategy"]["matrix"]["environment"]
+    assert {*named, *weekly} - environments() == set()
 
 
 def test_the_hooks_run_tools_of_the_locked_environment() -> None:

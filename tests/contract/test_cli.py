@@ -11,12 +11,15 @@ from click.testing import CliRunner, Result
 
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
 from idempotent_tasks.cli import idempotency
+from idempotent_tasks.cli.format import STATES
 from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
+from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, request_by
 from tests.testbed.forking import Child
+from tests.testbed.processes import free_port
 from tests.testbed.wire import Wire, lose_answer, refuse
 
 Run = Callable[..., Result]
@@ -121,6 +124,51 @@ class TestList:
         assert run("list").stdout.splitlines()[-1] == "3 records"
 
 
+class TestStates:
+    """A record is in one state, by one word, wherever it is shown and by whatever it is filtered."""
+
+    @pytest.fixture
+    def one_of_each(self, records: DynamoDBStore, raw: Any) -> DynamoDBStore:
+        """A record of each state; those that have expired were each another before."""
+        records.claim(request_by(reservation_owner("id-p"), key="shop.charge#reserved", task_id="id-p"))
+        records.commit(grant(records, "x", key="shop.charge#failed"), encode_failure(ValueError(17)), 3600)
+        for state, key in (("completed", "shop.charge#expired"), ("running", "shop.charge#expired-while-it-ran")):
+            item = raw.get_item(TableName=records.table, Key={"id": {"S": f"shop.charge#{state}"}})["Item"]
+            past = {"N": str(int(records.clock.now()) - 60)}
+            raw.put_item(TableName=records.table, Item={**item, "id": {"S": key}, "expiration": past})
+        return records
+
+    @pytest.mark.parametrize("state", STATES)
+    @pytest.mark.parametrize("option", ["--state", "--status"])
+    def test_one_word(self, run: Run, one_of_each: DynamoDBStore, option: str, state: str) -> None:
+        """The word in a list, in its filter, in its JSON and in `show` is the same."""
+        lines = run("list", option, state).stdout.splitlines()[1:-1]
+        listed = [json.loads(line) for line in run("list", "--json", option, state).stdout.splitlines()]
+        keys = {each["key"] for each in listed}
+        ran = {"shop.charge#expired-while-it-ran"} if state == "expired" else set()
+        assert keys == {f"shop.charge#{state}"} | ran
+        assert {line.split()[0] for line in lines} == {each["state"] for each in listed} == {state}
+        for key in keys:
+            assert json.loads(run("show", "--json", key).stdout)["state"] == state
+            assert run("show", key).stdout.splitlines()[1].split() == ["state", state]
+
+    def test_an_expired_record(self, run: Run, one_of_each: DynamoDBStore) -> None:
+        """There is nothing to release in it, no time is left of it, and it may be purged by that word only."""
+        for key in ("shop.charge#expired", "shop.charge#expired-while-it-ran"):
+            refused = run("release", key, "--yes", "--force")
+            assert (refused.exit_code, "is expired already; the next delivery runs" in refused.stderr) == (1, True)
+            assert json.loads(run("show", "--json", key).stdout)["seconds_left"] == 0
+        purge = ("purge", "--before", "2099-01-01", "--yes")
+        assert "deleted 1" in run(*purge, "--state", "completed").stdout
+        assert "deleted 2" in run(*purge, "--state", "expired").stdout
+
+    def test_a_failure_is_not_completed(self, run: Run, one_of_each: DynamoDBStore) -> None:
+        """No field of a failure calls it so."""
+        shown = run("show", "--json", "shop.charge#failed").stdout
+        assert "completed" not in shown
+        assert json.loads(shown)["finished_at"] is not None
+
+
 class TestShow:
     """``show``."""
 
@@ -210,7 +258,7 @@ class TestRelease:
         ("key", "why"),
         [
             ("shop.charge#free", "is free already"),
-            ("shop.charge#completed", "has an outcome"),
+            ("shop.charge#completed", "is completed, there is no claim"),
             ("shop.charge#none", "no record"),
             ("some-task-id", "is no key"),
         ],
@@ -383,6 +431,55 @@ def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:
     assert (rule["Prefix"], rule["ExpirationInDays"]) == ("shop/", 8)
 
 
+class TestTemplate:
+    """``template`` and ``create-table``: options without effect are refused, what a policy leaves out is said."""
+
+    KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+
+    def test_a_protected_table(self, run: Run, app: Celery) -> None:
+        """The options reach the template, and the table that the command creates."""
+        options = ("--deletion-protection", "--kms-key", self.KEY)
+        shown = json.loads(run("template", "--format", "cloudformation", *options).stdout)
+        properties = shown["Resources"]["IdempotencyTable"]["Properties"]
+        assert properties["DeletionProtectionEnabled"] is True
+        assert properties["SSESpecification"]["KMSMasterKeyId"] == self.KEY
+        created = run("create-table", *options)
+        assert (created.exit_code, "protected against deletion" in created.stdout) == (0, True), created.output
+
+    def test_a_tenant(self, run: Run, app: Celery) -> None:
+        """The tasks that the policy shuts out are named beside it."""
+        result = run("template", "--format", "iam", "--tenant", "shop.")
+        (condition, _) = json.loads(result.stdout)["Statement"][0]["Condition"].values()
+        assert condition == {"dynamodb:LeadingKeys": ["shop.*"]}
+        assert result.stderr == "Not of this tenant, and refused by this policy: renamed\n"
+
+    def test_a_tenant_of_a_composite_table(self, run: Run, app: Celery, make_store: MakeStore) -> None:
+        """There the partition key is the tenant's, and a prefix of the sort key is none."""
+        app.conf.idempotency_store = make_store(sort_key_attr="sort", static_pk_value="tenant-1")
+        assert run("template", "--format", "iam", "--tenant", "tenant-1").exit_code == 0
+        refused = run("template", "--format", "iam", "--tenant", "shop.")
+        assert refused.exit_code == 2
+        assert "'tenant-1', which does not begin with 'shop.'" in " ".join(refused.stderr.split())
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ("template --format terraform --tenant acme.", "--tenant is about permissions"),
+            ("template --format iam --deletion-protection", "have no effect"),
+            ("template --format iam --point-in-time-recovery", "have no effect"),
+            ("template --format iam --tenant=", "--tenant is empty"),
+            ("template --format iam --kms-key alias/shop", "write the ARN of a key"),
+            ("create-table --kms-key 11111111-2222-3333-4444-555555555555", "write the ARN of a key"),
+        ],
+    )
+    def test_what_has_no_effect(self, run: Run, wire: Wire, words: str, said: str) -> None:
+        """Such an option ends with 2, and nothing is asked or printed."""
+        wire.clear()
+        result = run(*words.split())
+        assert (result.exit_code, result.stdout, wire.operations()) == (2, "", [])
+        assert said in result.stderr
+
+
 def test_watch_once(run: Run, app: Celery, records: DynamoDBStore) -> None:
     """``--once`` prints the claims in flight and the rates, which are 0 without events."""
     # A real one may bring the events of other tests.
@@ -390,6 +487,29 @@ def test_watch_once(run: Run, app: Celery, records: DynamoDBStore) -> None:
     shown = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
     assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
     assert set(shown["per_second"].values()) == {0.0}
+
+
+def test_watch_without_a_broker(run: Run, app: Celery, records: DynamoDBStore) -> None:
+    """The claims are shown all the same, and why there are no events."""
+    app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+    shown = json.loads(run("watch", "--once", "--interval", "1").stdout)
+    assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
+    assert shown["broker_error"] == "OperationalError"
+
+
+def test_watch_live(run: Run, app: Celery, records: DynamoDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen has the claims; Ctrl-C ends it with 0."""
+    app.conf.broker_url = "memory://"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("idempotent_tasks.core.clock.SystemClock.sleep", interrupt)
+    result = run("watch")
+    assert result.exit_code == 0, result.output
+    assert "1 claims in flight" in result.stdout
 
 
 def test_the_table_is_made_by_the_command(run: Run, dynamodb: DynamoDBStore, raw: Any) -> None:

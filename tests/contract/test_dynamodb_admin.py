@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status
+from idempotent_tasks import DynamoDBStore, Record, RecordNotFoundError, Status, StoreUnavailableError
 from idempotent_tasks.core.records import Busy, Granted, Lost, Renewed, Superseded
-from idempotent_tasks.stores.dynamodb.admin import Corrupt, TableAdmin
+from idempotent_tasks.core.retry import SHORTEST_TRY
+from idempotent_tasks.stores.dynamodb.admin import PAGE_RETRY_SECONDS, SILENCE_SECONDS, Corrupt, TableAdmin
+from idempotent_tasks.testing import FakeClock
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, request_by
+from tests.testbed.wire import Fault, Wire, answer, refuse
 
 #: A dozen pages: DynamoDB returns at most 1 MB in one.
 BULKY = 20
@@ -52,6 +55,25 @@ def test_a_composite_table_shows_its_own_partition_only(make_store: MakeStore) -
     assert TableAdmin(theirs).release(record, "by hand")
     assert TableAdmin(theirs).delete(theirs.get("shop#2"))
     assert list(TableAdmin(theirs).records()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [(answer(400, "ThrottlingException"), PAGE_RETRY_SECONDS), (refuse, SILENCE_SECONDS)],
+    ids=["busy", "away"],
+)
+def test_how_long_a_page_is_asked_for(make_store: MakeStore, wire: Wire, fault: Fault, seconds: float) -> None:
+    """A store that is busy is asked again for longer than one that does not answer at all."""
+    clock = FakeClock()
+    store = make_store(clock=clock)
+    store.create_table()
+    wire.clear()
+    wire.break_all(fault)
+    begun = clock.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        list(TableAdmin(store).records())
+    assert seconds - 2 * SHORTEST_TRY <= clock.monotonic() - begun <= seconds
+    assert len(wire.operations()) > 1
 
 
 def test_filters_are_the_stores(operations: TableAdmin, dynamodb: DynamoDBStore) -> None:

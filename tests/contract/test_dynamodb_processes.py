@@ -19,9 +19,6 @@ from tests.support.guarding import KEY, done, grant, request_by
 from tests.testbed.forking import Child
 from tests.testbed.wire import Wire
 
-# Python 3.12 and later warn of any fork beside a thread; the wire is one, and a prefork worker's parent has some too.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-
 
 def client_of(store: DynamoDBStore) -> Any:
     """Return the client that the store uses in this process."""

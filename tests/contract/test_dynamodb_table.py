@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from idempotent_tasks import DynamoDBStore, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.core.records import Busy
@@ -14,6 +15,7 @@ from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import grant, request_by
 from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, lose_answer
 
+KMS_KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
 #: Both calls that must find a wrong table.
 CHECKS: dict[str, Callable[[DynamoDBStore], None]] = {
     "create_table": DynamoDBStore.create_table,
@@ -49,6 +51,36 @@ def then_fail(message: str) -> Fault:
         return refused(forward)
 
     return fault
+
+
+class TestProtection:
+    """What `create_table` gives a table beside its schema, when it is new or when it is there already."""
+
+    @pytest.mark.parametrize("is_new", [True, False], ids=["new", "there"])
+    def test_what_is_asked_for(self, make_store: MakeStore, raw: Any, wire: Wire, is_new: bool) -> None:
+        """DynamoDB refuses to delete the table, and encrypts it with the key; asking again changes nothing."""
+        store = make_store()
+        if not is_new:
+            store.create_table()
+        wire.clear()
+        store.create_table(deletion_protection=True, kms_key=KMS_KEY)
+        assert wire.operations().count("UpdateTable") == (0 if is_new else 2)
+        wire.clear()
+        store.create_table(deletion_protection=True, kms_key=KMS_KEY)
+        assert set(wire.operations()) == {"DescribeTable", "DescribeTimeToLive"}
+        described = raw.describe_table(TableName=store.table)["Table"]
+        assert described["SSEDescription"]["KMSMasterKeyArn"] == KMS_KEY
+        with pytest.raises(ClientError, match="protect"):
+            raw.delete_table(TableName=store.table)
+
+    def test_what_is_not_asked_for(self, make_store: MakeStore, raw: Any) -> None:
+        """A new table has neither; a table that has them keeps them."""
+        store = make_store()
+        store.create_table()
+        assert not raw.describe_table(TableName=store.table)["Table"].get("DeletionProtectionEnabled")
+        store.create_table(deletion_protection=True)
+        store.create_table()
+        assert raw.describe_table(TableName=store.table)["Table"]["DeletionProtectionEnabled"] is True
 
 
 class TestCreateTable:

@@ -40,6 +40,7 @@ def test_an_operator_does_what_he_is_granted(make_store: MakeStore, wire: Wire) 
     for given in ({}, {"sort_key_attr": "sort", "static_pk_value": "shop"}):
         store = make_store(**given)
         run(store, "create-table")
+        run(store, "create-table", "--deletion-protection")
         for number in range(3):
             grant(store, key=f"shop#{number}")
         run(store, "check")
@@ -50,6 +51,7 @@ def test_an_operator_does_what_he_is_granted(make_store: MakeStore, wire: Wire) 
         run(store, "purge", "--status", "free", "--before", "2099-01-01", "--yes")
         run(store, "watch", "--once", "--interval", "0.5")
         run(store, "template", "--format", "iam")
+        store.connection.request("update_table", TableName=store.table, DeletionProtectionEnabled=False)
         store.connection.request("delete_table", TableName=store.table)
     asked = set(wire.operations()) - {"DeleteTable"}
     assert set(OPERATOR_ACTIONS) <= asked <= {*OPERATOR_ACTIONS, *WORKER_ACTIONS}

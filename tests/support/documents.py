@@ -37,6 +37,7 @@ from sybil.evaluators.python import pad
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from sybil.parsers.myst import SkipParser
 
+from idempotent_tasks.__main__ import main
 from tests.testbed.processes import ChildProcess
 from tests.testbed.waiting import wait_for
 
@@ -288,6 +289,8 @@ def _is_checked(words: list[str]) -> bool:
             _check_help(name, [word for word in rest if word.startswith("-")])
         case [name, *_] if name.startswith("scripts/") or name == ".ci/run":
             assert os.access(ROOT / name, os.X_OK), f"{name} is not an executable file of the repository"
+        case ["python", "-m", "idempotent_tasks", "dynamodb" as name, *rest]:  # it runs until somebody ends it
+            main.commands[name].make_context(name, rest)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):  # they measure for minutes
             assert find_spec(module) is not None, f"there is no module {module}"
         case ["cd", folder]:

@@ -7,11 +7,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -66,7 +66,7 @@ class Example:
         """Return the output that the README shows of such a command."""
         return [output for line, output in self.steps if line.startswith(beginning)][number]
 
-    def run(self, beginning: str, number: int = 0) -> str:
+    def run(self, beginning: str, number: int = 0, *, timeout_seconds: float = COMMAND_SECONDS) -> str:
         """Run a command to its end and return what it printed; it must succeed."""
         command = _command(self.line(beginning, number))
         done = subprocess.run(
@@ -75,25 +75,28 @@ class Example:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=timeout_seconds,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     @contextmanager
-    def running(self, beginning: str, ready: str, *options: str, **variables: str) -> Iterator[ChildProcess]:
+    def running(
+        self, beginning: str, ready: str, instead: Mapping[str, str] | None = None, /, **variables: str
+    ) -> Iterator[ChildProcess]:
         """Run a command in the background for the length of a block, from when its log says that it is ready.
 
         Args:
             beginning: what the README's command begins with.
             ready: a pattern of the log.
-            options: more of the command.
+            instead: what to write for some of the command's words, such as a port.
             variables: more of this command's environment.
         """
         log = self._directory / f"{next(self._numbers)}.log"
         environment = self.environment | variables
-        process = ChildProcess([*_command(self.line(beginning)), *options], log, environment, self.folder)
+        command = [(instead or {}).get(word, word) for word in _command(self.line(beginning))]
+        process = ChildProcess(command, log, environment, self.folder)
         try:
             process.wait_until(lambda: re.search(ready, process.tail(1000)), START_SECONDS)
             yield process
@@ -110,7 +113,7 @@ class Example:
         if options.json is not None:
             return httpx.post(url, content=options.json, headers={"Content-Type": "application/json", **headers})
         if options.data is not None:
-            return httpx.post(url, data=dict(parse_qsl(options.data)), headers=headers)
+            return httpx.post(url, data=parse_qs(options.data), headers=headers)
         return httpx.get(url, headers=headers)
 
 

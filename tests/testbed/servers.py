@@ -1,4 +1,4 @@
-"""Real servers as child processes: Redis, RabbitMQ, two DynamoDB stand-ins and Prometheus.
+"""Real servers as child processes: Redis, RabbitMQ, PostgreSQL, two DynamoDB stand-ins and Prometheus.
 
 A server that is not installed is a `MissingServiceError`: tests skip or, in CI, fail; a benchmark says what to install.
 """
@@ -6,12 +6,15 @@ A server that is not installed is a `MissingServiceError`: tests skip or, in CI,
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -25,7 +28,9 @@ __all__ = [
     "MINISTACK_VARIABLE",
     "MissingServiceError",
     "Prometheus",
+    "connect_postgresql",
     "ministack_server",
+    "postgresql_server",
     "prometheus_scraping",
     "rabbitmq_server",
     "redis_server",
@@ -40,6 +45,10 @@ RABBITMQ_EXECUTABLE: Final = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 RABBITMQ_REMEDY: Final = (
     "sudo apt-get install --no-install-recommends rabbitmq-server (or docker compose up -d rabbitmq)"
 )
+
+#: Debian has the server in no folder of PATH.
+POSTGRESQL_VERSIONS: Final = Path("/usr/lib/postgresql")
+POSTGRESQL_REMEDY: Final = "sudo apt-get install --no-install-recommends postgresql (or docker compose up -d postgres)"
 
 #: Which client the tests' own stores send their requests by: ``fast``, the library's own, or ``boto3`` for all of them.
 CLIENT_VARIABLE: Final = "IDEMPOTENT_TASKS_DYNAMODB"
@@ -142,6 +151,74 @@ def _amqp_answers(url: str) -> bool:
         with Connection(url, connect_timeout=2) as connection:
             connection.connect()
     except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def postgresql_server() -> Iterator[dict[str, str]]:
+    """Yield libpq's variables for a PostgreSQL: that of ``PGHOST``, that on the default port, or one of our own."""
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": "5432", "PGUSER": "postgres"}
+    variables = {name: os.environ.get(name, default) for name, default in variables.items()}
+    if _postgresql_answers(variables):
+        yield variables
+        return
+    if "PGHOST" in os.environ:
+        raise MissingServiceError("PostgreSQL", "nothing answers at PGHOST", POSTGRESQL_REMEDY)
+    places = [os.environ.get("PATH", ""), *(str(version / "bin") for version in POSTGRESQL_VERSIONS.glob("*"))]
+    executable = shutil.which("postgres", path=os.pathsep.join(places))
+    if executable is None:
+        reason = "nothing answers as postgres@127.0.0.1:5432 and no server is installed"
+        raise MissingServiceError("PostgreSQL", reason, POSTGRESQL_REMEDY)
+    with _own_postgresql(Path(executable).resolve()) as variables:
+        yield variables
+
+
+@contextmanager
+def _own_postgresql(executable: Path) -> Iterator[dict[str, str]]:
+    variables = {"PGHOST": "127.0.0.1", "PGPORT": str(free_port()), "PGUSER": "postgres"}
+    with TemporaryDirectory(prefix="postgresql-") as name:
+        folder = Path(name)
+        user: list[str] = []
+        if os.geteuid() == 0:
+            # It refuses to run as root; Debian's package makes it a user, who may not enter the folders of the tests.
+            user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL"]
+            shutil.chown(folder, "postgres")
+        initdb = [str(executable.with_name("initdb")), "--auth=trust", "--username=postgres", "--no-sync", "-D", "data"]
+        subprocess.run([*user, *initdb], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        server = [str(executable), "-D", "data", "-h", variables["PGHOST"], "-p", variables["PGPORT"], "-k", "", "-F"]
+        with child([*user, *server], folder / "postgresql.log") as process:
+            process.wait_until(lambda: _postgresql_answers(variables), START_SECONDS)
+            try:
+                yield variables
+            finally:
+                # SIGKILL would leave its shared memory behind.
+                process.end_by(signal.SIGINT)
+
+
+def connect_postgresql(variables: Mapping[str, str]) -> Any:
+    """Return a connection to the server that libpq's variables name; each of its statements is a transaction.
+
+    Raises:
+        MissingServiceError: psycopg is not installed.
+        psycopg.OperationalError: the server does not answer, or asks for a password other than ``PGPASSWORD``.
+    """
+    host, port, user = (variables[name] for name in ("PGHOST", "PGPORT", "PGUSER"))
+    return _psycopg().connect(host=host, port=port, user=user, dbname="postgres", connect_timeout=2, autocommit=True)
+
+
+def _psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError:
+        raise MissingServiceError("PostgreSQL", "no package psycopg", "pip install 'psycopg[binary]'") from None
+    return psycopg
+
+
+def _postgresql_answers(variables: Mapping[str, str]) -> bool:
+    try:
+        connect_postgresql(variables).close()
+    except _psycopg().OperationalError:
         return False
     return True
 

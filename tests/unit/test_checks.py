@@ -79,6 +79,9 @@ def queue_with(limit: int) -> dict[str, Any]:
 
 
 CASES = {
+    "check-failed": Case(
+        conf={"worker_eta_task_limit": "many"}, fixed_conf={"worker_eta_task_limit": 1000}, remedy="fix the setting"
+    ),
     "acks-late-off": Case(task={"acks_late": False}, fixed_task={"acks_late": True}, remedy="drop acks_late=False"),
     "reject-on-worker-lost-off": Case(
         task={"reject_on_worker_lost": False},
@@ -461,9 +464,9 @@ class TestWorker:
 
     def test_a_check_that_fails_stops_nobody(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
         """A worker that cannot be checked goes its way, and says so; here it is Celery's own setting that is wrong."""
-        app.conf.worker_eta_task_limit = "many"
+        app.conf.update(worker_eta_task_limit="many", broker_url=REDIS)
         assert self.start(app, "error")
-        assert "the start-up checks failed" in caplog.text
+        assert "check-failed: check_prefetch raised TypeError in check_prefetch (" in caplog.text
 
     def test_an_unknown_mode_is_a_wrong_setting(self, app: Celery) -> None:
         """As every wrong setting it stops the worker."""

@@ -15,6 +15,7 @@ import pytest
 
 import idempotent_tasks
 from idempotent_tasks import Idempotency, IdempotencyError, events, settings
+from idempotent_tasks.cli.format import STATES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -126,3 +127,10 @@ def test_the_walks_name_what_is_there() -> None:
     for path, name in steps:
         module = "idempotent_tasks." + path.replace("/", ".")
         assert pkgutil.resolve_name(f"{module}:{name}"), (path, name)
+
+
+def test_the_page_of_the_commands_has_every_state() -> None:
+    """The words of the command line, in its order, with its own meaning of each."""
+    page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
+    section = page.partition("## States")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE)) == STATES

@@ -22,9 +22,6 @@ from tests.testbed.forking import Child
 
 BOUND_SECONDS = 30.0
 
-# Python 3.12 and later warn of any fork beside a thread, which is what these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-
 
 def test_a_key_that_a_thread_of_the_parent_works_out(app: Celery) -> None:
     """The parent releases for several dead children at once, while it forks their successors."""

@@ -70,16 +70,8 @@ def test_another_process_lives_until_it_is_killed(living: subprocess.Popen[str])
 def test_a_forked_child_has_a_name_of_its_own() -> None:
     """The name is not inherited."""
     mine = current_process()
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.write(writing, str(current_process()).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    theirs = os.read(reading, 1000).decode()
-    os.close(reading)
-    os.close(writing)
-    assert theirs not in (mine, "None")
+    theirs = Child(current_process).result()
+    assert theirs not in (mine, None)
     assert has_ended(theirs)
 
 
@@ -202,8 +194,6 @@ def test_a_process_starts_its_own_renewer(store: MemoryStore) -> None:
     assert started == ["idempotency-lease-renewer"]
 
 
-# Python 3.12 and later warn of any fork beside a thread.
-@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_child_has_objects_of_its_own() -> None:
     """A forked child does not use what its parent's threads use."""
     parents = id(this_process().own(LeaseRenewer))

@@ -60,10 +60,17 @@ def test_a_block_that_cannot_run_says_why(read: Read) -> None:
 
 def test_commands_of_the_readers_own_app_are_parsed(read: Read) -> None:
     """They run nothing, but their names and options exist."""
-    page = block("console", "$ celery -A proj idempotency list --status running\n$ celery -A proj idempotency --help")
+    page = block("console", "$ celery -A proj idempotency list --state running\n$ celery -A proj idempotency --help")
     assert read(page) == Tally(checked=1)
-    with pytest.raises(click.UsageError, match="--state"):
-        read(block("console", "$ celery -A proj idempotency list --state running"))
+    with pytest.raises(click.UsageError, match="--condition"):
+        read(block("console", "$ celery -A proj idempotency list --condition running"))
+
+
+def test_the_stand_in_is_parsed_too(read: Read) -> None:
+    """It would run until somebody ends it."""
+    assert read(block("console", "$ python -m idempotent_tasks dynamodb --table shop")) == Tally(checked=1)
+    with pytest.raises(click.UsageError, match="--tabel"):
+        read(block("console", "$ python -m idempotent_tasks dynamodb --tabel shop"))
 
 
 @pytest.mark.parametrize(

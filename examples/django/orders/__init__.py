@@ -1,1 +1,1 @@
-"""Orders, each confirmed by one mail."""
+"""Orders: packed, shipped, confirmed by one mail, and paid once for each event of the payment provider."""

@@ -1,16 +1,19 @@
-"""The task that mails the confirmation of an order."""
+"""The tasks of an order. Where the effect is a row of the database, the row has the key: there is no second effect."""
 
 import os
 import time
 from typing import Any
 
-from celery import shared_task
+from celery import chain, chord, shared_task
+from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from django.core.mail import send_mail
+from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 
 from idempotent_tasks import Idempotency, IdempotentTask
-from orders.models import Order
+from orders.models import Order, Parcel, Payment
 
 #: Seconds that the mail server takes to accept a mail.
 MAIL_SECONDS = float(os.environ.get("MAIL_SECONDS", "0"))
@@ -22,12 +25,46 @@ class GuardedTask(IdempotentTask, DjangoTask):
     abstract = True
 
 
+@shared_task(base=GuardedTask, bind=True)
+def record_payment(self: Any, order_id: int, cents: int) -> int:
+    """Add a payment to what is paid of an order; the webhook names the key. Returns the id of the payment."""
+    # durable: no transaction around this one could still roll the row back.
+    with transaction.atomic(durable=True):
+        payment, is_new = Payment.objects.get_or_create(
+            idempotency_key=self.idempotency.key, defaults={"order_id": order_id, "cents": cents}
+        )
+        if is_new:
+            Order.objects.filter(pk=order_id).update(paid_cents=F("paid_cents") + cents)
+    return payment.pk
+
+
+@shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(key="[order_id, item]"))
+def pack(self: Any, order_id: int, item: str) -> int:
+    """Pack an item. Returns the id of the parcel."""
+    parcel, _ = Parcel.objects.get_or_create(
+        idempotency_key=self.idempotency.key, defaults={"order_id": order_id, "item": item}
+    )
+    return parcel.pk
+
+
+@shared_task(base=GuardedTask, idempotency=Idempotency(key="order_id"))
+def ship(order_id: int) -> None:
+    """Ship the parcels of an order together."""
+    Order.objects.filter(pk=order_id, shipped_at=None).update(shipped_at=timezone.now())
+
+
 @shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(key="order_id"))
 def confirm(self: Any, order_id: int) -> str:
-    """Mail the confirmation of an order, once."""
+    """Mail the confirmation of an order: no row, so nothing but the guard prevents a second one."""
     order = Order.objects.get(pk=order_id)
     time.sleep(MAIL_SECONDS)
     send_mail(f"Your order {order}", f"Thank you! ({self.idempotency.key})", "shop@localhost", [order.email])
     order.confirmed_at = timezone.now()
     order.save(update_fields=["confirmed_at"])
     return order.reference
+
+
+def fulfilment(order: Order, items: list[str]) -> Signature:
+    """Return the canvas of an order: pack each item, ship all parcels together, then mail the confirmation."""
+    parcels = [pack.si(order.pk, item) for item in items]
+    return chain(chord(parcels, ship.si(order.pk)), confirm.si(order.pk))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 BASE = Path(__file__).parents[1]
 
@@ -12,15 +13,18 @@ ROOT_URLCONF = "shop.urls"
 TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("DATABASE", BASE / "db.sqlite3"),
-        "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
-        # A file, which the worker of the tests can open too.
-        "TEST": {"NAME": BASE / "test.sqlite3"},
-    }
+
+POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ.get("PGDATABASE")}
+SQLITE: dict[str, Any] = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": os.environ.get("SQLITE", BASE / "db.sqlite3"),
+    "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
+    # A file, which the worker of the tests can open too.
+    "TEST": {"NAME": BASE / "test.sqlite3"},
 }
+#: PostgreSQL where PGDATABASE names a database; its driver reads PGHOST, PGPORT, PGUSER and PGPASSWORD by itself.
+DATABASES = {"default": POSTGRESQL if POSTGRESQL["NAME"] else SQLITE}
+
 #: Each mail is written as a file to this folder.
 EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_FILE_PATH = os.environ.get("MAILS", BASE / "mails")
@@ -29,7 +33,9 @@ CELERY_BROKER_URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
 CELERY_RESULT_BACKEND = os.environ.get("RESULT_URL", "redis://localhost:6379/1")
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("QUEUE", "shop")
 CELERY_TASK_TIME_LIMIT = 30
+#: Seconds after which Redis delivers again what a killed worker had: more than any task takes, less than people wait.
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 60}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
-CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:5070/shop")
+CELERY_IDEMPOTENCY_STORE = os.environ.get("STORE_URL", "dynamodb://local:local@localhost:8000/shop")
 CELERY_IDEMPOTENCY_EXPIRES = 86_400

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from idempotent_tasks.core.records import Claim, Record, Status, release_time
 from idempotent_tasks.core.retry import persistently
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.stores.aws_errors import blames_credentials
+from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.client import Succeeded
 from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
@@ -21,11 +21,14 @@ __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 T = TypeVar("T")
 
 #: The permissions for these calls and for the creation of the table, beside a worker's.
-OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTimeToLive")
+OPERATOR_ACTIONS: Final = ("Scan", "Query", "DeleteItem", "CreateTable", "UpdateTable", "UpdateTimeToLive")
 #: Items a page: few enough that a busy server answers within the client's time-out, too.
 PAGE_ITEMS: Final = 500
-#: Seconds for which a failed page is requested again: a listing of many pages should not start over.
+#: Seconds for which a page is requested again that DynamoDB refuses for now: a listing of many pages should not start
+#: over.
 PAGE_RETRY_SECONDS: Final = 20.0
+#: Seconds for which it is requested again where nothing answers: somebody waits, who can fix the network.
+SILENCE_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +97,20 @@ class TableAdmin:
 
     def _retried(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
+        begun, patience = clock.monotonic(), SILENCE_SECONDS
 
         def once() -> T:
+            nonlocal patience
             try:
                 return read()
             except StoreUnavailableError as error:
                 if blames_credentials(error):
                     # Waiting brings an operator no others, as it may to a worker that runs for days.
-                    raise StoreMisconfiguredError(error.message) from error
+                    raise StoreMisconfiguredError(error.message) from error.__cause__
+                patience = PAGE_RETRY_SECONDS if error_code(error) else SILENCE_SECONDS
                 raise
 
-        return persistently(once, clock=clock, seconds=PAGE_RETRY_SECONDS)
+        return persistently(once, clock=clock, seconds=lambda: begun + patience - clock.monotonic())
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}

@@ -1,7 +1,7 @@
 """Requests to DynamoDB: one client for each process, expected refusals as values, botocore's errors translated."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from botocore.utils import ensure_boolean
 
 from idempotent_tasks.core.clock import Clock, ServerClock, SystemClock
-from idempotent_tasks.core.retry import time_left
+from idempotent_tasks.core.retry import limited, time_left
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavailableError
 from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
@@ -92,6 +92,9 @@ class Connection(ProcessClient):
         #: Whether the server was asked for its time, by this process or before its fork; a server whose answers are not
         #: DynamoDB's own never shows it.
         self.clock_asked = False
+        #: The longest that a request may take, credentials included, whatever the client's time-outs; None for no limit
+        #: but that of its caller.
+        self.answer_within_seconds: float | None = None
         #: Returns the parameters of a ``get_item`` that may be sent at any time, to see the server's time.
         self._probe: Callable[[], dict[str, Any]] | None = None
 
@@ -119,8 +122,9 @@ class Connection(ProcessClient):
         )
         if time_left() <= 0:
             raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
+        limit = self.answer_within_seconds
         try:
-            with translated(request):
+            with nullcontext() if limit is None else limited(self.clock, limit), translated(request):
                 return self._answer(request, operation, parameters, refusal)
         except StoreError as error:
             if blames_credentials(error):

@@ -38,13 +38,16 @@ from idempotent_tasks.errors import (
     RecordNotFoundError,
     StoreUnavailableError,
 )
-from idempotent_tasks.stores.aws import Credentials
+from idempotent_tasks.stores.aws import LOCAL_REGION, Credentials
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
-from idempotent_tasks.stores.dynamodb.table import create_table, verify_table
+from idempotent_tasks.stores.dynamodb.table import check_table_name, create_table, verify_table
 
-__all__ = ["DynamoDBStore"]
+__all__ = ["LOCAL_PORT", "DynamoDBStore", "local_url"]
+
+#: Where DynamoDB Local listens, and the stand-in of ``python -m idempotent_tasks dynamodb``.
+LOCAL_PORT: Final = 8000
 
 #: DynamoDB's limit is 400 KB an item, attribute names included; the rest of a record stays below 20 KB.
 MAX_DATA_BYTES: Final = 380 * 1024
@@ -93,7 +96,8 @@ class DynamoDBStore:
         clock: the local source of time.
 
     Raises:
-        ConfigurationError: two attributes share a name, or ``client`` is given beside what it contains.
+        ConfigurationError: the table's name cannot be one, two attributes share a name, or ``client`` is given beside
+            what it contains.
     """
 
     max_data_bytes: int = MAX_DATA_BYTES
@@ -120,6 +124,7 @@ class DynamoDBStore:
         fast: bool = True,
         clock: Clock | None = None,
     ) -> None:
+        check_table_name(table)
         self.table = table
         self.schema = ItemSchema(
             key_attr=key_attr,
@@ -148,11 +153,13 @@ class DynamoDBStore:
     def from_url(cls, url: str, *, clock: Clock | None = None) -> Self:
         """Make a store from a URL.
 
-        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``; query parameters are
-        ``fast``, the constructor's arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
+        ``dynamodb://REGION/TABLE`` or ``dynamodb://[ACCESS_KEY_ID:SECRET@]HOST:PORT/TABLE``, whose Region is us-east-1
+        where it has credentials, whatever the environment says.  Query parameters are ``fast``, the constructor's
+        arguments that are text, and ``OTHER_attr`` to rename a bookkeeping attribute.
 
         Raises:
-            ConfigurationError: the URL has no table, another scheme or an unknown parameter.
+            ConfigurationError: the URL has no table or one whose name cannot be, another scheme, or an unknown
+                parameter.
         """
         return cls(**_arguments_from_url(url), clock=clock)
 
@@ -301,16 +308,21 @@ class DynamoDBStore:
         """Delete the record of a key, whoever holds it; do nothing where there is none."""
         self.connection.request("delete_item", TableName=self.table, Key=self.schema.key(key))
 
-    def create_table(self) -> None:
+    def create_table(self, *, deletion_protection: bool = False, kms_key: str | None = None) -> None:
         """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
 
         Waits until the table is active.
+
+        Args:
+            deletion_protection: have DynamoDB refuse to delete it, also where it exists already.
+            kms_key: the ARN of the customer-managed KMS key to encrypt it with, also where it exists already; without
+                it, a new table has DynamoDB's own key, and another table keeps what it has.
 
         Raises:
             StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
             StoreUnavailableError: the table does not become active within a minute.
         """
-        create_table(self.connection, self.table, self.schema)
+        create_table(self.connection, self.table, self.schema, deletion_protection=deletion_protection, kms_key=kms_key)
 
     def verify(self) -> None:
         """Check that the table exists with this store's key schema and TTL attribute.
@@ -361,6 +373,11 @@ class DynamoDBStore:
         )
 
 
+def local_url(table: str, *, host: str = "localhost", port: int = LOCAL_PORT) -> str:
+    """Return the URL of a table in a stand-in for DynamoDB, with credentials that are made up, as it takes any."""
+    return f"dynamodb://local:local@{f'[{host}]' if ':' in host else host}:{port}/{table}"
+
+
 def _arguments_from_url(url: str) -> dict[str, Any]:
     """Parse a store URL into the constructor's arguments.
 
@@ -405,9 +422,11 @@ def _table_and_endpoint(parts: SplitResult) -> dict[str, Any]:
     if port is None and host != "localhost":
         place["region"] = host
     else:
-        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or 8000}"
+        place["endpoint_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port or LOCAL_PORT}"
     if parts.username:
+        # A stand-in may have a table of this name in each Region: the URL alone must say which one is meant.
         place["credentials"] = Credentials(unquote(parts.username), unquote(parts.password or ""))
+        place["region"] = LOCAL_REGION
     return place
 
 

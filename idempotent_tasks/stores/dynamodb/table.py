@@ -1,12 +1,14 @@
-"""Creates and verifies the table: key schema, on-demand billing, TTL."""
+"""Creates and verifies the table: its name, key schema, on-demand billing, TTL."""
 
+import re
 from typing import Any, Final
 
-from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.dynamodb.client import Connection, Succeeded
 from idempotent_tasks.stores.dynamodb.item import ItemSchema
 
 __all__ = [
+    "check_table_name",
     "create_table",
     "describe",
     "is_strongly_consistent",
@@ -16,14 +18,44 @@ __all__ = [
     "verify_table",
 ]
 
+#: The names that DynamoDB takes (``TableName`` in its service model), and ARNs, which each operation takes instead
+#: (``TableArn``); a stand-in's ARN may have another Region and account than AWS has.
+_NAME: Final = r"[a-zA-Z0-9_.-]{3,255}"
+_TABLE: Final = re.compile(rf"(?:arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d+:table/)?{_NAME}")
+
 ACTIVE_WITHIN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.5
 #: The states of a replica that is not there, or not for long.
 _NO_REPLICA: Final = ("CREATION_FAILED", "DELETING")
 
 
-def create_table(connection: Connection, table: str, schema: ItemSchema) -> None:
-    """Create the table unless it is there, wait until it is active, and turn its TTL on where it can have one."""
+def check_table_name(table: str) -> None:
+    """Raise `ConfigurationError` for what DynamoDB takes neither as a table's name nor as its ARN."""
+    if isinstance(table, str) and _TABLE.fullmatch(table):
+        return
+    # In a malformed URL, what precedes an @ may be a part of a secret.
+    shown = repr(table) if not isinstance(table, str) or "@" not in table else "a text with an @"
+    msg = (
+        f"{shown} is no name of a DynamoDB table: it has 3 to 255 of the characters a-z, A-Z, 0-9, '_', '.' and '-'; "
+        "or give the table's ARN, arn:aws:dynamodb:REGION:ACCOUNT:table/NAME"
+    )
+    raise ConfigurationError(msg)
+
+
+def create_table(
+    connection: Connection,
+    table: str,
+    schema: ItemSchema,
+    *,
+    deletion_protection: bool = False,
+    kms_key: str | None = None,
+) -> None:
+    """Create the table unless it is there, wait until it is active, and turn on what is asked for, TTL where it can."""
+    settings: dict[str, Any] = {}
+    if deletion_protection:
+        settings["DeletionProtectionEnabled"] = True
+    if kms_key is not None:
+        settings["SSESpecification"] = {"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": kms_key}
     if describe(connection, table) is None:
         connection.request(
             "create_table",
@@ -34,9 +66,15 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
             AttributeDefinitions=[
                 {"AttributeName": key["AttributeName"], "AttributeType": "S"} for key in _key_schema(schema)
             ],
+            **settings,
         )
     description = _await_active(connection, table)
     _check_schema(description, table, schema)
+    for name, value in settings.items():
+        if not _has(description, name, value):
+            # One change for each request, and each waits for the one before: DynamoDB takes no others.
+            connection.request("update_table", TableName=table, **{name: value})
+            description = _await_active(connection, table)
     if is_strongly_consistent(description):
         return
     if _ttl_attribute(connection, table) is None:
@@ -48,6 +86,14 @@ def create_table(connection: Connection, table: str, schema: ItemSchema) -> None
             TimeToLiveSpecification={"Enabled": True, "AttributeName": schema.expiry_attr},
         )
     _check_ttl(connection, table, schema)
+
+
+def _has(description: dict[str, Any], name: str, value: Any) -> bool:
+    """Return whether a table's description shows a setting of its creation."""
+    if name == "SSESpecification":
+        key: bool = description.get("SSEDescription", {}).get("KMSMasterKeyArn") == value["KMSMasterKeyId"]
+        return key
+    return bool(description.get(name) == value)
 
 
 def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None:
