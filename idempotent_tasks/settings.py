@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.core.encoding import JSON, PICKLE
-from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.policy import Idempotency, check_codes, seconds
 from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
@@ -80,13 +80,6 @@ def _check_mode(key: str, raw: Any) -> str:
     return str(raw)
 
 
-def _codes(key: str, raw: Any) -> frozenset[str]:
-    """Return the codes of findings, which the checks validate."""
-    if isinstance(raw, str) or not isinstance(raw, Collection) or not all(isinstance(each, str) for each in raw):
-        raise ConfigurationError(f"{key}={raw!r} is not a list of codes of findings")
-    return frozenset(raw)
-
-
 def _switch(key: str, raw: Any) -> bool:
     text = str(raw).strip().lower()
     if text not in _ON + _OFF:
@@ -143,7 +136,9 @@ class Setting:
         return given if given is None or self.parse is None else self.parse(self.key, given)
 
 
-#: Every setting. Those of the options of a task are their defaults, which `Idempotency` validates.
+#: The options of a task whose defaults are settings; its silenced checks come on top of the app's instead.
+_OPTIONS: Final = tuple(option.name for option in fields(Idempotency) if option.name != "silenced_checks")
+#: Every setting. Those of `_OPTIONS` are validated by `Idempotency`.
 SETTINGS: Final = (
     Setting("store", meaning='always needed: a [URL or a store](store.md), `"dynamodb://REGION/TABLE"`, `"memory://"`'),
     Setting(
@@ -159,7 +154,7 @@ SETTINGS: Final = (
         _check_mode,
         'what a worker that starts does with [findings](checks.md): `"warn"`, `"error"`, `"ignore"`',
     ),
-    Setting("silenced_checks", [], _codes, "codes of findings that are known and accepted"),
+    Setting("silenced_checks", [], check_codes),
     Setting(
         "disabled",
         False,
@@ -186,9 +181,8 @@ SETTINGS: Final = (
         "cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../how-to/cache.md) at most"
     ),
     Setting("cache_bytes", 20_000_000, _whole_number, "how many bytes of memory they take at most"),
-    *(Setting(option.name, option.default) for option in fields(Idempotency)),
+    *(Setting(option.name, option.default) for option in fields(Idempotency) if option.name in _OPTIONS),
 )
-_OPTIONS: Final = frozenset(option.name for option in fields(Idempotency))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

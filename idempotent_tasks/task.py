@@ -1,7 +1,7 @@
 """`IdempotentTask`: the Celery task class whose body runs under a claim."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -10,6 +10,7 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
+from idempotent_tasks.core.declaration import check_declaration
 from idempotent_tasks.core.delivery import (
     KEY_HEADER,
     KEY_OPTION,
@@ -63,7 +64,7 @@ class IdempotentTask(Task):
         """Take ``idempotency=`` as the policy, and remove it: in a body, `idempotency` is the run context.
 
         Raises:
-            ConfigurationError: the body is a coroutine function, or the policy is wrong.
+            ConfigurationError: the body is a coroutine function, the policy is wrong, or it does not fit the body.
         """
         super().__init_subclass__(**kwargs)
         if inspect.iscoroutinefunction(cls.run) or inspect.isasyncgenfunction(cls.run):
@@ -99,9 +100,14 @@ class IdempotentTask(Task):
 
     @classmethod
     def _adopt_policy(cls) -> None:
-        if "idempotency" in vars(cls) and cls is not IdempotentTask:
-            cls.idempotency_policy = Idempotency.of(vars(cls)["idempotency"])
-            del cls.idempotency
+        """Make the nearest declaration, of the class or a base of it, the policy; check it against the body."""
+        policy = Idempotency.of(next(_declarations(cls), cls.idempotency_policy))
+        if policy is not cls.idempotency_policy:
+            cls.idempotency_policy = policy
+        if not isinstance(cls.idempotency, property):
+            cls.idempotency = IdempotentTask.idempotency  # type: ignore[method-assign]
+        if cls.run is not Task.run and not vars(cls).get("abstract"):
+            check_declaration(policy, _body_signature(cls), cls.name or cls.__name__)
 
     @property
     def idempotency(self) -> RunContext | UnguardedRun:
@@ -301,6 +307,25 @@ class IdempotentTask(Task):
 def guarded_tasks(app: Any) -> list[IdempotentTask]:
     """Return the guarded tasks of an app; finalises it."""
     return [task for task in app.tasks.values() if isinstance(task, IdempotentTask)]
+
+
+def _declarations(cls: type) -> Iterator[Any]:
+    """Yield the policies that a class and its bases declare, as they stand there, the nearest one first."""
+    for each in cls.__mro__:
+        # A mixin may declare one too, on either side of IdempotentTask among the bases.
+        own = {} if each is IdempotentTask else vars(each)
+        declared = (own[name] for name in ("idempotency", "idempotency_policy") if name in own)
+        # The property is the run context.
+        yield from (value for value in declared if not isinstance(value, property))
+
+
+def _body_signature(cls: type[IdempotentTask]) -> inspect.Signature | None:
+    """Return the signature of a class's body without ``self``; None if it has none."""
+    run = inspect.getattr_static(cls, "run")
+    try:
+        return inspect.signature(run.__get__(object(), cls) if hasattr(run, "__get__") else run)
+    except (TypeError, ValueError):
+        return None
 
 
 def _hand_over(request: Any, reason: str) -> RunContext | None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from idempotent_tasks.checks import broker
+from idempotent_tasks.checks import broker, tasks
 from idempotent_tasks.checks.context import CheckContext, check_pickle, check_prefixes, check_settings
 from idempotent_tasks.checks.dynamodb import check_table
 from idempotent_tasks.checks.findings import WHY, Finding, place_of
@@ -17,10 +17,15 @@ logger = logging.getLogger("idempotent_tasks")
 
 CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     broker.check_celery,
+    tasks.check_unguarded,
+    tasks.check_skipping,
+    tasks.check_keys,
+    tasks.check_missing_limits,
     broker.check_transport,
     broker.check_acknowledgements,
     broker.check_requests,
     broker.check_visibility,
+    broker.check_visibility_excess,
     broker.check_prefetch,
     broker.check_pool_limits,
     broker.check_expiries,
@@ -38,7 +43,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
 def run_checks(context: CheckContext) -> list[Finding]:
     """Return the findings of all checks, except those that ``idempotency_silenced_checks`` names.
 
-    A check that raises is a finding itself.
+    Checks themselves leave out the tasks that silence a finding.  A check that raises is a finding itself.
 
     Raises:
         ConfigurationError: an option of a task is wrong under the app's settings.

@@ -1,12 +1,13 @@
 """Checks of tasks, broker and queues: that a message is delivered again when its worker dies, and only then."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 from kombu.utils.imports import symbol_by_name
 
-from idempotent_tasks.checks.context import CheckContext
-from idempotent_tasks.checks.findings import Finding
+from idempotent_tasks.checks.context import CheckContext, own_tasks
+from idempotent_tasks.checks.findings import Finding, names_of
 from idempotent_tasks.core.policy import seconds
 from idempotent_tasks.messaging.queues import sqs_attributes, subscribed_queues
 from idempotent_tasks.task import IdempotentTask
@@ -23,14 +24,18 @@ __all__ = [
     "check_subscribers",
     "check_transport",
     "check_visibility",
+    "check_visibility_excess",
 ]
 
-#: How many tasks a finding names at most.
-MOST_NAMED: Final = 5
 #: The first Celery with the hooks that release the claims of dead pool processes.
 OLDEST_CELERY: Final = (5, 4)
 #: Transports, by kombu's name, that never redeliver a message: they delete it when they deliver it.
 FORGETFUL_TRANSPORTS: Final = {"filesystem": "filesystem", "sql": "SQLAlchemy", "memory": "in-memory"}
+#: A visibility timeout of so many seconds is never too long.
+SHORT_VISIBILITY_SECONDS: Final = 600.0
+#: Nor is one of so many times the time that a message may wait and run, or of so many times a timeout that suffices.
+MOST_TURNS: Final = 10.0
+MOST_SUFFICIENT: Final = 2.0
 
 #: botocore's options for the requests of a check: its own time-outs and retries take minutes.
 SQS_CONFIG: Final = {"connect_timeout": 2, "read_timeout": 5, "retries": {"total_max_attempts": 1}}
@@ -47,27 +52,29 @@ def check_celery(context: CheckContext) -> Iterator[Finding]:
 
 def check_acknowledgements(context: CheckContext) -> Iterator[Finding]:
     """Find tasks whose message is acknowledged too early: before the body, or when its process dies."""
-    early = [task.name for task in context.tasks if not task.acks_late]
+    early = tuple(task.name for task in context.heeding("acks-late-off") if not task.acks_late)
     if early:
-        what = f"{_names(early)}: acks_late=False"
+        what = f"{names_of(early)}: acks_late=False"
         remedy = "drop acks_late=False there; IdempotentTask sets acks_late=True"
-        yield Finding(code="acks-late-off", what=what, remedy=remedy)
-    lost = [task.name for task in context.tasks if task.acks_late and not task.reject_on_worker_lost]
+        yield Finding(code="acks-late-off", what=what, remedy=remedy, tasks=early)
+    late = [task for task in context.heeding("reject-on-worker-lost-off") if task.acks_late]
+    lost = tuple(task.name for task in late if not task.reject_on_worker_lost)
     if lost:
-        what = f"{_names(lost)}: reject_on_worker_lost=False"
+        what = f"{names_of(lost)}: reject_on_worker_lost=False"
         remedy = "drop reject_on_worker_lost=False there; IdempotentTask sets it to True"
-        yield Finding(code="reject-on-worker-lost-off", what=what, remedy=remedy)
+        yield Finding(code="reject-on-worker-lost-off", what=what, remedy=remedy, tasks=lost)
 
 
 def check_requests(context: CheckContext) -> Iterator[Finding]:
     """Find tasks whose ``Request`` class does not release the claims of dead processes."""
     guarded = symbol_by_name(IdempotentTask.Request)
-    foreign = [task for task in context.tasks if not issubclass(_request_class(task), guarded)]
+    heeding = context.heeding("request-class-replaced")
+    foreign = {task.name: kind for task in heeding if not issubclass(kind := _request_class(task), guarded)}
     if foreign:
-        kinds = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in map(_request_class, foreign)})
-        what = f"{_names([task.name for task in foreign])}: Request is {', '.join(kinds)}"
+        kinds = sorted({f"{kind.__module__}.{kind.__qualname__}" for kind in foreign.values()})
+        what = f"{names_of(foreign)}: Request is {', '.join(kinds)}"
         remedy = "derive that class from idempotent_tasks.request.GuardedRequest"
-        yield Finding(code="request-class-replaced", what=what, remedy=remedy)
+        yield Finding(code="request-class-replaced", what=what, remedy=remedy, tasks=tuple(foreign))
 
 
 def check_transport(context: CheckContext) -> Iterator[Finding]:
@@ -81,15 +88,20 @@ def check_transport(context: CheckContext) -> Iterator[Finding]:
 
 def check_visibility(context: CheckContext) -> Iterator[Finding]:
     """Find a visibility timeout that may pass while a body runs, or while its message waits in the worker."""
-    visibility, longest = context.visibility_timeout, context.longest_time_limit
-    if visibility is None or longest is None:
+    visibility = context.visibility_timeout
+    if visibility is None:
         return
-    limit, task = longest
-    if visibility < limit:
+    longest = context.longest_time_limit("visibility-below-time-limit")
+    if longest is not None and visibility < longest[0]:
+        limit, task = longest
         what = f"the visibility timeout is {visibility:g} s, the time limit of {task!r} {limit:g} s"
         remedy = _visibility_remedy(limit + 60)
-        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy)
-    elif context.prefetch_multiplier > 0 and visibility < limit * (context.prefetch_multiplier + 1):
+        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy, tasks=(task,))
+        return
+    # Of a task with a longer limit the other finding says enough, or is known and accepted.
+    longest = context.longest_time_limit("prefetch-outlives-visibility", most=visibility)
+    if longest is not None and context.prefetch_multiplier > 0 and visibility < _turn_seconds(context, longest[0]):
+        limit, task = longest
         waits = limit * context.prefetch_multiplier
         yield Finding(
             code="prefetch-outlives-visibility",
@@ -98,7 +110,22 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
                 f"runs of {task!r}, and the visibility timeout is {visibility:g} s"
             ),
             remedy=f"app.conf.worker_prefetch_multiplier = 1, or {_visibility_remedy(waits + limit + 60)}",
+            tasks=(task,),
         )
+
+
+def check_visibility_excess(context: CheckContext) -> Iterator[Finding]:
+    """Find a visibility timeout that is far longer than any message of the app waits and runs."""
+    visibility = context.visibility_timeout
+    # A predefined queue of SQS has a timeout of its own.
+    if visibility is None or _predefined_queues(context):
+        return
+    sufficient = _sufficient_seconds(context, visibility)
+    if sufficient is not None:
+        what = f"the visibility timeout is {visibility:g} s, and no task of the app may run for longer than "
+        what += f"{_longest_of_all(context):g} s"
+        remedy = f"{_visibility_remedy(sufficient)}; more where a message has a longer countdown or ETA than that"
+        yield Finding(code="visibility-far-above-time-limit", what=what, remedy=remedy)
 
 
 def check_prefetch(context: CheckContext) -> Iterator[Finding]:
@@ -117,42 +144,46 @@ def check_prefetch(context: CheckContext) -> Iterator[Finding]:
 
 def check_pool_limits(context: CheckContext) -> Iterator[Finding]:
     """Find time limits that the pool does not enforce."""
-    longest = context.longest_time_limit
-    if longest is not None and context.pool != "celery.concurrency.prefork":
+    longest = None if context.enforces_limits else context.longest_time_limit("time-limit-ignored")
+    if longest is not None:
         pool = context.pool.rpartition(".")[2]
         what = f"{longest[1]!r} has a time limit of {longest[0]:g} s, which the {pool} pool does not enforce"
         remedy = "start the worker with --pool prefork, or drop the time limit and have the body end by itself"
-        yield Finding(code="time-limit-ignored", what=what, remedy=remedy)
+        yield Finding(code="time-limit-ignored", what=what, remedy=remedy, tasks=(longest[1],))
 
 
 def check_expiries(context: CheckContext) -> Iterator[Finding]:
     """Find records that expire before a redelivery, and results that expire before their records."""
     visibility, kept = context.visibility_timeout, context.app.conf.result_expires
-    expires = {task.name: seconds(context.policy(task).expires) for task in context.tasks}
-    early = [name for name, length in expires.items() if visibility is not None and length < visibility]
+    expires = {task.name: context.policy(task).retention_seconds for task in context.tasks}
+    heeding = context.heeding("expires-before-redelivery")
+    early = tuple(task.name for task in heeding if visibility is not None and expires[task.name] < visibility)
     if early:
         first = min(expires[name] for name in early)
-        what = f"{_names(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s"
+        what = f"{names_of(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s"
         remedy = f"Idempotency(..., expires={visibility:g}) there, or more"
-        yield Finding(code="expires-before-redelivery", what=what, remedy=remedy)
-    replaying = [task.name for task in context.tasks if not task.ignore_result]
-    outlived = [name for name in replaying if kept and expires[name] > seconds(kept)]
+        yield Finding(code="expires-before-redelivery", what=what, remedy=remedy, tasks=early)
+    # Under expires=0 an outcome is replayed to its own message only, whose result nobody waits for any more.
+    replaying = [task for task in context.heeding("result-expires-first") if not context.policy(task).expires_at_once]
+    read = [task.name for task in replaying if not task.ignore_result]
+    outlived = tuple(name for name in read if kept and expires[name] > seconds(kept))
     if outlived:
         longest = max(expires[name] for name in outlived)
-        what = f"{_names(outlived)}: records live up to {longest:g} s, results {seconds(kept):g} s"
+        what = f"{names_of(outlived)}: records live up to {longest:g} s, results {seconds(kept):g} s"
         remedy = f"app.conf.result_expires = {longest:g}"
-        yield Finding(code="result-expires-first", what=what, remedy=remedy)
+        yield Finding(code="result-expires-first", what=what, remedy=remedy, tasks=outlived)
 
 
 def check_delivery_limits(context: CheckContext) -> Iterator[Finding]:
     """Find RabbitMQ queues that drop a message before its crash loop is reported."""
-    most = max((context.policy(task).max_crashes or 0 for task in context.tasks), default=0)
+    heeding = context.heeding("delivery-limit-below-max-crashes")
+    most, task = max(((context.policy(each).max_crashes, each.name) for each in heeding), default=(0, ""))
     for name, queue in sorted(context.app.amqp.queues.items()):
         limit = (queue.queue_arguments or {}).get("x-delivery-limit")
         if limit is not None and limit <= most:
-            what = f"queue {name!r} has x-delivery-limit {limit}, and a task has max_crashes={most}"
+            what = f"queue {name!r} has x-delivery-limit {limit}, and task {task!r} max_crashes={most}"
             remedy = f'Queue({name!r}, queue_arguments={{"x-queue-type": "quorum", "x-delivery-limit": {most + 5}}})'
-            yield Finding(code="delivery-limit-below-max-crashes", what=what, remedy=remedy)
+            yield Finding(code="delivery-limit-below-max-crashes", what=what, remedy=remedy, tasks=(task,))
 
 
 def check_subscribers(context: CheckContext) -> Iterator[Finding]:
@@ -165,8 +196,8 @@ def check_subscribers(context: CheckContext) -> Iterator[Finding]:
 
 def check_queue_limits(context: CheckContext) -> Iterator[Finding]:
     """Find predefined queues of SQS whose visibility timeout is too short, or cannot be read; asks SQS."""
-    named = (context.app.conf.broker_transport_options or {}).get("predefined_queues") or {}
-    if context.transport != "sqs" or not named:
+    named = _predefined_queues(context)
+    if not named:
         return
     own = (context.app.conf.broker_transport_options or {}).get("client-config") or {}
     try:
@@ -184,11 +215,54 @@ def _check_queue(context: CheckContext, channel: Any, name: str) -> Iterator[Fin
     except Exception as error:  # noqa: BLE001 - botocore's, or a credential provider's
         yield _unknown_limits(f"queue {name!r}", error)
         return
-    limit, task = context.longest_time_limit or (0.0, "")
+    limit, task = context.longest_time_limit("visibility-below-time-limit") or (0.0, "")
+    sufficient = _sufficient_seconds(context, visibility)
     if visibility < limit:
         what = f"queue {name!r} has a visibility timeout of {visibility:g} s, and {task!r} a limit of {limit:g} s"
         remedy = f"set VisibilityTimeout of {name!r} to {limit + 60:g}"
-        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy)
+        yield Finding(code="visibility-below-time-limit", what=what, remedy=remedy, tasks=(task,))
+    elif sufficient is not None:
+        what = f"queue {name!r} has a visibility timeout of {visibility:g} s, and no task of the app may run for "
+        what += f"longer than {_longest_of_all(context):g} s"
+        remedy = (
+            f"set VisibilityTimeout of {name!r} to {sufficient:g}; more where a message has a longer countdown or ETA"
+        )
+        yield Finding(code="visibility-far-above-time-limit", what=what, remedy=remedy)
+
+
+def _predefined_queues(context: CheckContext) -> dict[str, Any]:
+    """Return the predefined queues of SQS."""
+    named = (context.app.conf.broker_transport_options or {}).get("predefined_queues") or {}
+    return named if context.transport == "sqs" else {}
+
+
+def _sufficient_seconds(context: CheckContext, visibility: float) -> float | None:
+    """Return a visibility timeout that suffices where this one is far longer than needed; None where it is not.
+
+    A task that is not guarded counts too: messages wait in the worker while it runs, and also its own may be
+    acknowledged late.  So does the delay of an automatic retry, which a worker holds until it is due.
+    """
+    longest, tasks = _longest_of_all(context), own_tasks(context.app)
+    if longest is None or context.prefetch_multiplier == 0:
+        return None
+    delays = [task.default_retry_delay or 0 for task in tasks]
+    delays += [getattr(task, "retry_backoff_max", 600) for task in tasks if getattr(task, "retry_backoff", False)]
+    turn = _turn_seconds(context, longest)
+    sufficient = math.ceil(turn + max(delays) + 60)
+    allowed = max(SHORT_VISIBILITY_SECONDS, MOST_TURNS * turn, MOST_SUFFICIENT * sufficient)
+    return sufficient if visibility > allowed else None
+
+
+def _longest_of_all(context: CheckContext) -> float | None:
+    """Return the longest hard time limit of the app's tasks; None where one has none, or the pool enforces none."""
+    limits = [context.time_limit(task) for task in own_tasks(context.app)]
+    known = [limit for limit in limits if limit is not None]
+    return max(known) if known and len(known) == len(limits) and context.enforces_limits else None
+
+
+def _turn_seconds(context: CheckContext, limit: float) -> float:
+    """Return how long a message may wait for prefetched ones, and run, where each run takes the limit."""
+    return limit * (context.prefetch_multiplier + 1)
 
 
 def _unknown_limits(queues: str, error: Exception) -> Finding:
@@ -204,10 +278,3 @@ def _request_class(task: Any) -> type[Any]:
 
 def _visibility_remedy(timeout: float) -> str:
     return f'app.conf.broker_transport_options = {{"visibility_timeout": {timeout:g}}}, with its other options'
-
-
-def _names(tasks: Sequence[str]) -> str:
-    """Return the names of tasks, `MOST_NAMED` at most, as text."""
-    shown = ", ".join(map(repr, tasks[:MOST_NAMED]))
-    more = len(tasks) - MOST_NAMED
-    return f"task {shown}" if len(tasks) == 1 else f"tasks {shown}" + (f" and {more} more" if more > 0 else "")

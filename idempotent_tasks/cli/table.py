@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -130,7 +131,7 @@ def check(context: click.Context, *, as_json: bool) -> None:
         if not getattr(place, "verifiable", True):
             click.echo(f"{place!r} is not checked: its client= was ready-made", err=True)
     if as_json:
-        listed = [{"code": each.code, "what": each.what, "why": each.why, "remedy": each.remedy} for each in found]
+        listed = [{**asdict(each), "why": each.why} for each in found]
         click.echo(json.dumps(listed, indent=2))
     else:
         for each in found:

@@ -27,6 +27,7 @@ __all__ = [
     "ReceivedMessage",
     "chord_with_key",
     "explicit_key",
+    "following_signatures",
     "id_text",
     "inherited_headers",
     "is_grouped",
@@ -64,6 +65,8 @@ PRIVATE_HEADERS: Final = frozenset(
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
 #: A higher count is forged: deferred each second, a message reaches it after 11 days.
 MOST_DEFERRALS: Final = 1_000_000
+#: Where signatures stand, one or a list of them: in a message's body, a signature's options, a canvas's arguments.
+_SIGNATURE_PLACES: Final = ("callbacks", "errbacks", "chain", "chord", "link", "link_error", "tasks", "header", "body")
 #: How deep tracing SDKs nest ``headers`` in ``headers``: in the message's, or in those of an eager call.
 _DEEPEST: Final = 2
 
@@ -205,7 +208,32 @@ def chord_with_key(key: object, chord: Any, chain: Iterable[Any] | None) -> Any:
 
 def explicit_key(options: Mapping[str, Any]) -> Any:
     """Return the key in the options of a call or signature, given as an option or as a header; None without one."""
-    return options.get(KEY_OPTION) or (options.get("headers") or {}).get(KEY_HEADER)
+    headers = options.get("headers")
+    return options.get(KEY_OPTION) or (headers.get(KEY_HEADER) if isinstance(headers, Mapping) else None)
+
+
+def following_signatures(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield each signature in a message that is sent after its task: links, steps of a chain, the body of a chord.
+
+    Args:
+        body: the message's, before it is serialized, under either of Celery's protocols.
+    """
+    waiting = _following(body[-1] if isinstance(body, tuple | list) and body else body)
+    while waiting:
+        signature = waiting.pop()
+        if isinstance(signature, Mapping):
+            yield signature
+            waiting += _following(signature.get("options"))
+            # A group, a chain or a chord has its members among its arguments.
+            waiting += _following(signature.get("kwargs")) if signature.get("subtask_type") else []
+
+
+def _following(place: Any) -> list[Any]:
+    """Return what stands where Celery puts signatures: in a message, in a signature's options, in a canvas."""
+    if not isinstance(place, Mapping):
+        return []
+    found = (place.get(name) for name in _SIGNATURE_PLACES)
+    return [each for one in found for each in (one if isinstance(one, list | tuple) else [one])]
 
 
 def _options(signatures: Iterable[Any] | None) -> list[Mapping[str, Any]]:

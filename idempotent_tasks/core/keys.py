@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ from jmespath.visitor import Options, TreeInterpreter
 
 from idempotent_tasks.core.canonical import UncanonicalError, canonical, fields_of
 from idempotent_tasks.core.delivery import Delivery
+from idempotent_tasks.core.expressions import ALL_ARGUMENTS, names_read
 from idempotent_tasks.core.powertools import PowertoolsFunctions, digest, prepared
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
 
@@ -239,6 +242,42 @@ class Selector:
             raise self._missing(delivery, signature)
         return value
 
+    def misfit(self, body: inspect.Signature) -> str | None:
+        """Return why the source cannot select from a body's arguments; None if it can, or if that cannot be known.
+
+        Args:
+            body: the body's signature, without ``self``.
+        """
+        if self._call is not None:
+            return self._untaken(self._call, body)
+        unknown = sorted(names_read(self._parsed) - {ALL_ARGUMENTS} - body.parameters.keys())
+        if not unknown:
+            return None
+        what = f"{self.option}={self.text!r} reads {unknown[0]!r}, which is no parameter of the body"
+        return f"{what}; {_hint(unknown[0], body)}"
+
+    def reads_nothing(self, body: inspect.Signature) -> bool:
+        """Return whether the source reads no argument of a body, which then has one key for all calls.
+
+        Args:
+            body: the body's signature, without ``self``.
+        """
+        if not body.parameters:
+            return True
+        if self._call is None:
+            return not names_read(self._parsed)
+        taken = _signature(self._call)
+        return taken is not None and not taken.parameters
+
+    def _untaken(self, call: Callable[..., Any], body: inspect.Signature) -> str | None:
+        taken = _signature(call)
+        if taken is None or _takes(taken, body):
+            return None
+        return (
+            f"{self.option}={self.text} takes {_names(taken)} and is called with the arguments of the body, "
+            f"{_names(body)}; give it the same parameters, or **_ for those that it does not need"
+        )
+
     def _missing(self, delivery: Delivery, signature: inspect.Signature, part: str = "") -> MissingKeyError:
         optional = "" if not part else "; where it may be absent, say what stands for it, as in number || 'none'"
         msg = (
@@ -378,6 +417,44 @@ def _functions_in(node: dict[str, Any]) -> set[str]:
     children = (child for child in node.get("children", ()) if isinstance(child, dict))
     own = {str(node["value"])} if node["type"] == "function_expression" else set()
     return own.union(*map(_functions_in, children))
+
+
+def _hint(name: str, body: inspect.Signature) -> str:
+    close = get_close_matches(name, body.parameters, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    collecting = [each.name for each in body.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
+    if collecting:
+        return f"what **{collecting[0]} collects is read as {collecting[0]}.{name}"
+    return f"it takes {_names(body)}"
+
+
+def _names(signature: inspect.Signature) -> str:
+    """Return the names of parameters, without their defaults, which may be secrets."""
+    return f"({', '.join(signature.parameters)})"
+
+
+def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
+    """Return a callable's signature; None for a builtin that has none."""
+    try:
+        return inspect.signature(call)
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes(callee: inspect.Signature, body: inspect.Signature) -> bool:
+    """Return whether a callable takes all arguments of a body, by position or by name."""
+    kinds = inspect.Parameter
+    named = [each for each in body.parameters.values() if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    # What *args and **kwargs collect may be what the callable needs besides.
+    bind = callee.bind if len(named) == len(body.parameters) else callee.bind_partial
+    for by_position in ((kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD), (kinds.POSITIONAL_ONLY,)):
+        args = [each.name for each in named if each.kind in by_position]
+        kwargs = {each.name: each.name for each in named if each.kind not in by_position}
+        with suppress(TypeError):
+            bind(*args, **kwargs)
+            return True
+    return False
 
 
 def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:

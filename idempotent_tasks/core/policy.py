@@ -16,7 +16,17 @@ from idempotent_tasks.core.powertools import DEFAULT_HASH, HASHES
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import ConfigurationError
 
-__all__ = ["AtPublish", "Duration", "Idempotency", "MissingKey", "OnBusy", "OnReplay", "OnStoreError", "seconds"]
+__all__ = [
+    "AtPublish",
+    "Duration",
+    "Idempotency",
+    "MissingKey",
+    "OnBusy",
+    "OnReplay",
+    "OnStoreError",
+    "check_codes",
+    "seconds",
+]
 
 #: Seconds, or a ``timedelta``.
 Duration = int | float | timedelta
@@ -35,6 +45,8 @@ _CHOICES: Final[dict[str, Any]] = {
     "missing_key": MissingKey,
     "at_publish": AtPublish,
 }
+#: The names under which a task class declares its policy.
+_ATTRIBUTES: Final = ("idempotency", "idempotency_policy")
 #: Powertools would read a failure as a success, and another codec's text as its own JSON.
 _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
 #: For how many seconds an outcome is replayed to its own task id under ``expires=0``: longer than SQS's longest
@@ -63,8 +75,8 @@ class Idempotency:
             outcome for a day.
         on_busy: what a delivery does if its key is running: ``defer`` publishes it again for later, ``wait`` waits
             in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
-            periodic tasks), unless it is the running task's own message, delivered again, or a link, a chain or a chord
-            waits for it.
+            periodic tasks; needs a ``key``), unless it is the running task's own message, delivered again, or a link, a
+            chain or a chord waits for it.
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
@@ -90,6 +102,8 @@ class Idempotency:
             None for not at all.
         powertools: share records with a function under Powertools for AWS Lambda (Python): True, or the name of its
             ``hash_function`` if that is not md5.  ``key`` is required, and ``prefix`` must be its ``key_prefix``.
+        silenced_checks: codes of findings about this task that are known and accepted; the setting's are accepted for
+            the whole app.
 
     Raises:
         ConfigurationError: an unknown option, or a value that an option does not take.
@@ -113,6 +127,7 @@ class Idempotency:
     reserve: Duration = 300
     cache: Duration | None = None
     powertools: bool | str = False
+    silenced_checks: Collection[str] = ()
 
     def __new__(cls, **given: Any) -> Self:
         """Note which options were given: settings fill the others only."""
@@ -145,6 +160,7 @@ class Idempotency:
             _check_failure(each)
         if not (self.on_replay is None or callable(self.on_replay) or isinstance(self.on_replay, str)):
             raise ConfigurationError(f"on_replay={self.on_replay!r} is neither callable nor a 'module:name'")
+        check_codes("silenced_checks", self.silenced_checks)
         self._check_powertools()
         sources = {"key": self.key, "validate": self.validate}
         selectors = {
@@ -153,6 +169,15 @@ class Idempotency:
             if source is not None
         }
         object.__setattr__(self, "_selectors", selectors)
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        """Have a Celery task class refuse to become a task that is not guarded, which would ignore the policy.
+
+        The class may still be a base of guarded tasks, and Python 3.11 hides what is raised here behind a
+        ``RuntimeError``: so what is refused is an instance.
+        """
+        if name in _ATTRIBUTES and hasattr(owner, "apply_async") and not _is_guarded(owner):
+            owner.__init__ = _refusing_unguarded(owner, name)
 
     def _check_powertools(self) -> None:
         if self.powertools is False:
@@ -272,6 +297,38 @@ class Idempotency:
 def seconds(duration: Duration) -> float:
     """Return a duration in seconds."""
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def _is_guarded(task: Any) -> bool:
+    return hasattr(task, "policy_under")
+
+
+def _refusing_unguarded(owner: Any, option: str) -> Callable[..., None]:
+    """Return an ``__init__`` for a task class that declares a policy; it refuses instances that are not guarded."""
+    own = vars(owner).get("__init__")
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it becomes the method
+        if not _is_guarded(self):
+            msg = (
+                f"{option}= of {owner.__name__} has no effect, because the task is not guarded: declare it with "
+                'base=IdempotentTask, or every task of the app with task_cls="idempotent_tasks:IdempotentTask"'
+            )
+            raise ConfigurationError(msg, self.name)
+        init = super(owner, self).__init__ if own is None else own.__get__(self)
+        init(*args, **kwargs)
+
+    return __init__
+
+
+def check_codes(option: str, codes: object) -> frozenset[str]:
+    """Validate that codes of findings are a collection of texts.  Return them.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    if isinstance(codes, str) or not isinstance(codes, Collection) or not all(isinstance(each, str) for each in codes):
+        raise ConfigurationError(f"{option}={short(codes)} is not a list of codes of findings")
+    return frozenset(codes)
 
 
 def _check_codec(codec: object) -> None:

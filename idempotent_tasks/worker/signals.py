@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from celery import current_app
@@ -10,6 +11,7 @@ from celery.signals import (
     before_task_publish,
     celeryd_after_setup,
     task_failure,
+    task_received,
     task_revoked,
     task_success,
     worker_init,
@@ -17,8 +19,9 @@ from celery.signals import (
 )
 from celery.worker import state
 
-from idempotent_tasks.checks import CheckContext, run_checks
-from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION
+from idempotent_tasks.checks import CheckContext, Finding, run_checks
+from idempotent_tasks.checks.tasks import unguarded_tasks
+from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION, explicit_key, following_signatures
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
@@ -38,6 +41,7 @@ __all__ = [
     "note_dispatch",
     "prepare_worker",
     "release_what_runs",
+    "warn_of_ignored_keys",
 ]
 
 logger = logging.getLogger("idempotent_tasks")
@@ -57,23 +61,27 @@ class _Refusal:
 
 
 @before_task_publish.connect(weak=False, dispatch_uid="idempotent_tasks.carry_key")
-def carry_key(sender: str, headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
+def carry_key(sender: str, body: Any, headers: dict[str, Any], properties: dict[str, Any], **_: Any) -> None:
     """Move ``idempotency_key=`` of a call by name from the message's properties to its headers.
 
     Celery puts unknown options of ``send_task``, and of a signature whose task this process does not have, among the
     properties (``celery.app.amqp.AMQP``).  The publish raises what `idempotent_tasks.core.keys.check_explicit_key`
-    does, and `ConfigurationError` if the task is known here and is not guarded.
+    does, and `ConfigurationError` if a task with a key, this one or one that follows it, is known here and is not
+    guarded.
 
     Args:
         sender: the task's name.
-        headers, properties: the message's.
+        body, headers, properties: the message's.
     """
     key = properties.pop(KEY_OPTION, None)
-    if key is None:
-        return
     try:
-        headers[KEY_HEADER] = check_explicit_key(key, sender)
-        _refuse_unguarded(sender)
+        if key is not None:
+            headers[KEY_HEADER] = check_explicit_key(key, sender)
+            _refuse_unguarded(sender)
+        for signature in following_signatures(body):
+            # A group or chord hands its key to its members, which are refused when they are sent.
+            if not signature.get("subtask_type") and (signature.get("options") or {}).get(KEY_OPTION) is not None:
+                _refuse_unguarded(str(signature.get("task")))
     except IdempotencyError as error:
         properties["expiration"] = _Refusal(error)
 
@@ -86,6 +94,32 @@ def _refuse_unguarded(name: str) -> None:
             "idempotency_key= has no effect on a task that is not guarded; give it base=IdempotentTask, or drop the key"
         )
         raise ConfigurationError(msg, name)
+
+
+class _Ignored:
+    """The tasks of this process whose messages had a key that has no effect."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+
+@task_received.connect(weak=False, dispatch_uid="idempotent_tasks.warn_of_ignored_keys")
+def warn_of_ignored_keys(request: Any, **_: Any) -> None:
+    """Log once for each task that is not guarded that its messages have a key, which has no effect.
+
+    Args:
+        request: the ``celery.worker.request.Request`` of a message.
+    """
+    if isinstance(request.task, IdempotentTask) or explicit_key(request.request_dict) is None:
+        return
+    ignored, name = this_process().own(_Ignored).names, request.task.name
+    if name not in ignored:
+        ignored.add(name)
+        logger.warning(
+            "task %r is not guarded, so the idempotency_key of its messages has no effect: each delivery runs its "
+            "body; give it base=IdempotentTask, or have its publishers drop the key",
+            name,
+        )
 
 
 @worker_init.connect(weak=False, dispatch_uid="idempotent_tasks.prepare_worker")
@@ -101,9 +135,8 @@ def prepare_worker(sender: Any, **_: Any) -> None:
     Raises:
         SystemExit: as `check_worker`.
     """
-    if not guarded_tasks(sender.app):
-        return
-    remember_worker(sender)
+    if guarded_tasks(sender.app):
+        remember_worker(sender)
     if not hasattr(sender, "setup_logging"):
         check_worker(sender)
 
@@ -125,7 +158,10 @@ def check_worker(worker: Any) -> None:
             any other exception of a receiver (``celery.utils.dispatch.signal.Signal.send``).
     """
     tasks = guarded_tasks(worker.app)
-    if not tasks:
+    unguarded = [] if tasks else list(unguarded_tasks(worker.app))
+    if not tasks and (not unguarded or worker.app.conf.get("idempotency_store") is None):
+        # Everything else needs a store.
+        _report(unguarded)
         return
     for task in tasks:
         # A framework may have replaced a class's __call__ since its task was bound.
@@ -216,12 +252,16 @@ def _check(context: CheckContext) -> None:
         # A check that fails must not keep a worker from its messages.
         logger.exception("the start-up checks failed")
         return
-    for finding in found:
-        logger.warning("%s", finding, extra={"idempotency_finding": finding.code})
+    _report(found)
     # Nor must it where findings stop a worker.
     codes = ", ".join(sorted({finding.code for finding in found} - {"check-failed"}))
     if codes and context.settings.checks == "error":
         _refuse(f"the checks found {codes}; fix it, or name it in idempotency_silenced_checks")
+
+
+def _report(found: Iterable[Finding]) -> None:
+    for finding in found:
+        logger.warning("%s", finding, extra={"idempotency_finding": finding.code})
 
 
 def _refuse(why: object) -> NoReturn:

@@ -36,7 +36,7 @@ def charge(order: int) -> int:
 def app(dynamodb: DynamoDBStore) -> Celery:
     """An app with this test's table."""
     app = Celery("shop", broker="amqp://localhost", set_as_current=False)
-    app.conf.idempotency_store = dynamodb
+    app.conf.update(idempotency_store=dynamodb, task_time_limit=60)
     app.task(charge, name="shop.charge", base=IdempotentTask, shared=False)
     app.task(charge, name="shop.old", base=IdempotentTask, shared=False, idempotency=Idempotency(prefix="renamed"))
     return app
@@ -416,6 +416,7 @@ class TestCheck:
         assert "remedy: app.conf.result_expires = 3600" in result.stdout
         (finding,) = json.loads(run("check", "--json").stdout)
         assert (finding["code"], finding["remedy"]) == ("result-expires-first", "app.conf.result_expires = 3600")
+        assert finding["tasks"] == ["shop.charge"]
 
 
 def test_the_template_has_the_bucket_of_the_app(run: Run, app: Celery) -> None:

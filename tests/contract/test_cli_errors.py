@@ -94,7 +94,7 @@ def test_an_app_that_cannot_be_loaded(make: Callable[[], Celery], said: str, com
             lambda: app_of(Idempotency(on_replay="broken_tasks:seen")),
             "on_replay='broken_tasks:seen' cannot be imported",
         ),
-        (lambda: app_of(idempotency_silenced_checks=["tabel-missing"]), "idempotency_silenced_checks="),
+        (lambda: app_of(idempotency_silenced_checks=["tabel-missing"]), "did you mean 'table-missing'?"),
     ],
 )
 def test_a_worker_that_could_not_start(make: Callable[[], Celery], said: str) -> None:
@@ -136,7 +136,8 @@ def test_a_check_that_cannot_be_made(make: Callable[[], Celery], said: str) -> N
 def test_a_ready_made_client() -> None:
     """A store that no check may use is none that fails, and the command says that it was not checked."""
     client = boto3.client("dynamodb", endpoint_url=NOBODY, region_name="eu-west-1")
-    result = run(app_of(idempotency_store=DynamoDBStore("keys", client=client), broker_url="redis://"), "check")
+    store = DynamoDBStore("keys", client=client)
+    result = run(app_of(idempotency_store=store, broker_url="redis://", task_time_limit=600), "check")
     assert result.exit_code == 0, result.output
     assert "DynamoDBStore('keys' at" in result.stderr
     assert "is not checked: its client= was ready-made" in result.stderr

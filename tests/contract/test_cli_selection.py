@@ -52,7 +52,6 @@ def order_of(order: Any, *_: Any, **__: Any) -> Any:
 TASKS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "charge": (charge, {"key": "order.id"}),
     "charge-all": (charge, {"key": "[order.id, order.customer || 'none', currency]"}),
-    "charge-odd": (refund, {"key": "[order.id, ordre.id || 'none']"}),
     "charge-whole": (charge, {"key": "order"}),
     "charge-called": (charge, {"key": order_of, "prefix": "called"}),
     "charge-validated": (refund, {"key": "order.id", "validate": "[reason, amount]"}),
@@ -117,7 +116,6 @@ ORDER = {"id": 17, "customer": "ann"}
         (("charge-whole", [ORDER], {}), ["--arg", 'order={"id": 17, "customer": "ann"}']),
         (("charge-called", [ORDER], {}), ["--arg", "order.id=17"]),
         (("charge-called", [ORDER, "USD", 1, 2], {}), ["--args", '[{"id": 17}, "USD", 1, 2]']),
-        (("charge-odd", [ORDER, "broken", 5], {}), ["--arg", "order.id=17"]),
         (("charge-validated", [ORDER, "broken", 5], {}), ["--arg", "order.id=17"]),
         (("refund", [ORDER, "broken", 5], {}), ["--arg", "order.id=17", "--arg", "reason=broken"]),
         (("refund-all", [ORDER, "broken", 5], {}), ["--args", json.dumps([ORDER, "broken", 5])]),

@@ -343,7 +343,8 @@ def look(results: S3Results) -> Look:
 
     def look(bucket: S3Results = results) -> list[Finding]:
         app = Celery("shop", broker="amqp://localhost", set_as_current=False)
-        app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket, result_expires=None)
+        app.conf.update(idempotency_store=MemoryStore(), idempotency_results_bucket=bucket)
+        app.conf.update(result_expires=None, task_time_limit=60)
         policy = Idempotency(expires=WEEK)
         app.task(do_nothing, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
         return run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))

@@ -40,7 +40,7 @@ def test_a_killed_child_frees_key_and_lock(make_guarded: MakeRig) -> None:
 
 
 def test_a_killed_workers_lock_is_taken_by_the_next_tick(make_guarded: MakeRig) -> None:
-    """Its process has ended, which another worker on the machine sees."""
+    """Its process has ended, which another worker on the machine sees; so does the dead one's own message."""
     rig = make_guarded(visibility_seconds=60, tasks={"charge": LONG})
     rig.journal.shut("before-effect")
     first = rig.start_worker()
@@ -49,7 +49,8 @@ def test_a_killed_workers_lock_is_taken_by_the_next_tick(make_guarded: MakeRig) 
     first.kill()
     rig.journal.open("before-effect")
     rig.start_worker(visibility_seconds=60)
-    assert rig.result(rig.send("charge", "tick-2", 2)) == 2
+    # A broker that delivers the first tick again at once may have it run while another one comes.
+    rig.journal.wait_until(lambda: _ticks(rig), 20, "no tick ran after its holder was killed")
 
 
 def test_a_lock_from_elsewhere_is_taken_when_it_expires(make_guarded: MakeRig) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ import kombu
 import pytest
 
 from idempotent_tasks.checks import CheckContext
-from idempotent_tasks.checks.broker import check_queue_limits
+from idempotent_tasks.checks.broker import check_queue_limits, check_visibility_excess
 from tests.conftest import FAKE_AWS
 from tests.integration.conftest import MakeRig
 from tests.support.rig import Rig
@@ -231,6 +231,18 @@ def test_the_checks_ask_the_queue(make_guarded: MakeRig, queues: Queues, sqs_wir
     (finding,) = check_queue_limits(context)
     assert finding.code == "visibility-below-time-limit"
     assert (queues.name in finding.what, "120 s" in finding.what) == (True, True)
+    queues.client.set_queue_attributes(QueueUrl=queues.url, Attributes={"VisibilityTimeout": "43200"})
+    assert list(check_queue_limits(context)) == [], "some tasks of the app have no limit"
+    context = replace(context, worker_time_limit=120.0)
+    (finding,) = check_queue_limits(context)
+    assert finding.code == "visibility-far-above-time-limit"
+    what = f"queue {queues.name!r} has a visibility timeout of 43200 s, and no task of the app may run for longer than "
+    assert finding.what == f"{what}120 s"
+    assert finding.remedy.startswith(f"set VisibilityTimeout of {queues.name!r} to ")
+    assert list(check_visibility_excess(context)) == []
+    sufficient = finding.remedy.partition(" to ")[2].partition(";")[0]
+    queues.client.set_queue_attributes(QueueUrl=queues.url, Attributes={"VisibilityTimeout": sufficient})
+    assert list(check_queue_limits(context)) == []
     sqs_wire.break_when(lambda operation, _: operation == "GetQueueAttributes", answer(403, "AccessDeniedException"))
     (finding,) = check_queue_limits(context)
     assert finding.code == "queue-limits-unknown"

@@ -82,10 +82,31 @@ def test_findings_are_in_the_log_file(start: Start, log: Path, pool: str, hijack
 
 def test_findings_of_a_prefork_worker_are_in_the_log_file(start: Start, log: Path) -> None:
     """They are the parent's, once, whatever number of children it has."""
-    worker = start("-P", "prefork", "-f", str(log), more='app.conf.idempotency_store = "dynamodb://127.0.0.1:1/keys"')
+    more = (
+        'app.conf.idempotency_store = "dynamodb://127.0.0.1:1/keys"\n'
+        '@app.task(idempotency={"key": "order_id"})\n'
+        "def refund(order_id): ...\n"
+    )
+    worker = start("-P", "prefork", "-f", str(log), more=more)
     said = wait_until_ready(log, worker)
-    for code in ("transport-never-redelivers", "store-unreachable"):
+    for code in ("transport-never-redelivers", "store-unreachable", "time-limit-missing", "task-not-guarded"):
         assert [level for level, message in said if f"{code}: " in message] == ["WARNING"]
+
+
+def test_a_key_without_effect_is_in_the_log_file(start: Start, log: Path) -> None:
+    """The worker says it once, when it receives the first such message."""
+    more = (
+        "@app.task(ignore_result=True)\n"
+        "def refund(number): logging.getLogger('proj').warning('refund %s', number)\n"
+        "@signals.worker_ready.connect(weak=False)\n"
+        "def send(**_):\n"
+        "    for number in range(3):\n"
+        "        refund.apply_async((number,), headers={'idempotency_key': 'k'})\n"
+    )
+    worker = start("-P", "solo", "-f", str(log), more=more)
+    wait_for(lambda: any("refund 2" in message for _, message in lines(log)), START_SECONDS, worker.tail)
+    said = [level for level, message in lines(log) if "task 'proj.refund' is not guarded, so the" in message]
+    assert said == ["WARNING"]
 
 
 def test_findings_are_on_the_terminal_with_time_and_level(start: Start, tmp_path: Path) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.worker import WorkController
 from kombu import Queue
 from kombu.common import Broadcast
 
-from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks import ConfigurationError, Idempotency, IdempotentTask
 from idempotent_tasks.checks import WHY, CheckContext, Finding, run_checks
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS
+from idempotent_tasks.checks.findings import PER_TASK
 from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
@@ -53,8 +54,18 @@ class Case:
     remedy: str
 
 
-def do_nothing() -> None:
+def do_nothing(order: Any = None, amount: int = 5, invoice: Any = None) -> None:
     """Be a body."""
+
+
+def by_order(order: Any, **_: Any) -> Any:
+    """Return a key."""
+    return order
+
+
+def by_invoice(invoice: Any, **_: Any) -> Any:
+    """Return another key."""
+    return invoice
 
 
 def visibility(seconds: int, **more: Any) -> dict[str, Any]:
@@ -85,6 +96,30 @@ CASES = {
     "transport-never-redelivers": Case(
         conf={"broker_url": "filesystem://"}, fixed_conf={"broker_url": REDIS}, remedy="app.conf.broker_url"
     ),
+    "task-not-guarded": Case(
+        other={"base": Task, "idempotency": {"key": "order"}},
+        fixed_other={"base": IdempotentTask},
+        remedy="@app.task(base=IdempotentTask, idempotency=...)",
+    ),
+    "skip-without-key": Case(
+        conf={"idempotency_on_busy": "skip"},
+        fixed_task={"idempotency": Idempotency.exclusive()},
+        remedy="idempotency=Idempotency.exclusive() there for one run at a time, or key=",
+    ),
+    "key-names-no-parameter": Case(
+        conf={"idempotency_key": "order_id"},
+        fixed_task={"idempotency": {"key": "order"}},
+        remedy="idempotency=Idempotency(key=..., validate=...) of its own for 'shop.charge'",
+    ),
+    "time-limit-missing": Case(
+        conf={"task_time_limit": None}, fixed_task={"time_limit": 300}, remedy="time_limit=300 there"
+    ),
+    "visibility-far-above-time-limit": Case(
+        task={"time_limit": 30},
+        conf=visibility(3600),
+        fixed_conf=visibility(390),
+        remedy='{"visibility_timeout": 390}',
+    ),
     "visibility-below-time-limit": Case(
         task={"time_limit": 600},
         conf=visibility(300, worker_prefetch_multiplier=1),
@@ -94,7 +129,7 @@ CASES = {
     ),
     "prefetch-outlives-visibility": Case(
         task={"time_limit": 1000},
-        conf={"broker_url": REDIS, "worker_prefetch_multiplier": 4},
+        conf=visibility(3600, worker_prefetch_multiplier=4),
         fixed_conf={"worker_prefetch_multiplier": 1},
         remedy="app.conf.worker_prefetch_multiplier = 1",
     ),
@@ -172,11 +207,12 @@ def look(app: Celery) -> Look:
     def look(
         task: dict[str, Any], conf: dict[str, Any], worker: dict[str, Any], other: dict[str, Any] | None = None
     ) -> list[Finding]:
-        app.conf.update({"broker_url": "amqp://localhost", **conf})
+        usual = {"broker_url": "amqp://localhost", "task_time_limit": 60}
+        app.conf.update({**usual, "broker_transport_options": {"visibility_timeout": 900}, **conf})
         app.__dict__.pop("amqp", None)
         for name, options in {"shop.charge": task, **({"shop.other": other} if other else {})}.items():
             app.tasks.pop(name, None)
-            app.task(do_nothing, name=name, base=IdempotentTask, shared=False, **options)
+            app.task(do_nothing, **{"name": name, "base": IdempotentTask, "shared": False, **options})
         context = CheckContext.of_app(app, "celery.concurrency.prefork")
         return run_checks(replace(context, **worker))
 
@@ -224,8 +260,8 @@ def test_another_store_is_found_after_the_first_was_used(
     [
         ([{"prefix": "shop.charge", "key": "order"}, {}], 1),
         ([{"prefix": "shop", "key": "order"}, {"prefix": "shop", "key": "order"}], 0),
-        ([{"prefix": "shop", "key": len}, {"prefix": "shop", "key": max}], 1),
-        ([{"prefix": "shop", "key": len}, {"prefix": "shop", "key": len, "expires": 60}], 0),
+        ([{"prefix": "shop", "key": by_order}, {"prefix": "shop", "key": by_invoice}], 1),
+        ([{"prefix": "shop", "key": by_order}, {"prefix": "shop", "key": by_order, "expires": 60}], 0),
         ([{"prefix": "one", "key": "order"}, {"prefix": "two", "key": "invoice"}], 0),
         ([{"key": "order"}, {"key": "invoice"}], 0),
     ],
@@ -235,6 +271,85 @@ def test_which_prefixes_may_be_shared(look: Look, policies: list[dict[str, Any]]
     other, task = policies
     codes = [each.code for each in look({"idempotency": task}, {"result_expires": None}, {}, {"idempotency": other})]
     assert codes == ["prefix-shared"] * found
+
+
+class Orders:
+    """Options that a task class may inherit."""
+
+    idempotency = Idempotency(key="order")
+
+
+class OfOrders(Orders, Task):
+    """A base class that is not guarded."""
+
+
+@pytest.mark.parametrize(
+    ("options", "annotations"),
+    [
+        ({"idempotency": {}}, {}),
+        ({"idempotency_policy": {"key": "order"}}, {}),
+        ({"base": OfOrders}, {}),
+        ({}, {"idempotency": Idempotency(key="order")}),
+        ({}, {"idempotency": {"key": "order"}}),
+    ],
+    ids=["mapping", "policy", "inherited", "annotated", "annotated-mapping"],
+)
+def test_options_that_guard_nothing_are_found(
+    app: Celery, look: Look, options: dict[str, Any], annotations: dict[str, Any]
+) -> None:
+    """Where no class could refuse them; a task without any is left alone, and so are Celery's own."""
+    app.conf.task_annotations = {"shop.other": annotations, "celery.*": annotations}
+    app.task(do_nothing, name="shop.plain", shared=False)
+    (finding,) = look({}, {}, {}, {"base": Task, **options})
+    assert (finding.code, finding.tasks) == ("task-not-guarded", ("shop.other",))
+
+
+@pytest.mark.parametrize("policy", [Idempotency.exclusive(), Idempotency.exclusive(key="order"), {"expires": 0}])
+def test_an_exclusive_task_is_not_argued_with(look: Look, policy: Any) -> None:
+    """Its outcome is kept for a day for its own message, and is replayed to nobody else."""
+    assert look({"idempotency": policy}, visibility(3600, result_expires=60, task_time_limit=600), {}) == []
+    (finding,) = look({"idempotency": policy}, visibility(100_000, task_time_limit=10_000), {})
+    assert finding.what == "task 'shop.charge': records expire after 86400 s, redeliveries come after 100000 s"
+
+
+def test_a_pool_that_ends_no_body_is_not_told_to(look: Look) -> None:
+    """A soft limit, of the task or of the worker, ends a body too; a lease ends none."""
+    no_limit = {"task_time_limit": None}
+    assert look({"soft_time_limit": 30}, no_limit, {}) == []
+    assert look({}, no_limit, {"worker_soft_time_limit": 30.0}) == []
+    assert look({}, no_limit, {"pool": "celery.concurrency.solo"}) == []
+    (finding,) = look({"idempotency": {"lease": 60}}, no_limit, {})
+    assert (finding.code, finding.what) == ("time-limit-missing", "task 'shop.charge': no time limit")
+
+
+@pytest.mark.parametrize(
+    ("task", "conf", "sufficient"),
+    [
+        ({"time_limit": 30}, {}, 390),
+        ({"time_limit": 30}, {"worker_prefetch_multiplier": 1}, 300),
+        ({"time_limit": 30, "default_retry_delay": 600}, {}, 810),
+        ({"time_limit": 30, "autoretry_for": (OSError,), "retry_backoff": True}, {}, 810),
+        ({"time_limit": 30, "autoretry_for": (OSError,), "retry_backoff": 5, "retry_backoff_max": 7200}, {}, None),
+        ({"time_limit": 90}, {}, None),
+        ({"time_limit": 30}, {"worker_prefetch_multiplier": 0}, None),
+        ({"time_limit": 30}, {"broker_transport_options": {"visibility_timeout": 600}}, None),
+    ],
+)
+def test_when_a_visibility_timeout_is_far_too_long(
+    look: Look, task: dict[str, Any], conf: dict[str, Any], sufficient: int | None
+) -> None:
+    """An hour, as Redis has it, over seconds of work; retries, which a worker holds until they are due, need theirs."""
+    found = look(task, {"broker_url": REDIS, "broker_transport_options": {}, **conf}, {})
+    remedies = [each.remedy for each in found if each.code == "visibility-far-above-time-limit"]
+    assert [f'"visibility_timeout": {sufficient}}}' in each for each in remedies] == [True] * (sufficient is not None)
+
+
+def test_a_task_without_a_limit_may_need_the_whole_visibility_timeout(look: Look) -> None:
+    """Also one that is not guarded; and on a pool that enforces none, no limit counts."""
+    conf: dict[str, Any] = {"broker_url": REDIS, "broker_transport_options": {}, "task_time_limit": None}
+    assert look({"time_limit": 30}, conf, {}, {"base": Task}) == []
+    codes = [each.code for each in look({"time_limit": 30}, conf, {"pool": "celery.concurrency.solo"})]
+    assert codes == ["time-limit-ignored"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +371,7 @@ def test_each_broker_has_its_own_visibility(look: Look, url: str, options: dict[
 
 def test_tasks_that_share_a_finding_are_reported_together(app: Celery) -> None:
     """An app of many tasks has one line for each kind of finding, not for each task."""
-    app.conf.update(broker_url="amqp://localhost", result_expires=60)
+    app.conf.update(broker_url="amqp://localhost", result_expires=60, task_time_limit=60)
     for number in range(7):
         app.task(do_nothing, name=f"shop.task{number}", base=IdempotentTask, shared=False, acks_late=number > 0)
     early, outlived = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
@@ -268,7 +383,7 @@ def test_tasks_that_share_a_finding_are_reported_together(app: Celery) -> None:
 def test_a_task_without_a_limit_takes_the_workers(look: Look) -> None:
     """``--time-limit`` counts where the task says nothing, and is no worse ignored than a task's own."""
     threads = {"worker_time_limit": 60.0, "pool": "celery.concurrency.thread"}
-    (finding,) = look({}, {}, threads)
+    (finding,) = look({}, {"task_time_limit": None}, threads)
     assert finding.code == "time-limit-ignored"
     assert "'shop.charge' has a time limit of 60 s, which the thread pool does not enforce" in finding.what
 
@@ -279,10 +394,44 @@ def test_what_is_accepted_is_not_found(look: Look) -> None:
     assert look({}, silenced, {}) == []
 
 
+@pytest.mark.parametrize("code", sorted(PER_TASK & CASES.keys()))
+def test_what_a_task_accepts_is_not_found_for_it(look: Look, code: str) -> None:
+    """A finding about a task names it, and the task's own option silences it."""
+    case = CASES[code]
+    (finding,) = look(case.task, case.conf, case.worker, case.other)
+    assert set(finding.tasks) <= {"shop.charge", "shop.other"}
+    given = case.task.get("idempotency", {})
+    given = given.given if isinstance(given, Idempotency) else given
+    accepting = {**case.task, "idempotency": {**given, "silenced_checks": [code]}}
+    assert look(accepting, case.conf, case.worker, case.other) == []
+
+
+def test_what_one_task_accepts_is_found_for_others(look: Look) -> None:
+    """The app's own list silences a finding everywhere, a task's only for that task."""
+    accepting = {"acks_late": False, "idempotency": {"silenced_checks": ["acks-late-off"]}}
+    (finding,) = look(accepting, {}, {}, {"acks_late": False})
+    assert (finding.what, finding.tasks) == ("task 'shop.other': acks_late=False", ("shop.other",))
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("acks-late-of", r"has 'acks-late-of', which is no code of a finding; did you mean 'acks-late-off'\?"),
+        ("table-ttl-off", "is not about single tasks; name it in idempotency_silenced_checks"),
+    ],
+)
+def test_a_task_accepts_only_what_is_about_it(look: Look, code: str, why: str) -> None:
+    """Anything else has no effect: the error names the task, and says where the code belongs."""
+    with pytest.raises(ConfigurationError, match=rf"silenced_checks .*{why}.*'shop\.charge'"):
+        look({"idempotency": {"silenced_checks": [code]}}, {}, {})
+
+
 def test_a_kind_of_finding_must_be_known() -> None:
-    """A code without a reason is a mistake in the check."""
+    """A code without a reason, or a finding about a task without its name, is a mistake in the check."""
     with pytest.raises(ValueError, match="no kind of finding is called 'odd'"):
         Finding(code="odd", what="it", remedy="that")
+    with pytest.raises(ValueError, match="'acks-late-off' is about tasks; name them"):
+        Finding(code="acks-late-off", what="it", remedy="that")
 
 
 class TestWorker:
@@ -324,11 +473,20 @@ class TestWorker:
         with pytest.raises(SystemExit, match=r"idempotency_checks='loud' is not one of"):
             self.start(app, "loud")
 
-    @pytest.mark.parametrize("codes", ["table-ttl-off", 5, ["tabel-ttl-off"]], ids=str)
-    def test_a_finding_that_does_not_exist_cannot_be_silenced(self, app: Celery, codes: Any) -> None:
+    @pytest.mark.parametrize(
+        ("codes", "why"),
+        [
+            ("table-ttl-off", r"='table-ttl-off' is not a list of codes of findings"),
+            (5, "=5 is not a list of codes of findings"),
+            (["tabel-ttl-off"], r" has 'tabel-ttl-off', which is no code .*did you mean 'table-ttl-off'\?"),
+            (["odd"], r" has 'odd', which is no code of a finding; there are acks-late-off, "),
+        ],
+        ids=str,
+    )
+    def test_a_finding_that_does_not_exist_cannot_be_silenced(self, app: Celery, codes: Any, why: str) -> None:
         """A typing error would otherwise be a finding that nobody expects any more."""
         app.conf.idempotency_silenced_checks = codes
-        with pytest.raises(SystemExit, match=r"idempotency_silenced_checks=.* is not a list of"):
+        with pytest.raises(SystemExit, match=f"idempotency_silenced_checks{why}"):
             self.start(app, None)
 
 

@@ -130,7 +130,7 @@ def test_a_note_is_tried_again(shop: Shop, receipt: Follower, step: Step) -> Non
 def test_each_task_id_has_a_continuation_of_its_own(shop: Shop, receipt: Follower) -> None:
     """Two publishes of one key with different links: both continue with the one result, under different ids."""
     other = Follower(shop.app, "shop.other")
-    shop.sells(lambda task: "paid", idempotency={"key": "'one'"})
+    shop.sells(lambda task: "paid", idempotency={"key": "'one'", "expires": 3600})
     for task_id, link in (("first", receipt), ("second", other), ("first", receipt), ("second", other)):
         shop.publish(task_id=f"{shop.id}-{task_id}", link=link.task.s())
         shop.worker.drain()
@@ -209,7 +209,7 @@ def test_an_error_callback_that_takes_the_error_is_no_delivery(shop: Shop) -> No
 
 def test_an_unguarded_run_notes_nothing(shop: Shop, receipt: Follower) -> None:
     """A delivery without a key has nothing to note, and its link is sent."""
-    shop.sells(lambda task: "paid", idempotency={"key": "nothing", "missing_key": "run"})
+    shop.sells(lambda task: "paid", idempotency={"key": lambda: None, "expires": 60, "missing_key": "run"})
     shop.publish(link=receipt.task.s())
     shop.worker.drain()
     assert receipt.received == ["paid"]

@@ -178,7 +178,7 @@ def test_a_copy_that_comes_meanwhile_waits(shop: Shop, followers: Followers) -> 
 
 def test_another_task_id_has_its_own(shop: Shop, followers: Followers) -> None:
     """What a body changes is its own delivery's; a second publish of the key goes on as its message says."""
-    sell(shop, followers, stop, idempotency={"key": "'one'"})
+    sell(shop, followers, stop, idempotency={"key": "'one'", "expires": 3600})
     deliver(shop, followers)
     deliver(shop, followers, task_id=f"{shop.id}-second")
     assert (followers.received, shop.runs) == ((1, 1, 0), 1)

@@ -22,6 +22,7 @@ from idempotent_tasks.core.delivery import (
     OwnerToken,
     ReceivedMessage,
     chord_with_key,
+    following_signatures,
     id_text,
     inherited_headers,
     read_delivery,
@@ -212,3 +213,23 @@ TOKENS = [f"{number:032x}" for number in range(MOST_UNSEEN + 2)]
 def test_unseen_claims_are_tokens_of_ours(header: Any, unseen: tuple[str, ...]) -> None:
     """A header's sender can neither name the owner of a reservation, nor make a delivery send many requests."""
     assert read(headers={UNSEEN_HEADER: header}).unseen == unseen
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (((), {}, {"callbacks": [{"task": "a"}], "errbacks": None, "chain": [{"task": "b"}]}), "ab"),
+        (((), {}, {"chain": None, "chord": {"task": "c"}}), "c"),
+        ({"callbacks": [{"task": "a", "options": {"link": {"task": "b"}, "chord": {"task": "c"}}}], "args": ()}, "abc"),
+        (((), {}, {"chain": [{"task": "a", "subtask_type": "chord", "kwargs": {"header": [{"task": "b"}]}}]}), "ab"),
+        (((), {}, {"chain": [{"task": "a", "kwargs": {"body": {"task": "b"}, "tasks": [{"task": "c"}]}}]}), "a"),
+        (((), {}, {"callbacks": [{"task": "a", "options": None}, "b", None]}), "a"),
+        (((), {}, {}), ""),
+        (((), {}, None), ""),
+        ((), ""),
+        (b"pickled", ""),
+    ],
+)
+def test_what_follows_a_message(body: Any, names: str) -> None:
+    """The signatures that its worker will send, and not what looks like one in a task's own arguments."""
+    assert sorted(each["task"] for each in following_signatures(body)) == sorted(names)

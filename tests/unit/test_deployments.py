@@ -367,10 +367,13 @@ def test_another_way_to_publish(deploy: Deploy, before: dict[str, Any], after: d
     assert deployment.carried(5) == KEPT
 
 
-@row("`on_store_error`, `missing_key`, `max_crashes`, `on_replay` or `cache`")
+@row("`on_store_error`, `missing_key`, `max_crashes`, `on_replay`, `cache` or `silenced_checks`")
 @pytest.mark.parametrize(
     "changed",
-    [{"on_store_error": "raise"}, {"missing_key": "run"}, {"max_crashes": 1}, {"on_replay": max}, {"cache": 60}],
+    [
+        *({"on_store_error": "raise"}, {"missing_key": "run"}, {"max_crashes": 1}, {"on_replay": max}, {"cache": 60}),
+        {"silenced_checks": ["time-limit-missing"]},
+    ],
     ids=str,
 )
 def test_any_other_option(deploy: Deploy, changed: dict[str, Any]) -> None:

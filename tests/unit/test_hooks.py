@@ -41,6 +41,27 @@ def test_an_app_without_guarded_tasks_is_left_alone(app: Celery) -> None:
     assert start(app, "prefork")
 
 
+@pytest.mark.parametrize("store", [None, "memory://"])
+def test_options_of_an_app_without_guarded_tasks_are_found(
+    app: Celery, store: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one task that was meant to be guarded is not: that is said, and the worker starts."""
+    app.conf.update(idempotency_store=store, broker_url="amqp://localhost")
+    app.task(do_nothing, name="shop.charge", shared=False, idempotency={"on_busy": "wait"})
+    assert start(app)
+    (finding,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert finding.__dict__["idempotency_finding"] == "task-not-guarded"
+    assert "idempotency= is given to what is no IdempotentTask: task 'shop.charge'" in finding.getMessage()
+
+
+def test_such_options_may_stop_the_worker(app: Celery) -> None:
+    """As any finding."""
+    app.conf.update(idempotency_checks="error", broker_url="amqp://localhost")
+    app.task(do_nothing, name="shop.charge", shared=False, idempotency={"on_busy": "wait"})
+    with pytest.raises(SystemExit, match="the checks found task-not-guarded"):
+        start(app)
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

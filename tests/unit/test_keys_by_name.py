@@ -1,9 +1,12 @@
 """``idempotency_key=`` where no task class sees it: calls by name, and signatures of tasks that a process lacks."""
 
+import logging
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from celery import Celery, chain, group
+from celery import Celery, Signature, chain, chord, group
+from celery.signals import task_received
 
 from idempotent_tasks import ConfigurationError, IdempotentTask, KeyEncodingError, MissingKeyError
 from tests.support.inline import InlineWorker
@@ -93,6 +96,83 @@ def test_a_key_for_a_task_that_is_not_guarded_is_refused(app: Celery, worker: In
     with pytest.raises(ConfigurationError):
         app.send_task("shop.plain", idempotency_key="k")
     assert worker.waiting() == 0
+
+
+def following(first: Signature, plain: Signature) -> dict[str, Signature]:
+    """Return canvases in which a signature that is not guarded follows another one."""
+    return {
+        "link": first.clone().set(link=plain),
+        "errback": first.clone().set(link_error=[plain]),
+        "step": chain(first, first, plain),
+        "body": chord([first], plain),
+        "group": chain(first, group(first, plain)),
+        "link-of-step": chain(first, first.clone().set(link=plain)),
+    }
+
+
+@pytest.mark.parametrize("canvas", ["link", "errback", "step", "body", "group", "link-of-step"])
+@pytest.mark.parametrize("task_protocol", [1, 2])
+def test_a_key_for_what_follows_and_is_not_guarded_is_refused(
+    app: Celery, worker: InlineWorker, counting: Counting, canvas: str, task_protocol: int
+) -> None:
+    """Before anything is published: a worker that sends it on could tell nobody but its own task."""
+    app.conf.task_protocol = task_protocol
+    first = counting.make(app).si("17")
+    plain = app.task(do_nothing, name="shop.plain", shared=False).si()
+    with pytest.raises(ConfigurationError, match=r"no effect on a task that is not guarded.*'shop\.plain'"):
+        following(first, plain.clone().set(idempotency_key="k"))[canvas].apply_async()
+    assert worker.waiting() == 0
+    following(first, plain)[canvas].apply_async()
+    following(first, app.signature("other.unknown", immutable=True).set(idempotency_key="k"))[canvas].apply_async()
+    assert worker.waiting() == 2
+
+
+def test_a_key_for_a_group_that_follows_is_its_members(app: Celery, worker: InlineWorker, counting: Counting) -> None:
+    """The group itself is a task of Celery's, which no guard could have."""
+    first = counting.make(app).si("17")
+    chain(first, group(first, first).set(idempotency_key="k")).apply_async()
+    worker.run_next()
+    assert keys(worker) == ["k", "k"]
+
+
+def test_arguments_are_no_signatures(app: Celery, worker: InlineWorker) -> None:
+    """A mapping in the arguments that looks like one is a task's own."""
+    plain = app.task(do_nothing, name="shop.plain", shared=False)
+    inner = {"task": "shop.plain", "options": {"idempotency_key": "k"}}
+    chain(plain.si(), plain.si().set(link=plain.s(tasks=[inner], body=inner)), app=app).apply_async(args=([inner],))
+    assert worker.waiting() == 1
+
+
+@pytest.mark.parametrize("headers", [{"idempotency_key": "k"}, {"headers": {"idempotency_key": "k"}}], ids=str)
+def test_a_worker_says_once_that_a_key_has_no_effect(
+    app: Celery, producer: Celery, worker: InlineWorker, headers: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A publisher without the task's code cannot know that it is not guarded."""
+    plain = f"shop.plain-{uuid4().hex}"
+    app.task(do_nothing, name=plain, shared=False)
+    for name in (plain, plain, "shop.charge"):
+        producer.send_task(name, headers=headers)
+    Counting().make(app)
+    for _ in range(3):
+        message = worker.take()
+        task_received.send(sender=None, request=worker.receive(message))
+        message.ack()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"task {plain!r} is not guarded, so the idempotency_key of its messages has no effect" in record.message
+
+
+@pytest.mark.parametrize("headers", [{}, {"headers": "none"}], ids=str)
+def test_a_worker_says_nothing_of_messages_without_a_key(
+    app: Celery, worker: InlineWorker, headers: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Most tasks are not guarded, and nothing is wrong with them."""
+    app.task(do_nothing, name="shop.plain", shared=False)
+    app.send_task("shop.plain", headers=headers)
+    message = worker.take()
+    task_received.send(sender=None, request=worker.receive(message))
+    message.ack()
+    assert not caplog.records
 
 
 def test_no_key_is_no_key(app: Celery, worker: InlineWorker) -> None:

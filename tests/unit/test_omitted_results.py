@@ -22,7 +22,7 @@ from tests.unit.test_continuation import Follower
 from tests.unit.test_task_outcomes import deliver_again
 
 #: One key for all task ids, and no result in its record.
-OMITTING: dict[str, Any] = {"key": "'one'", "codec": "none"}
+OMITTING: dict[str, Any] = {"key": "'one'", "expires": 3600, "codec": "none"}
 
 
 class Declined(Exception):  # noqa: N818 - named as users name theirs
@@ -290,7 +290,7 @@ class TestIgnoredResults:
 
     def test_the_record_has_the_result_all_the_same(self, shop: Shop) -> None:
         """Another call of the key may want it, and gets it."""
-        shop.sells(lambda task: SECRET, idempotency={"key": "'one'"}, ignore_result=True)
+        shop.sells(lambda task: SECRET, idempotency={"key": "'one'", "expires": 3600}, ignore_result=True)
         shop.deliver()
         assert shop.store.records()[0].data == f'"{SECRET}"'
         assert shop.task.apply().result == SECRET

@@ -35,6 +35,7 @@ def test_the_defaults() -> None:
         "reserve": 300,
         "cache": None,
         "powertools": False,
+        "silenced_checks": (),
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
@@ -74,6 +75,7 @@ def test_every_field_is_documented() -> None:
         *[("codec", "xml"), ("codec", None), ("codec", [])],
         *[("store_failures", value) for value in (5, [KeyError, 5], BaseException, SystemExit, KeyError(), None)],
         *[("on_replay", 5), ("on_replay", [])],
+        *[("silenced_checks", value) for value in ("acks-late-off", 5, [5], None)],
     ],
     ids=lambda value: repr(value)[:20],
 )
@@ -93,6 +95,7 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
         *[("at_publish", "join"), ("reserve", timedelta(hours=1)), ("cache", 60), ("cache", timedelta(minutes=1))],
         *[("key", "[order.id, customer]"), ("key", len), ("validate", "order.amount")],
         *[("codec", "pickle"), ("codec", "none"), ("on_replay", len), ("on_replay", "shop.hooks:replayed")],
+        *[("silenced_checks", ["acks-late-off"]), ("silenced_checks", {"time-limit-missing"})],
         *[("store_failures", KeyError), ("store_failures", [KeyError, "shop:Declined"]), ("store_failures", "shop:No")],
     ],
     ids=lambda value: repr(value)[:20],

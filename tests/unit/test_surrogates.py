@@ -16,7 +16,7 @@ from tests.support.shop import Shop
 LONE = "ord-\ud800"
 
 
-@pytest.mark.parametrize("policy", [{}, {"key": "'fixed'"}], ids=["task-id-as-key", "key-of-its-own"])
+@pytest.mark.parametrize("policy", [{}, {"key": "'fixed'", "expires": 3600}], ids=["task-id-as-key", "key-of-its-own"])
 def test_a_task_id_that_cannot_be_stored_fails_at_once(
     shop: Shop, policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +39,7 @@ def test_a_task_id_that_cannot_be_stored_fails_at_once(
 
 def test_a_publisher_that_asks_first_is_told_so(shop: Shop) -> None:
     """Under ``at_publish`` no message goes out, and no key is reserved."""
-    shop.sells(lambda task: "paid", idempotency=Idempotency(key="'fixed'", at_publish="join"))
+    shop.sells(lambda task: "paid", idempotency=Idempotency(key="'fixed'", expires=3600, at_publish="join"))
     with pytest.raises(KeyEncodingError, match="half of a surrogate pair"):
         shop.publish(task_id=LONE)
     assert (shop.worker.waiting(), shop.store.records()) == (0, [])

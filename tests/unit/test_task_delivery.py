@@ -99,7 +99,8 @@ def test_a_running_key_may_raise(shop: Shop) -> None:
 
 def test_a_running_key_may_skip(shop: Shop) -> None:
     """``on_busy="skip"`` drops the delivery and leaves the result to the holder."""
-    shop.sells(lambda task: "mine", idempotency={"on_busy": "skip"})
+    shop.app.conf.idempotency_on_busy = "skip"
+    shop.sells(lambda task: "mine")
     shop.claim_elsewhere()
     shop.deliver()
     assert (shop.runs, shop.worker.waiting(), shop.state, shop.deferrals()) == (0, 0, "PENDING", [])
@@ -108,7 +109,8 @@ def test_a_running_key_may_skip(shop: Shop) -> None:
 @pytest.mark.parametrize("awaited", ["link", "chain", "chord"])
 def test_what_a_canvas_waits_for_is_not_skipped(shop: Shop, awaited: str) -> None:
     """A chord or a chain would wait for it in vain: it is deferred like any duplicate, and goes on with the result."""
-    shop.sells(lambda task: "mine", idempotency={"on_busy": "skip"})
+    shop.app.conf.idempotency_on_busy = "skip"
+    shop.sells(lambda task: "mine")
     follower = shop.app.task(follow, name="shop.follower", shared=False)
     holder = shop.claim_elsewhere()
     if awaited == "chord":
@@ -125,7 +127,8 @@ def test_what_a_canvas_waits_for_is_not_skipped(shop: Shop, awaited: str) -> Non
 
 def test_an_error_callback_alone_keeps_nobody_from_being_skipped(shop: Shop) -> None:
     """Nothing waits for it, and the delivery has not failed."""
-    shop.sells(lambda task: "mine", idempotency={"on_busy": "skip"})
+    shop.app.conf.idempotency_on_busy = "skip"
+    shop.sells(lambda task: "mine")
     shop.claim_elsewhere()
     shop.deliver(link_error=shop.task.si())
     assert (shop.runs, shop.worker.waiting(), shop.deferrals()) == (0, 0, [])

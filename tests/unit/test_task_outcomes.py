@@ -72,7 +72,7 @@ class TestFailures:
     def test_error_callbacks_are_sent_once(self, shop: Shop, app: Celery) -> None:
         """A redelivery knows that they were; another task id has error callbacks of its own."""
         errback = Follower(app)
-        shop.sells(declining, idempotency={**FINAL, "key": "'one'"})
+        shop.sells(declining, idempotency={**FINAL, "key": "'one'", "expires": 3600})
         for task_id in ("first", "first", "second", "second"):
             shop.publish(task_id=task_id, link_error=errback.task.s())
             shop.worker.drain()
@@ -246,7 +246,7 @@ class TestRecall:
     @pytest.fixture(autouse=True)
     def sold(self, shop: Shop) -> None:
         """The task returns more than a record takes."""
-        shop.sells(lambda task: LARGE, idempotency={"key": "'one'"})
+        shop.sells(lambda task: LARGE, idempotency={"key": "'one'", "expires": 3600})
 
     @pytest.mark.parametrize("extended", [False, True])
     def test_the_backend_has_it(self, shop: Shop, app: Celery, extended: bool) -> None:
@@ -331,7 +331,7 @@ def _request(shop: Shop) -> Any:
 
 def test_nobody_is_asked_for_what_is_stored(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay from the record costs no request to the result backend."""
-    shop.sells(lambda task: "small", idempotency={"key": "'one'"})
+    shop.sells(lambda task: "small", idempotency={"key": "'one'", "expires": 3600})
     shop.deliver()
     monkeypatch.setattr(shop.task.backend, "get_task_meta", lambda *_, **__: pytest.fail("asked"))
     assert deliver_again(shop) == "small"
@@ -477,7 +477,7 @@ class TestTheAppsSerializer:
             given.append(prices)
 
         follower = shop.app.task(total, name="shop.total", shared=False)
-        shop.sells(lambda task: {17: 1999}, idempotency={"key": "'one'"})
+        shop.sells(lambda task: {17: 1999}, idempotency={"key": "'one'", "expires": 3600})
         for number in range(2):
             shop.publish(task_id=f"{shop.id}-{number}", link=follower.s())
             shop.worker.drain()
@@ -487,7 +487,7 @@ class TestTheAppsSerializer:
         """Under another serializer of kombu's, too."""
         pytest.importorskip("yaml")
         shop.app.conf.update(task_serializer="yaml", result_serializer="yaml", accept_content=["json", "yaml"])
-        shop.sells(lambda task: {17: (19, 99)}, idempotency={"key": "'one'"})
+        shop.sells(lambda task: {17: (19, 99)}, idempotency={"key": "'one'", "expires": 3600})
         for number in range(2):
             shop.deliver(task_id=f"{shop.id}-{number}")
         results = [shop.worker.result(f"{shop.id}-{number}") for number in range(2)]
@@ -529,7 +529,7 @@ class TestIgnoredResults:
 
     def test_a_call_that_wants_it(self, shop: Shop) -> None:
         """Is told that there is none."""
-        shop.sells(lambda task: self.UNWRITABLE, idempotency={"key": "'one'"})
+        shop.sells(lambda task: self.UNWRITABLE, idempotency={"key": "'one'", "expires": 3600})
         shop.deliver(task_id=f"{shop.id}-ignoring", ignore_result=True)
         shop.deliver(ignore_result=False)
         assert isinstance(shop.result, ResultUnavailableError)

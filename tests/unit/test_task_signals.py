@@ -205,7 +205,7 @@ def test_a_replacement_of_an_unguarded_run_has_nothing_to_release(shop: Shop) ->
     """A body that a policy let through unguarded may be replaced like any other."""
     shop.sells(
         lambda task: "done" if shop.runs == 2 else task.replace(task.s()),
-        idempotency={"key": "nothing", "missing_key": "run"},
+        idempotency={"key": lambda: None, "expires": 60, "missing_key": "run"},
     )
     shop.publish()
     assert shop.worker.drain() == 2

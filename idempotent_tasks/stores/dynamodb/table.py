@@ -11,7 +11,9 @@ __all__ = [
     "check_table_name",
     "create_table",
     "describe",
+    "is_strongly_consistent",
     "key_schema_problem",
+    "replica_regions",
     "ttl_problem",
     "verify_table",
 ]
@@ -23,6 +25,8 @@ _TABLE: Final = re.compile(rf"(?:arn:aws[a-z-]*:dynamodb:[a-z0-9-]+:\d+:table/)?
 
 ACTIVE_WITHIN_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.5
+#: The states of a replica that is not there, or not for long.
+_NO_REPLICA: Final = ("CREATION_FAILED", "DELETING")
 
 
 def check_table_name(table: str) -> None:
@@ -46,7 +50,7 @@ def create_table(
     deletion_protection: bool = False,
     kms_key: str | None = None,
 ) -> None:
-    """Create the table unless it is there, wait until it is active, and turn on its TTL and what else is asked for."""
+    """Create the table unless it is there, wait until it is active, and turn on what is asked for, TTL where it can."""
     settings: dict[str, Any] = {}
     if deletion_protection:
         settings["DeletionProtectionEnabled"] = True
@@ -71,6 +75,8 @@ def create_table(
             # One change for each request, and each waits for the one before: DynamoDB takes no others.
             connection.request("update_table", TableName=table, **{name: value})
             description = _await_active(connection, table)
+    if is_strongly_consistent(description):
+        return
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
@@ -97,13 +103,29 @@ def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None
         msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
         raise StoreMisconfiguredError(msg)
     _check_schema(description, table, schema)
-    _check_ttl(connection, table, schema)
+    if not is_strongly_consistent(description):
+        _check_ttl(connection, table, schema)
 
 
 def describe(connection: Connection, table: str) -> dict[str, Any] | None:
     """Return DynamoDB's description of a table; None where there is no table of this name."""
     described = connection.request("describe_table", refusal="ResourceNotFoundException", TableName=table)
     return dict(described.answer["Table"]) if isinstance(described, Succeeded) else None
+
+
+def replica_regions(description: dict[str, Any]) -> list[str]:
+    """Return the other Regions that a global table has replicas in; none for a table of one Region."""
+    own = str(description.get("TableArn", "")).split(":")[3:4]
+    replicas = [each for each in description.get("Replicas", ()) if each.get("ReplicaStatus") not in _NO_REPLICA]
+    return sorted({each["RegionName"] for each in replicas} - set(own))
+
+
+def is_strongly_consistent(description: dict[str, Any]) -> bool:
+    """Return whether a table is a global one with multi-Region strong consistency: it has no TTL and no transactions.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/V2globaltables_HowItWorks.html
+    """
+    return description.get("MultiRegionConsistency") == "STRONG"
 
 
 def _await_active(connection: Connection, table: str) -> dict[str, Any]:

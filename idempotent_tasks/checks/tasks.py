@@ -1,0 +1,66 @@
+"""Checks of what tasks declare: options without effect, keys that select nothing, bodies that nothing ends."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from idempotent_tasks.checks.context import CheckContext, own_tasks
+from idempotent_tasks.checks.findings import Finding, names_of
+from idempotent_tasks.core.declaration import misfit, never_skips
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.task import IdempotentTask
+
+__all__ = ["check_keys", "check_missing_limits", "check_skipping", "check_unguarded", "unguarded_tasks"]
+
+
+def check_unguarded(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks that declare a policy and are not guarded."""
+    yield from unguarded_tasks(context.app)
+
+
+def unguarded_tasks(app: Any) -> Iterator[Finding]:
+    """Find an app's tasks that declare a policy and are not guarded, such as through ``task_annotations``."""
+    names = tuple(task.name for task in own_tasks(app) if not isinstance(task, IdempotentTask) and _declares(task))
+    if names:
+        what = f"idempotency= is given to what is no IdempotentTask: {names_of(names)}"
+        remedy = (
+            "@app.task(base=IdempotentTask, idempotency=...) there, or every task of the app with "
+            'Celery(..., task_cls="idempotent_tasks:IdempotentTask")'
+        )
+        yield Finding(code="task-not-guarded", what=what, remedy=remedy, tasks=names)
+
+
+def _declares(task: Any) -> bool:
+    """Return whether a task has a policy, as an object or a mapping of options."""
+    values = (getattr(type(task), name, None) for name in ("idempotency", "idempotency_policy"))
+    return any(isinstance(value, Idempotency | Mapping) for value in values)
+
+
+def check_skipping(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks that skip by the app's setting, and that have no key by which they could meet another delivery."""
+    idle = [task.name for task in context.heeding("skip-without-key") if never_skips(context.policy(task)) is not None]
+    if idle:
+        what = f"{names_of(idle)}: on_busy='skip', from app.conf.idempotency_on_busy, and no key="
+        remedy = "idempotency=Idempotency.exclusive() there for one run at a time, or key=, or on_busy='defer'"
+        yield Finding(code="skip-without-key", what=what, remedy=remedy, tasks=tuple(idle))
+
+
+def check_keys(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks whose arguments the app's ``idempotency_key`` or ``idempotency_validate`` cannot be selected from."""
+    for task in context.heeding("key-names-no-parameter"):
+        problem = misfit(context.policy(task), task.run_signature)
+        if problem is not None:
+            what = f"task {task.name!r}: app.conf.idempotency_{problem}"
+            remedy = f"idempotency=Idempotency(key=..., validate=...) of its own for {task.name!r}"
+            yield Finding(code="key-names-no-parameter", what=what, remedy=remedy, tasks=(task.name,))
+
+
+def check_missing_limits(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks that nothing ends, on a pool that could."""
+    if not context.enforces_limits or context.worker_soft_time_limit:
+        return
+    heeding = context.heeding("time-limit-missing")
+    endless = tuple(task.name for task in heeding if not (context.time_limit(task) or task.soft_time_limit))
+    if endless:
+        what = f"{names_of(endless)}: no time limit"
+        remedy = "time_limit=300 there (seconds, longer than the slowest run), or app.conf.task_time_limit = 300"
+        yield Finding(code="time-limit-missing", what=what, remedy=remedy, tasks=endless)
