@@ -41,10 +41,11 @@ def create_table(admin: AdminContext, *, deletion_protection: bool, kms_key: str
 
     A table that exists gets what an option asks for, and loses nothing without it.
     """
-    admin.store.create_table(deletion_protection=deletion_protection, kms_key=kms_key)
+    has_ttl = admin.store.create_table(deletion_protection=deletion_protection, kms_key=kms_key)
+    ttl = f"with TTL on {admin.store.schema.expiry_attr!r}" if has_ttl else "without TTL: purge it every day"
     more = ", protected against deletion" if deletion_protection else ""
     more += f", encrypted with {kms_key}" if kms_key else ""
-    click.echo(f"table {admin.store.table!r} is ready, with TTL on {admin.store.schema.expiry_attr!r}{more}")
+    click.echo(f"table {admin.store.table!r} is ready, {ttl}{more}")
 
 
 @click.command()

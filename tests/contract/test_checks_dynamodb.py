@@ -275,7 +275,7 @@ def test_a_table_of_several_regions_with_strong_consistency(
     members = {"TableArn": ARN, "Replicas": EUROPE, "MultiRegionConsistency": "STRONG"}
     wire.break_when(lambda operation, _: operation == "DescribeTable", described_with(**members))
     wire.break_when(lambda operation, _: operation.endswith("TimeToLive"), answer(400, "ValidationException", "no TTL"))
-    store.create_table()
+    assert not store.create_table()
     store.verify()
     (finding,) = look(store)
     assert finding.code == "table-ttl-off"

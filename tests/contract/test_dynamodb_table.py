@@ -17,7 +17,7 @@ from tests.testbed.wire import Answer, Fault, Forward, Wire, answer, lose_answer
 
 KMS_KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
 #: Both calls that must find a wrong table.
-CHECKS: dict[str, Callable[[DynamoDBStore], None]] = {
+CHECKS: dict[str, Callable[[DynamoDBStore], object]] = {
     "create_table": DynamoDBStore.create_table,
     "verify": DynamoDBStore.verify,
 }

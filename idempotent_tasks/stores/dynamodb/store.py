@@ -308,7 +308,7 @@ class DynamoDBStore:
         """Delete the record of a key, whoever holds it; do nothing where there is none."""
         self.connection.request("delete_item", TableName=self.table, Key=self.schema.key(key))
 
-    def create_table(self, *, deletion_protection: bool = False, kms_key: str | None = None) -> None:
+    def create_table(self, *, deletion_protection: bool = False, kms_key: str | None = None) -> bool:
         """Create the table with on-demand billing and its TTL attribute; complete it where it exists already.
 
         Waits until the table is active.
@@ -318,11 +318,16 @@ class DynamoDBStore:
             kms_key: the ARN of the customer-managed KMS key to encrypt it with, also where it exists already; without
                 it, a new table has DynamoDB's own key, and another table keeps what it has.
 
+        Returns:
+            Whether DynamoDB deletes expired records by TTL: not in a global table with strong consistency.
+
         Raises:
             StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
             StoreUnavailableError: the table does not become active within a minute.
         """
-        create_table(self.connection, self.table, self.schema, deletion_protection=deletion_protection, kms_key=kms_key)
+        return create_table(
+            self.connection, self.table, self.schema, deletion_protection=deletion_protection, kms_key=kms_key
+        )
 
     def verify(self) -> None:
         """Check that the table exists with this store's key schema and TTL attribute.

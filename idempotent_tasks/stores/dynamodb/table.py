@@ -49,8 +49,12 @@ def create_table(
     *,
     deletion_protection: bool = False,
     kms_key: str | None = None,
-) -> None:
-    """Create the table unless it is there, wait until it is active, and turn on what is asked for, TTL where it can."""
+) -> bool:
+    """Create the table unless it is there, wait until it is active, turn on what is asked for, and TTL.
+
+    Returns:
+        Whether it has TTL: a global table with strong consistency cannot.
+    """
     settings: dict[str, Any] = {}
     if deletion_protection:
         settings["DeletionProtectionEnabled"] = True
@@ -76,7 +80,7 @@ def create_table(
             connection.request("update_table", TableName=table, **{name: value})
             description = _await_active(connection, table)
     if is_strongly_consistent(description):
-        return
+        return False
     if _ttl_attribute(connection, table) is None:
         connection.request(
             "update_time_to_live",
@@ -86,6 +90,7 @@ def create_table(
             TimeToLiveSpecification={"Enabled": True, "AttributeName": schema.expiry_attr},
         )
     _check_ttl(connection, table, schema)
+    return True
 
 
 def _has(description: dict[str, Any], name: str, value: Any) -> bool:
