@@ -18,6 +18,7 @@ logger = logging.getLogger("idempotent_tasks")
 CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     broker.check_celery,
     tasks.check_unguarded,
+    tasks.check_misplaced,
     tasks.check_skipping,
     tasks.check_keys,
     tasks.check_missing_limits,

@@ -103,13 +103,14 @@ def check_visibility(context: CheckContext) -> Iterator[Finding]:
     if longest is not None and context.prefetch_multiplier > 0 and visibility < _turn_seconds(context, longest[0]):
         limit, task = longest
         waits = limit * context.prefetch_multiplier
+        less_prefetch = "app.conf.worker_prefetch_multiplier = 1, or " if context.prefetch_multiplier > 1 else ""
         yield Finding(
             code="prefetch-outlives-visibility",
             what=(
                 f"with worker_prefetch_multiplier = {context.prefetch_multiplier} a message may wait {waits:g} s for "
                 f"runs of {task!r}, and the visibility timeout is {visibility:g} s"
             ),
-            remedy=f"app.conf.worker_prefetch_multiplier = 1, or {_visibility_remedy(waits + limit + 60)}",
+            remedy=less_prefetch + _visibility_remedy(waits + limit + 60),
             tasks=(task,),
         )
 

@@ -20,6 +20,7 @@ WHY: Final = {
     "reject-on-worker-lost-off": "a message whose pool process dies counts as failed instead of being delivered again",
     "request-class-replaced": "the claim of a process that dies is not released: redeliveries wait until it expires",
     "task-not-guarded": "the option has no effect: each delivery of the task's messages runs its body",
+    "option-misplaced": "it has no effect: Celery makes an attribute of it, which nobody reads",
     "skip-without-key": "the key is the task id, and each tick of a schedule has its own: two ticks can run at once",
     "key-names-no-parameter": "every delivery of the task fails with MissingKeyError, or runs unguarded under "
     "missing_key='run'",
@@ -72,6 +73,7 @@ PER_TASK: Final = frozenset(
         "delivery-limit-below-max-crashes",
         "expires-before-redelivery",
         "key-names-no-parameter",
+        "option-misplaced",
         "pickled-results",
         "prefetch-outlives-visibility",
         "prefix-not-allowed",

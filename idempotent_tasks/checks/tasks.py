@@ -1,7 +1,9 @@
 """Checks of what tasks declare: options without effect, keys that select nothing, bodies that nothing ends."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, Final
 
 from idempotent_tasks.checks.context import CheckContext, own_tasks
 from idempotent_tasks.checks.findings import Finding, names_of
@@ -9,7 +11,16 @@ from idempotent_tasks.core.declaration import misfit, never_skips
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["check_keys", "check_missing_limits", "check_skipping", "check_unguarded", "unguarded_tasks"]
+__all__ = [
+    "check_keys",
+    "check_misplaced",
+    "check_missing_limits",
+    "check_skipping",
+    "check_unguarded",
+    "unguarded_tasks",
+]
+
+_OPTIONS: Final = frozenset(option.name for option in fields(Idempotency))
 
 
 def check_unguarded(context: CheckContext) -> Iterator[Finding]:
@@ -33,6 +44,28 @@ def _declares(task: Any) -> bool:
     """Return whether a task has a policy, as an object or a mapping of options."""
     values = (getattr(type(task), name, None) for name in ("idempotency", "idempotency_policy"))
     return any(isinstance(value, Idempotency | Mapping) for value in values)
+
+
+def check_misplaced(context: CheckContext) -> Iterator[Finding]:
+    """Find guarded tasks whose decorator has an option of `Idempotency` as its own, or misspells ``idempotency=``."""
+    for task in context.heeding("option-misplaced"):
+        names = _misplaced(task)
+        if names:
+            what = f"task {task.name!r} is declared with {', '.join(f'{name}=' for name in names)}"
+            remedy = "idempotency=Idempotency(...) there, with these as its options"
+            yield Finding(code="option-misplaced", what=what, remedy=remedy, tasks=(task.name,))
+
+
+def _misplaced(task: IdempotentTask) -> list[str]:
+    """Return the options of a task's decorator that Celery makes attributes of, and nobody reads."""
+    declared = vars(type(task))
+    # A class of the user's own may have attributes of any name.
+    if not declared.get("_decorated"):
+        return []
+    # Not by `hasattr`, which would bind the class itself to an app.
+    known = {name for base in IdempotentTask.__mro__ for name in vars(base)}
+    unknown = [name for name, value in declared.items() if value is not None and name not in known]
+    return [name for name in unknown if name in _OPTIONS or get_close_matches(name, ["idempotency"], cutoff=0.8)]
 
 
 def check_skipping(context: CheckContext) -> Iterator[Finding]:

@@ -71,7 +71,7 @@ def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:
                 command(admin, *args, **options)
             except StoreError as error:
                 remedy = development_remedy(admin.store, error)
-                end(error, STORE, remedy and f"Or, {remedy}")
+                end(error, STORE, remedy[:1].upper() + remedy[1:])
 
     return update_wrapper(run, command)
 

@@ -91,7 +91,10 @@ def list_(
         click.echo(json.dumps(as_dict(record, now, data=False)) if as_json else _LINE.format(*columns(record, now)))
         if listed == limit:
             break
-    click.echo(f"{listed} records" + (f", {corrupt} items that are none" if corrupt else ""), err=as_json)
+    click.echo(
+        f"{listed} record{'' if listed == 1 else 's'}" + (f", {corrupt} items that are none" if corrupt else ""),
+        err=as_json,
+    )
 
 
 @click.command()

@@ -153,7 +153,8 @@ class Guard:
             if isinstance(answer, Granted):
                 claim = answer.claim
                 self._refuse_crash_loop(claim)
-                self._emit(events.Claimed, request, fence=claim.fence, attempt=claim.attempt)
+                if request.lock is None:
+                    self._emit_claimed(RunContext(claim, self.store))
         except self.store.interrupts as error:
             self.store.release(claim, type(error).__name__, began=False)
             return Interrupted(error)
@@ -177,10 +178,12 @@ class Guard:
             run.lock = RunContext(answer.claim, self._lock_store)
             with self.lease.renewing(run.lock):
                 try:
+                    self._emit_claimed(run)
                     return self._run(run, body)
                 finally:
                     run.lock.hand_over(UNLOCKED)
-        self.store.release(run.claim, NOT_LOCKED, began=False)
+        # Not claimed, as far as observers know: no run began.
+        self._lock_store.release(run.claim, NOT_LOCKED, began=False)
         match answer:
             case Unanswered(store_error):
                 return Unclaimed(store_error)
@@ -208,7 +211,7 @@ class Guard:
 
     @property
     def _lock_store(self) -> RetryingStore:
-        # Events are about runs of keys: who counts their ends would count this one twice.
+        # Observers count claims and ends of runs, which a lock is not.
         return replace(self.store, observe=lambda _: None)
 
     def _claim(self, request: ClaimRequest, store: RetryingStore) -> ClaimAnswer | Unanswered:
@@ -323,6 +326,9 @@ class Guard:
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
         return Returned(run.value) if run.failure is None else Failed(run.failure)
+
+    def _emit_claimed(self, run: RunContext) -> None:
+        self._emit(events.Claimed, run.claim.request, fence=run.fence, attempt=run.attempt)
 
     def _emit_commit(self, run: RunContext, outcome: Outcome) -> None:
         request, replayable = run.claim.request, outcome.codec != NONE

@@ -320,7 +320,7 @@ class TestPurge:
         """Without a terminal and without ``--yes`` it is a dry run."""
         result = run("purge", "--status", "completed", "--before", "2099-01-01")
         assert result.exit_code == 1
-        assert "1 records" in result.stdout
+        assert "1 record\n" in result.stdout
         assert "shop.charge#completed" in result.stdout
         assert records.get("shop.charge#completed").status is Status.COMPLETED
 

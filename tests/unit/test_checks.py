@@ -101,6 +101,11 @@ CASES = {
         fixed_other={"base": IdempotentTask},
         remedy="@app.task(base=IdempotentTask, idempotency=...)",
     ),
+    "option-misplaced": Case(
+        task={"idempotncy": {"key": "order"}},
+        fixed_task={"idempotncy": None, "idempotency": {"key": "order"}},
+        remedy="idempotency=Idempotency(...) there",
+    ),
     "skip-without-key": Case(
         conf={"idempotency_on_busy": "skip"},
         fixed_task={"idempotency": Idempotency.exclusive()},
@@ -495,3 +500,38 @@ def test_the_documents_explain_every_finding() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "checks.md").read_text()
     sections = dict(re.findall(r"^### `([a-z-]+)`\n\n.+?\n\n\*Why:\* (.+)\.$", text, re.MULTILINE))
     assert sections == WHY
+
+
+@pytest.mark.parametrize("option", ["key", "on_busy", "idempotncy", "idempotence"])
+def test_an_option_beside_idempotency_is_named(option: str) -> None:
+    """Celery takes any option of the decorator, and says nothing."""
+    app = Celery("shop", broker=REDIS, set_as_current=False)
+    app.conf.idempotency_store = MemoryStore()
+    app.task(misdeclared, base=IdempotentTask, name="shop.misdeclared", shared=False, **{option: "order"})
+    found = [each for each in run_checks(context_of(app)) if each.code == "option-misplaced"]
+    assert [each.what for each in found] == [f"task 'shop.misdeclared' is declared with {option}="]
+
+
+def test_attributes_of_a_users_own_class_are_theirs() -> None:
+    """Also where they have the name of an option."""
+
+    class Own(IdempotentTask):
+        name = "shop.own"
+        key = "theirs"
+
+        def run(self) -> None:
+            """Be a body."""
+
+    app = Celery("shop", broker=REDIS, set_as_current=False)
+    app.conf.idempotency_store = MemoryStore()
+    app.register_task(Own())
+    assert "option-misplaced" not in {each.code for each in run_checks(context_of(app))}
+
+
+def context_of(app: Celery) -> CheckContext:
+    """Return what is checked of an app that a prefork worker runs."""
+    return CheckContext.of_app(app, "celery.concurrency.prefork")
+
+
+def misdeclared(order: str) -> None:
+    """Be a body."""

@@ -39,7 +39,7 @@ DYNAMODB: Final = Service(
         "AccessDenied": _ALLOW,
         "AccessDeniedException": _ALLOW,
         # No table of this name.
-        "ResourceNotFoundException": "create it with DynamoDBStore(...).create_table(), or fix its name or the region",
+        "ResourceNotFoundException": "create it: celery -A <app> idempotency create-table; or fix its name or Region",
         # The request does not fit the table, or DynamoDB at all.
         "SerializationException": _COMPARE,
         "UnknownOperationException": "fix the endpoint: what answers there does not know this operation",

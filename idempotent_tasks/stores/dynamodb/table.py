@@ -105,7 +105,7 @@ def verify_table(connection: Connection, table: str, schema: ItemSchema) -> None
     """Raise `StoreMisconfiguredError` unless the table is as `create_table` would leave it."""
     description = describe(connection, table)
     if description is None:
-        msg = f"table {table!r} does not exist at {connection!r}; create it with DynamoDBStore(...).create_table()"
+        msg = f"table {table!r} does not exist at {connection!r}; create it: celery -A <app> idempotency create-table"
         raise StoreMisconfiguredError(msg)
     _check_schema(description, table, schema)
     if not is_strongly_consistent(description):
