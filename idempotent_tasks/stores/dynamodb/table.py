@@ -53,7 +53,7 @@ def create_table(
     """Create the table unless it is there, wait until it is active, turn on what is asked for, and TTL.
 
     Returns:
-        Whether it has TTL: a global table with strong consistency cannot.
+        Whether it has TTL, which a global table with strong consistency cannot have.
     """
     settings: dict[str, Any] = {}
     if deletion_protection:
