@@ -319,7 +319,7 @@ class DynamoDBStore:
                 it, a new table has DynamoDB's own key, and another table keeps what it has.
 
         Returns:
-            Whether DynamoDB deletes expired records by TTL, which it does not in a global table with strong consistency.
+            Whether DynamoDB deletes expired records by TTL, which a global table with strong consistency does not have.
 
         Raises:
             StoreMisconfiguredError: a table of this name has another key schema or another TTL attribute.
