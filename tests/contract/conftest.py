@@ -10,6 +10,7 @@ import pytest
 
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.testing import FakeClock, MemoryStore
+from simulation.network import DirectClient, Service
 from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
 from tests.support.powertools import Lambda
@@ -23,6 +24,8 @@ MakeStore = Callable[..., DynamoDBStore]
 MakeLambda = Callable[..., Lambda]
 
 STORES = ["memory", "ministack", "roto"]
+#: The shipped store over the simulation's interpreter of its requests, too.
+ALL_STORES = [*STORES, "simulated"]
 
 
 class MovableClock(FakeClock):
@@ -57,13 +60,16 @@ def session() -> boto3.Session:
     return boto3.Session(region_name=REGION)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=ALL_STORES)
 def store(
     request: pytest.FixtureRequest, clock: MovableClock, session: boto3.Session, table: str
 ) -> Iterator[AnyStore]:
     """Each implementation in turn, empty, on the test's clock."""
     if request.param == "memory":
         yield MemoryStore(clock=clock)
+        return
+    if request.param == "simulated":
+        yield DynamoDBStore(table, client=DirectClient(Service(clock.now)), clock=clock)
         return
     with wire_to(request.getfixturevalue(request.param)) as wire:
         wire.break_all(clock.shift)

@@ -1,4 +1,4 @@
-"""The benchmarks' imports: the testbed and the library, neither what only tests use nor what only the demo ships."""
+"""What benchmarks and simulation import: the library, neither what only tests use nor what only the demo ships."""
 
 import ast
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
     "benchmarks": ("pytest", "tests.support", "idempotent_tasks.demo"),
+    "simulation": ("pytest", "tests", "benchmarks", "idempotent_tasks.demo"),
     "tests/testbed": ("pytest", "tests.support", "benchmarks", "idempotent_tasks.demo"),
 }
 

@@ -1,0 +1,1 @@
+"""Deterministic simulation: the shipped code under virtual time and every fault, with a seed that replays."""

@@ -1,0 +1,116 @@
+"""What goes wrong in a history, drawn from its seed, and how often each kind has happened."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+__all__ = ["NETWORK_FAULTS", "Faults", "RequestFault"]
+
+#: The ways of a request, and its answer, to go wrong.
+NETWORK_FAULTS: Final = (
+    "request-lost",
+    "request-late",
+    "answer-lost",
+    "answer-late",
+    "doubled",
+    "throttled",
+    "failed",
+    "foreign-answer",
+)
+
+
+#: Takes the service and the operation; returns what the answer makes the client do: return or raise.
+Answer = Callable[[Any, str], Callable[[], Any]]
+#: Seconds of a request's way, and of its answer's.
+_WAY_SECONDS: Final = (0.001, 0.03)
+#: How late a request or an answer may be, in leases.
+LATEST_IN_LEASES: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestFault:
+    """The course of one request."""
+
+    #: Seconds on the way there and back.
+    request_seconds: float
+    answer_seconds: float
+    #: Whether it never arrives.
+    lost: bool = False
+    #: Makes the answer of a service that does not carry it out; None where it does.
+    refusal: Answer | None = None
+    doubled: bool = False
+    answers: bool = True
+    #: Makes another answer than the service's, which has carried it out.
+    replaced: Answer | None = None
+    #: For how many seconds the client waits; None for its usual time-out.
+    waits: float | None = None
+
+
+class Faults:
+    """Draws faults, and counts those that happened.
+
+    Args:
+        draw: the history's random numbers.
+        rates: by kind, how likely it is; kinds that are missing never happen.
+        lease: seconds; answers may be late by several of them.
+    """
+
+    def __init__(self, draw: random.Random, rates: Mapping[str, float], lease: float) -> None:
+        self._draw = draw
+        self._rates = rates
+        self._lease = lease
+        self.counts: Counter[str] = Counter()
+        #: Whether faults still happen: they stop before a history's end, so that every delivery can end.
+        self.active = True
+
+    def happens(self, kind: str) -> bool:
+        """Return whether a fault of this kind happens now; count it if so."""
+        rate = self._rates.get(kind, 0.0)
+        if not self.active or not rate or self._draw.random() >= rate:
+            return False
+        self.counts[kind] += 1
+        return True
+
+    def of_request(self) -> RequestFault:  # noqa: PLR0911 - one for each kind
+        """Return the course of the next request."""
+        draw = self._draw
+        usual = RequestFault(request_seconds=draw.uniform(*_WAY_SECONDS), answer_seconds=draw.uniform(*_WAY_SECONDS))
+        kind = next((kind for kind in NETWORK_FAULTS if self.happens(kind)), None)
+        late = draw.uniform(0, LATEST_IN_LEASES * self._lease)
+        match kind:
+            case None:
+                return usual
+            case "request-lost":
+                return replace(usual, lost=True)
+            case "request-late":
+                return replace(usual, request_seconds=late)
+            case "answer-lost":
+                return replace(usual, answers=False)
+            case "answer-late":
+                patience = draw.choice([None, (LATEST_IN_LEASES + 1) * self._lease])
+                return replace(usual, answer_seconds=late, waits=patience)
+            case "doubled":
+                return replace(usual, doubled=True)
+            case "throttled":
+                return replace(usual, refusal=_throttled)
+            case "failed":
+                # An internal error says nothing about what was done.
+                if draw.random() < 0.5:
+                    return replace(usual, refusal=_failed)
+                return replace(usual, replaced=_failed)
+            case _:
+                return replace(usual, replaced=_foreign)
+
+
+def _throttled(service: Any, operation: str) -> Callable[[], Any]:
+    return service.refuse(operation, "ProvisionedThroughputExceededException", 400)
+
+
+def _failed(service: Any, operation: str) -> Callable[[], Any]:
+    return service.refuse(operation, "InternalServerError", 500)
+
+
+def _foreign(service: Any, _: str) -> Callable[[], Any]:
+    return service.page()

@@ -1,0 +1,149 @@
+"""The way between a process's DynamoDB client and the table, with every fault of a network and a service."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any, Final
+
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+
+from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.retry import time_left
+from simulation.faults import Faults, RequestFault
+from simulation.process import check_alive
+from simulation.scheduler import Event, Scheduler
+from simulation.wire import ConditionFailedError, Table
+
+__all__ = ["DirectClient", "Service", "SimulatedClient"]
+
+#: Seconds for which a client waits for an answer (`idempotent_tasks.stores.aws.OUR_CONFIG`).
+READ_SECONDS: Final = 2.0
+_ENDPOINT: Final = "https://dynamodb.simulation"
+
+
+class Service:
+    """DynamoDB: one table, its own clock, and outages.
+
+    Args:
+        now: returns its time in epoch seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.table = Table()
+        #: Until when it does not answer, in epoch seconds.
+        self.away_until = 0.0
+        #: Called after each request that was carried out: the process, the operation, its parameters and its outcome.
+        self.on_request: Callable[[Any, str, dict[str, Any], str], None] = lambda *_: None
+
+    def answer(
+        self, fault: RequestFault, operation: str, parameters: dict[str, Any], process: Any
+    ) -> Callable[[], Any] | None:
+        """Take a request as its fault says; return what its answer makes the client do, None without one."""
+        if self.now() < self.away_until:
+            return None
+        if fault.refusal is not None:
+            return fault.refusal(self, operation)
+        for _ in range(2 if fault.doubled else 1):
+            answer = self.carry_out(operation, parameters, process)
+        if fault.replaced is not None:
+            answer = fault.replaced(self, operation)
+        return answer if fault.answers else None
+
+    def carry_out(self, operation: str, parameters: dict[str, Any], process: Any) -> Callable[[], Any]:
+        """Carry out a request now, and return what its answer makes the client do: return or raise."""
+        name = "".join(part.title() for part in operation.split("_"))
+        try:
+            found = getattr(self.table, operation)(**parameters)
+        except ConditionFailedError as failed:
+            self.on_request(process, operation, parameters, "refused")
+            item = failed.item if "ReturnValuesOnConditionCheckFailure" in parameters else {}
+            error = self._error(name, "ConditionalCheckFailedException", 400, item)
+            return lambda: _raise(error)
+        self.on_request(process, operation, parameters, "done")
+        answer: dict[str, Any] = {"ResponseMetadata": self._metadata(200)}
+        if operation == "get_item" and found is not None:
+            answer["Item"] = found
+        if operation == "update_item" and parameters.get("ReturnValues") == "UPDATED_NEW":
+            item, changed = found
+            answer["Attributes"] = {attribute: item[attribute] for attribute in changed}
+        return lambda: answer
+
+    def refuse(self, operation: str, code: str, status: int) -> Callable[[], Any]:
+        """Return what an answer with an error makes the client do."""
+        error = self._error("".join(part.title() for part in operation.split("_")), code, status, {})
+        return lambda: _raise(error)
+
+    def page(self) -> Callable[[], Any]:
+        """Return the answer of a gateway that is not DynamoDB's: a page with status 200."""
+        return lambda: {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {"content-type": "text/html"}}}
+
+    def _metadata(self, status: int) -> dict[str, Any]:
+        headers = {
+            "content-type": "application/x-amz-json-1.0",
+            "x-amzn-requestid": "SIMULATED",
+            "date": format_datetime(datetime.fromtimestamp(int(self.now()), UTC), usegmt=True),
+        }
+        return {"HTTPStatusCode": status, "HTTPHeaders": headers, "RequestId": "SIMULATED"}
+
+    def _error(self, name: str, code: str, status: int, item: dict[str, Any]) -> ClientError:
+        response: dict[str, Any] = {
+            "Error": {"Code": code, "Message": "simulated"},
+            "ResponseMetadata": self._metadata(status),
+        }
+        if item:
+            response["Item"] = item
+        return ClientError(response, name)
+
+
+class DirectClient:
+    """A client to which nothing happens, as `DynamoDBStore(client=...)` takes it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        if operation not in ("get_item", "put_item", "update_item", "delete_item"):
+            raise AttributeError(operation)
+        return lambda **parameters: self._send(operation, parameters)
+
+    def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
+        return self._service.carry_out(operation, parameters, this_process())()
+
+
+class SimulatedClient(DirectClient):
+    """The client of a process: its requests take time, and are lost, late and doubled as the faults say."""
+
+    def __init__(self, service: Service, scheduler: Scheduler, faults: Faults) -> None:
+        super().__init__(service)
+        self._scheduler = scheduler
+        self._faults = faults
+
+    def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
+        service, scheduler, process = self._service, self._scheduler, this_process()
+        check_alive()
+        fault = self._faults.of_request()
+        patience = min(READ_SECONDS if fault.waits is None else fault.waits, max(time_left(), 0.0))
+        answered = Event(scheduler)
+        received: list[Callable[[], Any]] = []
+
+        def arrive() -> None:
+            answer = service.answer(fault, operation, parameters, process)
+            if answer is not None:
+                scheduler.after(fault.answer_seconds, lambda: reply(answer))
+
+        def reply(answer: Callable[[], Any]) -> None:
+            received.append(answer)
+            answered.set()
+
+        if scheduler.now < service.away_until:
+            scheduler.sleep(min(fault.request_seconds, patience))
+            raise EndpointConnectionError(endpoint_url=_ENDPOINT, error="refused")
+        if not fault.lost:
+            scheduler.after(fault.request_seconds, arrive)
+        answered.wait(patience)
+        return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=_ENDPOINT, error="timed out"))
+
+
+def _raise(error: Exception) -> Any:
+    raise error

@@ -1,0 +1,55 @@
+"""The simulation: that a seed replays, that the shipped code keeps its promise, and that planted bugs are found."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from simulation.checker import INVARIANTS, check
+from simulation.planted import PLANTED, PlantedBug
+from simulation.world import RATES, play
+
+#: Histories of the shipped code that are played each time; ``scripts/simulate`` plays more.
+SEEDS = range(60)
+PLAY_SECONDS = 60.0
+
+
+def test_a_seed_plays_the_same_history_again() -> None:
+    """Times, faults, writes and results: what was found once can be looked at again."""
+    first, again = play(7), play(7)
+    assert first.entries == again.entries
+    assert (first.counts, first.results) == (again.counts, again.results)
+
+
+def test_seeds_play_different_histories() -> None:
+    """Or a million of them would show what one shows."""
+    assert play(1).entries != play(2).entries
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_shipped_code_keeps_its_promise(seed: int) -> None:
+    """No invariant is violated, nothing in the simulation fails, and every message ends."""
+    history = play(seed)
+    assert history.failures == []
+    assert check(history) == []
+
+
+def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None:
+    """What never happens proves nothing."""
+    histories = [play(seed) for seed in range(1000, 1120)]
+    faults = {kind for history in histories for kind in history.counts}
+    assert {*RATES, "visibility-timeout", "hard-limit", "body-died"} - faults == set()
+    met: Counter[str] = Counter()
+    for history in histories:
+        check(history, met)
+    assert set(INVARIANTS) - set(met) == set()
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found(bug: PlantedBug) -> None:
+    """In the history whose seed is known to show it."""
+    command = [sys.executable, "-m", "simulation", "--planted", bug.name, "--seed", str(bug.seed), "--histories", "1"]
+    played = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
+    assert played.returncode == 1, played.stderr
+    assert f"seed {bug.seed} " in played.stdout
