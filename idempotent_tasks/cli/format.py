@@ -8,7 +8,7 @@ from idempotent_tasks.core.encoding import as_bytes, text_of
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Record, Status, is_reservation
 
-__all__ = ["STATES", "as_dict", "columns", "is_live", "state", "written_at"]
+__all__ = ["STATES", "as_dict", "columns", "counted", "is_live", "state", "written_at"]
 
 #: The states of a record, with what each means: the same word in each command's output, filters and documentation.
 STATES: Final = {
@@ -47,6 +47,11 @@ def written_at(record: Record) -> float | None:
     """Return when the record was last committed or claimed, in epoch seconds, or None if it has neither time."""
     moment = record.completed_at or record.claimed_at
     return None if moment is None else moment / 1000
+
+
+def counted(records: int) -> str:
+    """Return a number of records as text."""
+    return f"{records} record" + ("" if records == 1 else "s")
 
 
 def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:

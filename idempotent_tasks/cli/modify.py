@@ -9,7 +9,7 @@ from itertools import islice
 import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
-from idempotent_tasks.cli.format import STATES, columns, is_live, state
+from idempotent_tasks.cli.format import STATES, columns, counted, is_live, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record
@@ -103,8 +103,8 @@ def purge(
         return
     for record in sample:
         click.echo("  ".join(columns(record, admin.now())))
-    click.echo(f"{count} records" + (f", {SAMPLE} of them above" if count > SAMPLE else ""))
-    confirm(f"Delete {count} records?", yes=yes)
+    click.echo(counted(count) + (f", {SAMPLE} of them above" if count > SAMPLE else ""))
+    confirm(f"Delete {counted(count)}?", yes=yes)
     done = _delete_all(admin, selected(), count, force=force)
     click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
     if done[None]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, pass_admin_context, refuse
-from idempotent_tasks.cli.format import STATES, as_dict, columns, state, written_at
+from idempotent_tasks.cli.format import STATES, as_dict, columns, counted, state, written_at
 from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.errors import RecordNotFoundError
@@ -92,7 +92,7 @@ def list_(
         if listed == limit:
             break
     click.echo(
-        f"{listed} record{'' if listed == 1 else 's'}" + (f", {corrupt} items that are none" if corrupt else ""),
+        counted(listed) + (f", {corrupt} items that are none" if corrupt else ""),
         err=as_json,
     )
 

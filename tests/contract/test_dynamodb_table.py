@@ -187,7 +187,7 @@ class TestWrongTable:
         """A check and a claim say what is missing and how to make it."""
         store = make_store()
         for call in (store.verify, lambda: store.claim(request_by())):
-            with pytest.raises(StoreMisconfiguredError, match="create_table") as caught:
+            with pytest.raises(StoreMisconfiguredError, match="create-table") as caught:
                 call()
             assert store.table in str(caught.value)
 
