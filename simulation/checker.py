@@ -168,14 +168,19 @@ def _one_outcome(facts: _Facts) -> Iterator[Violation]:
 
 
 def _one_result(facts: _Facts) -> Iterator[Violation]:
-    """Every task that succeeds has the result that is the outcome of its key."""
-    unrecorded = {entry.details["task_id"] for entry in facts.history.of("Unrecorded")}
+    """All tasks of a key that succeed have one result, the outcome on its record."""
+    at = facts.history.entries[-1].at
+    unrecorded = {entry.details["key"] for entry in facts.history.of("Unrecorded")}
+    results: dict[str, set[str]] = defaultdict(set)
     for task_id, key in _keys(facts).items():
-        result, item = facts.result(task_id), facts.history.items.get(key, {})
-        if result.get("status") != "SUCCESS" or task_id in unrecorded or _text(item, "status") != "COMPLETED":
-            continue
-        if json.dumps(result["result"]) != _text(item, "data"):
-            yield Violation("one result", facts.history.entries[-1].at, f"{task_id} has another result than its key")
+        result = facts.result(task_id)
+        if result.get("status") == "SUCCESS" and key not in unrecorded:
+            results[key].add(json.dumps(result["result"]))
+    for key, found in results.items():
+        item = facts.history.items.get(key, {})
+        outcome = {_text(item, "data")} if _text(item, "status") == "COMPLETED" else found
+        if len(found) > 1 or found != outcome:
+            yield Violation("one result", at, f"the tasks of {key} have other results than its record")
 
 
 def _keys(facts: _Facts) -> dict[str, str]:

@@ -92,6 +92,11 @@ class ServerClock:
         """Whether the last answer showed a jump, which the next answer confirms or refutes."""
         return self._jump is not None
 
+    @property
+    def unknown(self) -> bool:
+        """Whether the only answer so far contradicts the local clock: one of the two is wrong."""
+        return self._jump is not None and self._bounds is None
+
     def now(self) -> float:
         """Return the server's time in epoch seconds (UTC)."""
         with self._lock():

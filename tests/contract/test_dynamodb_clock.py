@@ -252,6 +252,23 @@ class TestWhoTellsTheTime:
         grant(store, key="shop.charge#three")
         assert wire.operations() == ["UpdateItem"]
 
+    @each_skew
+    def test_a_first_answer_that_cannot_be_confirmed_lets_nobody_claim(
+        self, dynamodb: DynamoDBStore, make_store: MakeStore, wire: Wire, skew_seconds: int
+    ) -> None:
+        """It contradicts the machine's clock, and one of the two is wrong: by either a live claim may seem over."""
+        claim = grant(dynamodb)
+        store = skewed(make_store, skew_seconds)
+        wire.clear()
+        for number in (2, 3):
+            wire.break_nth("GetItem", number, refuse)
+        with pytest.raises(StoreUnavailableError, match="time"):
+            store.claim(request_by("two"))
+        assert wire.operations() == ["GetItem"] * 3
+        answer = store.claim(request_by("two"))
+        assert isinstance(answer, Busy)
+        assert answer.until == claim.expires_at
+
     def test_a_confirmation_that_fails_is_given_up(self, dynamodb: DynamoDBStore, wire: Wire, off: int) -> None:
         """What was written is not for nothing because the question after it got no answer."""
         grant(dynamodb, key="shop.charge#other")

@@ -174,6 +174,9 @@ class Connection(ProcessClient):
 
         Args:
             probe: returns the parameters of that ``get_item``, which raises as `request`.
+
+        Raises:
+            StoreUnavailableError: the only answer so far contradicts this machine's clock by more than they drift.
         """
         self._probe = probe
         if not self.clock_asked:
@@ -181,6 +184,9 @@ class Connection(ProcessClient):
             self.clock_asked = True
         elif self.clock.doubtful:
             self._confirm()
+        if self.clock.unknown:
+            msg = f"DynamoDB's time at {self!r} is far from this machine's, and no second answer has confirmed it yet"
+            raise StoreUnavailableError(msg)
         return self.clock.now()
 
     def __getstate__(self) -> dict[str, Any]:
