@@ -233,7 +233,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
-    "one result": (_one_result, lambda facts: bool(facts.history.of("Replayed"))),
+    "one result": (_one_result, lambda facts: len(facts.history.of("Committed", "Replayed")) > 1),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
     "continuation": (_continuation, lambda facts: any(entry.details["link"] for entry in facts.published.values())),

@@ -88,6 +88,13 @@ PLANTED: Final = (
         "run.hand_over(type(error).__name__, crashed=self._is_crash(error))",
         "pass",
     ),
+    _bug(
+        "no commit",
+        1,
+        _GUARD,
+        "answer = self.store.commit(run, replace(outcome, continuation=run.continuation))",
+        "answer = Committed()",
+    ),
     _bug("no renewal", 72, _LEASE, "if not self.terms.renewed:", "if True:"),
     _bug(
         "busy deliveries are dropped",
