@@ -2,10 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import Celery
+from celery import Celery, _state
 from celery.backends.base import KeyValueStoreBackend
 
 from idempotent_tasks import Idempotency, IdempotentTask
@@ -17,7 +19,7 @@ from simulation.process import check_alive
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["QUEUE", "app", "enter"]
+__all__ = ["QUEUE", "app", "enter", "playing"]
 
 QUEUE: Final = "simulation"
 _current: list["World"] = []
@@ -132,9 +134,6 @@ app.conf.update(
     # Longer than any history.
     idempotency_expires=100_000,
 )
-#: Celery's and the library's own lines about what goes wrong.
-logging.getLogger("celery").setLevel(logging.CRITICAL + 1)
-logging.getLogger("idempotent_tasks").setLevel(logging.CRITICAL + 1)
 
 
 def _declare(name: str, **options: Any) -> Any:
@@ -166,5 +165,20 @@ def follow(self: Any, value: Any, of: str) -> Any:
     return value
 
 
-# Each deferral formats its traceback twice, which no history looks at.
-sys.tracebacklimit = 0
+@contextmanager
+def playing() -> Iterator[None]:
+    """Make the app the current one during a block, and keep quiet what goes wrong in it on purpose."""
+    loggers = [logging.getLogger(name) for name in ("celery", "idempotent_tasks")]
+    levels, current = [logger.level for logger in loggers], _state._tls.current_app  # noqa: SLF001 - no public way back
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    # Each deferral formats its traceback twice, which no history looks at.
+    sys.tracebacklimit = 0
+    app.set_current()
+    try:
+        yield
+    finally:
+        del sys.tracebacklimit
+        _state._tls.current_app = current  # noqa: SLF001
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from simulation.app import LEASE_SECONDS, TASKS, app, enter, follow
+from simulation.app import LEASE_SECONDS, TASKS, enter, follow, playing
 from simulation.broker import Broker
 from simulation.faults import Faults
 from simulation.network import Service, SimulatedClient
@@ -296,13 +296,12 @@ def play(seed: int) -> History:
     """Play the history of a seed, and return what happened."""
     world = World(seed)
     history, scheduler = world.history, world.scheduler
-    app.set_current()
     world.set_up()
 
     def is_over() -> bool:
         return scheduler.now >= START + FAULTS_END and not world.broker.unsettled()
 
-    with running_as(world.producer):
+    with playing(), running_as(world.producer):
         history.ended = scheduler.run(START + GIVE_UP, is_over)
     history.failures = scheduler.failures
     history.counts = dict(world.faults.counts)
