@@ -66,7 +66,7 @@ CREDENTIALS = {
 #: An error of DynamoDB's that stays until somebody acts, and a part of the remedy.
 PERMANENT = {
     "AccessDeniedException": "allow the action",
-    "ResourceNotFoundException": "create_table",
+    "ResourceNotFoundException": "create-table",
     "SerializationException": "key schema",
     "UnknownOperationException": "fix the endpoint",
     "ValidationException": "key schema",
