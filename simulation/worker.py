@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,7 +67,6 @@ class Worker:
         self.busy: dict[SimulatedProcess, dict[str, Any]] = {}
         self.pool = _Pool(self)
         self._held_for_eta = 0
-        self._children = children
         self.consumer = Consumer(self._receive_in_strand, lambda: 2 * children + self._held_for_eta)
         self._consuming = SimpleNamespace(basic_consume=self._basic_consume)
         self._callback: Callable[[Any], None] = lambda _: None
@@ -146,12 +146,9 @@ class Worker:
         callbacks["strand"] = strand
         notice = scheduler.draw.uniform(0.0, NOTICE_SECONDS)
         child.on_end.append(lambda: scheduler.after(notice, lambda: self._tell(lambda: self._lost(child))))
-        for seconds, limit in (
-            (callbacks.get("timeout"), self._hard_limit),
-            (callbacks.get("soft_timeout"), self._soft),
-        ):
-            if seconds:
-                scheduler.after(seconds, lambda limit=limit, seconds=seconds: limit(child, callbacks, seconds))  # type: ignore[misc]
+        for option, reach in (("timeout", self._hard_limit), ("soft_timeout", self._soft)):
+            if seconds := callbacks.get(option):
+                scheduler.after(seconds, partial(reach, child, callbacks, seconds))
         return None
 
     def _tell(self, call: Callable[[], None]) -> None:

@@ -42,24 +42,27 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         MissingKeyError, KeyEncodingError, TypeError: as `idempotent_tasks.core.keys.record_key`.
     """
     prefix = check_prefix(delivery.task) if policy.prefix is None else policy.prefix
+    is_locked = policy.expires_at_once and (policy.key is not None or delivery.explicit_key is not None)
+    key = record_key(delivery, prefix + LOCK_MARK if is_locked else prefix, policy.key_selector, signature)
+    validation, validated_by = _validation(delivery, policy, signature)
     process = this_process()
     request = ClaimRequest(
-        key="",
+        key=key,
         owner=delivery.owner or process.token(),
         lease_seconds=lease_terms(policy, delivery.hard_limit_seconds).lease_seconds,
         retention_seconds=policy.retention_seconds,
+        validation=validation,
+        validated_by=validated_by,
         task=delivery.task,
         task_id=check_task_id(delivery.task_id, delivery.task),
         # Its name comes from a command line, in bytes that need not be text; only people read it.
         worker=delivery.worker.encode(errors="backslashreplace").decode(),
         process=process.name(delivery.watcher),
     )
-    validation, validated_by = _validation(delivery, policy, signature)
-    record = replace(request, validation=validation, validated_by=validated_by)
-    if policy.expires_at_once and (policy.key is not None or delivery.explicit_key is not None):
-        lock = replace(request, key=record_key(delivery, prefix + LOCK_MARK, policy.key_selector, signature))
-        return replace(record, key=task_id_key(delivery, prefix), lock=lock)
-    return replace(record, key=record_key(delivery, prefix, policy.key_selector, signature))
+    if not is_locked:
+        return request
+    lock = replace(request, validation=None, validated_by=None)
+    return replace(request, key=task_id_key(delivery, prefix), lock=lock)
 
 
 def request_of(
