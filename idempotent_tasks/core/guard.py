@@ -154,7 +154,7 @@ class Guard:
                 claim = answer.claim
                 self._refuse_crash_loop(claim)
                 if request.lock is None:
-                    self._emit_claimed(RunContext(claim, self.store))
+                    self._emit_claimed(claim, fence=claim.fence)
         except self.store.interrupts as error:
             self.store.release(claim, type(error).__name__, began=False)
             return Interrupted(error)
@@ -175,13 +175,12 @@ class Guard:
         """Run the body while its lock is held; if another run holds that, release the key and return `Busy`."""
         answer = self._locked(run, request)
         if isinstance(answer, Granted):
-            run.lock = RunContext(answer.claim, self._lock_store)
-            with self.lease.renewing(run.lock):
+            lock = run.lock = RunContext(answer.claim, self._lock_store)
+            with self.lease.renewing(lock):
                 try:
-                    self._emit_claimed(run)
                     return self._run(run, body)
                 finally:
-                    run.lock.hand_over(UNLOCKED)
+                    lock.hand_over(UNLOCKED)
         # Not claimed, as far as observers know: no run began.
         self._lock_store.release(run.claim, NOT_LOCKED, began=False)
         match answer:
@@ -193,7 +192,10 @@ class Guard:
         return answer
 
     def _locked(self, run: RunContext, request: ClaimRequest) -> ClaimAnswer | Unanswered | Interrupted:
-        """Claim a lock, and renew the run's claim while that waits; no lock is granted past the claim's end."""
+        """Claim a lock, and renew the run's claim while that waits; no lock is granted past the claim's end.
+
+        Observers hear of the claim only now, when its body will run.
+        """
         lock = Claim.unseen(request)
         try:
             with self.lease.renewing(run):
@@ -202,6 +204,7 @@ class Guard:
                 return answer
             lock = answer.claim
             if not run.claim_lost and run.claim.expires_at > self.store.clock.now():
+                self._emit_claimed(run.claim, fence=lock.fence)
                 return answer
         except self.store.interrupts as error:
             self._lock_store.release(lock, type(error).__name__, began=False)
@@ -327,8 +330,8 @@ class Guard:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
         return Returned(run.value) if run.failure is None else Failed(run.failure)
 
-    def _emit_claimed(self, run: RunContext) -> None:
-        self._emit(events.Claimed, run.claim.request, fence=run.fence, attempt=run.attempt)
+    def _emit_claimed(self, claim: Claim, *, fence: int) -> None:
+        self._emit(events.Claimed, claim.request, fence=fence, attempt=claim.attempt)
 
     def _emit_commit(self, run: RunContext, outcome: Outcome) -> None:
         request, replayable = run.claim.request, outcome.codec != NONE

@@ -16,9 +16,9 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import OWN_RETENTION_SECONDS
 from idempotent_tasks.core.records import Busy, Record, Status
 from idempotent_tasks.errors import StoreUnavailableError
-from idempotent_tasks.events import Event, Joined, Skipped
+from idempotent_tasks.events import Claimed, Event, Joined, Skipped
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import Bench, Broken, Interrupt, done, grant, request_by
+from tests.support.guarding import Bench, Broken, Interrupt, deliver, done, grant, make_guard, request_by
 from tests.support.inline import InlineWorker
 from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down, lost_answer, passes
@@ -213,6 +213,17 @@ class TestFaults:
         assert isinstance(bench.deliver(**locked("one")), Interrupted)
         assert store.get("shop.charge#id-one").free
         assert lock_of(store).free
+
+    def test_an_interrupt_while_observers_hear_of_the_claim(self, store: MemoryStore) -> None:
+        """Both are held by then, and no body has begun: both are free again."""
+
+        def interrupted(event: Event) -> None:
+            if isinstance(event, Claimed):
+                raise Interrupt("soft limit")
+
+        guard = make_guard(store, interrupted)
+        assert isinstance(deliver(guard, request_by("one", **locked("one")), lambda _: None), Interrupted)
+        assert (store.get("shop.charge#id-one").free, lock_of(store).free) == (True, True)
 
     def test_a_claim_that_ends_while_its_lock_is_waited_for(self, store: MemoryStore, clock: FakeClock) -> None:
         """No body begins without a live claim."""
