@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -82,7 +83,7 @@ class Service:
         headers = {
             "content-type": "application/x-amz-json-1.0",
             "x-amzn-requestid": "SIMULATED",
-            "date": format_datetime(datetime.fromtimestamp(int(self.now()), UTC), usegmt=True),
+            "date": _date(int(self.now())),
         }
         return {"HTTPStatusCode": status, "HTTPHeaders": headers, "RequestId": "SIMULATED"}
 
@@ -143,6 +144,11 @@ class SimulatedClient(DirectClient):
             scheduler.after(fault.request_seconds, arrive)
         answered.wait(patience)
         return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=_ENDPOINT, error="timed out"))
+
+
+@lru_cache(maxsize=1024)
+def _date(seconds: int) -> str:
+    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 
 def _raise(error: Exception) -> Any:
