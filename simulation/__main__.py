@@ -6,11 +6,16 @@ import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Final
 
 import click
 
 from simulation.planted import PLANTED, plant
 
+#: By name: the module that plays its histories.
+WORLDS: Final = {"whole": "simulation.world", "small": "simulation.small_random"}
 #: Histories that one worker process plays before it reports.
 BATCH = 200
 
@@ -34,12 +39,11 @@ class Report:
         self.violations += other.violations
 
 
-def play_all(seeds: range, *, first_only: bool = False) -> Report:
-    """Play and check the histories of some seeds, all or up to the first violation."""
+def play_all(seeds: range, *, world: str = "whole", first_only: bool = False) -> Report:
+    """Play and check the histories of some seeds in a world, all or up to the first violation."""
     from simulation.checker import check  # noqa: PLC0415 - a planted bug comes before its module
-    from simulation.world import play  # noqa: PLC0415
 
-    report = Report()
+    play, report = import_module(WORLDS[world]).play, Report()
     for seed in seeds:
         history = play(seed)
         report.histories += 1
@@ -59,8 +63,9 @@ def play_all(seeds: range, *, first_only: bool = False) -> Report:
 @click.option(
     "--planted", type=click.Choice([bug.name for bug in PLANTED]), help="Plant a bug, and stop when it is found."
 )
+@click.option("--world", type=click.Choice([*WORLDS]), default="whole", show_default=True, help="Which world plays.")
 @click.option("--show", is_flag=True, help="Print the history of the seed, one lane for each process.")
-def simulate(seed: int, histories: int, processes: int, planted: str | None, *, show: bool) -> None:
+def simulate(seed: int, histories: int, processes: int, planted: str | None, world: str, *, show: bool) -> None:
     """Play histories of the shipped code under virtual time and faults, and check each against the promise.
 
     Exit code 0 if nothing was violated, 1 otherwise.  A seed plays the same history again.
@@ -70,16 +75,16 @@ def simulate(seed: int, histories: int, processes: int, planted: str | None, *, 
     if show:
         from simulation.lanes import print_history  # noqa: PLC0415 - a planted bug comes before its module
 
-        print_history(seed)
+        print_history(import_module(WORLDS[world]).play(seed))
         return
     began, report = time.perf_counter(), Report()
     seeds = range(seed, seed + histories)
     if planted is not None or processes == 1:
-        report = play_all(seeds, first_only=planted is not None)
+        report = play_all(seeds, world=world, first_only=planted is not None)
     else:
         batches = [range(first, min(first + BATCH, seeds.stop)) for first in range(seeds.start, seeds.stop, BATCH)]
         with ProcessPoolExecutor(processes) as pool:
-            for each in pool.map(play_all, batches):
+            for each in pool.map(partial(play_all, world=world), batches):
                 report.add(each)
     _print(report, time.perf_counter() - began)
     sys.exit(bool(report.violations))

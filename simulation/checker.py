@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from simulation.faults import NETWORK_FAULTS
+from simulation.history import Entry, History
 from simulation.scheduler import START
-from simulation.world import Entry, History
 
 __all__ = ["INVARIANTS", "Violation", "check"]
 

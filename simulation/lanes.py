@@ -5,7 +5,7 @@ from typing import Any, Final
 import click
 
 from simulation.checker import check
-from simulation.world import Entry, play
+from simulation.history import Entry, History
 
 __all__ = ["print_history"]
 
@@ -14,12 +14,11 @@ _HIDDEN: Final = frozenset({"item", "plan", "level", "worker", "task", "by", "pr
 _WIDTH: Final = 44
 
 
-def print_history(seed: int) -> None:
-    """Play a seed and print what happened, with what it violates beside the moment at which that shows."""
-    history = play(seed)
+def print_history(history: History) -> None:
+    """Print what happened, with what it violates beside the moment at which that shows."""
     processes = list(dict.fromkeys(filter(None, map(_process, history.entries))))
     violations = check(history)
-    click.echo(f"seed {seed}, task {history.task!r}, lanes: " + ", ".join(processes))
+    click.echo(f"seed {history.seed}, task {history.task!r}, lanes: " + ", ".join(processes))
     for entry in history.entries:
         while violations and violations[0].at <= entry.at:
             click.echo(f"{'':9} >>> {violations[0].invariant}: {violations.pop(0).what}")

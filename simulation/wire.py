@@ -29,13 +29,6 @@ _ORDERED: Final = {
 }
 
 
-def _copied(item: Any) -> Any:
-    """Return a copy of an item, or of a part of one."""
-    if isinstance(item, dict):
-        return {name: _copied(each) for name, each in item.items()}
-    return list(item) if isinstance(item, list) else item
-
-
 class ConditionFailedError(Exception):
     """The condition of a write is false.
 
@@ -49,7 +42,10 @@ class ConditionFailedError(Exception):
 
 
 class Table:
-    """The items of one table, by their keys."""
+    """The items of one table, by their keys.
+
+    An item, and any value in it, is replaced and never changed, so that who was given it keeps it as it was.
+    """
 
     def __init__(self, key_attr: str = "id") -> None:
         self._key_attr = key_attr
@@ -58,13 +54,13 @@ class Table:
     def get_item(self, *, Key: Item, **_: Any) -> Item | None:  # noqa: N803 - DynamoDB's names
         """Return an item, or None."""
         found = self.items.get(self._name(Key))
-        return None if found is None else _copied(found)
+        return None if found is None else dict(found)
 
     def put_item(self, *, Item: Item, ConditionExpression: str, **parameters: Any) -> None:  # noqa: N803
         """Write an item if its condition holds; raise `ConditionFailedError` otherwise."""
         name = self._name(Item)
         self._check(self.items.get(name, {}), ConditionExpression, parameters)
-        self.items[name] = _copied(Item)
+        self.items[name] = dict(Item)
 
     def delete_item(self, *, Key: Item, ConditionExpression: str | None = None, **parameters: Any) -> None:  # noqa: N803
         """Delete an item if its condition holds; raise `ConditionFailedError` otherwise."""
@@ -91,8 +87,8 @@ class Table:
         name, names, values = self._name(Key), ExpressionAttributeNames, ExpressionAttributeValues
         old = self.items.get(name, {})
         if not _condition(ConditionExpression)(old, names, values):
-            raise ConditionFailedError(_copied(old))
-        new = {**_copied(old), **Key}
+            raise ConditionFailedError(dict(old))
+        new = {**old, **Key}
         changed: list[str] = []
         for verb, action in _update(UpdateExpression):
             # Operands are read from the item as it was.
@@ -100,7 +96,7 @@ class Table:
             if verb == "SET":
                 changed.append(action.path)
         self.items[name] = new
-        return _copied(new), [names.get(path.split(".")[0], path) for path in changed]
+        return new, [names.get(path.split(".")[0], path) for path in changed]
 
     def _name(self, key: Item) -> str:
         name: str = key[self._key_attr]["S"]
@@ -109,7 +105,7 @@ class Table:
     def _check(self, old: Item, condition: str, parameters: dict[str, Any]) -> None:
         names = parameters.get("ExpressionAttributeNames", {})
         if not _condition(condition)(old, names, parameters.get("ExpressionAttributeValues", {})):
-            raise ConditionFailedError(_copied(old))
+            raise ConditionFailedError(dict(old))
 
 
 class _Tokens:
@@ -248,7 +244,9 @@ class _Action:
         *parents, last = self.path.split(".")
         place: Any = new
         for parent in parents:
-            place = place[names.get(parent, parent)]["M"]
+            name = names.get(parent, parent)
+            place[name] = {"M": dict(place[name]["M"])}
+            place = place[name]["M"]
         self._change(place, names.get(last, last), old, names, values)
 
 
@@ -287,6 +285,6 @@ def _action(verb: str, tokens: _Tokens) -> _Action:
         value = first(*rest)
         if more is not None:
             value = {"N": str(int(value["N"]) + sign * int(more(*rest)["N"]))}  # type: ignore[index]
-        place[name] = _copied(value)
+        place[name] = value
 
     return _Action(path, put)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -15,12 +14,13 @@ from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from simulation.app import LEASE_SECONDS, TASKS, enter, follow, playing
 from simulation.broker import Broker
 from simulation.faults import Faults
+from simulation.history import History, Recorder
 from simulation.network import Service, SimulatedClient
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.scheduler import START, Scheduler
 from simulation.worker import Worker
 
-__all__ = ["Entry", "History", "World", "play"]
+__all__ = ["World", "play"]
 
 #: After so many seconds nothing goes wrong any more, so that every delivery can end.
 FAULTS_END: Final = 60.0
@@ -53,34 +53,6 @@ MOST_KINDS: Final = 4
 ZOMBIE_KINDS: Final = ("answer-late", "child-stopped", "request-late", "store-away")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Something that happened."""
-
-    at: float
-    kind: str
-    details: dict[str, Any]
-
-
-@dataclass
-class History:
-    """What happened under one seed."""
-
-    seed: int
-    task: str
-    entries: list[Entry] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    #: The records at the end, by key, as items.
-    items: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
-    ended: bool = False
-    failures: list[BaseException] = field(default_factory=list)
-
-    def of(self, *kinds: str) -> list[Entry]:
-        """Return the entries of some kinds, in order."""
-        return [entry for entry in self.entries if entry.kind in kinds]
-
-
 def _some_kinds(draw: random.Random) -> list[str]:
     """Return the kinds of faults of one history: few, so that what two do together is not ended by a third."""
     common = draw.sample(sorted(RATES), draw.randint(0, MOST_KINDS))
@@ -97,8 +69,8 @@ class World:
         self.faults = Faults(draw, rates, LEASE_SECONDS)
         self.broker = Broker(self.scheduler, self.faults, draw.choice([None, 20.0, 60.0, 120.0]))
         self.service = Service(lambda: self.scheduler.now)
-        self.service.on_request = self._on_request
         self.history = History(seed, draw.choice(sorted(TASKS)))
+        self.note = Recorder(self.history, self.scheduler, self.service).note
         self.results: dict[str, Any] = {}
         self._stores: dict[int, Store] = {}
         self._living: dict[str, SimulatedProcess] = {}
@@ -129,23 +101,12 @@ class World:
             self._stores[process.pid] = store
         return store
 
-    def note(self, kind: str, **details: Any) -> None:
-        """Note that something happened now."""
-        self.history.entries.append(Entry(self.scheduler.now - START, kind, details))
-
     def on_event(self, event: Any) -> None:
         """Note an event of the library."""
         details = {name: getattr(event, name) for name in event.__dataclass_fields__}
         if type(event).__name__ == "Merged":
             details["others"] = self.broker.others_of(event.task_id, current_task.request.get(COPY_HEADER))
         self.note(type(event).__name__, **details)
-
-    def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
-        if operation != "get_item" and outcome == "done":
-            key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
-            # An update makes a new item, and changes none.
-            item = self.service.table.items.get(key)
-            self.note("written", key=key, item=item, by=process.name())
 
     def run_body(self, task: Any, order: str, plan: list[Any]) -> Any:
         """Follow a plan: wait, have an effect, fail, retry, die; return a value that no other run returns."""

@@ -1,0 +1,57 @@
+"""What happened in a world: its entries in the order of time, and what notes them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulation.network import Service
+from simulation.scheduler import START, Scheduler
+
+__all__ = ["Entry", "History", "Recorder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that happened."""
+
+    at: float
+    kind: str
+    details: dict[str, Any]
+
+
+@dataclass
+class History:
+    """What happened under one seed."""
+
+    seed: int
+    task: str
+    entries: list[Entry] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    #: The records at the end, by key, as items.
+    items: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+    failures: list[BaseException] = field(default_factory=list)
+
+    def of(self, *kinds: str) -> list[Entry]:
+        """Return the entries of some kinds, in order."""
+        return [entry for entry in self.entries if entry.kind in kinds]
+
+
+class Recorder:
+    """Notes entries at the scheduler's time, and the items that a service writes."""
+
+    def __init__(self, history: History, scheduler: Scheduler, service: Service) -> None:
+        self._history = history
+        self._scheduler = scheduler
+        self._service = service
+        service.on_request = self._on_request
+
+    def note(self, kind: str, **details: Any) -> None:
+        """Note that something happened now."""
+        self._history.entries.append(Entry(self._scheduler.now - START, kind, details))
+
+    def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
+        if operation != "get_item" and outcome == "done":
+            key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
+            # An update makes a new item, and changes none.
+            self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())

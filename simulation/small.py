@@ -1,0 +1,377 @@
+"""A small world: guard, lease, retries, reaper and store as shipped, without Celery, messages and a broker.
+
+What hands deliveries to the guard is a model of the handler and of a broker: a message is delivered to a process of
+some machine, and again when the verdict says so or its process ends, until its task has a result.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Final
+
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from idempotent_tasks.core.guard import (
+    Failed,
+    Guard,
+    Interrupted,
+    Replay,
+    Replayed,
+    Returned,
+    Unclaimed,
+    Unreadable,
+    Verdict,
+)
+from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Finished, Lost, Released, Superseded, Unanswered
+from idempotent_tasks.core.results import Results
+from idempotent_tasks.core.retry import Deadline, RetryingStore
+from idempotent_tasks.core.store import Store
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.worker.reaper import ClaimReaper
+from simulation.history import History, Recorder
+from simulation.network import Service
+from simulation.process import SimulatedClock, SimulatedProcess
+from simulation.scheduler import Ended, Scheduler, Strand
+
+__all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "SmallTask", "SmallWorld"]
+
+LEASE_SECONDS: Final = 10.0
+HARD_LIMIT_SECONDS: Final = 8.0
+#: Seconds before the hard limit by which a delivery must have ended, as the handler has it.
+LAST_SECONDS: Final = 2.0
+#: Seconds: the first and the longest time until a message is delivered again.
+FIRST_COUNTDOWN: Final = 1.0
+LONGEST_COUNTDOWN: Final = 30.0
+#: Seconds by which a message comes later than the end of the claim that it waits for.
+MARGIN: Final = 0.5
+
+
+class HandedOver(Exception):  # noqa: N818 - as Celery's Retry
+    """The body has handed its key over to a message that it has published."""
+
+
+class FinalError(Exception):
+    """The body has failed for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallTask:
+    """How a task's claims live and what its key is."""
+
+    name: str
+    policy: Idempotency
+    hard_limit_seconds: float | None = None
+    #: Whether the key is the task id, beside which the order may be a lock.
+    by_id: bool = False
+    locked: bool = False
+
+
+_LEASED: Final = Idempotency(key="order", lease=LEASE_SECONDS, store_failures=(FinalError,))
+TASKS: Final = {
+    task.name: task
+    for task in (
+        SmallTask("limited", Idempotency(key="order", grace=2), HARD_LIMIT_SECONDS),
+        SmallTask("leased", _LEASED),
+        SmallTask("waits", _LEASED.over({"on_busy": "wait", "wait_timeout": 5})),
+        SmallTask("own", Idempotency(lease=LEASE_SECONDS), by_id=True),
+        SmallTask("exclusive", Idempotency.exclusive(lease=LEASE_SECONDS, on_busy="defer"), by_id=True, locked=True),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a task."""
+
+    id: str
+    order: str
+    #: What the body does, for the world to read.
+    plan: Any = None
+    #: How often the body has handed over to a retry, and how often the message was delivered again.
+    retries: int = 0
+    deferrals: int = 0
+    #: Owner tokens of claims whose answers earlier deliveries did not see.
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """One delivery of a message, to a process."""
+
+    message: Message
+    request: ClaimRequest
+    child: SimulatedProcess
+
+
+class SmallWorld:
+    """Machines with processes, a table, and messages that are delivered until they end.
+
+    Args:
+        scheduler: runs everything.
+        history: what happens is noted there.
+        task: of all messages.
+        connect: makes a process's client of the service.
+        watched: whether each machine has a parent process that releases the claims of children that end.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        history: History,
+        task: SmallTask,
+        connect: Callable[[Service], Any],
+        *,
+        watched: bool = True,
+    ) -> None:
+        self.scheduler = scheduler
+        self.history = history
+        self.task = task
+        self.watched = watched
+        self.service = Service(lambda: scheduler.now)
+        self.note = Recorder(history, scheduler, self.service).note
+        self._connect = connect
+        self._stores: dict[SimulatedProcess, Store] = {}
+        self._living: dict[str, SimulatedProcess] = {}
+        self._pids = 100
+        self.parents: dict[str, SimulatedProcess] = {}
+        self._free: dict[str, list[SimulatedProcess]] = {}
+        #: By process: what it handles, and the strand that does.
+        self.busy: dict[SimulatedProcess, tuple[_Delivery, Strand]] = {}
+        #: How many messages have not ended.
+        self.unsettled = 0
+
+    def clock_of(self, machine: str) -> SimulatedClock:
+        """Return the clock of a process that starts on a machine now."""
+        return SimulatedClock(self.scheduler)
+
+    def body(self, run: RunContext, message: Message, number: int) -> Any:
+        """Do what a message's body does; a world says what."""
+        return number
+
+    def again(self, message: Message, seconds: float) -> None:
+        """Deliver a message once more, after so many seconds; a world says where."""
+        raise NotImplementedError
+
+    def new_process(self, machine: str) -> SimulatedProcess:
+        """Start a process on a machine."""
+        self._pids += 1
+        process = SimulatedProcess(self.scheduler, machine, self._pids, self.clock_of(machine), self._living)
+        process.on_end.append(lambda: self._lost(process))
+        return process
+
+    def start(self, machine: str) -> None:
+        """Start a machine's parent process, again if it has ended."""
+        self.parents[machine] = self.new_process(machine)
+        self._free[machine] = []
+
+    def store_of(self, process: SimulatedProcess) -> Store:
+        """Return a process's own store."""
+        store = self._stores.get(process)
+        if store is None:
+            store = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            self._stores[process] = store
+        return store
+
+    def publish(self, message: Message, machine: str) -> None:
+        """Take a new message, and deliver it."""
+        self.unsettled += 1
+        self.deliver(message, machine)
+
+    def deliver(self, message: Message, machine: str) -> None:
+        """Deliver a message to a free process of a machine; to a new one where none is free."""
+        free = self._free[machine] = [each for each in self._free[machine] if each.alive]
+        child = free.pop() if free else self.new_process(machine)
+        delivery = _Delivery(message, self._request(message, child), child)
+        self.busy[child] = delivery, child.spawn(lambda: self._handle(delivery), "body")
+        if limit := self.task.hard_limit_seconds:
+            self.scheduler.after(limit, lambda: self._reach_hard_limit(delivery))
+
+    def _request(self, message: Message, child: SimulatedProcess) -> ClaimRequest:
+        parent, task = self.parents[child.machine], self.task
+        terms = lease_terms(task.policy, task.hard_limit_seconds)
+        request = ClaimRequest(
+            key=message.id if task.by_id else message.order,
+            owner=parent.token(),
+            lease_seconds=terms.lease_seconds,
+            # Longer than any history.
+            retention_seconds=100_000.0,
+            task=task.name,
+            task_id=message.id,
+            process=child.name(parent.pid if self.watched else None),
+        )
+        return replace(request, lock=replace(request, key=f"lock-{message.order}")) if task.locked else request
+
+    def observe(self, event: Any) -> None:
+        """Note an event of the library."""
+        self.note(type(event).__name__, **{name: getattr(event, name) for name in event.__dataclass_fields__})
+
+    def _handle(self, delivery: _Delivery) -> None:
+        """Handle a delivery to its end; let its process take another one then."""
+        child = delivery.child
+        store = RetryingStore(
+            store=self.store_of(child),
+            observe=self._observe_while_alive(child),
+            deadline=self._deadline(child),
+            interrupts=(SoftTimeLimitExceeded,),
+        )
+        try:
+            self._deliver(delivery, store)
+        except Ended:
+            raise
+        except HandedOver:
+            self._settle(delivery)
+        except SystemExit:
+            child.kill()
+            child.check_alive()
+        except BaseException as error:  # noqa: BLE001 - the task's own
+            self._end(delivery, "FAILURE", type(error).__name__)
+
+    def _observe_while_alive(self, process: SimulatedProcess) -> Callable[[Any], None]:
+        def observe(event: Any) -> None:
+            process.check_alive()
+            self.observe(event)
+
+        return observe
+
+    def _deadline(self, child: SimulatedProcess) -> Deadline:
+        limit = self.task.hard_limit_seconds
+        return Deadline() if limit is None else Deadline(child.clock, child.clock.monotonic() + limit - LAST_SECONDS)
+
+    def _deliver(self, delivery: _Delivery, store: RetryingStore) -> None:
+        """Do what the handler does with a verdict, as far as it decides whether the message comes again."""
+        message, request = delivery.message, delivery.request
+        message, interrupted = self._release_unseen(message, request, store)
+        if interrupted is not None:
+            return self._again(delivery, message, None)
+        guard = self._guard(store)
+        verdict: Verdict | Replay = guard.deliver(request, lambda run: self._run(run, delivery))
+        if isinstance(verdict, Finished | Superseded):
+            verdict = guard.replay(request, verdict.record)
+        match verdict:
+            case Returned(value) | Replayed(value):
+                self._end(delivery, "SUCCESS", value)
+            case Failed(error):
+                self._end(delivery, "FAILURE", type(error).__name__)
+            case Busy(until):
+                self._again(delivery, message, until - store.clock.now())
+            case Unclaimed():
+                message = replace(message, unseen=(request.owner, *message.unseen))
+                with suppress(SoftTimeLimitExceeded):
+                    if isinstance(_withdraw(store, request), Released):
+                        message = replace(message, unseen=message.unseen[1:])
+                self._again(delivery, message, None)
+            case Interrupted():
+                self._again(delivery, replace(message, unseen=(request.owner, *message.unseen)), None)
+            case Unreadable():
+                self._again(delivery, message, None)
+        return None
+
+    def _release_unseen(
+        self, message: Message, request: ClaimRequest, store: RetryingStore
+    ) -> tuple[Message, SoftTimeLimitExceeded | None]:
+        left = list(message.unseen)
+        try:
+            for token in message.unseen:
+                answer = _withdraw(store, request.by(token))
+                if isinstance(answer, Unanswered):
+                    break
+                if isinstance(answer, Released):
+                    left.remove(token)
+        except SoftTimeLimitExceeded as interrupt:
+            return replace(message, unseen=tuple(left)), interrupt
+        return replace(message, unseen=tuple(left)), None
+
+    def _guard(self, store: RetryingStore) -> Guard:
+        task, own = self.task, store.store
+        terms = lease_terms(task.policy, task.hard_limit_seconds)
+        return Guard(
+            store=store,
+            policy=task.policy,
+            lease=Lease(terms=terms, store=own, observe=store.observe),
+            results=Results(store=store, policy=task.policy),
+            watched=self.watched,
+        )
+
+    def _run(self, run: RunContext, delivery: _Delivery) -> Any:
+        child, message = delivery.child, delivery.message
+        number = sum(entry.kind == "began" for entry in self.history.entries) + 1
+        about = {"run": number, "key": run.key, "fence": run.fence, "id": message.id, "process": child.name()}
+        about |= {"task": self.task.name, "order": message.order, "owner": run.claim.owner}
+        about["lock"] = None if run.lock is None else run.lock.key
+        self.note("began", **about)
+        try:
+            return self.body(run, message, number)
+        finally:
+            self.note("over" if child.alive else "stopped", **about)
+
+    def _end(self, delivery: _Delivery, status: str, result: Any) -> None:
+        """Set a task's result, unless it has succeeded already, and settle its message."""
+        delivery.child.check_alive()
+        name = f"celery-task-meta-{delivery.message.id}"
+        if json.loads(self.history.results.get(name, "{}")).get("status") != "SUCCESS":
+            self.history.results[name] = json.dumps({"status": status, "result": result})
+        self._settle(delivery)
+
+    def _settle(self, delivery: _Delivery) -> None:
+        self.unsettled -= 1
+        self._leave(delivery)
+
+    def _again(self, delivery: _Delivery, message: Message, claim_left: float | None) -> None:
+        delivery.child.check_alive()
+        countdown = min(FIRST_COUNTDOWN * 2**message.deferrals, LONGEST_COUNTDOWN)
+        if claim_left is not None:
+            countdown = min(countdown, max(claim_left, 0.0) + MARGIN)
+        self.note("again", id=message.id, seconds=countdown, process=delivery.child.name())
+        self.again(replace(message, deferrals=message.deferrals + 1), countdown)
+        self._leave(delivery)
+
+    def _leave(self, delivery: _Delivery) -> None:
+        child = delivery.child
+        if self.busy.pop(child, None) is not None:
+            self._free[child.machine].append(child)
+
+    def interrupt(self, child: SimulatedProcess) -> None:
+        """Raise a soft time limit in a process's delivery, once it runs."""
+        _, strand = self.busy.get(child, (None, None))
+        if strand is not None and child.may_run(lambda: self.interrupt(child)):
+            strand.interrupt(SoftTimeLimitExceeded())
+
+    def _reach_hard_limit(self, delivery: _Delivery) -> None:
+        busy, _ = self.busy.get(delivery.child, (None, None))
+        if busy is delivery and delivery.child.alive:
+            self.history.counts["hard-limit"] = self.history.counts.get("hard-limit", 0) + 1
+            delivery.child.kill()
+
+    def _lost(self, child: SimulatedProcess) -> None:
+        """Release what a process that has ended leaves behind, as the reaper does, and deliver its message again."""
+        delivery, _ = self.busy.pop(child, (None, None))
+        parent = self.parents.get(child.machine)
+        if delivery is None:
+            return
+        if self.watched and parent is not None and parent.alive:
+            reason, request = "WorkerLostError", delivery.request
+            parent.spawn(lambda: self._reap(parent, request, child.pid, reason), "pool")
+        self.again(delivery.message, FIRST_COUNTDOWN)
+
+    def _reap(self, parent: SimulatedProcess, request: ClaimRequest, pid: int, reason: str) -> None:
+        settings: Any = SimpleNamespace(store=self.store_of(parent), observe=self._observe_while_alive(parent))
+        parent.own(ClaimReaper).release(settings, request, pid, reason, crashed=True)
+
+    def close(self) -> None:
+        """End every process, and keep what the history is judged by."""
+        self.history.failures = self.scheduler.failures
+        self.history.items = self.service.table.items
+        for process in list(self._living.values()):
+            process.on_end.clear()
+            process.kill()
+
+
+def _withdraw(store: RetryingStore, request: ClaimRequest) -> Released | Lost | Unanswered:
+    """Release a claim whose answer was not seen, and its lock: `Unanswered` if one of them may be left."""
+    answers = [store.withdraw(Claim.unseen(part), "Unseen") for part in request.parts]
+    kinds = (Unanswered, Released, Lost)
+    return min(answers, key=lambda answer: kinds.index(type(answer)))

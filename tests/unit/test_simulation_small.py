@@ -1,0 +1,42 @@
+"""The small world: a seed replays, the shipped code keeps its promise, and every fault is met."""
+
+from collections import Counter
+
+import pytest
+
+from simulation.checker import check
+from simulation.small import TASKS
+from simulation.small_random import RATES, play
+
+#: Histories of the shipped code that are played each time; ``python -m simulation --world small`` plays more.
+SEEDS = range(300)
+#: What the small world has no part of, such as what follows a task.
+ELSEWHERE = {"continuation", "merged"}
+
+
+def test_a_seed_plays_the_same_history_again() -> None:
+    """Times, faults, writes and results: what was found once can be looked at again."""
+    first, again = play(3), play(3)
+    assert first.entries == again.entries
+    assert (first.counts, first.results) == (again.counts, again.results)
+
+
+def test_the_shipped_code_keeps_its_promise() -> None:
+    """No invariant is violated, every message ends, and every kind of fault and of task is among the histories."""
+    met: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    tasks = set()
+    for seed in SEEDS:
+        history = play(seed)
+        assert (seed, history.failures, check(history, met)) == (seed, [], [])
+        faults.update(history.counts)
+        tasks.add(history.task)
+    assert {*RATES, "hard-limit", "body-died"} - set(faults) == set()
+    assert tasks == set(TASKS)
+    assert set(met) & ELSEWHERE == set()
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("CrashLooped", 0), ("Unrecorded", 66), ("Superseded", 387), ("Lost", 780)])
+def test_rare_ends_of_runs_are_among_the_histories(kind: str, seed: int) -> None:
+    """A run that has lost its claim, or whose outcome nobody keeps, is what the promise is hard for."""
+    assert play(seed).of(kind)
