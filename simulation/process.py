@@ -204,6 +204,11 @@ class SimulatedProcess(Process):
         # A stack is unwound from the hub, to which its greenlet returns.
         self._scheduler.after(0.0, self._unwind)
 
+    def end(self) -> None:
+        """End with the history, from the hub: a stack that nobody unwinds is never freed, nor the world it refers to."""
+        self.kill()
+        self._unwind()
+
     def _unwind(self) -> None:
         strands, self._strands = self._strands, set()
         for strand in strands:

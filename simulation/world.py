@@ -310,5 +310,5 @@ def play(seed: int) -> History:
     history.items, history.results = world.service.table.items, world.results
     history.objects, history.requests = world.bucket.objects, world.service.requests
     for process in list(world._living.values()):  # noqa: SLF001
-        process.kill()
+        process.end()
     return history
