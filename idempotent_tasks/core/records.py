@@ -85,6 +85,14 @@ class ClaimRequest:
     #: The request for the lock that the body needs too, of the same owner; None for none.
     lock: "ClaimRequest | None" = None
 
+    #: The key for downstream systems that the task declares; None for the record's own.
+    downstream: str | None = None
+
+    @property
+    def downstream_key(self) -> str:
+        """The key to pass to downstream systems."""
+        return self.key if self.downstream is None else self.downstream
+
     @property
     def parts(self) -> "tuple[ClaimRequest, ...]":
         """This request, and that for its lock."""
