@@ -95,9 +95,9 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
 
-        Keeps a stored expiry that is later than both the new one and that of ``claim``: a renewal that arrives after
-        a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's
-        expiry with the time at which the answer arrives.
+        Keeps a stored expiry that is later than the new one, unless it is that of ``claim``: a renewal that arrives
+        after a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed
+        claim's expiry with the time at which the answer arrives.
         """
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:

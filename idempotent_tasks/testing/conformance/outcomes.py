@@ -1,5 +1,7 @@
 """The last write: who may store an outcome, and what those are told who may not."""
 
+from dataclasses import replace
+
 from idempotent_tasks.core.records import Committed, Finished, Lost, Outcome, Status, Superseded, Vanished
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
@@ -86,6 +88,17 @@ class OutcomeConformance(Conformance):
         assert isinstance(store.commit(late, done('"late"'), RETENTION_SECONDS), Superseded)
         assert grant(store, "three").attempt == 1
 
+    def test_superseded_by_an_outcome_that_kept_the_owner(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """Powertools' last write leaves the owner of the claim before it, but says not when it was completed."""
+        claim = grant(store)
+        theirs = replace(store.get(KEY), status=Status.COMPLETED, data='"theirs"')
+        self.forget(store, KEY)
+        store.restore(theirs)
+        for _ in range(2):
+            assert store.commit(claim, done('"ours"'), RETENTION_SECONDS * 2) == Superseded(theirs)
+            idempotency_clock.advance(LEASE_SECONDS)
+        assert store.get(KEY) == theirs
+
     def test_commit_repeated_late_is_kept_from_then_on(self, store: Store, idempotency_clock: FakeClock) -> None:
         """A process that stood still between a try and its repetition leaves no outcome that expires too early."""
         claim = grant(store)
@@ -118,6 +131,31 @@ class OutcomeConformance(Conformance):
         store.restore(record)
         assert store.get(KEY) == record
         assert store.claim(request_by("two", validation="a")) == Finished(record)
+
+    def test_vanished_notes_are_restored(self, store: Store) -> None:
+        """A record is restored whole, and one in progress takes notes as before."""
+        claim = grant(store)
+        store.note_deferral(KEY, claim.owner, "a", 1)
+        held = store.get(KEY)
+        self.forget(store, KEY)
+        store.restore(held)
+        store.note_deferral(KEY, claim.owner, "b", 2)
+        assert store.get(KEY) == replace(held, deferred={"a": 1, "b": 2})
+        store.commit(claim, done(), RETENTION_SECONDS)
+        store.note_dispatch(KEY, "id-a")
+        finished = store.get(KEY)
+        self.forget(store, KEY)
+        store.restore(finished)
+        assert store.get(KEY) == finished
+
+    def test_vanished_notes_can_be_made_after_a_restore(self, store: Store) -> None:
+        """Of a record that had none."""
+        claim = grant(store)
+        held = store.get(KEY)
+        self.forget(store, KEY)
+        store.restore(held)
+        store.note_deferral(KEY, claim.owner, "a", 1)
+        assert store.get(KEY).deferred == {"a": 1}
 
     def test_vanished_a_restored_fence_goes_on(self, store: Store, idempotency_clock: FakeClock) -> None:
         """The next claim after a restored record has a larger fence."""
