@@ -9,8 +9,9 @@ from idempotent_tasks.testing.conformance.outcomes import OutcomeConformance
 from idempotent_tasks.testing.conformance.races import RaceConformance
 from idempotent_tasks.testing.conformance.releases import ReleaseConformance
 from idempotent_tasks.testing.conformance.reservations import ReservationConformance
+from idempotent_tasks.testing.conformance.sequences import SequenceConformance
 
-__all__ = ["CallConformance", "RaceConformance", "StoreConformance"]
+__all__ = ["CallConformance", "RaceConformance", "SequenceConformance", "StoreConformance"]
 
 
 class CallConformance(
@@ -19,7 +20,7 @@ class CallConformance(
     """What each call of a `Store` does, one after the other."""
 
 
-class StoreConformance(CallConformance, RaceConformance):
+class StoreConformance(CallConformance, SequenceConformance, RaceConformance):
     """Tests of a store against the protocol; subclass it, and give pytest the store as a fixture.
 
     .. code-block:: python
