@@ -1,6 +1,8 @@
 """Who is granted a claim, what a grant is worth, and what everybody else is told."""
 
-from idempotent_tasks.core.records import Busy, Finished, Granted, Mismatch, Outcome, Released, Status
+from dataclasses import replace
+
+from idempotent_tasks.core.records import Busy, Finished, Granted, Mismatch, Outcome, Record, Released, Status
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.testing.clock import FakeClock
@@ -158,6 +160,31 @@ class ClaimConformance(Conformance):
         idempotency_clock.advance(LEASE_SECONDS + 2)
         grant(store, "two")
         assert isinstance(store.claim(request_by("one")), Busy)
+
+    def test_claim_of_a_foreign_record_without_a_time_out(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """Powertools knows none outside Lambda: nobody can tell whether the holder lives, until the record expires."""
+        expiration = int(idempotency_clock.now()) + 600
+        store.restore(Record(key=KEY, status=Status.INPROGRESS, expiration=expiration))
+        assert store.claim(request_by()) == Busy(expiration, store.get(KEY))
+        idempotency_clock.advance(602)
+        assert grant(store).attempt == 1
+
+    def test_claim_of_a_foreign_record_whose_time_out_has_passed(
+        self, store: Store, idempotency_clock: FakeClock
+    ) -> None:
+        """A function under Powertools that died is replaced."""
+        now = idempotency_clock.now()
+        foreign = Record(key=KEY, status=Status.INPROGRESS, expiration=int(now) + 600)
+        store.restore(replace(foreign, in_progress_expiration=int(now * 1000) + 5000))
+        assert isinstance(store.claim(request_by()), Busy)
+        idempotency_clock.advance(7)
+        assert grant(store).attempt == 1
+
+    def test_claim_of_a_foreign_outcome(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """What Powertools has finished is finished."""
+        expiration = int(idempotency_clock.now()) + 600
+        store.restore(Record(key=KEY, status=Status.COMPLETED, expiration=expiration, data="1"))
+        assert store.claim(request_by()) == Finished(store.get(KEY))
 
     def test_mismatch_while_in_progress(self, store: Store) -> None:
         """A running body's key refuses another payload as such, not as busy."""

@@ -98,6 +98,16 @@ class ReleaseConformance(Conformance):
         store.release(grant(store, "three"), "Retry")
         assert grant(store, "four").attempt == 1
 
+    def test_release_by_an_older_version(self, store: Store) -> None:
+        """It left the owner and the time 0, which means the same: the key is free and is not renewed."""
+        claim = grant(store)
+        released = replace(store.get(KEY), in_progress_expiration=0)
+        self.forget(store, KEY)
+        store.restore(released)
+        assert store.renew(claim, LEASE_SECONDS, RETENTION_SECONDS) == Lost()
+        assert store.get(KEY) == released
+        assert grant(store, "two").fence == claim.fence + 1
+
     def test_release_for_a_dead_process_it_forgets_nothing(self, store: Store) -> None:
         """A release in the name of a process that crashed frees the key and lets the crash count."""
         for attempt, owner in enumerate(("one", "two", "three"), start=1):

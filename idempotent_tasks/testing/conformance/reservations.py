@@ -118,6 +118,8 @@ class ReservationConformance(Conformance):
             idempotency_clock.advance(LEASE_SECONDS + 2)
         reserved = reserve(store, "id-three")
         store.release(reserved, "NotPublished", crashed=True)
+        again = reserve(store, "id-four")
+        store.release(again, "NotPublished", began=False)
         reserve(store, "id-four")
         assert grant(store, "four").attempt == 3
 

@@ -54,7 +54,7 @@ _WEIGHTS: Final = {
     "renew": 11,
     "note_deferral": 8,
     "note_dispatch": 5,
-    "restore": 6,
+    "restore": 9,
     "get": 2,
     "forget": 3,
     "again": 14,
@@ -245,6 +245,7 @@ class _Author:
         self._play = play
         self._requests = {key: [*self._deliveries(key), *self._reservations(key)] for key in _KEYS}
         self._taken: list[_Step] = []
+        self._planned: list[_Step] = []
         self._seen: dict[str, list[Record]] = {key: [] for key in _KEYS}
 
     def steps(self, count: int) -> Iterator[_Step]:
@@ -255,7 +256,7 @@ class _Author:
             if record is not None:
                 self._seen[key].append(record)
             [kind] = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
-            step: _Step = getattr(self, f"_{kind}")(key)
+            step: _Step = self._planned.pop() if self._planned else getattr(self, f"_{kind}")(key)
             self._taken.append(step)
             yield step
 
@@ -345,9 +346,14 @@ class _Author:
         return _Step(name="advance", key=key, milliseconds=self._rng.choice([move for move in moves if move >= 0]))
 
     def _restore(self, key: str) -> _Step:
-        records = [*self._seen[key][-3:], self._of_us(key), self._of_us(key), self._of_others(key)]
+        records = [*self._seen[key][-2:], self._of_us(key), self._of_us(key), self._of_others(key)]
         record = _moved(self._rng.choice(records), _EPOCH - self._play.start)
-        return _Step(name="restore", key=key, arguments=(record,))
+        step = _Step(name="restore", key=key, arguments=(record,))
+        if self._play.records[key] is None or self._rng.random() < 0.3:
+            return step
+        # Over another record little can happen.
+        self._planned.append(step)
+        return self._forget(key)
 
     def _of_us(self, key: str) -> Record:
         """Return a record as this version writes it: in progress or finished, with as many notes as it may have."""
