@@ -53,7 +53,8 @@ class Store(Protocol):
         The check and the claim are one atomic step: of any number of concurrent callers one is granted.
         A grant has the next fence and attempt, and clears the fields of an expired outcome.  A reservation, which a
         producer requests, keeps the key for the delivery with its task id, whose claim is granted at any time; it
-        counts no attempt.
+        counts no attempt.  A request that is repeated while its claim lives is granted again, with the lease of its
+        first try or with one that counts from the repetition.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.

@@ -21,7 +21,11 @@ class CallConformance(
 
 
 class StoreConformance(CallConformance, SequenceConformance, RaceConformance):
-    """Tests of a store against the protocol; subclass it, and give pytest the store as a fixture.
+    """The pytest suite that every `idempotent_tasks.stores.Store` has to pass.
+
+    A subclass, or its module, has the fixture ``store``: an empty store, whose time is that of the fixture
+    ``idempotency_clock``, a `idempotent_tasks.testing.FakeClock`.  A random sequence of calls that fails is shown with
+    its seed, shortened.
 
     .. code-block:: python
 

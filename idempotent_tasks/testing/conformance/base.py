@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from unittest import TestCase
 
-from idempotent_tasks.testing.conformance.requests import FAILED, done
+from idempotent_tasks.testing.conformance.requests import FAILED, KEY, done
 
 __all__ = ["RAISES", "Conformance"]
 
@@ -32,6 +32,8 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "expressions": {"same": ("cents", "cents"), "none-stored": (None, "cents"), "none-offered": ("cents", None)},
     "finished_with": {"running": None, "completed": done(), "failed": FAILED},
+    "key": {"plain": KEY, "signs": "a task#[\"1\", 'ü', \\]\n%_?", "long": "k" * 1000},
+    "largest": {"text": "x", "bytes": b"\xff"},
     "lease_seconds": {"short": 0.25, "one": 1, "long": 86_400.5},
     "outcome": {"completed": done(), "failed": FAILED},
     "payloads": {"same": ("a", "a"), "none-offered": ("a", None), "none-stored": (None, "b"), "none": (None, None)},

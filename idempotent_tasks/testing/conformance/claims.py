@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from idempotent_tasks.core.records import Busy, Finished, Granted, Mismatch, Outcome, Record, Released, Status
+from idempotent_tasks.core.records import (
+    Busy,
+    Committed,
+    Finished,
+    Granted,
+    Mismatch,
+    Outcome,
+    Record,
+    Released,
+    Status,
+)
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.testing.clock import FakeClock
@@ -28,6 +38,14 @@ class ClaimConformance(Conformance):
         assert (record.task, record.task_id, record.worker) == ("shop.charge", "id-one", "worker@host")
         assert (record.data, record.codec, record.completed_at, record.error, record.validation) == (None,) * 5
         assert record.in_progress_expiration == claim.in_progress_expiration
+
+    def test_claim_of_any_key(self, store: Store, key: str) -> None:
+        """A key is text, of which nothing has a meaning to the store."""
+        granted = grant(store, key=key)
+        assert store.get(key).key == granted.key == key
+        assert store.claim(request_by("two", key=key)) == Busy(granted.expires_at, store.get(key))
+        assert store.commit(granted, done(), RETENTION_SECONDS) == Committed()
+        assert store.claim(request_by("two", key=key)) == Finished(store.get(key))
 
     def test_claim_units(self, store: Store, idempotency_clock: FakeClock) -> None:
         """``expiration`` is in epoch seconds; everything else about time is in epoch milliseconds."""

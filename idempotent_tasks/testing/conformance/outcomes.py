@@ -45,6 +45,13 @@ class OutcomeConformance(Conformance):
         assert (answer.record.data, type(answer.record.data)) == (data, type(data))
         assert (answer.record.codec, answer.record.error) == ("x", "why")
 
+    def test_commit_of_the_largest_data(self, store: Store, largest: str | bytes) -> None:
+        """As many bytes as the store says that it takes."""
+        data = largest * store.max_data_bytes
+        outcome = Outcome(status=Status.COMPLETED, codec="x", data=data)
+        assert store.commit(grant(store), outcome, RETENTION_SECONDS) == Committed()
+        assert store.get(KEY).data == data
+
     def test_commit_a_late_owner_may_commit(self, store: Store, idempotency_clock: FakeClock) -> None:
         """Owner alone decides: a claim that expired and that nobody took is still its owner's."""
         claim = grant(store)
@@ -57,7 +64,7 @@ class OutcomeConformance(Conformance):
         claim = grant(store)
         store.commit(claim, done('"first"'), RETENTION_SECONDS)
         record = store.get(KEY)
-        assert store.commit(claim, done('"second"'), RETENTION_SECONDS * 2) == Committed()
+        assert store.commit(claim, done('"second"'), RETENTION_SECONDS) == Committed()
         assert store.get(KEY) == record
 
     def test_superseded_while_the_other_runs(self, store: Store, idempotency_clock: FakeClock) -> None:

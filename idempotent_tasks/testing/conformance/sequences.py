@@ -134,8 +134,9 @@ class _Difference:
     def __str__(self) -> str:
         lines = [f"answered  {_brief(self.answer)}", f"and left  {_brief(self.found)}"]
         for each in self.permitted:
+            later = " (its expiration may be a little later)" if each.kept_anew else ""
             lines.append(f"permitted {_brief(each.answer)}")
-            lines.append(f"and       {_brief(each.record)}{', or expiring a little later' * each.kept_anew}")
+            lines.append(f"and       {_compared(each.record, self.found)}{later}")
         return "\n".join(lines)
 
 
@@ -469,12 +470,21 @@ def _moved(record: Record, milliseconds: int) -> Record:
     )
 
 
+def _compared(wanted: Record | None, found: Record | None) -> str:
+    """Return a record as text: what it has and another has not."""
+    if wanted is None or found is None or wanted == found:
+        return "that record" if wanted == found else _brief(wanted)
+    differing = (each.name for each in fields(wanted) if getattr(wanted, each.name) != getattr(found, each.name))
+    return f"that record with {', '.join(f'{name}={_brief(getattr(wanted, name))}' for name in differing)}"
+
+
 def _brief(value: object) -> str:
     """Return a value as text, of a dataclass only what differs from the defaults."""
     if isinstance(value, _Held):
-        if value.shown or value.version is None:
-            return f"{'shown' if value.shown else 'unseen'} claim of {_brief(value.request)}"
-        return f"claim {value.version} of {value.request.owner!r}"
+        if value.shown:
+            return "the holder's claim"
+        which = "the unseen claim" if value.version is None else f"claim {value.version}"
+        return f"{which} of {value.request.owner!r}"
     if isinstance(value, Mapping | frozenset) and len(value) > _MOST_SHOWN:
         return f"<{len(value)} entries>"
     if isinstance(value, type) or not is_dataclass(value):
