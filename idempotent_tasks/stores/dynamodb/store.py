@@ -28,6 +28,7 @@ from idempotent_tasks.core.records import (
     held_claim,
     is_first_try,
     release_time,
+    was_committed,
     was_released,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS
@@ -236,10 +237,9 @@ class DynamoDBStore:
         old = self._refusing_record(claim.key, written)
         if old is None:
             return Vanished()
-        # Powertools' last write is unconditional: it leaves our owner beside its outcome, but no time of completion.
-        if old.owner != claim.owner or old.completed_at is None:
+        if not was_committed(old, claim):
             return Superseded(old)
-        self._keep_outcome(claim, old.completed_at / 1000, retention_seconds)
+        self._keep_outcome(claim, (old.completed_at or 0) / 1000, retention_seconds)
         return Committed()
 
     def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
