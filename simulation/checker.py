@@ -1,9 +1,11 @@
 """The promise, held against a history: invariants, each with its precondition, and how many histories meet it."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 from simulation.faults import NETWORK_FAULTS
@@ -40,7 +42,7 @@ class _Run:
     """One run of a body."""
 
     began: Entry
-    #: When it was over, or its process ended.
+    #: When it was over, or its process ended; ``math.inf`` if neither has happened.
     over_at: float
 
     @property
@@ -61,7 +63,7 @@ class _Facts:
         self.history = history
         ends = {entry.details["run"]: entry.at for entry in history.of("over", "stopped")}
         self.runs = [
-            _Run(entry, ends.get(entry.details["run"], entry.at))
+            _Run(entry, ends.get(entry.details["run"], math.inf))
             for entry in history.of("began")
             if entry.details["owner"] is not None
         ]
@@ -94,6 +96,12 @@ def _text(item: dict[str, Any], name: str) -> str | None:
     return next(iter(item[name].values())) if name in item else None
 
 
+def _holder(entry: Entry) -> str | None:
+    """Return the owner of the claim that a write leaves, if it leaves one."""
+    item = entry.details["item"] or {}
+    return _text(item, "owner") if _text(item, "status") == "INPROGRESS" else None
+
+
 def _until(item: dict[str, Any]) -> float:
     """Return when a claim expires, in seconds of the history."""
     return int(_text(item, "in_progress_expiration") or 0) / 1000 - START
@@ -105,27 +113,22 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue
-            written = facts.items[earlier.key]
-            held = [
-                place
-                for place, entry in enumerate(written)
-                if _text(entry.details["item"] or {}, "owner") == earlier.owner
-            ]
-            ended = [entry for entry in written[held[-1] + 1 :] if held][:1] if held else []
-            if not ended:
-                yield Violation(
-                    "one run", later.began.at, f"run {later.began.details['run']} began beside a living claim"
-                )
-            elif not _is_over(earlier, written[held[-1]], ended[0]):
-                yield Violation(
-                    "one run", ended[0].at, f"the claim of run {earlier.began.details['run']} was taken early"
-                )
+            written = [entry for entry in facts.items[earlier.key] if entry.at <= later.began.at]
+            for last, taken in zip_longest(written, written[1:]):
+                if _holder(last) != earlier.owner:
+                    continue
+                if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
+                    what = f"run {later.began.details['run']} began beside a living claim"
+                    yield Violation("one run", later.began.at, what)
+                elif taken is not None and _holder(taken) != earlier.owner and not _is_over(earlier, last, taken):
+                    what = f"the claim of run {earlier.began.details['run']} was taken early"
+                    yield Violation("one run", taken.at, what)
 
 
-def _is_over(run: _Run, last: Entry, ended: Entry) -> bool:
-    """Return whether a claim had expired when it was taken, or was given up by the run itself."""
-    by_itself = ended.details["by"] == run.began.details["process"]
-    return by_itself or _until(last.details["item"]) <= ended.at + CLOCK_SECONDS or run.over_at <= ended.at
+def _is_over(run: _Run, last: Entry, taken: Entry) -> bool:
+    """Return whether a running run's claim had expired when it was taken, or was given up by the run itself."""
+    by_itself = taken.details["by"] == run.began.details["process"]
+    return by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
 
 
 def _undisturbed(facts: _Facts) -> Iterator[Violation]:
@@ -150,7 +153,8 @@ def _live_claim(facts: _Facts) -> Iterator[Violation]:
     """A body begins only under a claim that is its own and has not expired."""
     for run in facts.runs:
         item = facts.item_at(run.key, run.began.at)
-        if _text(item, "owner") != run.owner or _until(item) < run.began.at - CLOCK_SECONDS:
+        is_own = _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS"
+        if not is_own or _until(item) < run.began.at - CLOCK_SECONDS:
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
 
 
@@ -202,14 +206,15 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
 def _fences(facts: _Facts) -> Iterator[Violation]:
     """Each claim of a key has a larger fence than those before it."""
     for key, written in facts.items.items():
-        owner, fence = None, 0
+        fence, before = 0, None
         for entry in written:
-            item = entry.details["item"] or {}
-            new_owner, new_fence = _text(item, "owner"), int(_text(item, "fence") or 0)
-            if new_owner not in (None, owner):
-                if new_fence <= fence:
+            owner = _holder(entry)
+            if owner is not None:
+                new_fence = int(_text(entry.details["item"], "fence") or 0)
+                if new_fence < fence or (new_fence == fence and owner != before):
                     yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
-                owner, fence = new_owner, new_fence
+                fence = max(fence, new_fence)
+            before = owner
 
 
 def _continuation(facts: _Facts) -> Iterator[Violation]:
@@ -233,7 +238,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
-    "one result": (_one_result, lambda facts: len(facts.history.of("Committed", "Replayed")) > 1),
+    "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
     "continuation": (_continuation, lambda facts: any(entry.details["link"] for entry in facts.published.values())),
