@@ -212,6 +212,11 @@ class SimulatedProcess(Process):
         if self._stopped is None:
             self._stopped = []
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether it was stopped."""
+        return self._stopped is not None
+
     def go_on(self) -> None:
         """Go on."""
         waiting, self._stopped = self._stopped or [], None
