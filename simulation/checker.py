@@ -1,10 +1,11 @@
 """The promise, held against a history: invariants, each with its precondition, and how many histories meet it."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
@@ -57,7 +58,7 @@ class _Run:
     """One run of a body."""
 
     began: Entry
-    #: When it was over, or its process ended.
+    #: When it was over, or its process ended; ``math.inf`` if neither has happened.
     over_at: float
 
     @property
@@ -78,7 +79,7 @@ class _Facts:
         self.history = history
         ends = {entry.details["run"]: entry.at for entry in history.of("over", "stopped")}
         self.runs = [
-            _Run(entry, ends.get(entry.details["run"], entry.at))
+            _Run(entry, ends.get(entry.details["run"], math.inf))
             for entry in history.of("began")
             if entry.details["owner"] is not None
         ]
@@ -140,23 +141,24 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue
-            written = facts.items[earlier.key]
-            held = [place for place, entry in enumerate(written) if _holder(entry) == earlier.owner]
-            ended = [entry for entry in written[held[-1] + 1 :] if held][:1] if held else []
-            if not ended:
-                yield Violation(
-                    "one run", later.began.at, f"run {later.began.details['run']} began beside a living claim"
-                )
-            elif earlier.key not in facts.forced and not _is_over(earlier, written[held[-1]], ended[0]):
-                yield Violation(
-                    "one run", ended[0].at, f"the claim of run {earlier.began.details['run']} was taken early"
-                )
+            if earlier.key in facts.forced:
+                continue
+            written = [entry for entry in facts.items[earlier.key] if entry.at <= later.began.at]
+            for last, taken in zip_longest(written, written[1:]):
+                if _holder(last) != earlier.owner:
+                    continue
+                if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
+                    what = f"run {later.began.details['run']} began beside a living claim"
+                    yield Violation("one run", later.began.at, what)
+                elif taken is not None and _holder(taken) != earlier.owner and not _is_over(earlier, last, taken):
+                    what = f"the claim of run {earlier.began.details['run']} was taken early"
+                    yield Violation("one run", taken.at, what)
 
 
-def _is_over(run: _Run, last: Entry, ended: Entry) -> bool:
-    """Return whether a claim had expired when it was taken, or was given up by the run itself."""
-    by_itself = ended.details["by"] == run.began.details["process"]
-    return by_itself or _until(last.details["item"]) <= ended.at + CLOCK_SECONDS or run.over_at <= ended.at
+def _is_over(run: _Run, last: Entry, taken: Entry) -> bool:
+    """Return whether a running run's claim had expired when it was taken, or was given up by the run itself."""
+    by_itself = taken.details["by"] == run.began.details["process"]
+    return by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
 
 
 def _subject(facts: _Facts, run: _Run) -> str:
@@ -183,7 +185,8 @@ def _live_claim(facts: _Facts) -> Iterator[Violation]:
     """A body begins only under a claim that is its own and has not expired."""
     for run in facts.runs:
         item = facts.item_at(run.key, run.began.at)
-        if _text(item, "owner") != run.owner or _until(item) < run.began.at - CLOCK_SECONDS:
+        is_own = _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS"
+        if not is_own or _until(item) < run.began.at - CLOCK_SECONDS:
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
 
 
@@ -206,7 +209,8 @@ def _begins_anew(facts: _Facts, before: Entry, entry: Entry) -> bool:
     """Return whether a write ends what its key's record said: an operator's, or the first after its retention."""
     if entry.details["item"] is None or before.details["item"] is None:
         return bool(facts.history.operator in (entry.details["by"], before.details["by"]))
-    return int(_text(before.details["item"], "expiration") or 0) - START < entry.at + CLOCK_SECONDS
+    kept_until = float(_text(before.details["item"], "expiration") or math.inf)
+    return kept_until - START < entry.at + CLOCK_SECONDS
 
 
 def _one_result(facts: _Facts) -> Iterator[Violation]:
@@ -275,16 +279,18 @@ def _fences(facts: _Facts) -> Iterator[Violation]:
     But for a claim request that was on its way when the record was.
     """
     for key, written in facts.items.items():
-        owner, fence, deleted_at = None, 0, 0.0
+        before, fence, deleted_at = None, 0, -math.inf
         for entry in written:
             item = entry.details["item"] or {}
             deleted_at = deleted_at if item else entry.at
-            new_owner, new_fence = _holder(entry), int(_text(item, "fence") or 0)
-            if new_owner in (None, owner):
-                continue
-            if new_fence <= fence and _requested_at(item) >= deleted_at:
-                yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
-            owner, fence = new_owner, new_fence
+            owner = _holder(entry)
+            if owner is not None:
+                new_fence = int(_text(item, "fence") or 0)
+                is_late = _requested_at(item) < deleted_at
+                if not is_late and (new_fence < fence or (new_fence == fence and owner != before)):
+                    yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
+                fence = new_fence if is_late else max(fence, new_fence)
+            before = owner
 
 
 def _requested_at(item: dict[str, Any]) -> float:
@@ -388,7 +394,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
-    "one result": (_one_result, lambda facts: len(facts.history.of("Committed", "Replayed")) > 1),
+    "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
     "continuation": (

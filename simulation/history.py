@@ -2,12 +2,15 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from simulation.network import Service
 from simulation.scheduler import START, Scheduler
 
 __all__ = ["Entry", "History", "Recorder"]
+
+#: Seconds between two entries of the same time.
+MOMENT: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,11 @@ class Recorder:
 
     def note(self, kind: str, **details: Any) -> None:
         """Note that something happened now."""
-        self._history.entries.append(Entry(self._scheduler.now - START, kind, details))
+        entries, at = self._history.entries, self._scheduler.now - START
+        if entries:
+            # A time says which of two came first.
+            at = max(at, entries[-1].at + MOMENT)
+        entries.append(Entry(at, kind, details))
 
     def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
         if operation not in ("get_item", "scan") and outcome == "done":

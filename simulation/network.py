@@ -16,11 +16,11 @@ from simulation.process import check_alive
 from simulation.scheduler import Event, Scheduler
 from simulation.wire import ConditionFailedError, Table
 
-__all__ = ["DirectClient", "Service", "SimulatedClient"]
+__all__ = ["ENDPOINT", "READ_SECONDS", "DirectClient", "Service", "SimulatedClient"]
 
 #: Seconds for which a client waits for an answer (`idempotent_tasks.stores.aws.OUR_CONFIG`).
 READ_SECONDS: Final = 2.0
-_ENDPOINT: Final = "https://dynamodb.simulation"
+ENDPOINT: Final = "https://dynamodb.simulation"
 
 
 class Service:
@@ -159,11 +159,11 @@ class SimulatedClient(DirectClient):
 
         if scheduler.now < service.away_until:
             scheduler.sleep(min(fault.request_seconds, patience))
-            raise EndpointConnectionError(endpoint_url=_ENDPOINT, error="refused")
+            raise EndpointConnectionError(endpoint_url=ENDPOINT, error="refused")
         if not fault.lost:
             scheduler.after(fault.request_seconds, arrive)
         answered.wait(patience)
-        return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=_ENDPOINT, error="timed out"))
+        return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=ENDPOINT, error="timed out"))
 
 
 @lru_cache(maxsize=1024)

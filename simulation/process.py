@@ -205,7 +205,7 @@ class SimulatedProcess(Process):
         self._scheduler.after(0.0, self._unwind)
 
     def end(self) -> None:
-        """End with the history, from the hub: a stack that nobody unwinds is never freed, nor the world it refers to."""
+        """End with the history, from the hub: a stack that nobody unwinds is never freed, nor is its world."""
         self.kill()
         self._unwind()
 
@@ -220,6 +220,11 @@ class SimulatedProcess(Process):
         """Stand still, as on SIGSTOP or in a paused machine."""
         if self._stopped is None:
             self._stopped = []
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it was stopped."""
+        return self._stopped is not None
 
     def go_on(self) -> None:
         """Go on."""
