@@ -6,12 +6,12 @@ state from which another went on before.
 """
 
 import heapq
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -22,6 +22,7 @@ from idempotent_tasks.core.processes import running_as, this_process
 from idempotent_tasks.core.retry import time_left
 from simulation.checker import Violation, check
 from simulation.history import History
+from simulation.linear import unexplained
 from simulation.network import ENDPOINT, READ_SECONDS, DirectClient, Service
 from simulation.process import SimulatedProcess, check_alive
 from simulation.scheduler import START, Scheduler, Strand
@@ -474,12 +475,18 @@ def replay(scenario: Scenario, choices: Sequence[int], *, faults: int = 1) -> Hi
     return _play(scenario, lambda *_: next(left), faults, frozenset(FAULTS))
 
 
+def _judged(history: History) -> list[Violation]:
+    """Return what either checker finds in a history."""
+    keys = unexplained(history.calls, doubled="doubled" in history.counts)
+    return check(history) + [Violation("linearizable", inf, f"no order explains the calls of {key}") for key in keys]
+
+
 def search(
     scenario: Scenario,
     *,
     faults: int = 1,
     kinds: frozenset[str] = frozenset(FAULTS),
-    most: float = math.inf,
+    most: float = inf,
     first_only: bool = False,
 ) -> Found:
     """Play every schedule of a scenario, and check it.
@@ -501,6 +508,6 @@ def search(
             found.left += 1
             continue
         found.failures += history.failures
-        found.violations += [(each, tuple(tree.chosen)) for each in check(history)]
+        found.violations += [(each, tuple(tree.chosen)) for each in _judged(history)]
     found.states, found.complete = len(tree.states), not tree.open
     return found

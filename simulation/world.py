@@ -13,6 +13,7 @@ from idempotent_tasks.core.store import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from simulation.app import LEASE_SECONDS, TASKS, enter, follow, playing
 from simulation.broker import Broker
+from simulation.calls import RecordedStore
 from simulation.faults import Faults
 from simulation.history import History, Recorder
 from simulation.network import Service, SimulatedClient
@@ -97,7 +98,8 @@ class World:
         store = self._stores.get(process.pid)
         if store is None:
             client = SimulatedClient(self.service, self.scheduler, self.faults)
-            store = DynamoDBStore("records", client=client, clock=process.clock)
+            own = DynamoDBStore("records", client=client, clock=process.clock)
+            store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
 
