@@ -61,6 +61,8 @@ class Scenario:
     failures: int = 0
     #: Seconds for which a body may last.
     body_seconds: float = 0.0
+    #: Whether its search takes more than ten minutes.
+    long: bool = False
 
 
 _LIMITED: Final = SmallTask("limited", Idempotency(key="order", grace=2), HARD_LIMIT_SECONDS)
@@ -74,7 +76,7 @@ SCENARIOS: Final = (
     Scenario("a reaper", _LIMITED, machines=("machine-0", "machine-0"), watched=True),
     Scenario("no reaper, one machine", _LIMITED, machines=("machine-0", "machine-0")),
     Scenario("one message twice", _OWN, ids=("task-0", "task-0")),
-    Scenario("a lock", _LOCKED),
+    Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.
 QUICK: Final = (
