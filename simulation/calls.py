@@ -53,19 +53,19 @@ class RecordedStore:
     """
 
     def __init__(self, store: Store, calls: list[Call], now: Callable[[], float]) -> None:
-        self._store = store
+        self.store = store
         self._calls = calls
         self._now = now
 
     @property
     def clock(self) -> Clock:
         """The store's clock."""
-        return self._store.clock
+        return self.store.clock
 
     @property
     def max_data_bytes(self) -> int:
         """The store's limit."""
-        return self._store.max_data_bytes
+        return self.store.max_data_bytes
 
     def _noted(self, call: Call, carry_out: Callable[[], Any]) -> Any:
         self._calls.append(call)
@@ -80,44 +80,44 @@ class RecordedStore:
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         """See `Store.claim`."""
         call = Call("claim", request.key, request.owner, self._now(), request.lease_seconds, request.task_id)
-        answer: ClaimAnswer = self._noted(call, lambda: self._store.claim(request))
+        answer: ClaimAnswer = self._noted(call, lambda: self.store.claim(request))
         return answer
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `Store.commit`."""
         call = Call("commit", claim.key, claim.owner, self._now(), data=outcome.data)
-        answer: CommitAnswer = self._noted(call, lambda: self._store.commit(claim, outcome, retention_seconds))
+        answer: CommitAnswer = self._noted(call, lambda: self.store.commit(claim, outcome, retention_seconds))
         return answer
 
     def restore(self, record: Record) -> None:
         """See `Store.restore`."""
         self._noted(
             Call("restore", record.key, record.owner or "", self._now(), data=record.data),
-            lambda: self._store.restore(record),
+            lambda: self.store.restore(record),
         )
 
     def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
         """See `Store.release`."""
         call = Call("release", claim.key, claim.owner, self._now(), fence=claim.fence)
         answer: Released | Lost = self._noted(
-            call, lambda: self._store.release(claim, reason, crashed=crashed, began=began)
+            call, lambda: self.store.release(claim, reason, crashed=crashed, began=began)
         )
         return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `Store.renew`."""
         call = Call("renew", claim.key, claim.owner, self._now(), lease_seconds)
-        answer: Renewed | Lost = self._noted(call, lambda: self._store.renew(claim, lease_seconds, retention_seconds))
+        answer: Renewed | Lost = self._noted(call, lambda: self.store.renew(claim, lease_seconds, retention_seconds))
         return answer
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `Store.note_deferral`; it changes neither holder nor outcome."""
-        self._store.note_deferral(key, owner, token, due, past)
+        self.store.note_deferral(key, owner, token, due, past)
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `Store.note_dispatch`; it changes neither holder nor outcome."""
-        self._store.note_dispatch(key, task_id)
+        self.store.note_dispatch(key, task_id)
 
     def get(self, key: str) -> Record:
         """See `Store.get`."""
-        return self._store.get(key)
+        return self.store.get(key)

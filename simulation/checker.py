@@ -5,10 +5,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, Final
 
-from simulation.faults import NETWORK_FAULTS
+from idempotent_tasks.core.results import ELSEWHERE
+from simulation.faults import NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import Entry, History
 from simulation.scheduler import START
 
@@ -20,10 +21,25 @@ CLOCK_SECONDS: Final = 2.5
 FINAL: Final = ("SUCCESS", "FAILURE")
 
 
-#: What may keep a claim from being renewed or released in time.
-DISTURBANCES: Final = frozenset(
-    {*NETWORK_FAULTS, "store-away", "child-stopped", "child-killed", "worker-killed", "body-died", "hard-limit"}
+#: What ends a process, or bodies in it.
+KILLS: Final = frozenset(
+    {"child-killed", "worker-killed", "body-died", "hard-limit", "exits", "out-of-memory", "shut-down-cold"}
 )
+#: What may keep a claim from being renewed or released in time.
+DISTURBANCES: Final = KILLS | {
+    *NETWORK_FAULTS,
+    *OPERATOR_KINDS,
+    *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen"),
+}
+#: Deliveries that fail because they have no result to replay; no event says so.
+_WITHOUT_RESULT: Final = frozenset({"unwritable-result", "small-records"})
+#: What costs no request to DynamoDB.
+FREE: Final = frozenset(
+    {"message-doubled", "message-reordered", "visibility-timeout", "connection-lost", "prefetched", "restored"}
+    | {"child-recycled", "clock-set", "shut-down-warm", "soft-limit", "interrupt-caught"}
+)
+#: What may keep a message from going back to its queue.
+_REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
 #: Seconds within which an undisturbed run releases its key when its body has failed.
 RELEASE_SECONDS: Final = 1.0
 
@@ -73,7 +89,19 @@ class _Facts:
             self.items[entry.details["key"]].append(entry)
         #: The tasks of which at least one publish was taken.
         self.is_undisturbed = DISTURBANCES.isdisjoint(history.counts)
+        #: Whether it has nothing but what costs no request, and what its bodies and calls want.
+        self.is_untroubled = history.counts.keys() <= FREE | (history.features - KILLS - _WITHOUT_RESULT)
         self.published = {entry.details["id"]: entry for entry in history.of("published")}
+        #: The keys whose claims an operator may have ended by force, whoever ran under them.
+        self.forced = {entry.details["key"] for entry in history.of(*OPERATOR_KINDS) if entry.details["force"]}
+        #: Whether messages may be lost, because they are acknowledged before a body that is cut short.
+        self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
+        self.keys = _keys(history)
+
+    def ids_of(self, *kinds: str) -> set[str]:
+        """Return the task ids of some kinds of entries."""
+        names = ("id", "task_id")
+        return {entry.details[name] for entry in self.history.of(*kinds) for name in names if name in entry.details}
 
     def released_at(self, run: _Run) -> float:
         """Return when a run was over, or had handed its key over to its retry."""
@@ -120,15 +148,24 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
                 if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
                     what = f"run {later.began.details['run']} began beside a living claim"
                     yield Violation("one run", later.began.at, what)
-                elif taken is not None and _holder(taken) != earlier.owner and not _is_over(earlier, last, taken):
+                elif taken is not None and _is_taken_early(facts, earlier, last, taken):
                     what = f"the claim of run {earlier.began.details['run']} was taken early"
                     yield Violation("one run", taken.at, what)
 
 
-def _is_over(run: _Run, last: Entry, taken: Entry) -> bool:
-    """Return whether a running run's claim had expired when it was taken, or was given up by the run itself."""
-    by_itself = taken.details["by"] == run.began.details["process"]
-    return by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
+def _is_taken_early(facts: _Facts, run: _Run, last: Entry, taken: Entry) -> bool:
+    """Return whether a running run's claim was taken that had not expired, nor was given up by itself or by force."""
+    by_itself = taken.details["by"] == run.began.details["process"] or run.key in facts.forced
+    is_over = by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
+    return _holder(taken) != run.owner and not is_over
+
+
+def _subject(facts: _Facts, run: _Run) -> str:
+    """Return what a run must not share with another at the same time: its call's key, its order, or its task id."""
+    details = run.began.details
+    call = facts.published.get(details["id"])
+    explicit = None if call is None else call.details.get("key")
+    return str(explicit or details["id" if details["task"] == "own" else "order"])
 
 
 def _undisturbed(facts: _Facts) -> Iterator[Violation]:
@@ -136,17 +173,11 @@ def _undisturbed(facts: _Facts) -> Iterator[Violation]:
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for number, run in enumerate(facts.runs):
         for earlier in facts.runs[:number]:
-            if _subject(earlier) == _subject(run) and facts.released_at(earlier) > run.began.at:
+            if _subject(facts, earlier) == _subject(facts, run) and facts.released_at(earlier) > run.began.at:
                 yield Violation("undisturbed", run.began.at, f"run {run.began.details['run']} overlaps with another")
         item = facts.item_at(run.key, run.over_at + RELEASE_SECONDS)
         if run.began.details["fence"] not in committed and _text(item, "owner") == run.owner:
             yield Violation("undisturbed", run.over_at, f"run {run.began.details['run']} did not release its key")
-
-
-def _subject(run: _Run) -> str:
-    """Return what a run must not share with another at the same time: its order, or its task id."""
-    details = run.began.details
-    return str(details["id"] if details["task"] == "own" else details["order"])
 
 
 def _live_claim(facts: _Facts) -> Iterator[Violation]:
@@ -159,38 +190,72 @@ def _live_claim(facts: _Facts) -> Iterator[Violation]:
 
 
 def _one_outcome(facts: _Facts) -> Iterator[Violation]:
-    """The first outcome of a key stays; nobody claims the key again, or writes another one."""
+    """The first outcome of a key stays while it is kept; nobody claims the key again, or writes another one."""
     for key, written in facts.items.items():
         first = None
-        for entry in written:
+        for entry, before in zip(written, [None, *written], strict=False):
+            if before is not None and _begins_anew(facts, before, entry):
+                first = None
             item = entry.details["item"] or {}
             outcome = None if _text(item, "status") == "INPROGRESS" else (_text(item, "status"), _text(item, "data"))
             if first is not None and outcome != first:
                 yield Violation("one outcome", entry.at, f"the outcome of {key} was replaced")
                 break
-            first = first or outcome
+            first = first or (outcome if item else None)
+
+
+def _begins_anew(facts: _Facts, before: Entry, entry: Entry) -> bool:
+    """Return whether a write ends what its key's record said: an operator's, or the first after its retention."""
+    if entry.details["item"] is None or before.details["item"] is None:
+        return bool(facts.history.operator in (entry.details["by"], before.details["by"]))
+    return int(_text(before.details["item"], "expiration") or 0) - START < entry.at + CLOCK_SECONDS
 
 
 def _one_result(facts: _Facts) -> Iterator[Violation]:
-    """All tasks of a key that succeed have one result, the outcome on its record."""
+    """All tasks of a key that succeed have one result, the outcome on its record, and one payload."""
     at = facts.history.entries[-1].at
-    unrecorded = {entry.details["key"] for entry in facts.history.of("Unrecorded")}
+    # Without one outcome, with several, or with a message of another task under their id.
+    exempt = {entry.details["key"] for entry in facts.history.of("Unrecorded")} | _begun_anew(facts)
+    others = facts.ids_of("replaced", "handed-over")
     results: dict[str, set[str]] = defaultdict(set)
-    for task_id, key in _keys(facts).items():
+    amounts: dict[str, set[int]] = defaultdict(set)
+    for task_id, keys in facts.keys.items():
         result = facts.result(task_id)
-        if result.get("status") == "SUCCESS" and key not in unrecorded:
-            results[key].add(json.dumps(result["result"]))
+        if result.get("status") == "SUCCESS" and len(keys) == 1 and not keys & exempt and task_id not in others:
+            results[min(keys)].add(json.dumps(result["result"]))
+            if facts.history.task == "validated" and task_id in facts.published:
+                amounts[min(keys)].add(facts.published[task_id].details.get("amount", 0))
     for key, found in results.items():
-        item = facts.history.items.get(key, {})
-        outcome = {_text(item, "data")} if _text(item, "status") == "COMPLETED" else found
-        if len(found) > 1 or found != outcome:
+        if len(found) > 1 or found != (_recorded(facts.history, key) or found):
             yield Violation("one result", at, f"the tasks of {key} have other results than its record")
+        if len(amounts[key]) > 1:
+            yield Violation("one result", at, f"tasks with other payloads have the result of {key}")
 
 
-def _keys(facts: _Facts) -> dict[str, str]:
-    """Return the key of each task by its id, as the library's events name it."""
+def _begun_anew(facts: _Facts) -> set[str]:
+    """Return the keys whose records were deleted, or outlived."""
+    return {
+        key for key, written in facts.items.items() if any(_begins_anew(facts, *pair) for pair in pairwise(written))
+    }
+
+
+def _recorded(history: History, key: str) -> set[str]:
+    """Return the result on a key's record, as the only member of a set; none where it has none."""
+    item = history.items.get(key, {})
+    if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
+        return set()
+    if (_text(item, "codec") or "").endswith(ELSEWHERE):
+        data = history.objects[data].decode()
+    return {json.dumps(json.loads(data))}
+
+
+def _keys(history: History) -> dict[str, set[str]]:
+    """Return the keys of each task by its id, as the library's events name them."""
     kinds = ("Claimed", "Replayed", "Committed", "Deferred")
-    return {entry.details["task_id"]: entry.details["key"] for entry in facts.history.of(*kinds)}
+    keys: dict[str, set[str]] = defaultdict(set)
+    for entry in history.of(*kinds):
+        keys[entry.details["task_id"]].add(entry.details["key"])
+    return keys
 
 
 def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
@@ -198,31 +263,120 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
     at = facts.history.entries[-1].at
     if not facts.history.ended:
         yield Violation("nothing lost", at, "messages are still on their way")
+    # Celery stores no result of these: what their bodies, their publishers or ``on_busy`` wanted.
+    silent = facts.ids_of("ignored-by-body", "Skipped")
+    silent |= {task_id for task_id, entry in facts.published.items() if entry.details.get("ignored")}
     for task_id in facts.published:
-        if facts.result(task_id).get("status") not in FINAL:
+        if not facts.may_lose and task_id not in silent and facts.result(task_id).get("status") not in FINAL:
             yield Violation("nothing lost", at, f"{task_id} has no result")
 
 
 def _fences(facts: _Facts) -> Iterator[Violation]:
-    """Each claim of a key has a larger fence than those before it."""
+    """Each claim of a key has a larger fence than those before it, also than those before its record was deleted.
+
+    But for a claim request that was on its way when the record was.
+    """
     for key, written in facts.items.items():
-        fence, before = 0, None
+        fence, before, deleted_at = 0, None, -math.inf
         for entry in written:
+            item = entry.details["item"] or {}
+            deleted_at = deleted_at if item else entry.at
             owner = _holder(entry)
             if owner is not None:
-                new_fence = int(_text(entry.details["item"], "fence") or 0)
-                if new_fence < fence or (new_fence == fence and owner != before):
+                new_fence = int(_text(item, "fence") or 0)
+                grows = new_fence > fence or (new_fence == fence and owner == before)
+                if not grows and _requested_at(item) >= deleted_at:
                     yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
-                fence = max(fence, new_fence)
+                fence = new_fence
             before = owner
+
+
+def _requested_at(item: dict[str, Any]) -> float:
+    """Return when a claim was requested by its own clock, in seconds of the history, at the latest."""
+    return int(_text(item, "claimed_at") or 0) / 1000 - START - CLOCK_SECONDS
 
 
 def _continuation(facts: _Facts) -> Iterator[Violation]:
     """What follows a task that succeeded is sent at least once."""
+    at = facts.history.entries[-1].at
     followed = {entry.details["of"] for entry in facts.history.of("followed")}
+    stopped = facts.ids_of("callbacks-stopped")
+    if facts.may_lose:
+        return
     for task_id, entry in facts.published.items():
-        if entry.details["link"] and facts.result(task_id).get("status") == "SUCCESS" and task_id not in followed:
-            yield Violation("continuation", facts.history.entries[-1].at, f"what follows {task_id} was never sent")
+        missing = set(entry.details.get("followers", ())) - followed
+        if missing and task_id not in stopped and facts.result(task_id).get("status") == "SUCCESS":
+            yield Violation("continuation", at, f"what follows {task_id} was never sent")
+    for entry in facts.history.of("chord"):
+        ids, of = entry.details["ids"], entry.details["of"]
+        succeeded = all(facts.result(each).get("status") == "SUCCESS" for each in ids)
+        if succeeded and of not in followed and not facts.history.failed & {*ids, of}:
+            yield Violation("continuation", at, f"the body of the chord of {' and '.join(ids)} was never sent")
+
+
+def _one_continuation(facts: _Facts) -> Iterator[Violation]:
+    """What follows a task has one task id, however often it is sent: a guarded one has its effect once."""
+    # What replaces a task, or has another key, has another continuation.
+    exempt = facts.ids_of("replaced") | {task_id for task_id, keys in facts.keys.items() if len(keys) > 1}
+    ids: dict[str, set[str]] = defaultdict(set)
+    for entry in facts.history.of("followed"):
+        ids[entry.details["of"]].add(entry.details["id"])
+        if len(ids[entry.details["of"]]) > 1 and entry.details["of"] not in exempt:
+            yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
+
+
+def _apology(facts: _Facts) -> Iterator[Violation]:
+    """The error callback of a task that failed is sent at least once, where the broker takes it."""
+    apologised = {entry.details["of"] for entry in facts.history.of("apologised")}
+    for task_id, entry in facts.published.items():
+        failed = facts.result(task_id).get("status") == "FAILURE"
+        if entry.details.get("apology") and failed and task_id not in apologised and not facts.may_lose:
+            yield Violation("error callback", facts.history.entries[-1].at, f"nobody was told that {task_id} failed")
+
+
+def _skipped(facts: _Facts) -> Iterator[Violation]:
+    """A message is skipped only where another task of its key has run."""
+    for entry in facts.history.of("Skipped"):
+        task_id = entry.details["task_id"]
+        holders = {
+            _text(written.details["item"] or {}, "task_id")
+            for key, items in facts.items.items()
+            if "#exclusive" in key
+            for written in items
+            if written.at <= entry.at
+        }
+        if not holders - {task_id, None}:
+            yield Violation("skipped", entry.at, f"{task_id} was skipped for its own run")
+
+
+#: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
+_LOCKED: Final = ("exclusive", "skipping")
+_POLLING: Final = ("waits", "raises", "joined", "refused")
+#: By event of the library: how many requests it stands for, without a lock and with one.
+_COSTS: Final = {
+    "Claimed": (1, 2),
+    "Committed": (1, 2),
+    # A claim that meets a release with a later time than its own is sent once more.
+    "Released": (2, 4),
+    "Replayed": (1, 1),
+    "Deferred": (2, 4),
+    "Merged": (1, 3),
+    "Skipped": (1, 3),
+    "CrashLooped": (1, 1),
+    **dict.fromkeys(("Renewed", "Dispatched", "Reserved", "Joined", "Refused", "Mismatched"), (1, 1)),
+}
+
+
+def _budget(facts: _Facts) -> Iterator[Violation]:
+    """Where nothing goes wrong, DynamoDB gets no more requests than `docs/explanation/cost.md` says."""
+    # Each process asks for the time, again where its own clock is off; the first deferral of a message has no note.
+    sent, most = facts.history.requests.total(), 2 * len(facts.history.requests)
+    for entry in facts.history.of(*_COSTS):
+        alone, locked = _COSTS[entry.kind]
+        most += locked if entry.details["task"] in _LOCKED else alone
+        most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
+    if sent > most:
+        yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
 
 
 def _merged(facts: _Facts) -> Iterator[Violation]:
@@ -241,7 +395,22 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
-    "continuation": (_continuation, lambda facts: any(entry.details["link"] for entry in facts.published.values())),
+    "continuation": (
+        _continuation,
+        lambda facts: (
+            any(entry.details.get("followers") for entry in facts.published.values()) or bool(facts.history.of("chord"))
+        ),
+    ),
+    "one continuation": (_one_continuation, lambda facts: bool(facts.history.of("followed"))),
+    "error callback": (
+        _apology,
+        lambda facts: "error-callback" in facts.history.counts and facts.history.counts.keys().isdisjoint(_REFUSALS),
+    ),
+    "skipped": (_skipped, lambda facts: bool(facts.history.of("Skipped"))),
+    "budget": (
+        _budget,
+        lambda facts: bool(facts.history.requests) and facts.history.task not in _POLLING and facts.is_untroubled,
+    ),
     "merged": (_merged, lambda facts: bool(facts.history.of("Merged"))),
 }
 

@@ -1,5 +1,6 @@
 """What happened in a world: its entries in the order of time, and what notes them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,6 +36,18 @@ class History:
     #: The records at the end, by key, as items.
     items: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    #: What its bodies and calls have that others have not.
+    features: frozenset[str] = frozenset()
+    #: Whether messages are acknowledged before their bodies run.
+    acks_early: bool = False
+    #: The bucket's objects at the end, by their addresses.
+    objects: dict[str, bytes] = field(default_factory=dict)
+    #: By process: how many requests DynamoDB has carried out.
+    requests: Counter[str] = field(default_factory=Counter)
+    #: The tasks that the result backend has ever called failed, by id.
+    failed: set[str] = field(default_factory=set)
+    #: The name of the operator's process.
+    operator: str = ""
     ended: bool = False
     failures: list[BaseException] = field(default_factory=list)
 
@@ -61,7 +74,7 @@ class Recorder:
         entries.append(Entry(at, kind, details))
 
     def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
-        if operation != "get_item" and outcome == "done":
+        if operation not in ("get_item", "scan") and outcome == "done":
             key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
             # An update makes a new item, and changes none.
             self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())

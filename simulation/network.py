@@ -1,8 +1,10 @@
 """The way between a process's DynamoDB client and the table, with every fault of a network and a service."""
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -33,6 +35,10 @@ class Service:
         self.table = Table()
         #: Until when it does not answer, in epoch seconds.
         self.away_until = 0.0
+        #: Until when it refuses most requests, because it has too many.
+        self.throttled_until = 0.0
+        #: By process: how many requests it has carried out.
+        self.requests: Counter[str] = Counter()
         #: Called after each request that was carried out: the process, the operation, its parameters and its outcome.
         self.on_request: Callable[[Any, str, dict[str, Any], str], None] = lambda *_: None
 
@@ -53,6 +59,7 @@ class Service:
     def carry_out(self, operation: str, parameters: dict[str, Any], process: Any) -> Callable[[], Any]:
         """Carry out a request now, and return what its answer makes the client do: return or raise."""
         name = "".join(part.title() for part in operation.split("_"))
+        self.requests[process.name() or ""] += 1
         try:
             found = getattr(self.table, operation)(**parameters)
         except ConditionFailedError as failed:
@@ -62,6 +69,8 @@ class Service:
             return lambda: _raise(error)
         self.on_request(process, operation, parameters, "done")
         answer: dict[str, Any] = {"ResponseMetadata": self._metadata(200)}
+        if operation == "scan":
+            answer["Items"] = found
         if operation == "get_item" and found is not None:
             answer["Item"] = found
         if operation == "update_item" and parameters.get("ReturnValues") == "UPDATED_NEW":
@@ -74,6 +83,11 @@ class Service:
         error = self._error("".join(part.title() for part in operation.split("_")), code, status, {})
         return lambda: _raise(error)
 
+    def of_another(self) -> Callable[[], Any]:
+        """Return a refusal that belongs to another client's request: credentials are fetched through botocore too."""
+        error = self._error("AssumeRole", "ConditionalCheckFailedException", 400, {})
+        return lambda: _raise(error)
+
     def page(self) -> Callable[[], Any]:
         """Return the answer of a gateway that is not DynamoDB's: a page with status 200."""
         return lambda: {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {"content-type": "text/html"}}}
@@ -82,7 +96,7 @@ class Service:
         headers = {
             "content-type": "application/x-amz-json-1.0",
             "x-amzn-requestid": "SIMULATED",
-            "date": format_datetime(datetime.fromtimestamp(int(self.now()), UTC), usegmt=True),
+            "date": _date(int(self.now())),
         }
         return {"HTTPStatusCode": status, "HTTPHeaders": headers, "RequestId": "SIMULATED"}
 
@@ -103,7 +117,7 @@ class DirectClient:
         self._service = service
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
-        if operation not in ("get_item", "put_item", "update_item", "delete_item"):
+        if operation not in ("get_item", "put_item", "update_item", "delete_item", "scan"):
             raise AttributeError(operation)
         return lambda **parameters: self._send(operation, parameters)
 
@@ -118,14 +132,18 @@ class SimulatedClient(DirectClient):
         super().__init__(service)
         self._scheduler = scheduler
         self._faults = faults
+        #: The number of the last request, and of the latest one that was answered.
+        self._sent = self._answered = 0
 
     def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
         service, scheduler, process = self._service, self._scheduler, this_process()
         check_alive()
-        fault = self._faults.of_request()
+        fault = self._faults.of_request(throttled=scheduler.now < service.throttled_until)
         patience = min(READ_SECONDS if fault.waits is None else fault.waits, max(time_left(), 0.0))
         answered = Event(scheduler)
         received: list[Callable[[], Any]] = []
+        self._sent += 1
+        number = self._sent
 
         def arrive() -> None:
             answer = service.answer(fault, operation, parameters, process)
@@ -133,6 +151,9 @@ class SimulatedClient(DirectClient):
                 scheduler.after(fault.answer_seconds, lambda: reply(answer))
 
         def reply(answer: Callable[[], Any]) -> None:
+            if number < self._answered:
+                self._faults.counts["answers-reordered"] += 1
+            self._answered = max(self._answered, number)
             received.append(answer)
             answered.set()
 
@@ -143,6 +164,11 @@ class SimulatedClient(DirectClient):
             scheduler.after(fault.request_seconds, arrive)
         answered.wait(patience)
         return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=ENDPOINT, error="timed out"))
+
+
+@lru_cache(maxsize=1024)
+def _date(seconds: int) -> str:
+    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 
 def _raise(error: Exception) -> Any:

@@ -54,7 +54,9 @@ class _Executor:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            self._process.unfinished -= 1
 
+        self._process.unfinished += 1
         self._process.spawn(run, "executor")
         return future
 
@@ -120,6 +122,8 @@ class SimulatedProcess(Process):
         self.random = random.Random(scheduler.draw.getrandbits(64))
         self.machine = machine
         self.alive = True
+        #: The works of executors for whose end a clean exit waits.
+        self.unfinished = 0
         #: What was to run while it stood still; None while it does not.
         self._stopped: list[Callable[[], None]] | None = None
         self._scheduler = scheduler
@@ -199,6 +203,11 @@ class SimulatedProcess(Process):
         self._living.pop(self.name() or "", None)
         # A stack is unwound from the hub, to which its greenlet returns.
         self._scheduler.after(0.0, self._unwind)
+
+    def end(self) -> None:
+        """End with the history, from the hub: a stack that nobody unwinds is never freed, nor the world in it."""
+        self.kill()
+        self._unwind()
 
     def _unwind(self) -> None:
         strands, self._strands = self._strands, set()

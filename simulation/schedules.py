@@ -241,11 +241,6 @@ class _ChoosingScheduler(Scheduler):
         yield from self._fault("stop", process, process.stop)
         yield from self._fault("interrupt", process, lambda: self.world.interrupt(process))
 
-    def drain(self) -> None:
-        """Unwind what has been killed."""
-        while self._due and self._due[0][0] <= self.now:
-            heapq.heappop(self._due)[-1]()
-
     def state(self) -> int:
         """Return a digest of all that decides what can happen from now on and how it is judged.
 
@@ -438,7 +433,6 @@ def _play(
         world.history.ended = scheduler.run(START + GIVE_UP, lambda: not world.unsettled)
     finally:
         world.close()
-        scheduler.drain()
     return world.history
 
 

@@ -369,7 +369,7 @@ class SmallWorld:
         self.history.items = self.service.table.items
         for process in list(self._living.values()):
             process.on_end.clear()
-            process.kill()
+            process.end()
 
 
 def _withdraw(store: RetryingStore, request: ClaimRequest) -> Released | Lost | Unanswered:

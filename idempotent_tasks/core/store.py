@@ -53,7 +53,8 @@ class Store(Protocol):
         The check and the claim are one atomic step: of any number of concurrent callers one is granted.
         A grant has the next fence and attempt, and clears the fields of an expired outcome.  A reservation, which a
         producer requests, keeps the key for the delivery with its task id, whose claim is granted at any time; it
-        counts no attempt.
+        counts no attempt.  A request that is repeated while its claim lives is granted again, with the lease of its
+        first try or with one that counts from the repetition.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
@@ -95,9 +96,9 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
 
-        Keeps a stored expiry that is later than both the new one and that of ``claim``: a renewal that arrives after
-        a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's
-        expiry with the time at which the answer arrives.
+        Keeps a stored expiry that is later than the new one, unless it is that of ``claim``: a renewal that arrives
+        after a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed
+        claim's expiry with the time at which the answer arrives.
         """
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:

@@ -26,6 +26,7 @@ from idempotent_tasks.core.records import (
     is_first_try,
     is_reservation,
     release_time,
+    was_committed,
     was_released,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
@@ -66,14 +67,14 @@ class MemoryStore:
             old = self._records.get(claim.key)
             if old is None:
                 return Vanished()
-            if old.owner != claim.owner:
-                return Superseded(old)
             now = self.clock.now()
-            if old.status is not Status.INPROGRESS:
+            if was_committed(old, claim):
                 expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
                 if now - (old.completed_at or 0) / 1000 > CLOCK_TOLERANCE_SECONDS and expiration > old.expiration:
                     self._records[claim.key] = replace(old, expiration=expiration)
                 return Committed()
+            if self._held(claim) is None:
+                return Superseded(old)
             self._records[claim.key] = replace(
                 old,
                 status=outcome.status,

@@ -1,5 +1,6 @@
 """The simulation: that a seed replays, that the shipped code keeps its promise, and that planted bugs are found."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -7,7 +8,7 @@ from collections import Counter
 import pytest
 
 from simulation.checker import INVARIANTS, check
-from simulation.planted import PLANTED, PlantedBug
+from simulation.planted import PLANTED, Found, found
 from simulation.world import RATES, play
 
 #: Histories of the shipped code that are played each time; ``scripts/simulate`` plays more.
@@ -46,10 +47,16 @@ def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None
     assert set(INVARIANTS) - set(met) == set()
 
 
-@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_found(bug: PlantedBug) -> None:
-    """In the history whose seed is known to show it."""
-    command = [sys.executable, "-m", "simulation", "--planted", bug.name, "--seed", str(bug.seed), "--histories", "1"]
+def test_every_planted_bug_is_found() -> None:
+    """``python -m simulation.search`` has found all that there are."""
+    assert [each.bug for each in found()] == [bug.name for bug in PLANTED]
+
+
+@pytest.mark.parametrize("known", found(), ids=lambda known: known.bug)
+def test_a_planted_bug_is_found_again(known: Found) -> None:
+    """In the history that showed it."""
+    command = [sys.executable, "-m", "simulation", "--planted", known.bug, "--world", known.world]
+    command += ["--seed", str(known.seed), "--histories", "1"]
     played = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
     assert played.returncode == 1, played.stderr
-    assert f"seed {bug.seed} " in played.stdout
+    assert re.search(rf"^seed {known.seed} \(.*\): {known.invariant} at ", played.stdout, re.MULTILINE), played.stdout

@@ -169,11 +169,16 @@ class ItemSchema:
 
     def item(self, record: Record) -> Item:
         """Return a record as an item."""
-        values = {
+        values: dict[str, Value] = {
             role: getattr(record, role)
             for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS)
             if getattr(record, role) is not None
         }
+        # An empty map where a note may follow: an update can set an entry only in a map that exists.
+        if record.deferred or record.status is Status.INPROGRESS:
+            values["deferred"] = record.deferred
+        if record.dispatched:
+            values["dispatched"] = record.dispatched
         roles = self.roles
         return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
 

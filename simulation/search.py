@@ -1,0 +1,63 @@
+"""``python -m simulation.search``: look for the first history that finds each planted bug, and keep what was found."""
+
+import csv
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from typing import Final
+
+import click
+
+from simulation.planted import FOUND, PLANTED, Found, PlantedBug, found
+
+#: By world, in the order in which they are searched: how many histories are played at most.
+HISTORIES: Final = {"small": 5_000, "whole": 2_000}
+_VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
+
+
+def search(bug: PlantedBug) -> Found | None:
+    """Return the first history that finds a bug, in the first world where there is one; None if there is none."""
+    for world, histories in HISTORIES.items():
+        options = ("--planted", bug.name, "--world", world, "--histories", str(histories))
+        played = subprocess.run(  # noqa: S603 - the names of our own planted bugs
+            [sys.executable, "-m", "simulation", *options], capture_output=True, text=True, check=False
+        )
+        if played.returncode not in (0, 1):
+            raise click.ClickException(f"{bug.name}: {played.stderr}")
+        violation = _VIOLATION.search(played.stdout)
+        if violation is not None:
+            return Found(bug.name, world, int(violation[1]), violation[2])
+    return None
+
+
+@click.command()
+@click.option("--bug", "names", multiple=True, help="Search this bug only; may be repeated.")
+@click.option("--processes", default=1, show_default=True, help="How many play at once.")
+def main(names: tuple[str, ...], processes: int) -> None:
+    """Search the planted bugs, and write down the histories that find them.
+
+    Exit code 0 if each is found, 1 otherwise.
+    """
+    known = {each.bug: each for each in found()} if FOUND.exists() else {}
+    bugs = [bug for bug in PLANTED if not names or bug.name in names]
+    with ThreadPoolExecutor(processes) as pool:
+        for bug, result in zip(bugs, pool.map(search, bugs), strict=True):
+            known.pop(bug.name, None)
+            if result is not None:
+                known[bug.name] = result
+            click.echo(f"{bug.name}: {'not found' if result is None else result}")
+    _write([known[bug.name] for bug in PLANTED if bug.name in known])
+    sys.exit(any(bug.name not in known for bug in bugs))
+
+
+def _write(results: list[Found]) -> None:
+    with FOUND.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Found)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, results))
+
+
+if __name__ == "__main__":
+    main()
