@@ -59,6 +59,9 @@ class _Record:
             "status": {"S": "INPROGRESS" if self.outcome is None else "COMPLETED"},
             "in_progress_expiration": {"N": str(int((START + self.until) * 1000))},
             "fence": {"N": str(self.fence)},
+            "expiration": {"N": str(int(START) + 100_000)},
+            # After any deletion, of which there are none.
+            "claimed_at": {"N": str(int(START * 1000) + 1_000_000)},
         }
         if self.owner is not None:
             item["owner"] = {"S": self.owner}

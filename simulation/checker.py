@@ -141,8 +141,6 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue
-            if earlier.key in facts.forced:
-                continue
             written = [entry for entry in facts.items[earlier.key] if entry.at <= later.began.at]
             for last, taken in zip_longest(written, written[1:]):
                 if _holder(last) != earlier.owner:
@@ -150,15 +148,16 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
                 if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
                     what = f"run {later.began.details['run']} began beside a living claim"
                     yield Violation("one run", later.began.at, what)
-                elif taken is not None and _holder(taken) != earlier.owner and not _is_over(earlier, last, taken):
+                elif taken is not None and _is_taken_early(facts, earlier, last, taken):
                     what = f"the claim of run {earlier.began.details['run']} was taken early"
                     yield Violation("one run", taken.at, what)
 
 
-def _is_over(run: _Run, last: Entry, taken: Entry) -> bool:
-    """Return whether a running run's claim had expired when it was taken, or was given up by the run itself."""
-    by_itself = taken.details["by"] == run.began.details["process"]
-    return by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
+def _is_taken_early(facts: _Facts, run: _Run, last: Entry, taken: Entry) -> bool:
+    """Return whether a running run's claim was taken that had not expired, nor was given up by itself or by force."""
+    by_itself = taken.details["by"] == run.began.details["process"] or run.key in facts.forced
+    is_over = by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
+    return _holder(taken) != run.owner and not is_over
 
 
 def _subject(facts: _Facts, run: _Run) -> str:

@@ -15,7 +15,7 @@ MOST_SHOWN: Final = 5
 
 
 @click.command()
-@click.option("--scenario", "names", multiple=True, help="Only the scenario of this name.")
+@click.option("--scenario", "names", multiple=True, help="Only the scenario of this name; a long one only if named.")
 @click.option("--faults", default=1, show_default=True, help="How many may happen in a schedule.")
 @click.option("--quick", is_flag=True, help="A smaller bound, of some seconds.")
 @click.option(
@@ -31,7 +31,8 @@ def explore(names: tuple[str, ...], faults: int, planted: str | None, *, quick: 
     from simulation.schedules import FAULTS, QUICK, SCENARIOS, Found, search  # noqa: PLC0415 - a planted bug comes first
 
     logging.getLogger("idempotent_tasks").setLevel(logging.CRITICAL + 1)
-    scenarios, kinds = QUICK if quick else (SCENARIOS, frozenset(FAULTS))
+    usual = tuple(each for each in SCENARIOS if not each.long)
+    scenarios, kinds = QUICK if quick else (usual, frozenset(FAULTS))
     total, began = Found(complete=True), time.process_time()
     by_name = {each.name: each for each in SCENARIOS}
     if unknown := [name for name in names if name not in by_name]:

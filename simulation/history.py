@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from simulation.calls import Call
 from simulation.network import Service
 from simulation.scheduler import START, Scheduler
 
@@ -29,6 +30,8 @@ class History:
     seed: int
     task: str
     entries: list[Entry] = field(default_factory=list)
+    #: The calls of the store, in the order in which they were made.
+    calls: list[Call] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     #: The records at the end, by key, as items.
     items: dict[str, Any] = field(default_factory=dict)

@@ -6,12 +6,12 @@ state from which another went on before.
 """
 
 import heapq
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -22,6 +22,7 @@ from idempotent_tasks.core.processes import running_as, this_process
 from idempotent_tasks.core.retry import time_left
 from simulation.checker import Violation, check
 from simulation.history import History
+from simulation.linear import unexplained
 from simulation.network import ENDPOINT, READ_SECONDS, DirectClient, Service
 from simulation.process import SimulatedProcess, check_alive
 from simulation.scheduler import START, Scheduler, Strand
@@ -60,6 +61,8 @@ class Scenario:
     failures: int = 0
     #: Seconds for which a body may last.
     body_seconds: float = 0.0
+    #: Whether its search takes more than ten minutes.
+    long: bool = False
 
 
 _LIMITED: Final = SmallTask("limited", Idempotency(key="order", grace=2), HARD_LIMIT_SECONDS)
@@ -73,7 +76,7 @@ SCENARIOS: Final = (
     Scenario("a reaper", _LIMITED, machines=("machine-0", "machine-0"), watched=True),
     Scenario("no reaper, one machine", _LIMITED, machines=("machine-0", "machine-0")),
     Scenario("one message twice", _OWN, ids=("task-0", "task-0")),
-    Scenario("a lock", _LOCKED),
+    Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.
 QUICK: Final = (
@@ -237,11 +240,6 @@ class _ChoosingScheduler(Scheduler):
         yield from self._fault("crash", process, process.kill)
         yield from self._fault("stop", process, process.stop)
         yield from self._fault("interrupt", process, lambda: self.world.interrupt(process))
-
-    def drain(self) -> None:
-        """Unwind what has been killed."""
-        while self._due and self._due[0][0] <= self.now:
-            heapq.heappop(self._due)[-1]()
 
     def state(self) -> int:
         """Return a digest of all that decides what can happen from now on and how it is judged.
@@ -435,7 +433,6 @@ def _play(
         world.history.ended = scheduler.run(START + GIVE_UP, lambda: not world.unsettled)
     finally:
         world.close()
-        scheduler.drain()
     return world.history
 
 
@@ -474,12 +471,18 @@ def replay(scenario: Scenario, choices: Sequence[int], *, faults: int = 1) -> Hi
     return _play(scenario, lambda *_: next(left), faults, frozenset(FAULTS))
 
 
+def _judged(history: History) -> list[Violation]:
+    """Return what either checker finds in a history."""
+    keys = unexplained(history.calls, doubled="doubled" in history.counts)
+    return check(history) + [Violation("linearizable", inf, f"no order explains the calls of {key}") for key in keys]
+
+
 def search(
     scenario: Scenario,
     *,
     faults: int = 1,
     kinds: frozenset[str] = frozenset(FAULTS),
-    most: float = math.inf,
+    most: float = inf,
     first_only: bool = False,
 ) -> Found:
     """Play every schedule of a scenario, and check it.
@@ -501,6 +504,6 @@ def search(
             found.left += 1
             continue
         found.failures += history.failures
-        found.violations += [(each, tuple(tree.chosen)) for each in check(history)]
+        found.violations += [(each, tuple(tree.chosen)) for each in _judged(history)]
     found.states, found.complete = len(tree.states), not tree.open
     return found

@@ -32,6 +32,7 @@ from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.worker.reaper import ClaimReaper
+from simulation.calls import RecordedStore
 from simulation.history import History, Recorder
 from simulation.network import Service
 from simulation.process import SimulatedClock, SimulatedProcess
@@ -172,7 +173,8 @@ class SmallWorld:
         """Return a process's own store."""
         store = self._stores.get(process)
         if store is None:
-            store = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            own = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process] = store
         return store
 

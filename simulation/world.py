@@ -18,6 +18,7 @@ from simulation.app import enter, playing
 from simulation.bodies import BODY_FEATURES, Plan, Run
 from simulation.broker import Broker
 from simulation.bucket import Bucket
+from simulation.calls import RecordedStore
 from simulation.faults import OPERATOR_KINDS, Faults
 from simulation.history import History, Recorder
 from simulation.network import Service, SimulatedClient
@@ -143,7 +144,8 @@ class World:
         store = self._stores.get(process.pid)
         if store is None:
             client = SimulatedClient(self.service, self.scheduler, self.faults)
-            store = DynamoDBStore("records", client=client, clock=process.clock)
+            own = DynamoDBStore("records", client=client, clock=process.clock)
+            store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
 
