@@ -25,9 +25,9 @@ QUEUE: Final = "simulation"
 #: Celery's own tasks that complete chords and replacements by groups.
 CANVAS_TASKS: Final = ("celery.chord_unlock", "celery.accumulate")
 #: Seconds between two looks at the parts of a chord.
-POLL_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 10.0
 #: For longer than the clocks of two machines differ.
-MOST_POLLS: Final = 500
+MOST_POLLS: Final = 100
 _current: list["World"] = []
 
 

@@ -97,7 +97,8 @@ class Run:
         self._world.scheduler.sleep(seconds)
 
     def _effect(self, _: None) -> None:
-        self._world.note("effect", run=self._number, key=self._task.idempotency.key)
+        run = self._task.idempotency
+        self._world.note("effect", run=self._number, key=run.key, lost=run.lost)
 
     def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
         self._catches = catches
@@ -106,6 +107,7 @@ class Run:
         raise ValueError("simulated: the body fails")
 
     def _fail_finally(self, _: float) -> None:
+        self._world.note("failed-for-good", run=self._number)
         raise FinalError("simulated: the body fails for good", self._number)
 
     def _retry(self, times: int) -> None:
@@ -153,7 +155,7 @@ class Run:
         raise self._task.replace(signatures[kind])
 
     def _stop_callbacks(self, _: float) -> None:
-        self._world.note("callbacks-stopped", id=self._task.request.id)
+        self._world.note("callbacks-stopped", id=self._task.request.id, run=self._number)
         self._task.request.callbacks = None
 
     def _return(self, kind: str | None) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise, zip_longest
 from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
-from simulation.faults import NETWORK_FAULTS, OPERATOR_KINDS
+from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import Entry, History
 from simulation.scheduler import START
 
@@ -28,11 +28,16 @@ KILLS: Final = frozenset(
 #: What may keep a claim from being renewed or released in time.
 DISTURBANCES: Final = KILLS | {
     *NETWORK_FAULTS,
+    *BUCKET_FAULTS,
     *OPERATOR_KINDS,
     *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen"),
 }
 #: Deliveries that fail because they have no result to replay; no event says so.
 _WITHOUT_RESULT: Final = frozenset({"unwritable-result", "small-records"})
+#: What may keep a parent from releasing the claim of a child that has ended.
+UNREAPED: Final = (DISTURBANCES - KILLS) | {"worker-killed", "out-of-memory"}
+#: Seconds within which it does.
+REAP_SECONDS: Final = 3.0
 #: What costs no request to DynamoDB.
 FREE: Final = frozenset(
     {"message-doubled", "message-reordered", "visibility-timeout", "connection-lost", "prefetched", "restored"}
@@ -40,6 +45,11 @@ FREE: Final = frozenset(
 )
 #: What may keep a message from going back to its queue.
 _REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
+#: For how many seconds outcomes are kept: those of the task "brief", and at least those of the others.
+SHORTEST_SECONDS: Final = 20
+LONG_SECONDS: Final = 3600
+#: After how many crashes in a row the task "crashing" is not tried again.
+MOST_CRASHES: Final = 2
 #: Seconds within which an undisturbed run releases its key when its body has failed.
 RELEASE_SECONDS: Final = 1.0
 
@@ -97,6 +107,14 @@ class _Facts:
         #: Whether messages may be lost, because they are acknowledged before a body that is cut short.
         self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
         self.keys = _keys(history)
+        for_good = {entry.details["run"] for entry in history.of("failed-for-good")}
+        fences = {run.began.details["fence"]: run.began.details["run"] for run in self.runs}
+        #: The tasks whose own run has stored a result that a replay can return.
+        self.succeeded = {
+            entry.details["task_id"]
+            for entry in history.of("Committed")
+            if entry.details.get("replayable") and fences.get(entry.details["fence"], 0) not in for_good
+        }
 
     def ids_of(self, *kinds: str) -> set[str]:
         """Return the task ids of some kinds of entries."""
@@ -171,6 +189,7 @@ def _subject(facts: _Facts, run: _Run) -> str:
 def _undisturbed(facts: _Facts) -> Iterator[Violation]:
     """Where nothing keeps claims from being renewed and released, no two runs of a key overlap, and none blocks it."""
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
+    for_good = {entry.details["run"] for entry in facts.history.of("failed-for-good")}
     for number, run in enumerate(facts.runs):
         for earlier in facts.runs[:number]:
             if _subject(facts, earlier) == _subject(facts, run) and facts.released_at(earlier) > run.began.at:
@@ -178,6 +197,19 @@ def _undisturbed(facts: _Facts) -> Iterator[Violation]:
         item = facts.item_at(run.key, run.over_at + RELEASE_SECONDS)
         if run.began.details["fence"] not in committed and _text(item, "owner") == run.owner:
             yield Violation("undisturbed", run.over_at, f"run {run.began.details['run']} did not release its key")
+        own = facts.item_at(run.began.details["key"], run.over_at + RELEASE_SECONDS)
+        if run.began.details["run"] in for_good and _text(own, "status") != "FAILED":
+            yield Violation("undisturbed", run.over_at, f"the failure of run {run.began.details['run']} is no outcome")
+
+
+def _reaped(facts: _Facts) -> Iterator[Violation]:
+    """Where the network is well and workers live, the key of a run whose process has ended is soon free."""
+    stopped = {entry.details["run"] for entry in facts.history.of("stopped")}
+    for run in facts.runs:
+        number = run.began.details["run"]
+        item = facts.item_at(run.key, run.over_at + REAP_SECONDS)
+        if number in stopped and _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS":
+            yield Violation("reaped", run.over_at, f"the key of run {number} is not free, and its process has ended")
 
 
 def _live_claim(facts: _Facts) -> Iterator[Violation]:
@@ -187,6 +219,32 @@ def _live_claim(facts: _Facts) -> Iterator[Violation]:
         is_own = _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS"
         if not is_own or _until(item) < run.began.at - CLOCK_SECONDS:
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
+
+
+def _lost(facts: _Facts) -> Iterator[Violation]:
+    """A body that is told that its claim is lost has lost it, or the claim of its lock."""
+    runs = {run.began.details["run"]: run for run in facts.runs}
+    for entry in facts.history.of("effect"):
+        run = runs.get(entry.details["run"])
+        if run is None or not entry.details.get("lost"):
+            continue
+        keys = {run.key, run.began.details["key"]}
+        if all(_text(facts.item_at(key, entry.at), "owner") == run.owner for key in keys):
+            yield Violation("lost", entry.at, f"run {entry.details['run']} was told that its claim is lost")
+
+
+def _crash_loop(facts: _Facts) -> Iterator[Violation]:
+    """No more bodies of a key crash in a row than its task allows, unless its record says something else between."""
+    crashes: Counter[str] = Counter()
+    kinds = ("CrashLooped", "written", "stopped", "over")
+    for entry in facts.history.of(*kinds):
+        key = entry.details["key"]
+        if entry.kind == "stopped" and entry.details["task"] == "crashing":
+            crashes[key] += 1
+            if crashes[key] > MOST_CRASHES:
+                yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
+        elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
+            crashes[key] = 0
 
 
 def _one_outcome(facts: _Facts) -> Iterator[Violation]:
@@ -202,6 +260,17 @@ def _one_outcome(facts: _Facts) -> Iterator[Violation]:
                 yield Violation("one outcome", entry.at, f"the outcome of {key} was replaced")
                 break
             first = first or (outcome if item else None)
+            if outcome is not None and item and not _is_kept(key, entry):
+                yield Violation(
+                    "one outcome", entry.at, f"the outcome of {key} is not kept for as long as its task says"
+                )
+
+
+def _is_kept(key: str, entry: Entry) -> bool:
+    """Return whether an outcome is kept for its task's ``expires`` from when it was stored."""
+    item, kept = entry.details["item"], SHORTEST_SECONDS if key.startswith("brief#") else LONG_SECONDS
+    stored_at = int(_text(item, "completed_at") or 0) / 1000
+    return int(_text(item, "expiration") or 0) - stored_at > kept - CLOCK_SECONDS
 
 
 def _begins_anew(facts: _Facts, before: Entry, entry: Entry) -> bool:
@@ -247,7 +316,10 @@ def _recorded(history: History, key: str) -> set[str]:
         return set()
     if (_text(item, "codec") or "").endswith(ELSEWHERE):
         data = history.objects[data].decode()
-    return {json.dumps(json.loads(data))}
+    try:
+        return {json.dumps(json.loads(data))}
+    except ValueError:
+        return {data}
 
 
 def _keys(history: History) -> dict[str, set[str]]:
@@ -266,7 +338,7 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
         yield Violation("nothing lost", at, "messages are still on their way")
     # Celery stores no result of these: what their bodies, their publishers or ``on_busy`` wanted.
     silent = facts.ids_of("ignored-by-body", "Skipped")
-    silent |= {task_id for task_id, entry in facts.published.items() if entry.details.get("ignored")}
+    silent |= {entry.details["id"] for entry in facts.history.of("published") if entry.details.get("ignored")}
     for task_id in facts.published:
         if not facts.may_lose and task_id not in silent and facts.result(task_id).get("status") not in FINAL:
             yield Violation("nothing lost", at, f"{task_id} has no result")
@@ -306,7 +378,8 @@ def _continuation(facts: _Facts) -> Iterator[Violation]:
         return
     for task_id, entry in facts.published.items():
         missing = set(entry.details.get("followers", ())) - followed
-        if missing and task_id not in stopped and facts.result(task_id).get("status") == "SUCCESS":
+        ended_well = facts.result(task_id).get("status") == "SUCCESS" or task_id in facts.succeeded
+        if missing and task_id not in stopped and ended_well:
             yield Violation("continuation", at, f"what follows {task_id} was never sent")
     for entry in facts.history.of("chord"):
         ids, of = entry.details["ids"], entry.details["of"]
@@ -324,6 +397,12 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
         ids[entry.details["of"]].add(entry.details["id"])
         if len(ids[entry.details["of"]]) > 1 and entry.details["of"] not in exempt:
             yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
+    stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
+    committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
+    for run in facts.runs:
+        details = run.began.details
+        if details["run"] in stopped and details["fence"] in committed and details["id"] in ids:
+            yield Violation("one continuation", run.over_at, f"what run {details['run']} has stopped was sent")
 
 
 def _apology(facts: _Facts) -> Iterator[Violation]:
@@ -348,6 +427,10 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
         }
         if not holders - {task_id, None}:
             yield Violation("skipped", entry.at, f"{task_id} was skipped for its own run")
+        awaited = {each for chord in facts.history.of("chord") for each in chord.details["ids"]}
+        call = facts.published.get(task_id)
+        if task_id in awaited or (call is not None and call.details.get("followers")):
+            yield Violation("skipped", entry.at, f"{task_id} was skipped, and something waits for it")
 
 
 #: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
@@ -391,7 +474,21 @@ def _merged(facts: _Facts) -> Iterator[Violation]:
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "one run": (_one_run, lambda facts: len(facts.runs) > 1),
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
+    "reaped": (
+        _reaped,
+        lambda facts: UNREAPED.isdisjoint(facts.history.counts) and bool(facts.history.of("stopped")),
+    ),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
+    "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),
+    "crash loop": (
+        _crash_loop,
+        # An operator's command makes a record forget; a run that has handed over its key crashes for itself.
+        lambda facts: (
+            "body-died" in facts.history.counts
+            and facts.history.task == "crashing"
+            and facts.history.counts.keys().isdisjoint(OPERATOR_KINDS)
+        ),
+    ),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
     "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),

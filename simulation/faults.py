@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["NETWORK_FAULTS", "OPERATOR_KINDS", "Faults", "RequestFault"]
+__all__ = ["BUCKET_FAULTS", "NETWORK_FAULTS", "OPERATOR_KINDS", "Faults", "RequestFault"]
 
 #: The ways of a request, and its answer, to go wrong.
 NETWORK_FAULTS: Final = (
@@ -19,6 +19,8 @@ NETWORK_FAULTS: Final = (
     "failed",
     "foreign-answer",
 )
+#: The ways of a call of the bucket to go wrong.
+BUCKET_FAULTS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
 #: What an operator's command has done to a record.
 OPERATOR_KINDS: Final = ("released", "forgotten", "purged")
 

@@ -36,8 +36,8 @@ def _limited(**more: Any) -> Idempotency:
     return Idempotency(key="order", grace=2, store_failures=FinalError, **more)
 
 
-_EXCLUSIVE: Final = Idempotency.exclusive(lease=LEASE_SECONDS, on_busy="defer")
-_PER_ORDER: Final = Idempotency.exclusive(key="order", lease=LEASE_SECONDS)
+_EXCLUSIVE: Final = Idempotency.exclusive(lease=LEASE_SECONDS, on_busy="defer", store_failures=FinalError)
+_PER_ORDER: Final = Idempotency.exclusive(key="order", lease=LEASE_SECONDS, store_failures=FinalError)
 _CRASHING: Final = _by_order(max_crashes=2)
 #: By the policy that they show.
 TASKS: Final = {
@@ -46,7 +46,7 @@ TASKS: Final = {
     "soft-only": _declare("soft-only", _by_order(), soft_time_limit=SOFT_LIMIT_SECONDS),
     "leased": _declare("leased", _by_order()),
     "leased-limited": _declare("leased-limited", _limited(lease=4), time_limit=HARD_LIMIT_SECONDS),
-    "own": _declare("own", Idempotency(lease=LEASE_SECONDS)),
+    "own": _declare("own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError)),
     "waits": _declare("waits", _by_order(on_busy="wait", wait_timeout=5)),
     "raises": _declare("raises", _by_order(on_busy="raise", on_store_error="raise")),
     "joined": _declare("joined", _by_order(at_publish="join", reserve=30)),
@@ -55,7 +55,7 @@ TASKS: Final = {
     "brief": _declare("brief", _by_order(expires=BRIEF_SECONDS)),
     "crashing": _declare("crashing", _CRASHING),
     "cached": _declare("cached", _by_order(cache=30)),
-    "exclusive": _declare("exclusive", _EXCLUSIVE),
+    "exclusive": _declare("exclusive", _EXCLUSIVE, soft_time_limit=SOFT_LIMIT_SECONDS),
     "skipping": _declare("skipping", _PER_ORDER, time_limit=HARD_LIMIT_SECONDS),
     EARLY: _declare(EARLY, _by_order(), acks_late=False),
 }

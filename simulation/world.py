@@ -19,7 +19,7 @@ from simulation.bodies import BODY_FEATURES, Plan, Run
 from simulation.broker import Broker
 from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
-from simulation.faults import OPERATOR_KINDS, Faults
+from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
 from simulation.history import History, Recorder
 from simulation.network import Service, SimulatedClient
 from simulation.operators import Operator
@@ -60,9 +60,7 @@ RATES: Final = {
     "shut-down-cold": 0.4,
     "throttled-for-a-while": 0.4,
     "message-reordered": 0.1,
-    "upload-lost": 0.3,
-    "bucket-slow": 0.3,
-    "bucket-failed": 0.3,
+    **dict.fromkeys(BUCKET_FAULTS, 0.3),
     **dict.fromkeys(OPERATOR_KINDS, 0.5),
 }
 #: What only some histories have, beside faults: of bodies, of calls, and of the world.
@@ -71,25 +69,26 @@ FEATURES: Final = (
     *CALL_FEATURES,
     *("large-result", "unwritable-result", "small-records", "catches-interrupt", "recycled"),
 )
+#: By task: the feature that shows its policy best.
+FITTING: Final = {"crashing": "crash-loop", "validated": "other-amount"}
 #: In the text of a failed task's result.
 FAILED: Final = '"status": "FAILURE"'
-#: The kinds that only a history with large results can have.
-BUCKET_KINDS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
-#: The most kinds of one history, but for `ZOMBIE_KINDS` and `BUCKET_KINDS`.
+#: The most kinds of one history, but for `ZOMBIE_KINDS` and `BUCKET_FAULTS`.
 MOST_KINDS: Final = 4
 #: What leaves a run behind that has lost its claim and does not know it: the rarest windows need one of these.
 ZOMBIE_KINDS: Final = ("answer-late", "child-stopped", "request-late", "store-away")
 
 
-def _some_features(draw: random.Random) -> frozenset[str]:
+def _some_features(draw: random.Random, task: str) -> frozenset[str]:
     """Return the features of one history: few, for the same reason as `_some_kinds`."""
-    return frozenset(draw.sample(FEATURES, draw.choice([0, 0, 1, 1, 2, 3])))
+    fitting = [FITTING[task]] if task in FITTING and draw.random() < 0.5 else []
+    return frozenset({*draw.sample(FEATURES, draw.choice([0, 0, 1, 1, 2, 3])), *fitting})
 
 
 def _some_kinds(draw: random.Random, features: frozenset[str]) -> list[str]:
     """Return the kinds of faults of one history: few, so that what two do together is not ended by a third."""
-    common = draw.sample(sorted(RATES.keys() - set(BUCKET_KINDS)), draw.randint(0, MOST_KINDS))
-    of_bucket = draw.sample(BUCKET_KINDS, draw.randint(0, len(BUCKET_KINDS))) if "large-result" in features else []
+    common = draw.sample(sorted(RATES.keys() - set(BUCKET_FAULTS)), draw.randint(0, MOST_KINDS))
+    of_bucket = draw.sample(BUCKET_FAULTS, draw.randint(0, len(BUCKET_FAULTS))) if "large-result" in features else []
     return sorted({*common, *of_bucket, *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1, 2]))})
 
 
@@ -99,16 +98,17 @@ class World:
     def __init__(self, seed: int) -> None:
         self.draw = draw = random.Random(seed)
         self.scheduler = Scheduler(draw)
-        self.features = _some_features(draw)
+        task = draw.choice(sorted(TASKS))
+        self.features = _some_features(draw, task)
         rates = {kind: RATES[kind] for kind in _some_kinds(draw, self.features)}
         self.faults = Faults(draw, rates, LEASE_SECONDS)
         above = 100 if "large-result" in self.features else None
         self.bucket = Bucket(self.scheduler, self.faults, above)
         #: As in `idempotent_tasks.core.store.Store`.
         self.max_data_bytes = 40 if "small-records" in self.features else MAX_DATA_BYTES
+        self.faults.counts.update(self.features & {"small-records"})
         self.broker = Broker(self.scheduler, self.faults, draw.choice([None, 20.0, 60.0, 120.0]))
         self.service = Service(lambda: self.scheduler.now)
-        task = draw.choice(sorted(TASKS))
         self.history = History(seed, task, features=self.features, acks_early=not TASKS[task].acks_late)
         self.note = Recorder(self.history, self.scheduler, self.service).note
         self.results: dict[str, Any] = {}
@@ -171,7 +171,7 @@ class World:
         about |= {"process": process.name(), "task": task.name, "order": order, "amount": amount}
         claim, lock = getattr(run, "claim", None), getattr(run, "lock", None)
         about |= {"owner": claim and claim.owner, "lock": lock and lock.key}
-        self.note("began", **about)
+        self.note("began", **about, attempt=run.attempt)
         try:
             return Run(self, task, self._runs).follow(plan)
         finally:
