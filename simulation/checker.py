@@ -476,7 +476,9 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "reaped": (
         _reaped,
-        lambda facts: UNREAPED.isdisjoint(facts.history.counts) and bool(facts.history.of("stopped")),
+        lambda facts: (
+            facts.history.watched and UNREAPED.isdisjoint(facts.history.counts) and bool(facts.history.of("stopped"))
+        ),
     ),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),

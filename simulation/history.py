@@ -48,6 +48,8 @@ class History:
     failed: set[str] = field(default_factory=set)
     #: The name of the operator's process.
     operator: str = ""
+    #: Whether the claims of children that end are released by their parent processes.
+    watched: bool = True
     ended: bool = False
     failures: list[BaseException] = field(default_factory=list)
 

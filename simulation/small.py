@@ -131,7 +131,7 @@ class SmallWorld:
         self.scheduler = scheduler
         self.history = history
         self.task = task
-        self.watched = watched
+        self.watched = history.watched = watched
         self.service = Service(lambda: scheduler.now)
         self.note = Recorder(history, scheduler, self.service).note
         self._connect = connect
