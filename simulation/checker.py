@@ -236,10 +236,14 @@ def _lost(facts: _Facts) -> Iterator[Violation]:
 def _crash_loop(facts: _Facts) -> Iterator[Violation]:
     """No more bodies of a key crash in a row than its task allows, unless its record says something else between."""
     crashes: Counter[str] = Counter()
+    holders: dict[str, str | None] = {}
     kinds = ("CrashLooped", "written", "stopped", "over")
     for entry in facts.history.of(*kinds):
         key = entry.details["key"]
-        if entry.kind == "stopped" and entry.details["task"] == "crashing":
+        if entry.kind == "written":
+            holders[key] = _holder(entry)
+        # A run that has handed over its key crashes for itself.
+        if entry.kind == "stopped" and entry.details["task"] == "crashing" and holders[key] == entry.details["owner"]:
             crashes[key] += 1
             if crashes[key] > MOST_CRASHES:
                 yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
@@ -484,7 +488,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),
     "crash loop": (
         _crash_loop,
-        # An operator's command makes a record forget; a run that has handed over its key crashes for itself.
+        # An operator's command makes a record forget.
         lambda facts: (
             "body-died" in facts.history.counts
             and facts.history.task == "crashing"

@@ -69,13 +69,22 @@ class Faults:
         self.counts: Counter[str] = Counter()
         #: Whether faults still happen: they stop before a history's end, so that every delivery can end.
         self.active = True
+        #: Called with the kind of each fault that shows in nothing else.
+        self.on_fault: Callable[[str], None] = lambda _: None
 
-    def happens(self, kind: str) -> bool:
-        """Return whether a fault of this kind happens now; count it if so."""
+    def happens(self, kind: str, *, shows: bool = False) -> bool:
+        """Return whether a fault of this kind happens now; count it if so.
+
+        Args:
+            kind: of the fault.
+            shows: whether what it does is noted by itself.
+        """
         rate = self._rates.get(kind, 0.0)
         if not self.active or not rate or self._draw.random() >= rate:
             return False
         self.counts[kind] += 1
+        if not shows:
+            self.on_fault(kind)
         return True
 
     def of_request(self, *, throttled: bool = False) -> RequestFault:  # noqa: PLR0911 - one for each kind

@@ -26,6 +26,7 @@ from idempotent_tasks.core.guard import (
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Finished, Lost, Released, Superseded, Unanswered
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
@@ -188,6 +189,7 @@ class SmallWorld:
         free = self._free[machine] = [each for each in self._free[machine] if each.alive]
         child = free.pop() if free else self.new_process(machine)
         delivery = _Delivery(message, self._request(message, child), child)
+        self.note("delivered", process=child.name(), id=message.id)
         self.busy[child] = delivery, child.spawn(lambda: self._handle(delivery), "body")
         if limit := self.task.hard_limit_seconds:
             self.scheduler.after(limit, lambda: self._reach_hard_limit(delivery))
@@ -209,7 +211,8 @@ class SmallWorld:
 
     def observe(self, event: Any) -> None:
         """Note an event of the library."""
-        self.note(type(event).__name__, **{name: getattr(event, name) for name in event.__dataclass_fields__})
+        details = {name: getattr(event, name) for name in event.__dataclass_fields__}
+        self.note(type(event).__name__, process=this_process().name(), **details)
 
     def _handle(self, delivery: _Delivery) -> None:
         """Handle a delivery to its end; let its process take another one then."""
@@ -334,6 +337,7 @@ class SmallWorld:
     def _leave(self, delivery: _Delivery) -> None:
         child = delivery.child
         if self.busy.pop(child, None) is not None:
+            self.note("ended", process=child.name())
             self._free[child.machine].append(child)
 
     def interrupt(self, child: SimulatedProcess) -> None:

@@ -156,6 +156,7 @@ class Worker:
             # The pool has replaced it meanwhile.
             child = self.world.new_process(self.machine)
         self.busy[child] = callbacks
+        self.world.note("delivered", process=child.name(), task=args[0], id=args[1])
 
         def run() -> None:
             self._tell(lambda: callbacks["accept_callback"](child.pid, scheduler.now))
@@ -201,6 +202,7 @@ class Worker:
     def _end(self, child: SimulatedProcess, tell: Callable[[], None]) -> None:
         if self.busy.pop(child, None) is None:
             return
+        self.world.note("ended", process=child.name())
         child.on_end.clear()
         self._ran[child] += 1
         if self._ran[child] == self._recycled_after:
@@ -212,6 +214,7 @@ class Worker:
 
     def _lost(self, child: SimulatedProcess) -> None:
         callbacks = self.busy.pop(child, None)
+        self.world.note("ended", process=child.name(), killed=True)
         self._free.append(self.world.new_process(self.machine))
         if callbacks is not None and not callbacks.get("timed_out"):
             lost = Terminated("SIGTERM") if callbacks.get("terminated") else WorkerLostError("simulated: killed")

@@ -102,6 +102,7 @@ class World:
         self.features = _some_features(draw, task)
         rates = {kind: RATES[kind] for kind in _some_kinds(draw, self.features)}
         self.faults = Faults(draw, rates, LEASE_SECONDS)
+        self.faults.on_fault = lambda kind: self.note("fault", fault=kind, process=this_process().name())
         above = 100 if "large-result" in self.features else None
         self.bucket = Bucket(self.scheduler, self.faults, above)
         #: As in `idempotent_tasks.core.store.Store`.
@@ -154,7 +155,7 @@ class World:
         details = {name: getattr(event, name) for name in event.__dataclass_fields__}
         if type(event).__name__ == "Merged":
             details["others"] = self.broker.others_of(event.task_id, current_task.request.get(COPY_HEADER))
-        self.note(type(event).__name__, **details)
+        self.note(type(event).__name__, process=this_process().name(), **details)
 
     def on_result(self, key: str, value: Any) -> None:
         """Keep what the result backend is given."""
@@ -194,7 +195,7 @@ class World:
         scheduler.after(FAULTS_END, self._end_faults)
 
     def _strike(self, kind: str, act: Callable[[], None]) -> None:
-        if self.faults.happens(kind):
+        if self.faults.happens(kind, shows=True):
             act()
 
     def _disasters(self) -> dict[str, Any]:
