@@ -107,13 +107,12 @@ class _Facts:
         #: Whether messages may be lost, because they are acknowledged before a body that is cut short.
         self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
         self.keys = _keys(history)
-        for_good = {entry.details["run"] for entry in history.of("failed-for-good")}
-        fences = {run.began.details["fence"]: run.began.details["run"] for run in self.runs}
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
             for entry in history.of("Committed")
-            if entry.details.get("replayable") and fences.get(entry.details["fence"], 0) not in for_good
+            if entry.details.get("replayable")
+            and _text(self.item_at(entry.details["key"], entry.at), "status") == "COMPLETED"
         }
 
     def ids_of(self, *kinds: str) -> set[str]:
