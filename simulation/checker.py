@@ -189,6 +189,7 @@ def _undisturbed(facts: _Facts) -> Iterator[Violation]:
     """Where nothing keeps claims from being renewed and released, no two runs of a key overlap, and none blocks it."""
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for_good = {entry.details["run"] for entry in facts.history.of("failed-for-good")}
+    handed_over = facts.ids_of("handed-over")
     for number, run in enumerate(facts.runs):
         for earlier in facts.runs[:number]:
             if _subject(facts, earlier) == _subject(facts, run) and facts.released_at(earlier) > run.began.at:
@@ -197,7 +198,8 @@ def _undisturbed(facts: _Facts) -> Iterator[Violation]:
         if run.began.details["fence"] not in committed and _text(item, "owner") == run.owner:
             yield Violation("undisturbed", run.over_at, f"run {run.began.details['run']} did not release its key")
         own = facts.item_at(run.began.details["key"], run.over_at + RELEASE_SECONDS)
-        if run.began.details["run"] in for_good and _text(own, "status") != "FAILED":
+        is_final = run.began.details["run"] in for_good and run.began.details["id"] not in handed_over
+        if is_final and _text(own, "status") != "FAILED":
             yield Violation("undisturbed", run.over_at, f"the failure of run {run.began.details['run']} is no outcome")
 
 
@@ -400,11 +402,13 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
         ids[entry.details["of"]].add(entry.details["id"])
         if len(ids[entry.details["of"]]) > 1 and entry.details["of"] not in exempt:
             yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
+    begun_anew = _begun_anew(facts)
     stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for run in facts.runs:
         details = run.began.details
-        if details["run"] in stopped and details["fence"] in committed and details["id"] in ids:
+        is_last = details["run"] in stopped and details["fence"] in committed and details["key"] not in begun_anew
+        if is_last and details["id"] in ids:
             yield Violation("one continuation", run.over_at, f"what run {details['run']} has stopped was sent")
 
 
@@ -491,7 +495,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         lambda facts: (
             "body-died" in facts.history.counts
             and facts.history.task == "crashing"
-            and facts.history.counts.keys().isdisjoint(OPERATOR_KINDS)
+            and facts.history.counts.keys().isdisjoint({*OPERATOR_KINDS, "retry-without-raise"})
         ),
     ),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),

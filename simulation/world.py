@@ -70,7 +70,12 @@ FEATURES: Final = (
     *("large-result", "unwritable-result", "small-records", "catches-interrupt", "recycled"),
 )
 #: By task: the feature that shows its policy best.
-FITTING: Final = {"crashing": "crash-loop", "validated": "other-amount"}
+FITTING: Final = {
+    "crashing": "crash-loop",
+    "validated": "other-amount",
+    "soft": "catches-interrupt",
+    "soft-only": "catches-interrupt",
+}
 #: In the text of a failed task's result.
 FAILED: Final = '"status": "FAILURE"'
 #: The most kinds of one history, but for `ZOMBIE_KINDS` and `BUCKET_FAULTS`.
@@ -108,7 +113,11 @@ class World:
         #: As in `idempotent_tasks.core.store.Store`.
         self.max_data_bytes = 40 if "small-records" in self.features else MAX_DATA_BYTES
         self.faults.counts.update(self.features & {"small-records"})
-        self.broker = Broker(self.scheduler, self.faults, draw.choice([None, 20.0, 60.0, 120.0]))
+        visibility = draw.choice([None, 20.0, 60.0, 120.0])
+        # Celery's own polling never ends where each timeout of a message that a worker holds for its ETA doubles it, or
+        # where a worker holds each for as long as its clock is behind.
+        self._polls = bool(self.features & {"chord", "body-replaces"})
+        self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
         self.service = Service(lambda: self.scheduler.now)
         self.history = History(seed, task, features=self.features, acks_early=not TASKS[task].acks_late)
         self.note = Recorder(self.history, self.scheduler, self.service).note
@@ -127,7 +136,7 @@ class World:
 
     def _new_clock(self) -> tuple[float, float]:
         offset = self.draw.choice([0.0, 0.0, self.draw.uniform(-600, 600)])
-        return offset, self.draw.uniform(-0.0001, 0.0001)
+        return 0.0 if self._polls else offset, self.draw.uniform(-0.0001, 0.0001)
 
     def new_process(self, machine: str) -> SimulatedProcess:
         """Start a process on a machine."""
@@ -280,7 +289,7 @@ class World:
     def _set_clock(self) -> None:
         machine = f"machine-{self.draw.randrange(MACHINES)}"
         offset, drift = self._clocks[machine]
-        self._clocks[machine] = (offset + self.draw.uniform(-300, 300), drift)
+        self._clocks[machine] = (offset + (0.0 if self._polls else self.draw.uniform(-300, 300)), drift)
         self.note("clock-set", machine=machine)
 
 
