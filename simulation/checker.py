@@ -314,7 +314,8 @@ def _recorded(history: History, key: str) -> set[str]:
     if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
         return set()
     if (_text(item, "codec") or "").endswith(ELSEWHERE):
-        data = history.objects[data].decode()
+        # Where there is no such object, it is no task's result.
+        data = history.objects.get(data, b"").decode()
     try:
         return {json.dumps(json.loads(data))}
     except ValueError:
