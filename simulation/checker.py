@@ -236,15 +236,18 @@ def _lost(facts: _Facts) -> Iterator[Violation]:
 def _crash_loop(facts: _Facts) -> Iterator[Violation]:
     """No more bodies of a key crash in a row than its task allows, unless its record says something else between."""
     crashes: Counter[str] = Counter()
+    began = {run.began.details["run"]: run.began.at for run in facts.runs}
+    reset: dict[str, float] = {}
     kinds = ("CrashLooped", "written", "stopped", "over")
     for entry in facts.history.of(*kinds):
         key = entry.details["key"]
         if entry.kind == "stopped" and entry.details["task"] == "crashing":
-            crashes[key] += 1
+            # A run that had lost its claim before crashes for itself.
+            crashes[key] += began.get(entry.details["run"], 0.0) >= reset.get(key, 0.0)
             if crashes[key] > MOST_CRASHES:
                 yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
         elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
-            crashes[key] = 0
+            crashes[key], reset[key] = 0, entry.at
 
 
 def _one_outcome(facts: _Facts) -> Iterator[Violation]:
