@@ -243,9 +243,9 @@ def _crash_loop(facts: _Facts) -> Iterator[Violation]:
         key = entry.details["key"]
         if entry.kind == "written":
             holders[key] = _holder(entry)
-        # A run that has handed over its key crashes for itself.
-        if entry.kind == "stopped" and entry.details["task"] == "crashing" and holders[key] == entry.details["owner"]:
-            crashes[key] += 1
+        if entry.kind == "stopped":
+            # A run that has handed over its key, or lost it, crashes for itself.
+            crashes[key] += holders[key] == entry.details["owner"] and entry.details["task"] == "crashing"
             if crashes[key] > MOST_CRASHES:
                 yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
         elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
@@ -320,7 +320,8 @@ def _recorded(history: History, key: str) -> set[str]:
     if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
         return set()
     if (_text(item, "codec") or "").endswith(ELSEWHERE):
-        data = history.objects[data].decode()
+        # Where there is no such object, it is no task's result.
+        data = history.objects.get(data, b"").decode()
     try:
         return {json.dumps(json.loads(data))}
     except ValueError:
