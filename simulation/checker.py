@@ -405,11 +405,13 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
             yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
     begun_anew = _begun_anew(facts)
     stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
+    # A body that returns after its retry was sent has a continuation of its own.
+    sent = ids.keys() - facts.ids_of("handed-over")
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for run in facts.runs:
         details = run.began.details
         is_last = details["run"] in stopped and details["fence"] in committed and details["key"] not in begun_anew
-        if is_last and details["id"] in ids:
+        if is_last and details["id"] in sent:
             yield Violation("one continuation", run.over_at, f"what run {details['run']} has stopped was sent")
 
 
