@@ -6,20 +6,24 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Final
 
 import click
 
 from simulation.planted import FOUND, PLANTED, Found, PlantedBug, found
 
-#: By world, in the order in which they are searched: how many histories are played at most.
-HISTORIES: Final = {"small": 5_000, "whole": 2_000}
 _VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
 
 
-def search(bug: PlantedBug) -> Found | None:
-    """Return the first history that finds a bug, in the first world where there is one; None if there is none."""
-    for world, histories in HISTORIES.items():
+def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
+    """Return the first history that finds a bug, in the first world where there is one; None if there is none.
+
+    Args:
+        bug: to be planted.
+        bounds: by world, in the order in which they are searched: how many histories are played at most.
+    """
+    for world, histories in bounds.items():
         options = ("--planted", bug.name, "--world", world, "--histories", str(histories))
         played = subprocess.run(  # noqa: S603 - the names of our own planted bugs
             [sys.executable, "-m", "simulation", *options], capture_output=True, text=True, check=False
@@ -34,8 +38,10 @@ def search(bug: PlantedBug) -> Found | None:
 
 @click.command()
 @click.option("--bug", "names", multiple=True, help="Search this bug only; may be repeated.")
-@click.option("--processes", default=1, show_default=True, help="How many play at once.")
-def main(names: tuple[str, ...], processes: int) -> None:
+@click.option("--small", default=5_000, show_default=True, help="How many histories of the small world to play.")
+@click.option("--whole", default=2_000, show_default=True, help="How many histories of the whole world to play then.")
+@click.option("--processes", default=1, show_default=True, help="How many bugs to search at once.")
+def main(names: tuple[str, ...], small: int, whole: int, processes: int) -> None:
     """Search the planted bugs, and write down the histories that find them.
 
     Exit code 0 if each is found, 1 otherwise.
@@ -43,7 +49,9 @@ def main(names: tuple[str, ...], processes: int) -> None:
     known = {each.bug: each for each in found()} if FOUND.exists() else {}
     bugs = [bug for bug in PLANTED if not names or bug.name in names]
     with ThreadPoolExecutor(processes) as pool:
-        for bug, result in zip(bugs, pool.map(search, bugs), strict=True):
+        for bug, result in zip(
+            bugs, pool.map(partial(search, bounds={"small": small, "whole": whole}), bugs), strict=True
+        ):
             known.pop(bug.name, None)
             if result is not None:
                 known[bug.name] = result
