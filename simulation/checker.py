@@ -480,8 +480,15 @@ def _merged(facts: _Facts) -> Iterator[Violation]:
             yield Violation("merged", entry.at, f"the last message of {entry.details['task_id']} was dropped")
 
 
+def _protocol(facts: _Facts) -> Iterator[Violation]:
+    """Each answer of the store, and each record that it leaves, is one that the protocol permits."""
+    for entry in facts.history.of("differs"):
+        yield Violation("protocol", entry.at, entry.details["what"])
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
+    "protocol": (_protocol, lambda facts: bool(facts.history.of("called"))),
     "one run": (_one_run, lambda facts: len(facts.runs) > 1),
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "reaped": (
