@@ -101,6 +101,11 @@ class UnguardedRun:
     fence: int = 0
     attempt: int = 0
     lost: bool = False
+    run: int = 1
+    rerun: bool = False
+
+    def nothing_done(self) -> None:
+        """Do nothing: without a claim, no run is counted."""
 
 
 Body = Callable[[RunContext | UnguardedRun], Any]

@@ -135,10 +135,10 @@ def test_an_expired_outcome_is_granted_and_wiped(store: AnyStore, clock: Movable
 
 
 def test_a_record_in_progress_expires_too(store: AnyStore, clock: MovableClock) -> None:
-    """A claim that nobody finished or took over within its retention counts as absent."""
+    """A claim that nobody finished or took over within its retention counts as absent, and so does its crash."""
     grant(store, validation="a", retention_seconds=LEASE)
     clock.advance(LEASE + 5)
-    assert grant(store, "two", validation="b").attempt == 2
+    assert grant(store, "two", validation="b").attempt == 1
 
 
 def test_the_record_outlives_its_claim(store: AnyStore) -> None:

@@ -15,6 +15,7 @@ from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.client import Succeeded
 from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
+from idempotent_tasks.stores.dynamodb.updates import unchanged
 
 __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 
@@ -113,14 +114,8 @@ class TableAdmin:
         return persistently(once, clock=clock, seconds=lambda: begun + patience - clock.monotonic())
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
-        seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
-        if not force:
-            seen["in_progress_expiration"] = record.in_progress_expiration
-        clauses = [
-            f"attribute_not_exists(#{role})" if seen[role] is None else f"#{role} = :seen_{role}" for role in seen
-        ]
-        operands = {f"seen_{role}": value for role, value in seen.items() if value is not None}
-        return " AND ".join(clauses), operands
+        roles = ("status", "owner", "fence")
+        return unchanged(record, roles if force else (*roles, "in_progress_expiration"))
 
     def _written(self, operation: str, **parameters: Any) -> bool:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
