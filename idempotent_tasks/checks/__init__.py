@@ -6,7 +6,7 @@ from typing import Final
 
 from idempotent_tasks.checks import broker, tasks
 from idempotent_tasks.checks.context import CheckContext, check_pickle, check_prefixes, check_settings
-from idempotent_tasks.checks.dynamodb import check_table
+from idempotent_tasks.checks.dynamodb import check_table, check_versions
 from idempotent_tasks.checks.findings import WHY, Finding, place_of
 from idempotent_tasks.checks.s3 import check_bucket
 from idempotent_tasks.errors import ConfigurationError
@@ -38,6 +38,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     check_settings,
     check_prefixes,
     check_table,
+    check_versions,
 )
 
 

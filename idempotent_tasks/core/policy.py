@@ -234,6 +234,11 @@ class Idempotency:
         return OWN_RETENTION_SECONDS if self.expires_at_once else seconds(self.expires)
 
     @property
+    def unresolved_seconds(self) -> float:
+        """For how many seconds a record without an outcome is kept."""
+        return seconds(self.unresolved_for)
+
+    @property
     def key_selector(self) -> Selector | None:
         """`key`, compiled."""
         return self._compiled("key")

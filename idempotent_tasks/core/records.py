@@ -261,6 +261,13 @@ class Record:
         return [token for token in self.deferred if not self.awaits_successor(token, now)]
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the last claim of the key counted its run: not one of Powertools, nor of an older version."""
+        if self.status is Status.INPROGRESS:
+            return self.counted_fence is not None and self.counted_fence == self.fence
+        return self.generation is not None
+
+    @property
     def free(self) -> bool:
         """Whether the key was released and not claimed since: in progress, with a fence, and without an owner.
 
@@ -447,7 +454,7 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
 
 def _runs_begun(live: Record) -> int:
     """Return how many runs have begun without an outcome, by the record of a key in progress."""
-    if live.counted_fence == live.fence or is_reservation(live):
+    if live.is_counted or is_reservation(live):
         return live.runs
     # Somebody who does not count runs has claimed the key since; of his own runs he counts the crashes.
     return max(live.runs + 1, live.attempt)

@@ -15,7 +15,7 @@ from idempotent_tasks.core.keys import (
     task_id_key,
 )
 from idempotent_tasks.core.lease import lease_terms
-from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.settings import Settings
@@ -51,7 +51,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         owner=delivery.owner or process.token(),
         lease_seconds=lease_terms(policy, delivery.hard_limit_seconds).lease_seconds,
         retention_seconds=policy.retention_seconds,
-        unresolved_seconds=seconds(policy.unresolved_for),
+        unresolved_seconds=policy.unresolved_seconds,
         validation=validation,
         validated_by=validated_by,
         task=delivery.task,

@@ -6,6 +6,7 @@ Every write is conditional on the record that the operator was shown, so a concu
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final, TypeVar
 
 from idempotent_tasks.core.records import Claim, Record, Status, release_time
@@ -48,7 +49,7 @@ class TableAdmin:
         self._schema = store.schema
 
     def records(
-        self, *, status: Status | None = None, task: str | None = None, data: bool = False
+        self, *, status: Status | None = None, task: str | None = None, data: bool = False, pages: int | None = None
     ) -> Iterator[Record | Corrupt]:
         """Iterate over the records, page by page.
 
@@ -58,6 +59,7 @@ class TableAdmin:
             status: only records with this stored status.
             task: only records that this task claimed.
             data: whether to fetch the records' data; ``Record.data`` is None otherwise.
+            pages: how many pages of `PAGE_ITEMS` items, or of 1 MB, are read at most; None for all.
         """
         wanted: dict[str, Value] = {}
         if status is not None:
@@ -65,7 +67,7 @@ class TableAdmin:
         if task is not None:
             wanted["task"] = task
         start: Item | None = None
-        while True:
+        for _ in count() if pages is None else range(pages):
             page = self._retried(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
