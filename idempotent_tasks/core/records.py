@@ -218,7 +218,8 @@ class Record:
     generation: int | None = None
     #: When the first claim of the generation was requested, in epoch milliseconds; None once the key has an outcome.
     unresolved_since: int | None = None
-    #: The fence up to which `runs` has counted: another than `fence` where an older version has claimed the key since.
+    #: The fence up to which ``runs`` has counted: another than the record's where an older version has claimed the key
+    #: since.
     counted_fence: int | None = None
     #: Owner token, task id and time (epoch milliseconds) of the claim before this one, where `runs` has an earlier run;
     #: None where that claim was a reservation, and no owner where it was released.
