@@ -406,8 +406,8 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
     """Return the record that a grant leaves: the rule of every store's claim.
 
     An expired record is as good as none: a new generation begins, whose first run this is.  In a live one that an older
-    version or Powertools for AWS Lambda (Python) has claimed since, that claim counts as one more run, unless it is a
-    reservation.
+    version or Powertools for AWS Lambda (Python) has claimed since, that claim counts as one more run, unless it is the
+    reservation of a key that had no record.
 
     Args:
         old: the key's record, which is `claimable`, or None.
@@ -455,7 +455,9 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
 
 def _runs_begun(live: Record) -> int:
     """Return how many runs have begun without an outcome, by the record of a key in progress."""
-    if live.is_counted or is_reservation(live):
+    # The first claim of a missing key has the time as its fence: nobody was before that reservation.
+    is_first = is_reservation(live) and live.fence == live.claimed_at and live.attempt == 0
+    if live.is_counted or is_first:
         return live.runs
     # Somebody who does not count runs has claimed the key since; of his own runs he counts the crashes.
     return max(live.runs + 1, live.attempt)

@@ -97,6 +97,15 @@ class TestTheirsHere:
         assert (claim.runs, claim.attempt) == (1, 1)
         assert dynamodb.get(KEY).previous_task_id is None
 
+    @pytest.mark.parametrize("crashed", [True, False], ids=["crashed", "failed"])
+    def test_a_reservation_after_a_run(self, dynamodb: DynamoDBStore, older: OlderWorker, *, crashed: bool) -> None:
+        """A later publish hides who ran the key before, but not that somebody may have."""
+        assert older.claim(OVER)
+        if not crashed:
+            assert older.release()
+        assert older.claim(reserves=True)
+        assert grant(dynamodb, "two", task_id="id-old").runs == 2
+
     def test_an_unseen_claim_is_released(self, dynamodb: DynamoDBStore, older: OlderWorker) -> None:
         """A deferred copy may reach this version with the older one's token: what ran before is not known."""
         assert older.claim()
