@@ -63,9 +63,9 @@ class Store(Protocol):
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """Store the outcome if the claim's owner still holds the key, even past the claim's expiry.
 
-        Decides which outcome the key has; cannot undo the effects of two bodies that both ran.  It ends the count of
-        runs.  The outcome is kept
-        for ``retention_seconds`` from the answer, also if an earlier try of this call stored it.
+        Decides which outcome the key has; cannot undo the effects of two bodies that both ran.  The outcome ends the
+        count of runs, and is kept for ``retention_seconds`` from the answer, also if an earlier try of this call stored
+        it.
 
         Returns:
             `Committed`, also if an earlier try of this call did it; `Superseded` with the record if another owner has

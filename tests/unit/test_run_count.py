@@ -265,6 +265,19 @@ class TestGuard:
         assert seen == [True]
 
 
+def test_an_outcome_that_is_put_back_is_of_its_generation(bench: Bench, store: MemoryStore) -> None:
+    """Its record was deleted while the body ran."""
+    claims: list[Claim] = []
+
+    def body(run: RunContext) -> None:
+        claims.append(run.claim)
+        store.forget(KEY)
+
+    assert bench.deliver(value=body) == Returned(None)
+    record = store.get(KEY)
+    assert (record.generation, record.runs) == (claims[0].generation, 0)
+
+
 class OlderStore:
     """A user's own store, written before runs were counted: it neither returns them nor takes ``nothing_done``."""
 
