@@ -177,8 +177,9 @@ def test_a_grant_of_an_earlier_try_that_is_over_is_none(
     grant(moved)
     wire.break_nth("UpdateItem", wire.operations().count("UpdateItem") + 1, late(LEASE + 5))
     wire.break_all(clock.shift)
-    claim = grant(moved)
+    claim = grant(moved, unresolved_seconds=2 * RETENTION)
     assert claim.expires_at == pytest.approx(clock.now() + LEASE, abs=2)
+    assert moved.get(KEY).expiration == pytest.approx(clock.now() + 2 * RETENTION, abs=3)
     assert isinstance(moved.claim(request_by("two")), Busy)
 
 

@@ -10,13 +10,15 @@ from celery.exceptions import Ignore, Reject
 from idempotent_tasks import CrashLoopError, Idempotency
 from idempotent_tasks.core.guard import Interrupted, Returned
 from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.policy import OWN_RETENTION_SECONDS
 from idempotent_tasks.core.records import Claim, ClaimAnswer, ClaimRequest, Granted, Lost, Released
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import KEY, Bench, Broken, Interrupt, grant
+from tests.support.guarding import KEY, TERMS, Bench, Broken, Interrupt, ManualRenewer, grant, start, unseen
 from tests.support.shop import Shop, make, raising
 from tests.support.stores import lost_answer, stands_still
 
 HOUR = 3600
+DAYS = 14 * 86_400.0
 
 Body = Callable[[Any], Any]
 
@@ -263,6 +265,41 @@ class TestGuard:
         bench, seen = broken(claim=[late]), []
         assert bench.deliver(value=lambda run: seen.append(run.rerun)) == Returned(None)
         assert seen == [True]
+
+
+class TestRetention:
+    """For how long a record without an outcome is kept: ``unresolved_for`` from the claim, or from a renewal."""
+
+    def test_a_renewed_claim(self, store: MemoryStore, clock: FakeClock) -> None:
+        """A body that runs for an hour is known of for as long after it."""
+        run, renewer = start(store, unresolved_seconds=DAYS), ManualRenewer()
+        with renewer.renewing(run, store, TERMS, unseen):
+            clock.advance(30)
+            renewer.renew_due()
+        assert store.get(KEY).expiration == clock.now() + DAYS
+
+    def test_a_grant_that_came_too_late(self, broken: Broken, clock: FakeClock) -> None:
+        """It is renewed before the body begins."""
+        bench = broken(claim=[stands_still(clock, 31)])
+        kept: list[float] = []
+
+        def body(_: RunContext) -> None:
+            kept.append(bench.store.get(KEY).expiration - clock.now())
+
+        assert bench.deliver(value=body, unresolved_seconds=DAYS) == Returned(None)
+        assert kept == [DAYS]
+
+    def test_a_lock_is_not_kept_for_longer(self, shop: Shop, clock: FakeClock) -> None:
+        """It says nothing about runs; the record of the task id beside it does."""
+        kept: dict[bool, tuple[float, int]] = {}
+
+        def note(_: Any) -> None:
+            for record in shop.store.records():
+                kept["#exclusive#" in record.key] = (record.expiration - clock.now(), record.runs)
+
+        shop.sells(note, idempotency=Idempotency.exclusive(unresolved_for=DAYS))
+        shop.deliver()
+        assert kept == {True: (OWN_RETENTION_SECONDS, 0), False: (DAYS, 1)}
 
 
 def test_an_outcome_that_is_put_back_is_of_its_generation(bench: Bench, store: MemoryStore) -> None:
