@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from idempotent_tasks.events import Event
     from idempotent_tasks.testing import FakeClock, MemoryStore
 
+# Its tests are the package's own: without this a failure would not show the values that an assertion compared.
+pytest.register_assert_rewrite("idempotent_tasks.testing.conformance")
+
 __all__ = ["idempotency_clock", "idempotency_events", "idempotency_in_memory", "idempotency_store"]
 
 

@@ -136,8 +136,11 @@ class Setting:
         return given if given is None or self.parse is None else self.parse(self.key, given)
 
 
-#: The options of a task whose defaults are settings; its silenced checks come on top of the app's instead.
-_OPTIONS: Final = tuple(option.name for option in fields(Idempotency) if option.name != "silenced_checks")
+#: The options of a task that no setting gives a default: its silenced checks come on top of the app's, and one
+#: ``downstream`` for all tasks would have a charge and its refund share a key.
+_OWN: Final = ("silenced_checks", "downstream")
+#: The options of a task whose defaults are settings.
+_OPTIONS: Final = tuple(option.name for option in fields(Idempotency) if option.name not in _OWN)
 #: Every setting. Those of `_OPTIONS` are validated by `Idempotency`.
 SETTINGS: Final = (
     Setting("store", meaning='always needed: a [URL or a store](store.md), `"dynamodb://REGION/TABLE"`, `"memory://"`'),
@@ -411,6 +414,8 @@ def _refuse_unknown(app: Any) -> None:
             close = get_close_matches(name.removeprefix(_PREFIX), names, n=1)
             known = [_PREFIX + each for each in close or names]
             hint = f"did you mean {known[0]!r}?" if close else f"known are {known}"
+            if name.removeprefix(_PREFIX) in _OWN:
+                hint = f"each task has its own, Idempotency({name.removeprefix(_PREFIX)}=...)"
             raise ConfigurationError(f"there is no setting {key!r}; {hint}")
 
 

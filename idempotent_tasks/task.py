@@ -25,8 +25,7 @@ from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.messaging.claim_request import request_or_none
-from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, handle
+from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, disabled_run, handle
 from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
 from idempotent_tasks.messaging.request_state import state_of
 from idempotent_tasks.settings import Settings, codec_of, settings_of
@@ -111,7 +110,7 @@ class IdempotentTask(Task):
 
     @property
     def idempotency(self) -> RunContext | UnguardedRun:
-        """The run context of the current body: ``key``, ``fence``, ``run``, ``rerun``, ``attempt``, ``lost``.
+        """The run context of the current body: its keys, ``fence``, ``run``, ``rerun``, ``attempt``, ``lost``.
 
         Also in another thread that runs in the body's `contextvars` context, as with ``asyncio.to_thread()``.
         """
@@ -145,9 +144,7 @@ class IdempotentTask(Task):
         state.received = True
         settings = settings_of(self.app)
         if settings.disabled:
-            # A service that takes the key must not take this run for another piece of work.
-            keyed = request_or_none(self, settings, request, tuple(args), kwargs)
-            return self._run_body(UnguardedRun(None if keyed is None else keyed.key), call, args, kwargs)
+            return self._run_body(disabled_run(self, settings, request, tuple(args), kwargs), call, args, kwargs)
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
         return handle(self, delivery, policy, settings, lambda run: self._run_body(run, call, args, kwargs))

@@ -64,7 +64,7 @@ def play_all(seeds: range, *, world: str = "whole", first_only: bool = False) ->
     "--planted", type=click.Choice([bug.name for bug in PLANTED]), help="Plant a bug, and stop when it is found."
 )
 @click.option("--world", type=click.Choice([*WORLDS]), default="whole", show_default=True, help="Which world plays.")
-@click.option("--show", is_flag=True, help="Print the history of the seed, one lane for each process.")
+@click.option("--show", is_flag=True, help="Print the history of the seed, one lane for each delivery.")
 def simulate(seed: int, histories: int, processes: int, planted: str | None, world: str, *, show: bool) -> None:
     """Play histories of the shipped code under virtual time and faults, and check each against the promise.
 

@@ -1,4 +1,4 @@
-"""The Celery app of every history: the shipped `IdempotentTask`, bodies that follow a plan, and a result backend."""
+"""The Celery app of every history: its broker, store, result backend and clock are those of the history that runs."""
 
 import logging
 import sys
@@ -11,7 +11,6 @@ from billiard import einfo
 from celery import Celery, _state
 from celery.backends.base import KeyValueStoreBackend
 
-from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.store import Store
 from simulation.broker import Transport
@@ -20,15 +19,26 @@ from simulation.process import check_alive
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["QUEUE", "app", "enter", "playing"]
+__all__ = ["QUEUE", "app", "enter", "playing", "world"]
 
 QUEUE: Final = "simulation"
+#: Celery's own tasks that complete chords and replacements by groups.
+CANVAS_TASKS: Final = ("celery.chord_unlock", "celery.accumulate")
+#: Seconds between two looks at the parts of a chord.
+POLL_SECONDS: Final = 10.0
+#: For longer than the clocks of two machines differ.
+MOST_POLLS: Final = 100
 _current: list["World"] = []
 
 
-def enter(world: "World") -> None:
+def enter(entered: "World") -> None:
     """Make a history's world the one that the app lives in."""
-    _current[:] = [world]
+    _current[:] = [entered]
+
+
+def world() -> "World":
+    """Return the world of the history that runs."""
+    return _current[0]
 
 
 class _Backend(KeyValueStoreBackend):
@@ -45,7 +55,7 @@ class _Backend(KeyValueStoreBackend):
     def set(self, key: Any, value: Any) -> None:
         """Store a value."""
         check_alive()
-        _current[0].results[_text(key)] = value
+        _current[0].on_result(_text(key), value)
 
     def delete(self, key: Any) -> None:
         """Remove a value."""
@@ -67,24 +77,35 @@ class _App(Celery):
     """Reads the time from the process that runs."""
 
     def now(self) -> datetime:
-        """Return the time of the current process's clock."""
-        return datetime.fromtimestamp(this_process().clock.now(), UTC)
+        """Return the time as the clock of the current process's machine shows it now, whatever it was set to since."""
+        return datetime.fromtimestamp(_current[0].machine_time(this_process()), UTC)
+
+
+class _ProcessClock:
+    """The clock of the store of whichever process runs."""
+
+    def now(self) -> float:
+        return _current[0].store_of(this_process()).clock.now()
+
+    def monotonic(self) -> float:
+        return this_process().clock.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        this_process().clock.sleep(seconds)
 
 
 class _ProcessStore:
     """The store of whichever process runs: each process of a worker has its own."""
+
+    clock: Final = _ProcessClock()
 
     @property
     def _own(self) -> Store:
         return _current[0].store_of(this_process())
 
     @property
-    def clock(self) -> Any:
-        return self._own.clock
-
-    @property
     def max_data_bytes(self) -> int:
-        return self._own.max_data_bytes
+        return _current[0].max_data_bytes
 
     def claim(self, *args: Any) -> Any:
         return self._own.claim(*args)
@@ -111,6 +132,20 @@ class _ProcessStore:
         return self._own.get(key)
 
 
+class _Bucket:
+    """The bucket of the history that runs."""
+
+    @property
+    def above_bytes(self) -> int | None:
+        return _current[0].bucket.above_bytes
+
+    def put(self, data: bytes, expires_at: float) -> str:
+        return _current[0].bucket.put(data, expires_at)
+
+    def get(self, address: str) -> bytes:
+        return _current[0].bucket.get(address)
+
+
 def _observe(event: Any) -> None:
     check_alive()
     _current[0].on_event(event)
@@ -130,40 +165,21 @@ app.conf.update(
     task_publish_retry=False,
     task_create_missing_queues=True,
     worker_enable_remote_control=False,
+    # As ``docs/how-to/canvas.md`` says: Celery's own tasks of a canvas must not be lost with their worker either.
+    task_annotations={
+        # Where a header was not published as a whole, nobody else ends the polling.
+        name: {"acks_late": True, "reject_on_worker_lost": True, "max_retries": MOST_POLLS}
+        for name in CANVAS_TASKS
+    },
+    # A process's own memory of results, which all processes of a history would share, and the next history too.
+    result_cache_max=-1,
+    result_chord_retry_interval=POLL_SECONDS,
     idempotency_store=_ProcessStore(),
+    idempotency_results_bucket=_Bucket(),
     idempotency_observers=[_observe],
     # Longer than any history.
     idempotency_expires=100_000,
 )
-
-
-def _declare(name: str, **options: Any) -> Any:
-    @app.task(base=IdempotentTask, bind=True, name=name, shared=False, **options)
-    def body(self: Any, order: str, plan: list[Any]) -> Any:
-        return _current[0].run_body(self, order, plan)
-
-    return body
-
-
-LEASE_SECONDS: Final = 10
-HARD_LIMIT_SECONDS: Final = 8
-_BY_ORDER: Final = Idempotency(key="order", lease=LEASE_SECONDS)
-#: By the policy that they show: a claim for the whole time limit, one that is renewed, and the task id as the key.
-TASKS: Final = {
-    "limited": _declare("limited", time_limit=HARD_LIMIT_SECONDS, idempotency=Idempotency(key="order", grace=2)),
-    "leased": _declare("leased", idempotency=_BY_ORDER),
-    "own": _declare("own", idempotency=Idempotency(lease=LEASE_SECONDS)),
-    "waits": _declare("waits", idempotency=_BY_ORDER.over({"on_busy": "wait", "wait_timeout": 5})),
-    "joined": _declare("joined", idempotency=_BY_ORDER.over({"at_publish": "join", "reserve": 30})),
-    "exclusive": _declare("exclusive", idempotency=Idempotency.exclusive(lease=LEASE_SECONDS, on_busy="defer")),
-}
-
-
-@app.task(name="follow", bind=True, base=IdempotentTask, shared=False, idempotency=Idempotency(lease=LEASE_SECONDS))
-def follow(self: Any, value: Any, of: str) -> Any:
-    """Be what follows a task."""
-    _current[0].on_follow(of, self.request.id, value)
-    return value
 
 
 @contextmanager

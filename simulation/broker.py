@@ -82,11 +82,16 @@ class Broker:
 
     def lose(self, consumer: Consumer) -> None:
         """Lose a consumer's connection: what it holds is delivered again, soon or after the visibility timeout."""
-        if consumer in self._consumers:
-            self._consumers.remove(consumer)
+        self.cancel(consumer)
         for held in list(consumer.held):
             if self.visibility_seconds is None:
+                self.faults.counts["restored"] += 1
                 self._requeue(held)
+
+    def cancel(self, consumer: Consumer) -> None:
+        """Deliver nothing more to a consumer, which keeps what it holds."""
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
 
     def ack(self, held: Delivered) -> None:
         """Remove a message, unless it was delivered again since."""
@@ -99,6 +104,7 @@ class Broker:
         if held not in held.consumer.held:
             return
         if requeue:
+            self.faults.counts["requeued"] += 1
             self._requeue(held)
         else:
             self.ack(held)
@@ -117,7 +123,8 @@ class Broker:
         held.consumer.held.remove(held)
         payload = deepcopy(held.payload)
         payload["properties"]["delivery_info"]["redelivered"] = True
-        self.ready.append(payload)
+        # Some brokers put it where it was, others at the end.
+        self.ready.insert(self.scheduler.draw.choice([0, len(self.ready)]), payload)
         self._deliver_soon()
 
     def _deliver_soon(self) -> None:
@@ -127,7 +134,8 @@ class Broker:
         takers = [consumer for consumer in self._consumers if len(consumer.held) < consumer.prefetch()]
         while self.ready and takers:
             consumer = self.scheduler.draw.choice(takers)
-            payload = self.ready.pop(0)
+            place = self._place()
+            payload = self.ready.pop(place)
             until = None if self.visibility_seconds is None else self.scheduler.now + self.visibility_seconds
             held = Delivered(payload, consumer, until)
             consumer.held.append(held)
@@ -137,6 +145,12 @@ class Broker:
                 self.scheduler.at(until, partial(self._time_out, held))
             consumer.receive(held)
             takers = [each for each in takers if len(each.held) < each.prefetch()]
+
+    def _place(self) -> int:
+        """Return which of the waiting messages is delivered next: the first, unless they are reordered."""
+        if len(self.ready) > 1 and self.faults.happens("message-reordered"):
+            return self.scheduler.draw.randrange(1, len(self.ready))
+        return 0
 
     def _time_out(self, held: Delivered) -> None:
         if held in held.consumer.held:

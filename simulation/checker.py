@@ -1,12 +1,15 @@
 """The promise, held against a history: invariants, each with its precondition, and how many histories meet it."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 from typing import Any, Final
 
-from simulation.faults import NETWORK_FAULTS
+from idempotent_tasks.core.results import ELSEWHERE
+from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import Entry, History
 from simulation.scheduler import START
 
@@ -18,10 +21,35 @@ CLOCK_SECONDS: Final = 2.5
 FINAL: Final = ("SUCCESS", "FAILURE")
 
 
-#: What may keep a claim from being renewed or released in time.
-DISTURBANCES: Final = frozenset(
-    {*NETWORK_FAULTS, "store-away", "child-stopped", "child-killed", "worker-killed", "body-died", "hard-limit"}
+#: What ends a process, or bodies in it.
+KILLS: Final = frozenset(
+    {"child-killed", "worker-killed", "body-died", "hard-limit", "exits", "out-of-memory", "shut-down-cold"}
 )
+#: What may keep a claim from being renewed or released in time.
+DISTURBANCES: Final = KILLS | {
+    *NETWORK_FAULTS,
+    *BUCKET_FAULTS,
+    *OPERATOR_KINDS,
+    *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen"),
+}
+#: Deliveries that fail because they have no result to replay; no event says so.
+_WITHOUT_RESULT: Final = frozenset({"unwritable-result", "small-records"})
+#: What may keep a parent from releasing the claim of a child that has ended.
+UNREAPED: Final = (DISTURBANCES - KILLS) | {"worker-killed", "out-of-memory"}
+#: Seconds within which it does.
+REAP_SECONDS: Final = 3.0
+#: What costs no request to DynamoDB.
+FREE: Final = frozenset(
+    {"message-doubled", "message-reordered", "visibility-timeout", "connection-lost", "prefetched", "restored"}
+    | {"child-recycled", "clock-set", "shut-down-warm", "soft-limit", "interrupt-caught"}
+)
+#: What may keep a message from going back to its queue.
+_REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
+#: For how many seconds outcomes are kept: those of the task "brief", and at least those of the others.
+SHORTEST_SECONDS: Final = 20
+LONG_SECONDS: Final = 3600
+#: After how many crashes in a row the task "crashing" is not tried again.
+MOST_CRASHES: Final = 2
 #: Seconds within which an undisturbed run releases its key when its body has failed.
 RELEASE_SECONDS: Final = 1.0
 
@@ -40,7 +68,7 @@ class _Run:
     """One run of a body."""
 
     began: Entry
-    #: When it was over, or its process ended.
+    #: When it was over, or its process ended; ``math.inf`` if neither has happened.
     over_at: float
 
     @property
@@ -61,7 +89,7 @@ class _Facts:
         self.history = history
         ends = {entry.details["run"]: entry.at for entry in history.of("over", "stopped")}
         self.runs = [
-            _Run(entry, ends.get(entry.details["run"], entry.at))
+            _Run(entry, ends.get(entry.details["run"], math.inf))
             for entry in history.of("began")
             if entry.details["owner"] is not None
         ]
@@ -71,7 +99,26 @@ class _Facts:
             self.items[entry.details["key"]].append(entry)
         #: The tasks of which at least one publish was taken.
         self.is_undisturbed = DISTURBANCES.isdisjoint(history.counts)
+        #: Whether it has nothing but what costs no request, and what its bodies and calls want.
+        self.is_untroubled = history.counts.keys() <= FREE | (history.features - KILLS - _WITHOUT_RESULT)
         self.published = {entry.details["id"]: entry for entry in history.of("published")}
+        #: The keys whose claims an operator may have ended by force, whoever ran under them.
+        self.forced = {entry.details["key"] for entry in history.of(*OPERATOR_KINDS) if entry.details["force"]}
+        #: Whether messages may be lost, because they are acknowledged before a body that is cut short.
+        self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
+        self.keys = _keys(history)
+        #: The tasks whose own run has stored a result that a replay can return.
+        self.succeeded = {
+            entry.details["task_id"]
+            for entry in history.of("Committed")
+            if entry.details.get("replayable")
+            and _text(self.item_at(entry.details["key"], entry.at), "status") == "COMPLETED"
+        }
+
+    def ids_of(self, *kinds: str) -> set[str]:
+        """Return the task ids of some kinds of entries."""
+        names = ("id", "task_id")
+        return {entry.details[name] for entry in self.history.of(*kinds) for name in names if name in entry.details}
 
     def released_at(self, run: _Run) -> float:
         """Return when a run was over, or had handed its key over to its retry."""
@@ -94,6 +141,12 @@ def _text(item: dict[str, Any], name: str) -> str | None:
     return next(iter(item[name].values())) if name in item else None
 
 
+def _holder(entry: Entry) -> str | None:
+    """Return the owner of the claim that a write leaves, if it leaves one."""
+    item = entry.details["item"] or {}
+    return _text(item, "owner") if _text(item, "status") == "INPROGRESS" else None
+
+
 def _until(item: dict[str, Any]) -> float:
     """Return when a claim expires, in seconds of the history."""
     return int(_text(item, "in_progress_expiration") or 0) / 1000 - START
@@ -105,88 +158,182 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue
-            written = facts.items[earlier.key]
-            held = [
-                place
-                for place, entry in enumerate(written)
-                if _text(entry.details["item"] or {}, "owner") == earlier.owner
-            ]
-            ended = [entry for entry in written[held[-1] + 1 :] if held][:1] if held else []
-            if not ended:
-                yield Violation(
-                    "one run", later.began.at, f"run {later.began.details['run']} began beside a living claim"
-                )
-            elif not _is_over(earlier, written[held[-1]], ended[0]):
-                yield Violation(
-                    "one run", ended[0].at, f"the claim of run {earlier.began.details['run']} was taken early"
-                )
+            written = [entry for entry in facts.items[earlier.key] if entry.at <= later.began.at]
+            for last, taken in zip_longest(written, written[1:]):
+                if _holder(last) != earlier.owner:
+                    continue
+                if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
+                    what = f"run {later.began.details['run']} began beside a living claim"
+                    yield Violation("one run", later.began.at, what)
+                elif taken is not None and _is_taken_early(facts, earlier, last, taken):
+                    what = f"the claim of run {earlier.began.details['run']} was taken early"
+                    yield Violation("one run", taken.at, what)
 
 
-def _is_over(run: _Run, last: Entry, ended: Entry) -> bool:
-    """Return whether a claim had expired when it was taken, or was given up by the run itself."""
-    by_itself = ended.details["by"] == run.began.details["process"]
-    return by_itself or _until(last.details["item"]) <= ended.at + CLOCK_SECONDS or run.over_at <= ended.at
+def _is_taken_early(facts: _Facts, run: _Run, last: Entry, taken: Entry) -> bool:
+    """Return whether a running run's claim was taken that had not expired, nor was given up by itself or by force."""
+    by_itself = taken.details["by"] == run.began.details["process"] or run.key in facts.forced
+    is_over = by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
+    return _holder(taken) != run.owner and not is_over
+
+
+def _subject(facts: _Facts, run: _Run) -> str:
+    """Return what a run must not share with another at the same time: its call's key, its order, or its task id."""
+    details = run.began.details
+    call = facts.published.get(details["id"])
+    explicit = None if call is None else call.details.get("key")
+    return str(explicit or details["id" if details["task"] == "own" else "order"])
 
 
 def _undisturbed(facts: _Facts) -> Iterator[Violation]:
     """Where nothing keeps claims from being renewed and released, no two runs of a key overlap, and none blocks it."""
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
+    for_good = {entry.details["run"] for entry in facts.history.of("failed-for-good")}
+    handed_over = facts.ids_of("handed-over")
     for number, run in enumerate(facts.runs):
         for earlier in facts.runs[:number]:
-            if _subject(earlier) == _subject(run) and facts.released_at(earlier) > run.began.at:
+            if _subject(facts, earlier) == _subject(facts, run) and facts.released_at(earlier) > run.began.at:
                 yield Violation("undisturbed", run.began.at, f"run {run.began.details['run']} overlaps with another")
         item = facts.item_at(run.key, run.over_at + RELEASE_SECONDS)
         if run.began.details["fence"] not in committed and _text(item, "owner") == run.owner:
             yield Violation("undisturbed", run.over_at, f"run {run.began.details['run']} did not release its key")
+        own = facts.item_at(run.began.details["key"], run.over_at + RELEASE_SECONDS)
+        is_final = run.began.details["run"] in for_good and run.began.details["id"] not in handed_over
+        if is_final and _text(own, "status") != "FAILED":
+            yield Violation("undisturbed", run.over_at, f"the failure of run {run.began.details['run']} is no outcome")
 
 
-def _subject(run: _Run) -> str:
-    """Return what a run must not share with another at the same time: its order, or its task id."""
-    details = run.began.details
-    return str(details["id"] if details["task"] == "own" else details["order"])
+def _reaped(facts: _Facts) -> Iterator[Violation]:
+    """Where the network is well and workers live, the key of a run whose process has ended is soon free."""
+    stopped = {entry.details["run"] for entry in facts.history.of("stopped")}
+    for run in facts.runs:
+        number = run.began.details["run"]
+        item = facts.item_at(run.key, run.over_at + REAP_SECONDS)
+        if number in stopped and _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS":
+            yield Violation("reaped", run.over_at, f"the key of run {number} is not free, and its process has ended")
 
 
 def _live_claim(facts: _Facts) -> Iterator[Violation]:
     """A body begins only under a claim that is its own and has not expired."""
     for run in facts.runs:
         item = facts.item_at(run.key, run.began.at)
-        if _text(item, "owner") != run.owner or _until(item) < run.began.at - CLOCK_SECONDS:
+        is_own = _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS"
+        if not is_own or _until(item) < run.began.at - CLOCK_SECONDS:
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
 
 
+def _lost(facts: _Facts) -> Iterator[Violation]:
+    """A body that is told that its claim is lost has lost it, or the claim of its lock."""
+    runs = {run.began.details["run"]: run for run in facts.runs}
+    for entry in facts.history.of("effect"):
+        run = runs.get(entry.details["run"])
+        if run is None or not entry.details.get("lost"):
+            continue
+        keys = {run.key, run.began.details["key"]}
+        if all(_text(facts.item_at(key, entry.at), "owner") == run.owner for key in keys):
+            yield Violation("lost", entry.at, f"run {entry.details['run']} was told that its claim is lost")
+
+
+def _crash_loop(facts: _Facts) -> Iterator[Violation]:
+    """No more bodies of a key crash in a row than its task allows, unless its record says something else between."""
+    crashes: Counter[str] = Counter()
+    holders: dict[str, str | None] = {}
+    kinds = ("CrashLooped", "written", "stopped", "over")
+    for entry in facts.history.of(*kinds):
+        key = entry.details["key"]
+        if entry.kind == "written":
+            holders[key] = _holder(entry)
+        # A run that has handed over its key crashes for itself.
+        if entry.kind == "stopped" and entry.details["task"] == "crashing" and holders[key] == entry.details["owner"]:
+            crashes[key] += 1
+            if crashes[key] > MOST_CRASHES:
+                yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
+        elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
+            crashes[key] = 0
+
+
 def _one_outcome(facts: _Facts) -> Iterator[Violation]:
-    """The first outcome of a key stays; nobody claims the key again, or writes another one."""
+    """The first outcome of a key stays while it is kept; nobody claims the key again, or writes another one."""
     for key, written in facts.items.items():
         first = None
-        for entry in written:
+        for entry, before in zip(written, [None, *written], strict=False):
+            if before is not None and _begins_anew(facts, before, entry):
+                first = None
             item = entry.details["item"] or {}
             outcome = None if _text(item, "status") == "INPROGRESS" else (_text(item, "status"), _text(item, "data"))
             if first is not None and outcome != first:
                 yield Violation("one outcome", entry.at, f"the outcome of {key} was replaced")
                 break
-            first = first or outcome
+            first = first or (outcome if item else None)
+            if outcome is not None and item and not _is_kept(key, entry):
+                yield Violation(
+                    "one outcome", entry.at, f"the outcome of {key} is not kept for as long as its task says"
+                )
+
+
+def _is_kept(key: str, entry: Entry) -> bool:
+    """Return whether an outcome is kept for its task's ``expires`` from when it was stored."""
+    item, kept = entry.details["item"], SHORTEST_SECONDS if key.startswith("brief#") else LONG_SECONDS
+    stored_at = int(_text(item, "completed_at") or 0) / 1000
+    return int(_text(item, "expiration") or 0) - stored_at > kept - CLOCK_SECONDS
+
+
+def _begins_anew(facts: _Facts, before: Entry, entry: Entry) -> bool:
+    """Return whether a write ends what its key's record said: an operator's, or the first after its retention."""
+    if entry.details["item"] is None or before.details["item"] is None:
+        return bool(facts.history.operator in (entry.details["by"], before.details["by"]))
+    kept_until = float(_text(before.details["item"], "expiration") or math.inf)
+    return kept_until - START < entry.at + CLOCK_SECONDS
 
 
 def _one_result(facts: _Facts) -> Iterator[Violation]:
-    """All tasks of a key that succeed have one result, the outcome on its record."""
+    """All tasks of a key that succeed have one result, the outcome on its record, and one payload."""
     at = facts.history.entries[-1].at
-    unrecorded = {entry.details["key"] for entry in facts.history.of("Unrecorded")}
+    # Without one outcome, with several, or with a message of another task under their id.
+    exempt = {entry.details["key"] for entry in facts.history.of("Unrecorded")} | _begun_anew(facts)
+    others = facts.ids_of("replaced", "handed-over")
     results: dict[str, set[str]] = defaultdict(set)
-    for task_id, key in _keys(facts).items():
+    amounts: dict[str, set[int]] = defaultdict(set)
+    for task_id, keys in facts.keys.items():
         result = facts.result(task_id)
-        if result.get("status") == "SUCCESS" and key not in unrecorded:
-            results[key].add(json.dumps(result["result"]))
+        if result.get("status") == "SUCCESS" and len(keys) == 1 and not keys & exempt and task_id not in others:
+            results[min(keys)].add(json.dumps(result["result"]))
+            if facts.history.task == "validated" and task_id in facts.published:
+                amounts[min(keys)].add(facts.published[task_id].details.get("amount", 0))
     for key, found in results.items():
-        item = facts.history.items.get(key, {})
-        outcome = {_text(item, "data")} if _text(item, "status") == "COMPLETED" else found
-        if len(found) > 1 or found != outcome:
+        if len(found) > 1 or found != (_recorded(facts.history, key) or found):
             yield Violation("one result", at, f"the tasks of {key} have other results than its record")
+        if len(amounts[key]) > 1:
+            yield Violation("one result", at, f"tasks with other payloads have the result of {key}")
 
 
-def _keys(facts: _Facts) -> dict[str, str]:
-    """Return the key of each task by its id, as the library's events name it."""
+def _begun_anew(facts: _Facts) -> set[str]:
+    """Return the keys whose records were deleted, or outlived."""
+    return {
+        key for key, written in facts.items.items() if any(_begins_anew(facts, *pair) for pair in pairwise(written))
+    }
+
+
+def _recorded(history: History, key: str) -> set[str]:
+    """Return the result on a key's record, as the only member of a set; none where it has none."""
+    item = history.items.get(key, {})
+    if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
+        return set()
+    if (_text(item, "codec") or "").endswith(ELSEWHERE):
+        data = history.objects[data].decode()
+    try:
+        return {json.dumps(json.loads(data))}
+    except ValueError:
+        return {data}
+
+
+def _keys(history: History) -> dict[str, set[str]]:
+    """Return the keys of each task by its id, as the library's events name them."""
     kinds = ("Claimed", "Replayed", "Committed", "Deferred")
-    return {entry.details["task_id"]: entry.details["key"] for entry in facts.history.of(*kinds)}
+    keys: dict[str, set[str]] = defaultdict(set)
+    for entry in history.of(*kinds):
+        keys[entry.details["task_id"]].add(entry.details["key"])
+    return keys
 
 
 def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
@@ -194,30 +341,133 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
     at = facts.history.entries[-1].at
     if not facts.history.ended:
         yield Violation("nothing lost", at, "messages are still on their way")
+    # Celery stores no result of these: what their bodies, their publishers or ``on_busy`` wanted.
+    silent = facts.ids_of("ignored-by-body", "Skipped")
+    silent |= {entry.details["id"] for entry in facts.history.of("published") if entry.details.get("ignored")}
     for task_id in facts.published:
-        if facts.result(task_id).get("status") not in FINAL:
+        if not facts.may_lose and task_id not in silent and facts.result(task_id).get("status") not in FINAL:
             yield Violation("nothing lost", at, f"{task_id} has no result")
 
 
 def _fences(facts: _Facts) -> Iterator[Violation]:
-    """Each claim of a key has a larger fence than those before it."""
+    """Each claim of a key has a larger fence than those before it, also than those before its record was deleted.
+
+    But for a claim request that was on its way when the record was.
+    """
     for key, written in facts.items.items():
-        owner, fence = None, 0
+        before, fence, deleted_at = None, 0, -math.inf
         for entry in written:
             item = entry.details["item"] or {}
-            new_owner, new_fence = _text(item, "owner"), int(_text(item, "fence") or 0)
-            if new_owner not in (None, owner):
-                if new_fence <= fence:
+            deleted_at = deleted_at if item else entry.at
+            owner = _holder(entry)
+            if owner is not None:
+                new_fence = int(_text(item, "fence") or 0)
+                is_late = _requested_at(item) < deleted_at
+                if not is_late and (new_fence < fence or (new_fence == fence and owner != before)):
                     yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
-                owner, fence = new_owner, new_fence
+                fence = new_fence if is_late else max(fence, new_fence)
+            before = owner
+
+
+def _requested_at(item: dict[str, Any]) -> float:
+    """Return when a claim was requested by its own clock, in seconds of the history, at the latest."""
+    return int(_text(item, "claimed_at") or 0) / 1000 - START - CLOCK_SECONDS
 
 
 def _continuation(facts: _Facts) -> Iterator[Violation]:
     """What follows a task that succeeded is sent at least once."""
+    at = facts.history.entries[-1].at
     followed = {entry.details["of"] for entry in facts.history.of("followed")}
+    stopped = facts.ids_of("callbacks-stopped")
+    if facts.may_lose:
+        return
     for task_id, entry in facts.published.items():
-        if entry.details["link"] and facts.result(task_id).get("status") == "SUCCESS" and task_id not in followed:
-            yield Violation("continuation", facts.history.entries[-1].at, f"what follows {task_id} was never sent")
+        missing = set(entry.details.get("followers", ())) - followed
+        ended_well = facts.result(task_id).get("status") == "SUCCESS" or task_id in facts.succeeded
+        if missing and task_id not in stopped and ended_well:
+            yield Violation("continuation", at, f"what follows {task_id} was never sent")
+    for entry in facts.history.of("chord"):
+        ids, of = entry.details["ids"], entry.details["of"]
+        succeeded = all(facts.result(each).get("status") == "SUCCESS" for each in ids)
+        if succeeded and of not in followed and not facts.history.failed & {*ids, of}:
+            yield Violation("continuation", at, f"the body of the chord of {' and '.join(ids)} was never sent")
+
+
+def _one_continuation(facts: _Facts) -> Iterator[Violation]:
+    """What follows a task has one task id, however often it is sent: a guarded one has its effect once."""
+    # What replaces a task, or has another key, has another continuation.
+    exempt = facts.ids_of("replaced") | {task_id for task_id, keys in facts.keys.items() if len(keys) > 1}
+    ids: dict[str, set[str]] = defaultdict(set)
+    for entry in facts.history.of("followed"):
+        ids[entry.details["of"]].add(entry.details["id"])
+        if len(ids[entry.details["of"]]) > 1 and entry.details["of"] not in exempt:
+            yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
+    begun_anew = _begun_anew(facts)
+    stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
+    committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
+    for run in facts.runs:
+        details = run.began.details
+        is_last = details["run"] in stopped and details["fence"] in committed and details["key"] not in begun_anew
+        if is_last and details["id"] in ids:
+            yield Violation("one continuation", run.over_at, f"what run {details['run']} has stopped was sent")
+
+
+def _apology(facts: _Facts) -> Iterator[Violation]:
+    """The error callback of a task that failed is sent at least once, where the broker takes it."""
+    apologised = {entry.details["of"] for entry in facts.history.of("apologised")}
+    for task_id, entry in facts.published.items():
+        failed = facts.result(task_id).get("status") == "FAILURE"
+        if entry.details.get("apology") and failed and task_id not in apologised and not facts.may_lose:
+            yield Violation("error callback", facts.history.entries[-1].at, f"nobody was told that {task_id} failed")
+
+
+def _skipped(facts: _Facts) -> Iterator[Violation]:
+    """A message is skipped only where another task of its key has run."""
+    for entry in facts.history.of("Skipped"):
+        task_id = entry.details["task_id"]
+        holders = {
+            _text(written.details["item"] or {}, "task_id")
+            for key, items in facts.items.items()
+            if "#exclusive" in key
+            for written in items
+            if written.at <= entry.at
+        }
+        if not holders - {task_id, None}:
+            yield Violation("skipped", entry.at, f"{task_id} was skipped for its own run")
+        awaited = {each for chord in facts.history.of("chord") for each in chord.details["ids"]}
+        call = facts.published.get(task_id)
+        if task_id in awaited or (call is not None and call.details.get("followers")):
+            yield Violation("skipped", entry.at, f"{task_id} was skipped, and something waits for it")
+
+
+#: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
+_LOCKED: Final = ("exclusive", "skipping")
+_POLLING: Final = ("waits", "raises", "joined", "refused")
+#: By event of the library: how many requests it stands for, without a lock and with one.
+_COSTS: Final = {
+    "Claimed": (1, 2),
+    "Committed": (1, 2),
+    # A claim that meets a release with a later time than its own is sent once more.
+    "Released": (2, 4),
+    "Replayed": (1, 1),
+    "Deferred": (2, 4),
+    "Merged": (1, 3),
+    "Skipped": (1, 3),
+    "CrashLooped": (1, 1),
+    **dict.fromkeys(("Renewed", "Dispatched", "Reserved", "Joined", "Refused", "Mismatched"), (1, 1)),
+}
+
+
+def _budget(facts: _Facts) -> Iterator[Violation]:
+    """Where nothing goes wrong, DynamoDB gets no more requests than `docs/explanation/cost.md` says."""
+    # Each process asks for the time, again where its own clock is off; the first deferral of a message has no note.
+    sent, most = facts.history.requests.total(), 2 * len(facts.history.requests)
+    for entry in facts.history.of(*_COSTS):
+        alone, locked = _COSTS[entry.kind]
+        most += locked if entry.details["task"] in _LOCKED else alone
+        most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
+    if sent > most:
+        yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
 
 
 def _merged(facts: _Facts) -> Iterator[Violation]:
@@ -231,12 +481,43 @@ def _merged(facts: _Facts) -> Iterator[Violation]:
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "one run": (_one_run, lambda facts: len(facts.runs) > 1),
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
+    "reaped": (
+        _reaped,
+        lambda facts: (
+            facts.history.watched and UNREAPED.isdisjoint(facts.history.counts) and bool(facts.history.of("stopped"))
+        ),
+    ),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
+    "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),
+    "crash loop": (
+        _crash_loop,
+        # An operator's command makes a record forget.
+        lambda facts: (
+            "body-died" in facts.history.counts
+            and facts.history.task == "crashing"
+            and facts.history.counts.keys().isdisjoint({*OPERATOR_KINDS, "retry-without-raise"})
+        ),
+    ),
     "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
-    "one result": (_one_result, lambda facts: len(facts.history.of("Committed", "Replayed")) > 1),
+    "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
-    "continuation": (_continuation, lambda facts: any(entry.details["link"] for entry in facts.published.values())),
+    "continuation": (
+        _continuation,
+        lambda facts: (
+            any(entry.details.get("followers") for entry in facts.published.values()) or bool(facts.history.of("chord"))
+        ),
+    ),
+    "one continuation": (_one_continuation, lambda facts: bool(facts.history.of("followed"))),
+    "error callback": (
+        _apology,
+        lambda facts: "error-callback" in facts.history.counts and facts.history.counts.keys().isdisjoint(_REFUSALS),
+    ),
+    "skipped": (_skipped, lambda facts: bool(facts.history.of("Skipped"))),
+    "budget": (
+        _budget,
+        lambda facts: bool(facts.history.requests) and facts.history.task not in _POLLING and facts.is_untroubled,
+    ),
     "merged": (_merged, lambda facts: bool(facts.history.of("Merged"))),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["NETWORK_FAULTS", "Faults", "RequestFault"]
+__all__ = ["BUCKET_FAULTS", "NETWORK_FAULTS", "OPERATOR_KINDS", "Faults", "RequestFault"]
 
 #: The ways of a request, and its answer, to go wrong.
 NETWORK_FAULTS: Final = (
@@ -19,7 +19,10 @@ NETWORK_FAULTS: Final = (
     "failed",
     "foreign-answer",
 )
-
+#: The ways of a call of the bucket to go wrong.
+BUCKET_FAULTS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
+#: What an operator's command has done to a record.
+OPERATOR_KINDS: Final = ("released", "forgotten", "purged")
 
 #: Takes the service and the operation; returns what the answer makes the client do: return or raise.
 Answer = Callable[[Any, str], Callable[[], Any]]
@@ -27,6 +30,8 @@ Answer = Callable[[Any, str], Callable[[], Any]]
 _WAY_SECONDS: Final = (0.001, 0.03)
 #: How late a request or an answer may be, in leases.
 LATEST_IN_LEASES: Final = 3
+#: The part of all requests that a throttled service refuses.
+THROTTLED_PART: Final = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,20 +69,30 @@ class Faults:
         self.counts: Counter[str] = Counter()
         #: Whether faults still happen: they stop before a history's end, so that every delivery can end.
         self.active = True
+        #: Called with the kind of each fault that shows in nothing else.
+        self.on_fault: Callable[[str], None] = lambda _: None
 
-    def happens(self, kind: str) -> bool:
-        """Return whether a fault of this kind happens now; count it if so."""
+    def happens(self, kind: str, *, shows: bool = False) -> bool:
+        """Return whether a fault of this kind happens now; count it if so.
+
+        Args:
+            kind: of the fault.
+            shows: whether what it does is noted by itself.
+        """
         rate = self._rates.get(kind, 0.0)
         if not self.active or not rate or self._draw.random() >= rate:
             return False
         self.counts[kind] += 1
+        if not shows:
+            self.on_fault(kind)
         return True
 
-    def of_request(self) -> RequestFault:  # noqa: PLR0911 - one for each kind
-        """Return the course of the next request."""
+    def of_request(self, *, throttled: bool = False) -> RequestFault:  # noqa: PLR0911 - one for each kind
+        """Return the course of the next request; of a service that is throttled, mostly a refusal."""
         draw = self._draw
         usual = RequestFault(request_seconds=draw.uniform(*_WAY_SECONDS), answer_seconds=draw.uniform(*_WAY_SECONDS))
         kind = next((kind for kind in NETWORK_FAULTS if self.happens(kind)), None)
+        kind = "throttled" if throttled and draw.random() < THROTTLED_PART else kind
         late = draw.uniform(0, LATEST_IN_LEASES * self._lease)
         match kind:
             case None:
@@ -101,7 +116,7 @@ class Faults:
                     return replace(usual, refusal=_failed)
                 return replace(usual, replaced=_failed)
             case _:
-                return replace(usual, replaced=_foreign)
+                return replace(usual, replaced=draw.choice([_page, _of_another]))
 
 
 def _throttled(service: Any, operation: str) -> Callable[[], Any]:
@@ -112,5 +127,9 @@ def _failed(service: Any, operation: str) -> Callable[[], Any]:
     return service.refuse(operation, "InternalServerError", 500)
 
 
-def _foreign(service: Any, _: str) -> Callable[[], Any]:
+def _page(service: Any, _: str) -> Callable[[], Any]:
     return service.page()
+
+
+def _of_another(service: Any, _: str) -> Callable[[], Any]:
+    return service.of_another()

@@ -1,12 +1,17 @@
 """What happened in a world: its entries in the order of time, and what notes them."""
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from simulation.calls import Call
 from simulation.network import Service
 from simulation.scheduler import START, Scheduler
 
 __all__ = ["Entry", "History", "Recorder"]
+
+#: Seconds between two entries of the same time.
+MOMENT: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,26 @@ class History:
     seed: int
     task: str
     entries: list[Entry] = field(default_factory=list)
+    #: The calls of the store, in the order in which they were made.
+    calls: list[Call] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     #: The records at the end, by key, as items.
     items: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    #: What its bodies and calls have that others have not.
+    features: frozenset[str] = frozenset()
+    #: Whether messages are acknowledged before their bodies run.
+    acks_early: bool = False
+    #: The bucket's objects at the end, by their addresses.
+    objects: dict[str, bytes] = field(default_factory=dict)
+    #: By process: how many requests DynamoDB has carried out.
+    requests: Counter[str] = field(default_factory=Counter)
+    #: The tasks that the result backend has ever called failed, by id.
+    failed: set[str] = field(default_factory=set)
+    #: The name of the operator's process.
+    operator: str = ""
+    #: Whether the claims of children that end are released by their parent processes.
+    watched: bool = True
     ended: bool = False
     failures: list[BaseException] = field(default_factory=list)
 
@@ -48,10 +69,14 @@ class Recorder:
 
     def note(self, kind: str, **details: Any) -> None:
         """Note that something happened now."""
-        self._history.entries.append(Entry(self._scheduler.now - START, kind, details))
+        entries, at = self._history.entries, self._scheduler.now - START
+        if entries:
+            # A time says which of two came first.
+            at = max(at, entries[-1].at + MOMENT)
+        entries.append(Entry(at, kind, details))
 
     def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
-        if operation != "get_item" and outcome == "done":
+        if operation not in ("get_item", "scan") and outcome == "done":
             key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
             # An update makes a new item, and changes none.
             self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())

@@ -1,5 +1,6 @@
 """The way between a process's DynamoDB client and the table, with every fault of a network and a service."""
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -15,11 +16,11 @@ from simulation.process import check_alive
 from simulation.scheduler import Event, Scheduler
 from simulation.wire import ConditionFailedError, Table
 
-__all__ = ["DirectClient", "Service", "SimulatedClient"]
+__all__ = ["ENDPOINT", "READ_SECONDS", "DirectClient", "Service", "SimulatedClient"]
 
 #: Seconds for which a client waits for an answer (`idempotent_tasks.stores.aws.OUR_CONFIG`).
 READ_SECONDS: Final = 2.0
-_ENDPOINT: Final = "https://dynamodb.simulation"
+ENDPOINT: Final = "https://dynamodb.simulation"
 
 
 class Service:
@@ -34,6 +35,10 @@ class Service:
         self.table = Table()
         #: Until when it does not answer, in epoch seconds.
         self.away_until = 0.0
+        #: Until when it refuses most requests, because it has too many.
+        self.throttled_until = 0.0
+        #: By process: how many requests it has carried out.
+        self.requests: Counter[str] = Counter()
         #: Called after each request that was carried out: the process, the operation, its parameters and its outcome.
         self.on_request: Callable[[Any, str, dict[str, Any], str], None] = lambda *_: None
 
@@ -54,6 +59,7 @@ class Service:
     def carry_out(self, operation: str, parameters: dict[str, Any], process: Any) -> Callable[[], Any]:
         """Carry out a request now, and return what its answer makes the client do: return or raise."""
         name = "".join(part.title() for part in operation.split("_"))
+        self.requests[process.name() or ""] += 1
         try:
             found = getattr(self.table, operation)(**parameters)
         except ConditionFailedError as failed:
@@ -63,6 +69,8 @@ class Service:
             return lambda: _raise(error)
         self.on_request(process, operation, parameters, "done")
         answer: dict[str, Any] = {"ResponseMetadata": self._metadata(200)}
+        if operation == "scan":
+            answer["Items"] = found
         if operation == "get_item" and found is not None:
             answer["Item"] = found
         if operation == "update_item" and parameters.get("ReturnValues") == "ALL_NEW":
@@ -72,6 +80,11 @@ class Service:
     def refuse(self, operation: str, code: str, status: int) -> Callable[[], Any]:
         """Return what an answer with an error makes the client do."""
         error = self._error("".join(part.title() for part in operation.split("_")), code, status, {})
+        return lambda: _raise(error)
+
+    def of_another(self) -> Callable[[], Any]:
+        """Return a refusal that belongs to another client's request: credentials are fetched through botocore too."""
+        error = self._error("AssumeRole", "ConditionalCheckFailedException", 400, {})
         return lambda: _raise(error)
 
     def page(self) -> Callable[[], Any]:
@@ -103,7 +116,7 @@ class DirectClient:
         self._service = service
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
-        if operation not in ("get_item", "put_item", "update_item", "delete_item"):
+        if operation not in ("get_item", "put_item", "update_item", "delete_item", "scan"):
             raise AttributeError(operation)
         return lambda **parameters: self._send(operation, parameters)
 
@@ -118,14 +131,18 @@ class SimulatedClient(DirectClient):
         super().__init__(service)
         self._scheduler = scheduler
         self._faults = faults
+        #: The number of the last request, and of the latest one that was answered.
+        self._sent = self._answered = 0
 
     def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
         service, scheduler, process = self._service, self._scheduler, this_process()
         check_alive()
-        fault = self._faults.of_request()
+        fault = self._faults.of_request(throttled=scheduler.now < service.throttled_until)
         patience = min(READ_SECONDS if fault.waits is None else fault.waits, max(time_left(), 0.0))
         answered = Event(scheduler)
         received: list[Callable[[], Any]] = []
+        self._sent += 1
+        number = self._sent
 
         def arrive() -> None:
             answer = service.answer(fault, operation, parameters, process)
@@ -133,16 +150,19 @@ class SimulatedClient(DirectClient):
                 scheduler.after(fault.answer_seconds, lambda: reply(answer))
 
         def reply(answer: Callable[[], Any]) -> None:
+            if number < self._answered:
+                self._faults.counts["answers-reordered"] += 1
+            self._answered = max(self._answered, number)
             received.append(answer)
             answered.set()
 
         if scheduler.now < service.away_until:
             scheduler.sleep(min(fault.request_seconds, patience))
-            raise EndpointConnectionError(endpoint_url=_ENDPOINT, error="refused")
+            raise EndpointConnectionError(endpoint_url=ENDPOINT, error="refused")
         if not fault.lost:
             scheduler.after(fault.request_seconds, arrive)
         answered.wait(patience)
-        return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=_ENDPOINT, error="timed out"))
+        return received[0]() if received else _raise(ReadTimeoutError(endpoint_url=ENDPOINT, error="timed out"))
 
 
 @lru_cache(maxsize=1024)

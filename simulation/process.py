@@ -54,7 +54,9 @@ class _Executor:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            self._process.unfinished -= 1
 
+        self._process.unfinished += 1
         self._process.spawn(run, "executor")
         return future
 
@@ -120,6 +122,8 @@ class SimulatedProcess(Process):
         self.random = random.Random(scheduler.draw.getrandbits(64))
         self.machine = machine
         self.alive = True
+        #: The works of executors for whose end a clean exit waits.
+        self.unfinished = 0
         #: What was to run while it stood still; None while it does not.
         self._stopped: list[Callable[[], None]] | None = None
         self._scheduler = scheduler
@@ -200,6 +204,11 @@ class SimulatedProcess(Process):
         # A stack is unwound from the hub, to which its greenlet returns.
         self._scheduler.after(0.0, self._unwind)
 
+    def end(self) -> None:
+        """End with the history, from the hub: a stack that nobody unwinds is never freed, nor is its world."""
+        self.kill()
+        self._unwind()
+
     def _unwind(self) -> None:
         strands, self._strands = self._strands, set()
         for strand in strands:
@@ -211,6 +220,11 @@ class SimulatedProcess(Process):
         """Stand still, as on SIGSTOP or in a paused machine."""
         if self._stopped is None:
             self._stopped = []
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it was stopped."""
+        return self._stopped is not None
 
     def go_on(self) -> None:
         """Go on."""

@@ -26,12 +26,14 @@ from idempotent_tasks.core.guard import (
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Finished, Lost, Released, Superseded, Unanswered
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.worker.reaper import ClaimReaper
+from simulation.calls import RecordedStore
 from simulation.history import History, Recorder
 from simulation.network import Service
 from simulation.process import SimulatedClock, SimulatedProcess
@@ -130,7 +132,7 @@ class SmallWorld:
         self.scheduler = scheduler
         self.history = history
         self.task = task
-        self.watched = watched
+        self.watched = history.watched = watched
         self.service = Service(lambda: scheduler.now)
         self.note = Recorder(history, scheduler, self.service).note
         self._connect = connect
@@ -172,7 +174,8 @@ class SmallWorld:
         """Return a process's own store."""
         store = self._stores.get(process)
         if store is None:
-            store = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            own = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process] = store
         return store
 
@@ -186,6 +189,7 @@ class SmallWorld:
         free = self._free[machine] = [each for each in self._free[machine] if each.alive]
         child = free.pop() if free else self.new_process(machine)
         delivery = _Delivery(message, self._request(message, child), child)
+        self.note("delivered", process=child.name(), id=message.id)
         self.busy[child] = delivery, child.spawn(lambda: self._handle(delivery), "body")
         if limit := self.task.hard_limit_seconds:
             self.scheduler.after(limit, lambda: self._reach_hard_limit(delivery))
@@ -207,7 +211,8 @@ class SmallWorld:
 
     def observe(self, event: Any) -> None:
         """Note an event of the library."""
-        self.note(type(event).__name__, **{name: getattr(event, name) for name in event.__dataclass_fields__})
+        details = {name: getattr(event, name) for name in event.__dataclass_fields__}
+        self.note(type(event).__name__, process=this_process().name(), **details)
 
     def _handle(self, delivery: _Delivery) -> None:
         """Handle a delivery to its end; let its process take another one then."""
@@ -332,6 +337,7 @@ class SmallWorld:
     def _leave(self, delivery: _Delivery) -> None:
         child = delivery.child
         if self.busy.pop(child, None) is not None:
+            self.note("ended", process=child.name())
             self._free[child.machine].append(child)
 
     def interrupt(self, child: SimulatedProcess) -> None:
@@ -367,7 +373,7 @@ class SmallWorld:
         self.history.items = self.service.table.items
         for process in list(self._living.values()):
             process.on_end.clear()
-            process.kill()
+            process.end()
 
 
 def _withdraw(store: RetryingStore, request: ClaimRequest) -> Released | Lost | Unanswered:

@@ -54,6 +54,7 @@ class _RandomWorld(SmallWorld):
         super().__init__(
             scheduler, History(seed, task.name), task, self._connected, watched=draw.choice([True, True, False])
         )
+        self.faults.on_fault = lambda kind: self.note("fault", fault=kind, process=this_process().name())
 
     def _connected(self, service: Service) -> SimulatedClient:
         return SimulatedClient(service, self.scheduler, self.faults)
@@ -93,7 +94,7 @@ class _RandomWorld(SmallWorld):
         scheduler.after(FAULTS_END, self._end_faults)
 
     def _strike(self, kind: str, strike: Callable[[], None]) -> None:
-        if self.faults.happens(kind):
+        if self.faults.happens(kind, shows=True):
             strike()
 
     def _end_faults(self) -> None:

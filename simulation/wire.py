@@ -56,6 +56,20 @@ class Table:
         found = self.items.get(self._name(Key))
         return None if found is None else dict(found)
 
+    def scan(
+        self,
+        *,
+        ExpressionAttributeNames: Names,  # noqa: N803
+        ExpressionAttributeValues: Values | None = None,  # noqa: N803
+        FilterExpression: str | None = None,  # noqa: N803
+        **_: Any,
+    ) -> list[Item]:
+        """Return the items that a filter holds for, in the order of their keys, whole and on one page."""
+        names, values = ExpressionAttributeNames, ExpressionAttributeValues or {}
+        wanted = (lambda *_: True) if FilterExpression is None else _condition(FilterExpression)
+        found = [self.items[key] for key in sorted(self.items)]
+        return [dict(item) for item in found if wanted(item, names, values)]
+
     def put_item(self, *, Item: Item, ConditionExpression: str, **parameters: Any) -> None:  # noqa: N803
         """Write an item if its condition holds; raise `ConditionFailedError` otherwise."""
         name = self._name(Item)

@@ -1,6 +1,6 @@
 """A worker: a parent process with Celery's own requests, and a pool of children that run Celery's own trace."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.signals import worker_shutdown
 from celery.utils.imports import instantiate
+from celery.worker import state
 
 from idempotent_tasks.core.processes import running_as
 from idempotent_tasks.messaging.queues import name_queues
@@ -24,8 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+#: How likely a body notices SIGTERM before its process is killed.
+HEEDED: Final = 0.5
+
 #: Seconds within which a child is dead that is past its hard limit.
 KILL_SECONDS: Final = 1.0
+
+#: How many messages a worker takes for each child, as ``worker_prefetch_multiplier``.
+PREFETCH: Final = (1, 2, 4)
+
+#: Seconds between two looks of a parent that ends at what it waits for.
+LOOK_SECONDS: Final = 0.5
 
 #: Seconds within which a parent notices that a child has ended.
 NOTICE_SECONDS: Final = 1.0
@@ -44,6 +55,10 @@ class _Pool:
         """Run a trace in a free child."""
         return self._worker.run_in_child(target, args, callbacks)
 
+    def terminate_job(self, pid: int, _: Any = None) -> None:
+        """Send SIGTERM to the child that runs a request."""
+        self._worker.terminate_child(pid)
+
 
 _Pool.__module__ = "celery.concurrency.prefork"
 
@@ -55,9 +70,10 @@ class Worker:
         world: the history's.
         machine: the machine's name.
         children: how many bodies run at once.
+        recycled_after: how many bodies a child runs before another one replaces it; None for no limit.
     """
 
-    def __init__(self, world: "World", machine: str, children: int) -> None:
+    def __init__(self, world: "World", machine: str, children: int, *, recycled_after: int | None = None) -> None:
         self.world = world
         self.machine = machine
         self.parent = world.new_process(machine)
@@ -66,8 +82,17 @@ class Worker:
         #: By child: the callbacks of what it runs.
         self.busy: dict[SimulatedProcess, dict[str, Any]] = {}
         self.pool = _Pool(self)
+        self._recycled_after = recycled_after
+        #: By child: how many bodies it has run.
+        self._ran: Counter[SimulatedProcess] = Counter()
         self._held_for_eta = 0
-        self.consumer = Consumer(self._receive_in_strand, lambda: 2 * children + self._held_for_eta)
+        #: Counts the connections, and becomes -1 when there is to be no other: requests that none of its children has
+        #: yet are the connection's own.
+        self._connection = 0
+        #: Whether it ends without waiting for its bodies.
+        self._terminates = False
+        prefetched = children * world.draw.choice(PREFETCH)
+        self.consumer = Consumer(self._receive_in_strand, lambda: prefetched + self._held_for_eta)
         self._consuming = SimpleNamespace(basic_consume=self._basic_consume)
         self._callback: Callable[[Any], None] = lambda _: None
         with running_as(self.parent):
@@ -97,16 +122,18 @@ class Worker:
             on_reject=lambda _, __, requeue=False: self._settle(lambda: broker.reject(held, requeue=requeue)),
         )
         eta = message.headers.get("eta")
-        left = 0.0 if eta is None else datetime.fromisoformat(eta).timestamp() - self.parent.clock.now()
+        left = 0.0 if eta is None else datetime.fromisoformat(eta).timestamp() - app.now().timestamp()
         if left > 0:
             self._held_for_eta += 1
-            self.world.scheduler.after(left, lambda: self.parent.spawn(lambda: self._due(request), "timer"))
+            due = partial(self._due, request, self._connection)
+            self.world.scheduler.after(left, lambda: self.parent.spawn(due, "timer"))
         else:
             self._take(request)
 
-    def _due(self, request: Any) -> None:
+    def _due(self, request: Any, connection: int) -> None:
         self._held_for_eta -= 1
-        self._take(request)
+        if connection == self._connection:
+            self._take(request)
 
     def _settle(self, settle: Callable[[], None]) -> None:
         self.parent.check_alive()
@@ -114,10 +141,12 @@ class Worker:
 
     def _take(self, request: Any) -> None:
         self._waiting.append(request)
+        if not self._free:
+            self.world.faults.counts["prefetched"] += 1
         self._run_next()
 
     def _run_next(self) -> None:
-        while self._free and self._waiting:
+        while self._free and self._waiting and self._connection >= 0:
             self._waiting.popleft().execute_using_pool(self.pool)
 
     def run_in_child(self, target: Callable[..., Any], args: Any, callbacks: dict[str, Any]) -> Any:
@@ -127,6 +156,7 @@ class Worker:
             # The pool has replaced it meanwhile.
             child = self.world.new_process(self.machine)
         self.busy[child] = callbacks
+        self.world.note("delivered", process=child.name(), task=args[0], id=args[1])
 
         def run() -> None:
             self._tell(lambda: callbacks["accept_callback"](child.pid, scheduler.now))
@@ -153,24 +183,44 @@ class Worker:
 
     def _tell(self, call: Callable[[], None]) -> None:
         """Call in the parent, if it still lives."""
+
+        def told() -> None:
+            # Celery's own flag of the process, which all workers of a history share.
+            state.should_terminate = self._terminates
+            try:
+                call()
+            except MemoryError:
+                # ``celery.worker.request.Request.on_failure``, which nothing catches: the worker ends.
+                self.world.faults.counts["worker-out-of-memory"] += 1
+                self.world.scheduler.after(0.0, self._ended)
+            finally:
+                state.should_terminate = None
+
         if self.parent.alive:
-            self.parent.spawn(call, "pool")
+            self.parent.spawn(told, "pool")
 
     def _end(self, child: SimulatedProcess, tell: Callable[[], None]) -> None:
         if self.busy.pop(child, None) is None:
             return
-        self._free.append(child)
+        self.world.note("ended", process=child.name())
         child.on_end.clear()
+        self._ran[child] += 1
+        if self._ran[child] == self._recycled_after:
+            self.world.faults.counts["child-recycled"] += 1
+            child.kill()
+        self._free.append(child)
         tell()
         self._run_next()
 
     def _lost(self, child: SimulatedProcess) -> None:
         callbacks = self.busy.pop(child, None)
+        self.world.note("ended", process=child.name(), killed=True)
         self._free.append(self.world.new_process(self.machine))
         if callbacks is not None and not callbacks.get("timed_out"):
+            lost = Terminated("SIGTERM") if callbacks.get("terminated") else WorkerLostError("simulated: killed")
             try:
-                raise WorkerLostError("simulated: the child was killed")  # noqa: TRY301 - billiard's form
-            except WorkerLostError:
+                raise lost
+            except (Terminated, WorkerLostError):
                 callbacks["error_callback"](ExceptionInfo())
         self._run_next()
 
@@ -186,17 +236,77 @@ class Worker:
                 except TimeLimitExceeded:
                     callbacks["error_callback"](ExceptionInfo())
                 callbacks["timeout_callback"](soft=False, timeout=seconds)
-                # First by SIGTERM, which a body may take its time with.
-                scheduler.after(scheduler.draw.uniform(0.0, KILL_SECONDS), child.kill)
+                self._signal(child, callbacks)
 
-            scheduler = self.world.scheduler
             self._tell(end)
 
+    def terminate_child(self, pid: int) -> None:
+        """Send SIGTERM to a busy child."""
+        for child, callbacks in list(self.busy.items()):
+            if child.pid == pid:
+                callbacks["terminated"] = True
+                self._signal(child, callbacks)
+
+    def _signal(self, child: SimulatedProcess, callbacks: dict[str, Any]) -> None:
+        """End a child by SIGTERM, which raises ``SystemExit`` in its body, and then by SIGKILL."""
+        scheduler, draw = self.world.scheduler, self.world.scheduler.draw
+        if draw.random() < HEEDED:
+            scheduler.after(0.0, partial(self._raise_in, child, callbacks["strand"], SystemExit(-1)))
+        scheduler.after(draw.uniform(0.0, KILL_SECONDS), child.kill)
+
     def _soft(self, child: SimulatedProcess, callbacks: dict[str, Any], seconds: float) -> None:
-        if self.busy.get(child) is callbacks and child.alive:
+        if self.busy.get(child) is callbacks and self.parent.alive:
             self.world.faults.counts["soft-limit"] += 1
-            callbacks["timeout_callback"](soft=True, timeout=seconds)
-            callbacks["strand"].interrupt(SoftTimeLimitExceeded(seconds))
+            self._tell(lambda: callbacks["timeout_callback"](soft=True, timeout=seconds))
+            self._raise_in(child, callbacks["strand"], SoftTimeLimitExceeded(seconds))
+
+    def _raise_in(self, child: SimulatedProcess, strand: Any, error: BaseException) -> None:
+        """Raise an error in a body, as a signal handler does: in a process that stands still, when it goes on."""
+        raised = partial(strand.interrupt, error)
+        if child.may_run(raised):
+            raised()
+
+    def reconnect(self) -> None:
+        """Lose the connection, and the requests that no child has yet, and connect again."""
+        self._drop_requests(self._connection + 1)
+        self.world.broker.lose(self.consumer)
+        self.world.broker.subscribe(self.consumer)
+
+    def _drop_requests(self, connection: int) -> None:
+        """Drop what ``celery.worker.consumer.Consumer.on_close`` drops: what waits for a child, or for its time."""
+        self._connection = connection
+        self._waiting.clear()
+
+    def shut_down(self, *, warm: bool) -> None:
+        """End as on SIGTERM: wait for the bodies; or as on SIGQUIT: cancel them (`celery.apps.worker`)."""
+        if self._connection >= 0:
+            self.parent.spawn(lambda: self._shut_down(warm=warm), "shutdown")
+
+    def _shut_down(self, *, warm: bool) -> None:
+        self.world.broker.cancel(self.consumer)
+        self._drop_requests(-1)
+        requests = [callbacks["accept_callback"].__self__ for callbacks in self.busy.values()]
+        if not warm:
+            for request in requests:
+                if not request.acknowledged or not request.task.acks_late:
+                    request.cancel(self.pool, emit_retry=not request.task.acks_late)
+            self._terminates = True
+        while self.busy:
+            self.world.scheduler.sleep(LOOK_SECONDS)
+        # Celery's set holds those of all workers of the process, which are the history's here.
+        active = state.active_requests
+        state.active_requests = [each for each in requests if each in active]
+        try:
+            worker_shutdown.send(sender=self)
+        finally:
+            state.active_requests = active
+        while self.parent.unfinished:
+            self.world.scheduler.sleep(LOOK_SECONDS)
+        self.world.scheduler.after(0.0, self._ended)
+
+    def _ended(self) -> None:
+        self.kill(orphans=False)
+        self.world.replace_worker(self)
 
     def kill(self, *, orphans: bool) -> None:
         """Kill the parent; its children too, unless they are left behind as orphans until their bodies end."""

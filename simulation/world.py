@@ -1,7 +1,9 @@
 """One history: machines, workers, a broker, a store, producers and faults, from a seed; and what happened."""
 
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -11,13 +13,20 @@ from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
-from simulation.app import LEASE_SECONDS, TASKS, enter, follow, playing
+from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
+from simulation.app import enter, playing
+from simulation.bodies import BODY_FEATURES, Plan, Run
 from simulation.broker import Broker
-from simulation.faults import Faults
+from simulation.bucket import Bucket
+from simulation.calls import RecordedStore
+from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
 from simulation.history import History, Recorder
 from simulation.network import Service, SimulatedClient
+from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
+from simulation.producers import CALL_FEATURES, Producer
 from simulation.scheduler import START, Scheduler
+from simulation.tasks import LEASE_SECONDS, TASKS
 from simulation.worker import Worker
 
 __all__ = ["World", "play"]
@@ -46,17 +55,46 @@ RATES: Final = {
     "store-away": 0.3,
     "connection-lost": 0.3,
     "clock-set": 0.3,
+    "machine-frozen": 0.3,
+    "shut-down-warm": 0.4,
+    "shut-down-cold": 0.4,
+    "throttled-for-a-while": 0.4,
+    "message-reordered": 0.1,
+    **dict.fromkeys(BUCKET_FAULTS, 0.3),
+    **dict.fromkeys(OPERATOR_KINDS, 0.5),
 }
-#: The most kinds of one history, but for `ZOMBIE_KINDS`.
+#: What only some histories have, beside faults: of bodies, of calls, and of the world.
+FEATURES: Final = (
+    *BODY_FEATURES,
+    *CALL_FEATURES,
+    *("large-result", "unwritable-result", "small-records", "catches-interrupt", "recycled"),
+)
+#: By task: the feature that shows its policy best.
+FITTING: Final = {
+    "crashing": "crash-loop",
+    "validated": "other-amount",
+    "soft": "catches-interrupt",
+    "soft-only": "catches-interrupt",
+}
+#: In the text of a failed task's result.
+FAILED: Final = '"status": "FAILURE"'
+#: The most kinds of one history, but for `ZOMBIE_KINDS` and `BUCKET_FAULTS`.
 MOST_KINDS: Final = 4
 #: What leaves a run behind that has lost its claim and does not know it: the rarest windows need one of these.
 ZOMBIE_KINDS: Final = ("answer-late", "child-stopped", "request-late", "store-away")
 
 
-def _some_kinds(draw: random.Random) -> list[str]:
+def _some_features(draw: random.Random, task: str) -> frozenset[str]:
+    """Return the features of one history: few, for the same reason as `_some_kinds`."""
+    fitting = [FITTING[task]] if task in FITTING and draw.random() < 0.5 else []
+    return frozenset({*draw.sample(FEATURES, draw.choice([0, 0, 1, 1, 2, 3])), *fitting})
+
+
+def _some_kinds(draw: random.Random, features: frozenset[str]) -> list[str]:
     """Return the kinds of faults of one history: few, so that what two do together is not ended by a third."""
-    common = draw.sample(sorted(RATES), draw.randint(0, MOST_KINDS))
-    return sorted({*common, *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1, 2]))})
+    common = draw.sample(sorted(RATES.keys() - set(BUCKET_FAULTS)), draw.randint(0, MOST_KINDS))
+    of_bucket = draw.sample(BUCKET_FAULTS, draw.randint(0, len(BUCKET_FAULTS))) if "large-result" in features else []
+    return sorted({*common, *of_bucket, *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1, 2]))})
 
 
 class World:
@@ -65,26 +103,40 @@ class World:
     def __init__(self, seed: int) -> None:
         self.draw = draw = random.Random(seed)
         self.scheduler = Scheduler(draw)
-        rates = {kind: RATES[kind] for kind in _some_kinds(draw)}
+        task = draw.choice(sorted(TASKS))
+        self.features = _some_features(draw, task)
+        rates = {kind: RATES[kind] for kind in _some_kinds(draw, self.features)}
         self.faults = Faults(draw, rates, LEASE_SECONDS)
-        self.broker = Broker(self.scheduler, self.faults, draw.choice([None, 20.0, 60.0, 120.0]))
+        self.faults.on_fault = lambda kind: self.note("fault", fault=kind, process=this_process().name())
+        above = 100 if "large-result" in self.features else None
+        self.bucket = Bucket(self.scheduler, self.faults, above)
+        #: As in `idempotent_tasks.core.store.Store`.
+        self.max_data_bytes = 40 if "small-records" in self.features else MAX_DATA_BYTES
+        self.faults.counts.update(self.features & {"small-records"})
+        visibility = draw.choice([None, 20.0, 60.0, 120.0])
+        # Celery's own polling never ends where each timeout of a message that a worker holds for its ETA doubles it, or
+        # where a worker holds each for as long as its clock is behind.
+        self._polls = bool(self.features & {"chord", "body-replaces"})
+        self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
         self.service = Service(lambda: self.scheduler.now)
-        self.history = History(seed, draw.choice(sorted(TASKS)))
+        self.history = History(seed, task, features=self.features, acks_early=not TASKS[task].acks_late)
         self.note = Recorder(self.history, self.scheduler, self.service).note
         self.results: dict[str, Any] = {}
         self._stores: dict[int, Store] = {}
         self._living: dict[str, SimulatedProcess] = {}
-        self._pids = 100
+        self._pids, self._runs = 100, 0
         self.workers: list[Worker] = []
         #: By machine: seconds that its clock is ahead, and those that it gains in each second.
         self._clocks = {f"machine-{number}": self._new_clock() for number in range(MACHINES)}
+        self.machines = sorted(self._clocks)
         self._clocks["producer"] = (0.0, 0.0)
-        self.producer = self.new_process("producer")
+        self._operator = Operator(self)
+        self.history.operator = self._operator.name
         enter(self)
 
     def _new_clock(self) -> tuple[float, float]:
         offset = self.draw.choice([0.0, 0.0, self.draw.uniform(-600, 600)])
-        return offset, self.draw.uniform(-0.0001, 0.0001)
+        return 0.0 if self._polls else offset, self.draw.uniform(-0.0001, 0.0001)
 
     def new_process(self, machine: str) -> SimulatedProcess:
         """Start a process on a machine."""
@@ -92,12 +144,18 @@ class World:
         clock = SimulatedClock(self.scheduler, *self._clocks[machine])
         return SimulatedProcess(self.scheduler, machine, self._pids, clock, self._living)
 
+    def machine_time(self, process: Process) -> float:
+        """Return epoch seconds as the clock of a process's machine shows them now, however it was set meanwhile."""
+        offset, _ = self._clocks[getattr(process, "machine", "producer")]
+        return self.scheduler.now + offset
+
     def store_of(self, process: Process) -> Store:
         """Return a process's own store."""
         store = self._stores.get(process.pid)
         if store is None:
             client = SimulatedClient(self.service, self.scheduler, self.faults)
-            store = DynamoDBStore("records", client=client, clock=process.clock)
+            own = DynamoDBStore("records", client=client, clock=process.clock)
+            store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
 
@@ -106,52 +164,39 @@ class World:
         details = {name: getattr(event, name) for name in event.__dataclass_fields__}
         if type(event).__name__ == "Merged":
             details["others"] = self.broker.others_of(event.task_id, current_task.request.get(COPY_HEADER))
-        self.note(type(event).__name__, **details)
+        self.note(type(event).__name__, process=this_process().name(), **details)
 
-    def run_body(self, task: Any, order: str, plan: list[Any]) -> Any:
-        """Follow a plan: wait, have an effect, fail, retry, die; return a value that no other run returns."""
+    def on_result(self, key: str, value: Any) -> None:
+        """Keep what the result backend is given."""
+        self.results[key] = value
+        if FAILED in str(value):
+            self.history.failed.add(key.removeprefix("celery-task-meta-"))
+
+    def run_body(self, task: Any, order: str, plan: Plan, amount: int) -> Any:
+        """Follow a plan; return a value that no other run returns."""
         process: Any = this_process()
         run = task.idempotency
-        number = sum(entry.kind == "began" for entry in self.history.entries) + 1
-        about = {"run": number, "key": run.key, "fence": run.fence, "id": task.request.id, "process": process.name()}
-        about |= {"task": task.name, "order": order}
-        about["owner"] = run.claim.owner if hasattr(run, "claim") else None
-        lock = getattr(run, "lock", None)
-        about["lock"] = None if lock is None else lock.key
-        self.note("began", **about)
+        self._runs += 1
+        about = {"run": self._runs, "key": run.key, "fence": run.fence, "id": task.request.id}
+        about |= {"process": process.name(), "task": task.name, "order": order, "amount": amount}
+        claim, lock = getattr(run, "claim", None), getattr(run, "lock", None)
+        about |= {"owner": claim and claim.owner, "lock": lock and lock.key}
+        self.note("began", **about, attempt=run.attempt)
         try:
-            for step, argument in plan:
-                self._take(step, argument, task, process, number)
+            return Run(self, task, self._runs).follow(plan)
         finally:
             self.note("stopped" if not process.alive else "over", **about)
-        return number
 
-    def _take(self, step: str, argument: Any, task: Any, process: Any, number: int) -> None:
-        if step == "sleep":
-            self.scheduler.sleep(argument)
-        elif step == "effect":
-            self.note("effect", run=number, key=task.idempotency.key)
-        elif step == "fail" and self.faults.active and self.draw.random() < argument:
-            raise ValueError("simulated: the body fails")
-        elif step == "retry" and task.request.retries < argument:
-            raise task.retry(countdown=self.draw.uniform(0, 5), max_retries=None)
-        elif step == "die" and self.faults.active and self.draw.random() < argument:
-            self.faults.counts["body-died"] += 1
-            process.kill()
-            process.check_alive()
-
-    def on_follow(self, of: str, task_id: str, value: Any) -> None:
+    def on_follow(self, kind: str, of: str, task_id: str, value: Any) -> None:
         """Note that what follows a task runs."""
-        self.note("followed", of=of, id=task_id, value=value)
+        self.note(kind, of=of, id=task_id, value=value)
 
     def set_up(self) -> None:
         """Start workers, publish messages, and plan what befalls the processes."""
         draw, scheduler = self.draw, self.scheduler
         for number in range(draw.randint(1, 3)):
-            self.workers.append(Worker(self, f"machine-{number % MACHINES}", draw.randint(1, 2)))
-        keys = [f"order-{number}" for number in range(draw.choice([1, 1, 1, 2]))]
-        for number in range(draw.randint(2, 4)):
-            scheduler.after(draw.uniform(0, 15), partial(self._publish, number, draw.choice(keys)))
+            self._start_worker(f"machine-{number % MACHINES}")
+        Producer(self).publish_all()
         for kind, act in self._disasters().items():
             for _ in range(4):
                 moment = draw.uniform(0, FAULTS_END / 2)
@@ -159,7 +204,7 @@ class World:
         scheduler.after(FAULTS_END, self._end_faults)
 
     def _strike(self, kind: str, act: Callable[[], None]) -> None:
-        if self.faults.happens(kind):
+        if self.faults.happens(kind, shows=True):
             act()
 
     def _disasters(self) -> dict[str, Any]:
@@ -170,44 +215,16 @@ class World:
             "store-away": self._take_store_away,
             "connection-lost": self._lose_connection,
             "clock-set": self._set_clock,
+            "machine-frozen": self._freeze_machine,
+            "shut-down-warm": partial(self._shut_down, warm=True),
+            "shut-down-cold": partial(self._shut_down, warm=False),
+            "throttled-for-a-while": self._throttle,
+            **{kind: partial(self._operator.act, kind) for kind in OPERATOR_KINDS},
         }
 
     def _end_faults(self) -> None:
         self.faults.active = False
-        self.service.away_until = 0.0
-
-    def _plan(self) -> list[Any]:
-        draw = self.draw
-        return [
-            ("sleep", round(draw.choice([0.01, draw.uniform(0, 3), draw.uniform(0, 15)]), 3)),
-            ("retry", draw.choice([0, 0, 0, 1, 2])),
-            ("effect", None),
-            ("fail", draw.choice([0, 0, 0.5])),
-            ("die", draw.choice([0, 0, 0, 0.3])),
-            ("sleep", round(draw.choice([0.0, draw.uniform(0, 3)]), 3)),
-        ]
-
-    def _publish(self, number: int, order: str) -> None:
-        plan, task_id = self._plan(), f"task-{number}"
-        task = TASKS[self.history.task]
-        link = follow.s(task_id).set(task_id=f"link-{number}") if self.draw.random() < 0.3 else None
-
-        def publish() -> None:
-            options = {} if link is None else {"link": link}
-            try:
-                result = task.apply_async((order, plan), task_id=task_id, **options)
-            except Exception as error:  # noqa: BLE001 - the producer's business
-                self.note("not-published", id=task_id, why=type(error).__name__)
-                return
-            self.note("published", id=result.id, order=order, plan=plan, link=link is not None)
-
-        def publish_twice() -> None:
-            publish()
-            if self.draw.random() < 0.3:
-                self.scheduler.sleep(self.draw.uniform(0, 10))
-                publish()
-
-        self.producer.spawn(publish_twice, "producer")
+        self.service.away_until = self.service.throttled_until = 0.0
 
     def _kill_child(self) -> None:
         busy = [child for worker in self.workers for child in worker.busy if child.alive]
@@ -230,10 +247,34 @@ class World:
         worker = self.draw.choice(self.workers)
         self.note("worker-killed", process=worker.parent.name())
         worker.kill(orphans=self.draw.random() < 0.5)
-        self.workers.remove(worker)
-        later = self.draw.uniform(0, 20)
-        children = self.draw.randint(1, 2)
-        self.scheduler.after(later, lambda: self.workers.append(Worker(self, worker.machine, children)))
+        self.replace_worker(worker)
+
+    def replace_worker(self, worker: Worker) -> None:
+        """Start another worker in the place of one that has ended, after a while."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+            self.scheduler.after(self.draw.uniform(0, 20), partial(self._start_worker, worker.machine))
+
+    def _start_worker(self, machine: str) -> None:
+        recycled = self.draw.choice([1, 2]) if "recycled" in self.features else None
+        self.workers.append(Worker(self, machine, self.draw.randint(1, 2), recycled_after=recycled))
+
+    def _shut_down(self, *, warm: bool) -> None:
+        if self.workers:
+            worker = self.draw.choice(self.workers)
+            self.note("shut-down", process=worker.parent.name(), warm=warm)
+            worker.shut_down(warm=warm)
+
+    def _freeze_machine(self) -> None:
+        machine, seconds = self.draw.choice(self.machines), self.draw.uniform(0.1, 3 * LEASE_SECONDS)
+        self.note("machine-frozen", machine=machine, seconds=seconds)
+        for process in [each for each in self._living.values() if each.machine == machine]:
+            process.stop()
+            self.scheduler.after(seconds, process.go_on)
+
+    def _throttle(self) -> None:
+        self.service.throttled_until = self.scheduler.now + self.draw.uniform(0, 2 * LEASE_SECONDS)
+        self.note("throttled-for-a-while", until=self.service.throttled_until - START)
 
     def _take_store_away(self) -> None:
         self.service.away_until = self.scheduler.now + self.draw.uniform(0, 3 * LEASE_SECONDS)
@@ -243,14 +284,24 @@ class World:
         if self.workers:
             worker = self.draw.choice(self.workers)
             self.note("connection-lost", process=worker.parent.name())
-            self.broker.lose(worker.consumer)
-            self.broker.subscribe(worker.consumer)
+            worker.reconnect()
 
     def _set_clock(self) -> None:
         machine = f"machine-{self.draw.randrange(MACHINES)}"
         offset, drift = self._clocks[machine]
-        self._clocks[machine] = (offset + self.draw.uniform(-300, 300), drift)
+        self._clocks[machine] = (offset + (0.0 if self._polls else self.draw.uniform(-300, 300)), drift)
         self.note("clock-set", machine=machine)
+
+
+@contextmanager
+def seeded_ids(seed: int) -> Iterator[None]:
+    """Draw the random bytes of the block from the seed: Celery makes ids of them, which some invariants compare."""
+    urandom = os.urandom
+    os.urandom = random.Random(seed).randbytes
+    try:
+        yield
+    finally:
+        os.urandom = urandom
 
 
 def play(seed: int) -> History:
@@ -260,13 +311,16 @@ def play(seed: int) -> History:
     world.set_up()
 
     def is_over() -> bool:
-        return scheduler.now >= START + FAULTS_END and not world.broker.unsettled()
+        over = scheduler.now >= START + FAULTS_END and not world.broker.unsettled()
+        # A message that was acknowledged before its body may still run it.
+        return over and not any(worker.busy for worker in world.workers)
 
-    with playing(), running_as(world.producer):
+    with playing(), seeded_ids(seed), running_as(world.new_process("producer")):
         history.ended = scheduler.run(START + GIVE_UP, is_over)
     history.failures = scheduler.failures
     history.counts = dict(world.faults.counts)
     history.items, history.results = world.service.table.items, world.results
+    history.objects, history.requests = world.bucket.objects, world.service.requests
     for process in list(world._living.values()):  # noqa: SLF001
-        process.kill()
+        process.end()
     return history

@@ -67,9 +67,11 @@ def build_app(place: Place) -> Celery:
     def remote(order: str) -> None:
         charge(order, {})
 
-    @task(name=REMOTE_WITH_KEY, bind=True)
+    keyed = Idempotency(key="order", downstream="['charge', order]")
+
+    @task(name=REMOTE_WITH_KEY, bind=True, idempotency=keyed)
     def remote_with_key(self: IdempotentTask, order: str) -> None:
-        charge(order, {KEY_HEADER: str(self.idempotency.key)})
+        charge(order, {KEY_HEADER: str(self.idempotency.downstream_key)})
 
     @task(name=LOCAL_LAST)
     def local_last(order: str) -> None:

@@ -30,7 +30,9 @@ class Outcome(BaseModel):
 def pay(payment: Payment, idempotency_key: Annotated[str, Header()]) -> Outcome:
     """Publish the charge; the task id in the answer leads to its outcome."""
     try:
-        published = charge.apply_async((payment.customer, payment.amount_cents), idempotency_key=idempotency_key)
+        published = charge.apply_async(
+            (idempotency_key, payment.customer, payment.amount_cents), idempotency_key=idempotency_key
+        )
     except (KeyEncodingError, MissingKeyError) as error:
         raise HTTPException(status.HTTP_400_BAD_REQUEST, str(error)) from error
     return Outcome(task_id=published.id, state="PENDING")

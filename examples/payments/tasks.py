@@ -32,10 +32,16 @@ app.conf.update(
     base=IdempotentTask,
     bind=True,
     time_limit=30,
-    idempotency=Idempotency(validate="[customer, amount_cents]", expires=86_400),
+    idempotency=Idempotency(validate="[customer, amount_cents]", downstream="['charge', payment_key]", expires=86_400),
 )
-def charge(self: Any, customer: str, amount_cents: int) -> dict[str, Any]:
+def charge(
+    self: Any,
+    payment_key: str,  # noqa: ARG001 - `downstream` reads it
+    customer: str,
+    amount_cents: int,
+) -> dict[str, Any]:
     """Charge a card and return the receipt."""
-    # If the worker dies after this line the task runs again, and the processor recognises the key.
-    receipt = provider.charge(self.idempotency.key, self.idempotency.fence, customer, amount_cents)
+    # If the worker dies after this line the task runs again, and the processor recognises the key, also if a version
+    # with another name of the task runs it.
+    receipt = provider.charge(self.idempotency.downstream_key, self.idempotency.fence, customer, amount_cents)
     return {"customer": customer, "amount_cents": amount_cents, "receipt": receipt}

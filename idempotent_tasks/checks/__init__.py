@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from idempotent_tasks.checks import broker, tasks
-from idempotent_tasks.checks.context import CheckContext, check_pickle, check_prefixes, check_settings
+from idempotent_tasks.checks.context import (
+    CheckContext,
+    check_downstream,
+    check_pickle,
+    check_prefixes,
+    check_settings,
+)
 from idempotent_tasks.checks.dynamodb import check_table, check_versions
 from idempotent_tasks.checks.findings import WHY, Finding, place_of
 from idempotent_tasks.checks.s3 import check_bucket
@@ -37,6 +43,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     check_bucket,
     check_settings,
     check_prefixes,
+    check_downstream,
     check_table,
     check_versions,
 )

@@ -15,7 +15,7 @@ from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import Settings, changed_settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["CheckContext", "check_pickle", "check_prefixes", "check_settings", "own_tasks"]
+__all__ = ["CheckContext", "check_downstream", "check_pickle", "check_prefixes", "check_settings", "own_tasks"]
 
 #: kombu's default visibility timeouts in seconds, by transport.
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
@@ -158,6 +158,21 @@ def check_prefixes(context: CheckContext) -> Iterator[Finding]:
             what = f"tasks {one!r} and {other!r} share the prefix {prefix!r} and differ in {options}"
             remedy = f"give each a prefix of its own, or both the same {options}"
             yield Finding(code="prefix-shared", what=what, remedy=remedy, tasks=(one, other))
+
+
+def check_downstream(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks that may pass one downstream key, unless they have one prefix: those are one task with two names."""
+    policies = [(task.name, context.policy(task)) for task in context.heeding("downstream-shared")]
+    declared = [(name, policy.prefix or name, policy.downstream_selector) for name, policy in policies]
+    passing = [(name, prefix, selector) for name, prefix, selector in declared if selector is not None]
+    for (one, our_prefix, ours), (other, their_prefix, theirs) in combinations(passing, 2):
+        if our_prefix != their_prefix and ours.distinction == theirs.distinction:
+            what = (
+                f"nothing keeps the downstream keys of tasks {one!r} and {other!r} apart: "
+                f"downstream={ours.text!r} and downstream={theirs.text!r}"
+            )
+            remedy = "begin each with a literal of its own, as in downstream=\"['charge', order.id]\""
+            yield Finding(code="downstream-shared", what=what, remedy=remedy, tasks=(one, other))
 
 
 def check_pickle(context: CheckContext) -> Iterator[Finding]:

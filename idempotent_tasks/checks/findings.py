@@ -54,6 +54,8 @@ WHY: Final = {
     "settings-changed": "records in the old store are not found in the new one, and a change of any other setting is "
     "ignored",
     "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
+    "downstream-shared": "a system that takes the keys answers the effect of one task with the result of the other's, "
+    "and does not carry it out",
     "celery-unsupported": "older Celery lacks the hooks with which this library releases the claims of dead processes",
     "store-unreachable": "no delivery can claim its key: all deliveries are deferred until the store answers",
     "store-refuses": "no delivery can claim its key: all deliveries are deferred until the configuration is fixed",
@@ -74,6 +76,7 @@ PER_TASK: Final = frozenset(
     {
         "acks-late-off",
         "delivery-limit-below-max-crashes",
+        "downstream-shared",
         "expires-before-redelivery",
         "key-names-no-parameter",
         "older-workers",

@@ -40,6 +40,9 @@ STORE: Final = 3
 #: The longest that a command waits for an answer of the store, whatever the time-outs of a worker's client.
 ANSWER_WITHIN_SECONDS: Final = 3.0
 
+#: The key of the record that is read where DynamoDB is only asked for its time.
+ANY_KEY: Final = "#"
+
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
@@ -56,8 +59,8 @@ class AdminContext:
         return TableAdmin(self.store)
 
     def now(self) -> float:
-        """Return epoch seconds by DynamoDB's clock."""
-        return self.store.clock.now()
+        """Return epoch seconds by DynamoDB's clock, whatever this machine's says; raises as `DynamoDBStore.now`."""
+        return self.store.now(ANY_KEY)
 
 
 def pass_admin_context(command: Callable[..., None]) -> Callable[..., None]:

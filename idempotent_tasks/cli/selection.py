@@ -105,8 +105,8 @@ def key_of_call(
     except TypeError as error:
         takes = ", ".join(task.run_signature.parameters) or "none"
         raise click.UsageError(f"these are no arguments of {name!r}: {error}; it takes {takes}") from None
-    # The record's validation is not asked for, and may need more arguments than the key.
-    keyed = Idempotency(**{**policy.given, "validate": None})
+    # The record's validation and the downstream key are not asked for, and may need more arguments than the key.
+    keyed = Idempotency(**{**policy.given, "validate": None, "downstream": None})
     try:
         request = claim_request(delivery, keyed, task.run_signature)
     except (MissingKeyError, KeyEncodingError) as error:

@@ -21,7 +21,7 @@ def check_declaration(policy: Idempotency, body: inspect.Signature | None, task:
     """
     problem = never_skips(policy)
     if problem is None and body is not None:
-        problem = misfit(policy, body) or _replays_to_all(policy, body)
+        problem = misfit(policy, body) or _replays_to_all(policy, body) or _has_one_effect(policy, body)
     if problem is not None:
         raise ConfigurationError(problem, task)
 
@@ -37,8 +37,8 @@ def never_skips(policy: Idempotency) -> str | None:
 
 
 def misfit(policy: Idempotency, body: inspect.Signature) -> str | None:
-    """Return why ``key`` or ``validate`` cannot select from a body's arguments; None if they can."""
-    selectors = filter(None, (policy.key_selector, policy.validate_selector))
+    """Return why ``key``, ``validate`` or ``downstream`` cannot select from a body's arguments; None if they can."""
+    selectors = filter(None, (policy.key_selector, policy.validate_selector, policy.downstream_selector))
     return next(filter(None, (selector.misfit(body) for selector in selectors)), None)
 
 
@@ -50,4 +50,14 @@ def _replays_to_all(policy: Idempotency, body: inspect.Signature) -> str | None:
         f"key={selector.text!r} reads no argument, so the outcome of one call is replayed to all others for "
         f"{seconds(policy.expires):g} s; for one run at a time declare idempotency=Idempotency.exclusive(), "
         "for one run in each period give expires= the length of the period"
+    )
+
+
+def _has_one_effect(policy: Idempotency, body: inspect.Signature) -> str | None:
+    selector = policy.downstream_selector
+    if selector is None or not selector.reads_nothing(body):
+        return None
+    return (
+        f"downstream={selector.text!r} reads no argument, so all calls have one key, and the system that takes it "
+        "carries out the first of them only; select what identifies the work too, as in \"['charge', order.id]\""
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["ALL_ARGUMENTS", "names_read"]
+__all__ = ["ALL_ARGUMENTS", "constants_of", "names_read"]
 
 #: Stands in `names_read` for all arguments, or for one that no name selects.
 ALL_ARGUMENTS: Final = "@"
@@ -35,6 +35,12 @@ def names_read(node: Mapping[str, Any]) -> frozenset[str]:
     if kind in _PROJECTIONS:
         return names_read(children[0])
     return frozenset().union(*map(names_read, children))
+
+
+def constants_of(node: Mapping[str, Any]) -> list[Any]:
+    """Return what an expression itself brings into its value, in order: its literals and the names of its members."""
+    own = [node["value"]] if node["type"] in ("literal", "key_val_pair") else []
+    return own + [constant for child in _children(node) for constant in constants_of(child)]
 
 
 def _children(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:

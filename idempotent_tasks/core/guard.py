@@ -175,12 +175,8 @@ class Guard:
         """Run the body while its lock is held; if another run holds that, release the key and return `Busy`."""
         answer = self._locked(run, request)
         if isinstance(answer, Granted):
-            lock = run.lock = RunContext(answer.claim, self._lock_store)
-            with self.lease.renewing(lock):
-                try:
-                    return self._run(run, body)
-                finally:
-                    lock.hand_over(UNLOCKED)
+            run.lock = RunContext(answer.claim, self._lock_store)
+            return self._run_holding(run, run.lock, body)
         # Not claimed, as far as observers know: no run began.
         self._lock_store.release(run.claim, NOT_LOCKED, began=False)
         match answer:
@@ -190,6 +186,20 @@ class Guard:
                 msg = "the key of its lock has an outcome: another call was given that key as its idempotency_key"
                 raise ConfigurationError(msg, request.task, request.key)
         return answer
+
+    def _run_holding(self, run: RunContext, lock: RunContext, body: Callable[[RunContext], Any]) -> Verdict:
+        verdict: Verdict | None = None
+        try:
+            with self.lease.renewing(lock):
+                try:
+                    verdict = self._run(run, body)
+                finally:
+                    lock.hand_over(UNLOCKED)
+        except self.store.interrupts:
+            # As in `_run`: after the outcome it is too late to matter.
+            if verdict is None:
+                raise
+        return verdict
 
     def _locked(self, run: RunContext, request: ClaimRequest) -> ClaimAnswer | Unanswered | Interrupted:
         """Claim a lock, and renew the run's claim while that waits; no lock is granted past the claim's end.

@@ -1,4 +1,4 @@
-"""Derive a record's key and its payload's digest from a delivery."""
+"""Derive a record's key, its payload's digest and the key for downstream systems from a delivery."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any, Final
+from uuid import UUID, uuid5
 
 import jmespath
 from jmespath.exceptions import JMESPathError
@@ -15,7 +16,7 @@ from jmespath.visitor import Options, TreeInterpreter
 
 from idempotent_tasks.core.canonical import UncanonicalError, canonical, fields_of
 from idempotent_tasks.core.delivery import Delivery
-from idempotent_tasks.core.expressions import ALL_ARGUMENTS, names_read
+from idempotent_tasks.core.expressions import ALL_ARGUMENTS, constants_of, names_read
 from idempotent_tasks.core.powertools import PowertoolsFunctions, digest, prepared
 from idempotent_tasks.errors import ConfigurationError, KeyEncodingError, MissingKeyError
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_explicit_key",
     "check_prefix",
     "check_task_id",
+    "downstream_key",
     "payload_digest",
     "record_key",
     "task_id_key",
@@ -41,6 +43,8 @@ MAX_EXPLICIT_KEY_CHARACTERS: Final = 255
 MAX_PREFIX_BYTES: Final = 512
 #: Digested before the canonical form, so that another version of the form has other digests.
 FORM_VERSION: Final = b"1:"
+#: The namespace of downstream keys. Providers keep them, so it never changes: another form would need another one.
+DOWNSTREAM_NAMESPACE: Final = UUID("6f0166d2-f434-41b1-b57a-e6da11cdda40")
 
 
 class _Interpreter(TreeInterpreter):
@@ -199,6 +203,14 @@ class Selector:
     def identity(self) -> str:
         """The expression, or the callable's ``module:name``: equal in all processes and versions that select alike."""
         return self.text if self._call is None else f"{getattr(self._call, '__module__', '')}:{self.text}"
+
+    @property
+    def distinction(self) -> list[Any] | Callable[..., Any]:
+        """What keeps the source's values apart from another source's, unlike the arguments, which may be equal.
+
+        The constants in the expression, such as ``'charge'``; or the callable, since what it returns is not known.
+        """
+        return constants_of(self._parsed) if self._call is None else self._call
 
     @classmethod
     def of(cls, option: str, source: str | Callable[..., Any], powertools_hash: str | None = None) -> "Selector":
@@ -365,6 +377,18 @@ def payload_digest(delivery: Delivery, selector: Selector, signature: inspect.Si
     return _digest(selected, selector, delivery)
 
 
+def downstream_key(delivery: Delivery, selector: Selector, signature: inspect.Signature) -> str:
+    """Return the key for downstream systems: a UUID of version 5 (:rfc:`9562`), made of the selected value alone.
+
+    Its name is the value's canonical form.  Whatever renames or re-keys the task, equal values give equal keys.
+
+    Raises:
+        MissingKeyError, KeyEncodingError, TypeError: as `record_key`.
+    """
+    # SHA-1 is no weaker here than another digest: about 2**61 tries find two values that share any 122 bits.
+    return str(uuid5(DOWNSTREAM_NAMESPACE, _canonical(selector.select(delivery, signature), selector, delivery)))
+
+
 def check_explicit_key(key: object, task: str) -> str:
     """Validate a key given with a call: 1 to 255 printable characters.  Return it.
 
@@ -490,20 +514,24 @@ def _is_missing(value: Any) -> bool:
 
 
 def _digest(value: Any, selector: Selector | None, delivery: Delivery) -> str:
-    source = f"{selector.option}={selector.text!r}" if selector else "idempotency_key"
     if selector is not None and selector.powertools_hash:
         try:
             return digest(value, selector.powertools_hash)
         except (TypeError, ValueError, RecursionError) as error:
+            source = f"{selector.option}={selector.text!r}"
             msg = f"{source} selects what Powertools cannot digest ({type(error).__name__}); select JSON types"
             # The error's own text may quote the arguments.
             raise KeyEncodingError(msg, delivery.task) from None
-    try:
-        form = canonical(value)
-    except UncanonicalError as error:
-        msg = f"{source} selects {error}; select something that has a canonical form"
-        raise KeyEncodingError(msg, delivery.task) from None
     digested = sha256(FORM_VERSION)
     # Not concatenated: that would copy a form that may be large.
-    digested.update(form.encode())
+    digested.update(_canonical(value, selector, delivery).encode())
     return digested.hexdigest()
+
+
+def _canonical(value: Any, selector: Selector | None, delivery: Delivery) -> str:
+    try:
+        return canonical(value)
+    except UncanonicalError as error:
+        source = f"{selector.option}={selector.text!r}" if selector else "idempotency_key"
+        msg = f"{source} selects {error}; select something that has a canonical form"
+        raise KeyEncodingError(msg, delivery.task) from None

@@ -89,8 +89,16 @@ class RunContext:
 
     @property
     def key(self) -> str:
-        """The record's key: pass it to downstream systems, so that they recognise a repeated effect."""
+        """The record's key, which is the same in every run of the key, and another when the task is renamed."""
         return self.claim.key
+
+    @property
+    def downstream_key(self) -> str:
+        """The key to pass to downstream systems, so that they recognise a repeated effect: of ``downstream``, or `key`.
+
+        Of ``downstream`` it is a UUID (36 characters) that survives a rename of the task.
+        """
+        return self.claim.request.downstream_key
 
     @property
     def fence(self) -> int:

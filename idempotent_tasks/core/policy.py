@@ -69,6 +69,9 @@ class Idempotency:
             takes the arguments and returns the key, or None for the task id.
         validate: the part of the arguments that must not change between deliveries of one key, as an expression or a
             callable, or None for no part; a delivery that differs fails with `PayloadMismatchError`.
+        downstream: what makes two effects in another system the same, as an expression or a callable.
+            ``self.idempotency.downstream_key`` is made of it alone, and outlives a change of the task's name or key.
+            Begin it with a literal of the task's own: ``"['charge', order.id]"``.  None for the record's key.
         prefix: separates the keys of different tasks; None for the task's name.  Set it before you rename a task.
         expires: how long an outcome is kept and replayed, in seconds.  0 makes the key a lock: one run at a time, and
             other task ids run when it is over instead of replaying; the same task id, delivered again, gets its own
@@ -82,8 +85,8 @@ class Idempotency:
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
-        missing_key: what a delivery does if its key, or a part of it, selects nothing: ``raise`` `MissingKeyError`,
-            or ``run`` the body unguarded.
+        missing_key: what a delivery does if its key or its ``downstream``, or a part of one, selects nothing: ``raise``
+            `MissingKeyError`, or ``run`` the body unguarded.
         lease: claim a key for this many seconds and renew the claim while the body runs; None to claim it for the
             task's whole time limit.  With a lease, the keys of a lost machine are free after one lease.
         grace: how long a claim outlives the task's hard time limit, in seconds.
@@ -113,6 +116,7 @@ class Idempotency:
 
     key: KeySource = None
     validate: KeySource = None
+    downstream: KeySource = None
     prefix: str | None = None
     expires: Duration = 3600
     unresolved_for: Duration = 14 * 86_400
@@ -165,11 +169,12 @@ class Idempotency:
             raise ConfigurationError(f"on_replay={self.on_replay!r} is neither callable nor a 'module:name'")
         check_codes("silenced_checks", self.silenced_checks)
         self._check_powertools()
-        sources = {"key": self.key, "validate": self.validate}
+        # What a provider keeps must not depend on whose records the task shares.
+        hashes = {"key": self._powertools_hash, "validate": self._powertools_hash, "downstream": None}
         selectors = {
-            name: Selector.of(name, source, self._powertools_hash)
-            for name, source in sources.items()
-            if source is not None
+            name: Selector.of(name, getattr(self, name), powertools_hash)
+            for name, powertools_hash in hashes.items()
+            if getattr(self, name) is not None
         }
         object.__setattr__(self, "_selectors", selectors)
 
@@ -247,6 +252,11 @@ class Idempotency:
     def validate_selector(self) -> Selector | None:
         """`validate`, compiled."""
         return self._compiled("validate")
+
+    @property
+    def downstream_selector(self) -> Selector | None:
+        """`downstream`, compiled."""
+        return self._compiled("downstream")
 
     @property
     def final_errors(self) -> tuple[type[Exception], ...]:

@@ -38,6 +38,7 @@ __all__ = [
     "release_time",
     "reservation_owner",
     "reservation_seconds",
+    "was_committed",
     "was_released",
     "without_stale_previous",
 ]
@@ -91,6 +92,14 @@ class ClaimRequest:
     lock: "ClaimRequest | None" = None
     #: Whether this is the request for such a lock, whose grants are no runs.
     locks: bool = False
+
+    #: The key for downstream systems that the task declares; None for the record's own.
+    downstream: str | None = None
+
+    @property
+    def downstream_key(self) -> str:
+        """The key to pass to downstream systems."""
+        return self.key if self.downstream is None else self.downstream
 
     @property
     def parts(self) -> "tuple[ClaimRequest, ...]":
@@ -487,9 +496,18 @@ def is_first_try(old: Record, record: Record) -> bool:
     return old.owner == record.owner and old.status is not Status.INPROGRESS and timed
 
 
+def was_committed(record: Record, claim: Claim) -> bool:
+    """Return whether this claim's commit left the record: a timed outcome of its owner.
+
+    Powertools' last write keeps our owner, but has no ``completed_at``: that outcome is not the claim's.
+    """
+    is_timed_outcome = record.status is not Status.INPROGRESS and record.completed_at is not None
+    return record.owner == claim.owner and is_timed_outcome
+
+
 def was_released(record: Record | None, claim: Claim) -> bool:
     """Return whether this claim's release left the record, by the fence; an unseen claim has none and never matches."""
-    return record is not None and record.free and record.owner is None and record.fence == claim.fence
+    return record is not None and record.free and record.owner is None and 0 < record.fence == claim.fence
 
 
 def release_time(claim: Claim, now: float) -> int:

@@ -54,7 +54,9 @@ class Store(Protocol):
         A grant leaves `idempotent_tasks.core.records.granted_record`: the next fence, attempt and run, in a new
         generation where the key has no record or an expired one, of which nothing else stays.  A reservation, which a
         producer requests, keeps the key for the delivery with its task id, whose claim is granted at any time; it
-        counts neither as an attempt nor as a run.  A repeated claim whose first try was granted counts once.
+        counts neither as an attempt nor as a run.  A request that is repeated before anybody else's is granted again,
+        also when its claim has expired, with the lease of its first try or with one that counts from the repetition; it
+        counts once.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
@@ -100,9 +102,9 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
 
-        Keeps a stored expiry that is later than both the new one and that of ``claim``: a renewal that arrives after
-        a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed claim's
-        expiry with the time at which the answer arrives.
+        Keeps a stored expiry that the new one is not later than, unless it is that of ``claim``: a renewal that arrives
+        after a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed
+        claim's expiry with the time at which the answer arrives.
         """
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:

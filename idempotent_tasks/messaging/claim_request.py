@@ -10,6 +10,7 @@ from idempotent_tasks.core.keys import (
     arguments_digest,
     check_prefix,
     check_task_id,
+    downstream_key,
     payload_digest,
     record_key,
     task_id_key,
@@ -20,7 +21,7 @@ from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.settings import Settings
 
-__all__ = ["claim_request", "has_shared_key", "request_of", "request_or_none"]
+__all__ = ["claim_request", "downstream_of", "has_shared_key", "request_of", "request_or_none"]
 
 #: Separates the prefix of a lock's key, so that no lock is mistaken for a record with an outcome, nor the other way
 #: round when a task's ``expires`` changes to or from 0.
@@ -59,11 +60,18 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         # Its name comes from a command line, in bytes that need not be text; only people read it.
         worker=delivery.worker.encode(errors="backslashreplace").decode(),
         process=process.name(delivery.watcher),
+        downstream=downstream_of(delivery, policy, signature),
     )
     if not is_locked:
         return request
     lock = replace(request, validation=None, validated_by=None, unresolved_seconds=None, locks=True)
     return replace(request, key=task_id_key(delivery, prefix), lock=lock)
+
+
+def downstream_of(delivery: Delivery, policy: Idempotency, signature: Signature) -> str | None:
+    """Return the key for downstream systems that a task declares, or None; raises as `claim_request` does."""
+    selector = policy.downstream_selector
+    return None if selector is None else downstream_key(delivery, selector, signature)
 
 
 def request_of(

@@ -1,10 +1,10 @@
 """Delivery handler: turns the guard's verdict into a result, a deferral, ``Ignore``, ``Reject`` or an error."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 from celery.exceptions import (
     Ignore,
@@ -16,7 +16,7 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
-from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery
+from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery, read_delivery
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Failed,
@@ -56,13 +56,13 @@ from idempotent_tasks.errors import (
     StoreError,
 )
 from idempotent_tasks.messaging import callbacks
-from idempotent_tasks.messaging.claim_request import claim_request, has_shared_key
+from idempotent_tasks.messaging.claim_request import claim_request, downstream_of, has_shared_key
 from idempotent_tasks.messaging.confirms import confirm_publishes
 from idempotent_tasks.messaging.deferral import Publisher
 from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings
 
-__all__ = ["NEVER_FINAL", "UnguardedRun", "handle"]
+__all__ = ["NEVER_FINAL", "UnguardedRun", "disabled_run", "handle"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -101,8 +101,26 @@ class UnguardedRun:
     fence: int = 0
     attempt: int = 0
     lost: bool = False
+    downstream_key: str | None = None
     run: int = 1
     rerun: bool = False
+
+    @classmethod
+    def of(cls, request: ClaimRequest) -> Self:
+        """Return the run of a delivery that does not request its claim, with the keys that the claim would have had."""
+        return cls(request.key, downstream_key=request.downstream_key)
+
+    @classmethod
+    def keyless(cls, delivery: Delivery, policy: Idempotency, task: Any) -> Self:
+        """Return the run of a delivery that has no record's key; it may have one for downstream systems.
+
+        Raises:
+            KeyEncodingError, TypeError: as `claim_request`.
+        """
+        try:
+            return cls(downstream_key=downstream_of(delivery, policy, task.run_signature))
+        except MissingKeyError:
+            return cls()
 
     def nothing_done(self) -> None:
         """Do nothing: without a claim, no run is counted."""
@@ -136,7 +154,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
     except MissingKeyError as error:
         if policy.missing_key == "raise":
             raise
-        return _run_unguarded(delivery, body, None, error)
+        return _run_unguarded(delivery, body, UnguardedRun.keyless(delivery, policy, task), error)
     try:
         return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body)
     except Exception:
@@ -144,6 +162,29 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
         if not delivery.eager:
             callbacks.assign_task_ids(task.request, request.key, failed=True)
         raise
+
+
+def disabled_run(
+    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> UnguardedRun:
+    """Return the run of a delivery under the kill switch, with the keys that it would have had.
+
+    A service that takes a key must not take this run for another piece of work.
+
+    Args:
+        task: the bound `IdempotentTask`.
+        settings: of its app.
+        context: the delivery's ``celery.app.task.Context``.
+        args, kwargs: the body's arguments.
+    """
+    with suppress(Exception):
+        delivery = read_delivery(task.name, context, args, kwargs)
+        policy = task.policy_under(settings)
+        try:
+            return UnguardedRun.of(claim_request(delivery, policy, task.run_signature))
+        except MissingKeyError:
+            return UnguardedRun.keyless(delivery, policy, task)
+    return UnguardedRun()
 
 
 def _deadline(hard_limit_seconds: float | None) -> Deadline:
@@ -155,9 +196,9 @@ def _deadline(hard_limit_seconds: float | None) -> Deadline:
     return Deadline(clock, clock.monotonic() + hard_limit_seconds - last)
 
 
-def _run_unguarded(delivery: Delivery, body: Body, key: str | None, why: Exception) -> Any:
+def _run_unguarded(delivery: Delivery, body: Body, run: UnguardedRun, why: Exception) -> Any:
     logger.warning("%s[%s] runs unguarded: %s", delivery.task, delivery.task_id, why)
-    return body(UnguardedRun(key))
+    return body(run)
 
 
 @dataclass(eq=False)
@@ -386,7 +427,7 @@ class DeliveryHandler:
 
     def _handle_unclaimed(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
-            return _run_unguarded(self.delivery, body, self.request.key, error)
+            return _run_unguarded(self.delivery, body, UnguardedRun.of(self.request), error)
         self._unseen.insert(0, self.request.owner)
         # An interrupt can only cut this short: the body will not run.
         with suppress(*INTERRUPTS):

@@ -1,16 +1,17 @@
 """A cache of outcomes in this process's memory, and the store that answers claims from it."""
 
-import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
 
 from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
@@ -49,9 +50,6 @@ class OutcomeCache:
         self._clock = clock
         self._most = most
         self._most_bytes = most_bytes
-        #: Process id, lock and entries, replaced together in a forked child: it would inherit the lock locked where a
-        #: thread of its parent holds it.
-        self._mine = (0, threading.Lock(), self._empty())
 
     def __len__(self) -> int:
         with self._locked() as entries:
@@ -95,16 +93,16 @@ class OutcomeCache:
 
     @contextmanager
     def _locked(self) -> "Iterator[LRUCache[str, Record]]":
-        pid, lock, entries = self._mine
-        if pid != os.getpid():
-            # A thread of the parent may have been changing its entries at the fork.
-            lock, entries = threading.Lock(), self._empty()
-            self._mine = (os.getpid(), lock, entries)
-        with lock:
-            yield entries
+        # A forked child has others: it would inherit the lock locked, or the entries half changed, where a thread of
+        # its parent is at work.
+        caches = this_process().own(_Caches)
+        mine = caches.get(self) or caches.setdefault(self, (threading.Lock(), LRUCache(self._most_bytes, _size)))
+        with mine[0]:
+            yield mine[1]
 
-    def _empty(self) -> "LRUCache[str, Record]":
-        return LRUCache(self._most_bytes, _size)
+
+class _Caches(WeakKeyDictionary[OutcomeCache, "tuple[threading.Lock, LRUCache[str, Record]]"]):
+    """The lock and the entries of each cache of a process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

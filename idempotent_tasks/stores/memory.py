@@ -26,6 +26,7 @@ from idempotent_tasks.core.records import (
     granted_record,
     is_first_try,
     release_time,
+    was_committed,
     was_released,
     without_stale_previous,
 )
@@ -69,14 +70,14 @@ class MemoryStore:
             old = self._records.get(claim.key)
             if old is None:
                 return Vanished()
-            if old.owner != claim.owner:
-                return Superseded(old)
             now = self.clock.now()
-            if old.status is not Status.INPROGRESS:
+            if was_committed(old, claim):
                 expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
                 if now - (old.completed_at or 0) / 1000 > CLOCK_TOLERANCE_SECONDS and expiration > old.expiration:
                     self._records[claim.key] = replace(old, expiration=expiration)
                 return Committed()
+            if self._held(claim) is None:
+                return Superseded(old)
             self._records[claim.key] = replace(
                 old,
                 status=outcome.status,
@@ -135,7 +136,7 @@ class MemoryStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
-            if until < held.in_progress_expiration != claim.in_progress_expiration:
+            if until <= held.in_progress_expiration != claim.in_progress_expiration:
                 return Renewed(replace(claim, in_progress_expiration=held.in_progress_expiration))
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)

@@ -38,7 +38,7 @@ def test_two_publishes_of_one_order_charge_once(shop: dict[str, Any], capsys: py
     """The first example does what the README says of it."""
     results = [shop["charge"].apply(("ord-17", 4200)).get(), shop["charge"].apply(("ord-17",), {"cents": 4200}).get()]
     assert results == [{"paid": 4200}] * 2
-    assert capsys.readouterr().out.count("charged 4200 for shop.charge#") == 1
+    assert capsys.readouterr().out.count("charged 4200 for bb72704b-8a83-591f-b915-d427dbad0537") == 1
 
 
 def test_the_measured_window_is_the_one_that_the_site_shows() -> None:

@@ -15,7 +15,7 @@ from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
 from tests.support.powertools import Lambda
 from tests.testbed.servers import FAST
-from tests.testbed.wire import Answer, Forward, Wire, shift_date, wire_to
+from tests.testbed.wire import Answer, Forward, Wire, shift_date, show_time, wire_to
 
 AnyStore = MemoryStore | DynamoDBStore
 #: Makes another store over the test's table, with other arguments where given.
@@ -50,7 +50,7 @@ class MovableClock(FakeClock):
 
 @pytest.fixture
 def clock() -> MovableClock:
-    """The time of this test's stores; for a DynamoDB it moves on both sides of the wire."""
+    """A time that moves on both sides of the wire."""
     return MovableClock()
 
 
@@ -60,20 +60,27 @@ def session() -> boto3.Session:
     return boto3.Session(region_name=REGION)
 
 
+@pytest.fixture
+def idempotency_clock() -> FakeClock:
+    """The time of every store of the conformance suite; tomorrow, so that no server deletes what expires by it."""
+    return FakeClock(now=int(time.time()) + 86_400.0)
+
+
 @pytest.fixture(params=ALL_STORES)
 def store(
-    request: pytest.FixtureRequest, clock: MovableClock, session: boto3.Session, table: str
+    request: pytest.FixtureRequest, idempotency_clock: FakeClock, session: boto3.Session, table: str
 ) -> Iterator[AnyStore]:
-    """Each implementation in turn, empty, on the test's clock."""
+    """Each implementation in turn, empty; the clock's time is also that of the server."""
     if request.param == "memory":
-        yield MemoryStore(clock=clock)
+        yield MemoryStore(clock=idempotency_clock)
         return
     if request.param == "simulated":
-        yield DynamoDBStore(table, client=DirectClient(Service(clock.now)), clock=clock)
+        client = DirectClient(Service(idempotency_clock.now))
+        yield DynamoDBStore(table, client=client, clock=idempotency_clock)
         return
     with wire_to(request.getfixturevalue(request.param)) as wire:
-        wire.break_all(clock.shift)
-        dynamodb = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, clock=clock, fast=FAST)
+        wire.break_all(show_time(idempotency_clock.now))
+        dynamodb = DynamoDBStore(table, endpoint_url=wire.endpoint, session=session, clock=idempotency_clock, fast=FAST)
         dynamodb.create_table()
         yield dynamodb
 

@@ -16,7 +16,7 @@ from idempotent_tasks.core.encoding import encode_failure
 from idempotent_tasks.core.processes import current_process
 from idempotent_tasks.core.records import Busy, Granted, reservation_owner
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from tests.contract.conftest import MakeStore
+from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import done, grant, request_by
 from tests.testbed.forking import Child
 from tests.testbed.processes import free_port
@@ -328,6 +328,17 @@ class TestForget:
         assert run("forget", "shop.charge#running", "--yes").exit_code == 1
         assert records.get("shop.charge#running").owner == "r"
         assert run("forget", "shop.charge#running", "--yes", "--force").exit_code == 0
+
+    @pytest.mark.parametrize("skew_seconds", [1200, -1200], ids=["ahead", "behind"])
+    def test_a_live_claim_is_alive_whatever_the_machines_clock_says(
+        self, app: Celery, run: Run, records: DynamoDBStore, make_store: MakeStore, skew_seconds: int
+    ) -> None:
+        """DynamoDB's time decides, although a first answer that contradicts the machine's clock is to be confirmed."""
+        clock = MovableClock()
+        clock.advance(skew_seconds)
+        app.conf.idempotency_store = make_store(clock=clock)
+        assert run("forget", "shop.charge#running", "--yes").exit_code == 1
+        assert records.get("shop.charge#running").owner == "r"
 
 
 class TestPurge:

@@ -15,7 +15,7 @@ from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.stores import Store
 from tests.support.inline import InlineWorker
 
-__all__ = ["Carried", "Code", "Deployment", "Version", "row"]
+__all__ = ["Carried", "Code", "Deployment", "Version", "charge", "row"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

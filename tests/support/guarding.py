@@ -12,11 +12,12 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from idempotent_tasks.core.guard import Guard, Replay, Verdict
 from idempotent_tasks.core.lease import Lease, LeaseRenewer, LeaseTerms, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.records import Claim, ClaimRequest, Finished, Granted, Outcome, Status, Superseded
+from idempotent_tasks.core.records import ClaimRequest, Finished, Superseded
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.events import Event
+from idempotent_tasks.testing.conformance.requests import KEY, done, grant, request_by
 from tests.support.stores import Step
 
 __all__ = [
@@ -37,43 +38,11 @@ __all__ = [
     "unseen",
 ]
 
-KEY = "shop.charge#17"
-LEASE_SECONDS = 30.0
-RETENTION_SECONDS = 3600.0
-
 E = TypeVar("E", bound=Event)
 
 
 class Interrupt(SoftTimeLimitExceeded):
     """Raised from outside at any moment, as a soft time limit is."""
-
-
-def request_by(owner: str = "one", **given: Any) -> ClaimRequest:
-    """Return a delivery's request to claim `KEY`; its task id is ``id-{owner}``."""
-    return ClaimRequest(
-        **{
-            "key": KEY,
-            "owner": owner,
-            "lease_seconds": LEASE_SECONDS,
-            "retention_seconds": RETENTION_SECONDS,
-            "task": "shop.charge",
-            "task_id": f"id-{owner}",
-            "worker": "worker@host",
-            **given,
-        }
-    )
-
-
-def grant(store: Store, owner: str = "one", **given: Any) -> Claim:
-    """Claim `KEY` and return the claim, which must be granted."""
-    answer = store.claim(request_by(owner, **given))
-    assert isinstance(answer, Granted), answer
-    return answer.claim
-
-
-def done(data: str = '"done"') -> Outcome:
-    """Return a completed outcome with this JSON text."""
-    return Outcome(status=Status.COMPLETED, codec="json", data=data)
 
 
 def deliver(

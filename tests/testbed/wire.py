@@ -39,6 +39,7 @@ __all__ = [
     "lose_answer",
     "refuse",
     "shift_date",
+    "show_time",
     "throttle",
     "wire_to",
 ]
@@ -124,11 +125,19 @@ def shift_date(offset_seconds: float) -> Fault:
     def shifted(forward: Forward) -> Answer:
         reply = forward()
         dates = (parsedate_to_datetime(value) for name, value in reply.headers if name.lower() == "date")
-        moved = next(dates, datetime.now(UTC)) + offset
-        others = (pair for pair in reply.headers if pair[0].lower() != "date")
-        return replace(reply, headers=(*others, ("Date", format_datetime(moved, usegmt=True))))
+        return _dated(reply, next(dates, datetime.now(UTC)) + offset)
 
     return shifted
+
+
+def show_time(now: Callable[[], float]) -> Fault:
+    """Pass the request on, and put a time (epoch seconds) into the ``Date`` of the answer."""
+    return lambda forward: _dated(forward(), datetime.fromtimestamp(int(now()), UTC))
+
+
+def _dated(reply: Answer, date: datetime) -> Answer:
+    others = (pair for pair in reply.headers if pair[0].lower() != "date")
+    return replace(reply, headers=(*others, ("Date", format_datetime(date, usegmt=True))))
 
 
 def delay(seconds: float) -> Fault:

@@ -31,6 +31,8 @@ Idempotency(key=lambda order_id, **_: f"order-{order_id}", on_busy="wait", wait_
 Idempotency(lease=10, grace=0, max_crashes=3, missing_key="run", on_store_error="raise", prefix="shop")
 Idempotency(key="order.id", at_publish="join", reserve=timedelta(minutes=10), cache=60)
 Idempotency(key="order.id", at_publish="raise", reserve=0.5, cache=timedelta(minutes=1))
+Idempotency(key="order.id", downstream="['charge', order.id]")
+Idempotency(downstream=lambda order_id, **_: ["charge", order_id])
 Idempotency(key="order.id", prefix="shop", powertools=True)
 Idempotency(key="order.id", prefix="shop", powertools="sha256")
 
@@ -47,6 +49,7 @@ Idempotency(exipres=60)  # type: ignore[call-arg]
 def charge(self: IdempotentTask, order_id: str) -> str:
     """Use what a bound body sees."""
     assert_type(self.idempotency.key, str | None)
+    assert_type(self.idempotency.downstream_key, str | None)
     assert_type(self.idempotency.fence, int)
     assert_type(self.idempotency.attempt, int)
     assert_type(self.idempotency.run, int)

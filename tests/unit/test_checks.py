@@ -178,6 +178,13 @@ CASES = {
         fixed_conf={"idempotency_grace": 5},
         remedy="where the app is made",
     ),
+    "downstream-shared": Case(
+        task={"idempotency": {"downstream": "order.id"}},
+        other={"idempotency": {"downstream": "invoice"}},
+        fixed_task={"idempotency": {"downstream": "['charge', order.id]"}},
+        fixed_other={"idempotency": {"downstream": "['refund', order.id]"}},
+        remedy="begin each with a literal of its own",
+    ),
     "prefix-shared": Case(
         task={"idempotency": Idempotency(key="order", prefix="shop")},
         other={"idempotency": Idempotency(key="order", validate="amount", prefix="shop")},
@@ -276,6 +283,28 @@ def test_which_prefixes_may_be_shared(look: Look, policies: list[dict[str, Any]]
     other, task = policies
     codes = [each.code for each in look({"idempotency": task}, {"result_expires": None}, {}, {"idempotency": other})]
     assert codes == ["prefix-shared"] * found
+
+
+@pytest.mark.parametrize(
+    ("policies", "found"),
+    [
+        ([{"downstream": "order"}, {"downstream": "order"}], 1),
+        ([{"downstream": "['charge', order]"}, {"downstream": "['charge',invoice.id]"}], 1),
+        ([{"downstream": "['charge', order]"}, {"downstream": "['refund', order]"}], 0),
+        ([{"downstream": "{charge: order}"}, {"downstream": "{refund: order}"}], 0),
+        ([{"downstream": by_order}, {"downstream": by_order}], 1),
+        ([{"downstream": by_order}, {"downstream": by_invoice}], 0),
+        ([{"downstream": by_order}, {"downstream": "order"}], 0),
+        ([{"downstream": "order"}, {}], 0),
+        ([{"downstream": "order", "prefix": "shop.charge"}, {"downstream": "order"}], 0),
+        ([{"downstream": "order", "prefix": "shop"}, {"downstream": "order", "prefix": "billing"}], 1),
+    ],
+)
+def test_which_downstream_keys_may_be_shared(look: Look, policies: list[dict[str, Any]], found: int) -> None:
+    """Those of a task under two names; of others, constants or callables of their own keep them apart."""
+    other, task = policies
+    codes = [each.code for each in look({"idempotency": task}, {"result_expires": None}, {}, {"idempotency": other})]
+    assert codes == ["downstream-shared"] * found
 
 
 class Orders:

@@ -99,6 +99,11 @@ def test_what_an_expression_reads(expression: str, names: set[str]) -> None:
         (charge, {"key": "join('-', ['a', 'b'])", "prefix": "shop"}, "reads no argument"),
         (sweep, {"key": lambda: "sweep", "on_busy": "skip"}, "reads no argument"),
         (sweep, {"key": lambda *_, **__: "sweep"}, "reads no argument"),
+        (charge, {"downstream": "['charge', oder_id]"}, "downstream=.* reads 'oder_id', .* did you mean 'order_id'\\?"),
+        (charge, {"downstream": lambda currency, **_: currency}, r"downstream=.*takes \(currency, _\)"),
+        (charge, {"downstream": "'charge'"}, r"downstream=\"'charge'\" reads no argument, so all calls have one key"),
+        (charge, {"downstream": "['charge']", "expires": 60}, "downstream=.* reads no argument"),
+        (sweep, {"downstream": lambda: "sweep"}, "downstream=.* reads no argument"),
     ],
 )
 @pytest.mark.parametrize("form", [Idempotency.of, dict], ids=["object", "mapping"])
@@ -138,6 +143,9 @@ def test_no_default_of_a_parameter_is_shown(declare: Declare) -> None:
         (charge, {"key": lambda order_id, **_: order_id}),
         (charge, {"key": lambda *args, **kwargs: [args, kwargs]}),
         (charge, {"key": max}),
+        (charge, {"downstream": "['charge', order_id]"}),
+        (charge, {"downstream": lambda order_id, **_: ["charge", order_id], "key": "amount"}),
+        (charge, {"downstream": "@"}),
         (keyword_only, {"key": lambda order_id: order_id}),
         (positional, {"key": lambda order, /: order}),
         (collecting, {"key": lambda order_id, currency: [order_id, currency]}),

@@ -1,5 +1,6 @@
 """Deployments: what a new version of a task makes of the old one's messages and records, row by row of the page."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -17,9 +18,11 @@ from idempotent_tasks import (
     PayloadMismatchError,
     ResultUnavailableError,
 )
+from idempotent_tasks.core.keys import Selector, downstream_key
 from idempotent_tasks.core.records import Status
 from idempotent_tasks.testing import FakeClock
-from tests.support.deployments import Carried, Code, Deployment, Version, row
+from tests.support.deployments import Carried, Code, Deployment, Version, charge, row
+from tests.support.shop import deliver
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "deploying.md").read_text(encoding="utf-8")
@@ -133,6 +136,26 @@ def test_the_same_key_with_the_call(deploy: Deploy) -> None:
     deployment = deploy(OLD, Code({}))
     deployment.old.deliver("ord-1", 5)
     assert deployment.new.deliver("ord-1", 5, idempotency_key="ord-1").result[0] == "old"
+
+
+@row("`downstream`, to select another value, given for the first time, or dropped")
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, "order_id"), ("['charge', order_id]", "order_id"), ("order_id", None)]
+)
+def test_another_downstream_key(deploy: Deploy, before: str | None, after: str | None) -> None:
+    """No record depends on it; what it does to the keys has tests of its own."""
+    assert deploy(Code({**BY_ORDER, "downstream": before}), Code({**BY_ORDER, "downstream": after})).carried(5) == KEPT
+
+
+@row("`downstream`, to select the same value in another way")
+@pytest.mark.parametrize("after", ["order_id || 'none'", order_number])
+def test_another_way_to_the_same_downstream_key(deploy: Deploy, after: Any) -> None:
+    """As for ``key``."""
+    codes = [Code({"key": each, "downstream": each}) for each in ("order_id", after)]
+    assert deploy(*codes).carried(5) == KEPT
+    selectors = [Selector.of("downstream", each) for each in ("order_id", after)]
+    before, now = (downstream_key(deliver("ord-1", 5), each, inspect.signature(charge)) for each in selectors)
+    assert before == now
 
 
 @row("`powertools`")

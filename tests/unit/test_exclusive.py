@@ -225,6 +225,19 @@ class TestFaults:
         assert isinstance(deliver(guard, request_by("one", **locked("one")), lambda _: None), Interrupted)
         assert (store.get("shop.charge#id-one").free, lock_of(store).free) == (True, True)
 
+    def test_an_interrupt_while_the_locks_last_renewal_is_waited_for(self, store: MemoryStore) -> None:
+        """The outcome is on record: the interrupt comes too late, or what follows the task would never be sent."""
+
+        @contextmanager
+        def keeping(run: RunContext) -> Iterator[None]:
+            yield
+            if run.key == LOCK:
+                raise Interrupt("soft limit")
+
+        bench = Bench(store)
+        assert bench.deliver(guard=bench.guard(keeping), **locked("one")) == Returned("done")
+        assert lock_of(store).free
+
     def test_a_claim_that_ends_while_its_lock_is_waited_for(self, store: MemoryStore, clock: FakeClock) -> None:
         """No body begins without a live claim."""
 

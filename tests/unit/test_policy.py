@@ -19,6 +19,7 @@ def test_the_defaults() -> None:
     assert dataclasses.asdict(policy) == {
         "key": None,
         "validate": None,
+        "downstream": None,
         "prefix": None,
         "expires": 3600,
         "unresolved_for": 1_209_600,
@@ -40,6 +41,7 @@ def test_the_defaults() -> None:
     }
     assert policy.key_selector is None
     assert policy.validate_selector is None
+    assert policy.downstream_selector is None
     assert policy.given == {}
 
 
@@ -74,6 +76,7 @@ def test_every_field_is_documented() -> None:
         *[("prefix", value) for value in ("", "  ", "a\nb", 7, "x" * 513, "é" * 257)],
         *[("key", value) for value in ("order.", "[?", "", 7, ["order"])],
         *[("validate", value) for value in ("order..id", 0)],
+        *[("downstream", value) for value in ("order..id", 0, ["order"], "powertools_json(order)")],
         *[("codec", "xml"), ("codec", None), ("codec", [])],
         *[("store_failures", value) for value in (5, [KeyError, 5], BaseException, SystemExit, KeyError(), None)],
         *[("on_replay", 5), ("on_replay", [])],
@@ -97,6 +100,7 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
         *[("unresolved_for", 1), ("unresolved_for", timedelta(days=365))],
         *[("at_publish", "join"), ("reserve", timedelta(hours=1)), ("cache", 60), ("cache", timedelta(minutes=1))],
         *[("key", "[order.id, customer]"), ("key", len), ("validate", "order.amount")],
+        *[("downstream", "['charge', order.id]"), ("downstream", len)],
         *[("codec", "pickle"), ("codec", "none"), ("on_replay", len), ("on_replay", "shop.hooks:replayed")],
         *[("silenced_checks", ["acks-late-off"]), ("silenced_checks", {"time-limit-missing"})],
         *[("store_failures", KeyError), ("store_failures", [KeyError, "shop:Declined"]), ("store_failures", "shop:No")],
@@ -115,7 +119,7 @@ def test_a_right_value_is_kept(field: str, value: Any) -> None:
     [
         ("expiry", "did you mean 'expires'?"),
         ("keys", "did you mean 'key'?"),
-        ("zzz", "fields are key, validate, prefix"),
+        ("zzz", "fields are key, validate, downstream, prefix"),
     ],
 )
 def test_an_unknown_field_is_met_with_a_hint(name: str, hint: str) -> None:

@@ -46,6 +46,7 @@ PUBLIC_FOR_TESTS = {
     "FakeClock",
     "MemoryStore",
     "Redelivery",
+    "StoreConformance",
     "WorkerDied",
     "redeliver",
     "temporary_settings",

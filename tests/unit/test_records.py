@@ -18,6 +18,7 @@ from idempotent_tasks.core.records import (
     claimable,
     expiration_seconds,
     release_time,
+    was_released,
 )
 from tests.support.guarding import KEY, request_by
 
@@ -126,6 +127,13 @@ def test_what_is_free(changed: dict[str, Any], free: bool) -> None:
     held = record(**changed)
     assert held.free is free
     assert claimable(held, request_by("two"), NOW) is free
+
+
+def test_a_release_is_recognised_by_a_fence_that_was_seen() -> None:
+    """Not where neither the record nor the claim has one."""
+    claim = Claim(request=request_by(), fence=7, attempt=1, in_progress_expiration=0)
+    assert was_released(record(in_progress_expiration=0, owner=None), claim)
+    assert not was_released(record(in_progress_expiration=0, owner=None, fence=0), Claim.unseen(claim.request))
 
 
 def test_a_running_holder_is_named() -> None:

@@ -91,6 +91,7 @@ def test_a_django_style_typo_is_refused() -> None:
     [
         ("idempotency_stroe", "did you mean 'idempotency_store'?"),
         ("idempotency_expire", "did you mean 'idempotency_expires'?"),
+        ("idempotency_downstream", "each task has its own, Idempotency(downstream=...)"),
         ("idempotency_zzz", "known are ['idempotency_store', 'idempotency_observers', 'idempotency_checks'"),
     ],
 )

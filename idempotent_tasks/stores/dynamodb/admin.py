@@ -86,7 +86,7 @@ class TableAdmin:
             force: release it even if it was renewed since.
         """
         condition, operands = self._unchanged(record, force=force)
-        at = release_time(Claim.shown_by(record), self._store.clock.now())
+        at = release_time(Claim.shown_by(record), self._store.now(record.key))
         values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
         update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
         return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))

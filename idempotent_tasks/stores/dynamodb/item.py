@@ -194,8 +194,13 @@ class ItemSchema:
 
     def item(self, record: Record) -> Item:
         """Return a record as an item."""
-        roles = self.roles
-        return self.key(record.key) | {roles[role]: _typed(value) for role, value in values_of(record).items()}
+        values = values_of(record)
+        # An empty map where a note may follow: an update can set an entry only in a map that exists.
+        if record.deferred or record.status is Status.INPROGRESS:
+            values["deferred"] = record.deferred
+        if record.dispatched:
+            values["dispatched"] = record.dispatched
+        return self.key(record.key) | {self.roles[role]: _typed(value) for role, value in values.items()}
 
     def count(self, key: str, item: Item, role: str) -> int:
         """Read one integer of an item; 0 if there is none.

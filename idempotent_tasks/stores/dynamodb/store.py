@@ -29,6 +29,7 @@ from idempotent_tasks.core.records import (
     held_claim,
     is_first_try,
     release_time,
+    was_committed,
     was_released,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS
@@ -209,7 +210,7 @@ class DynamoDBStore:
         Returns:
             The answer; or for another try, where the key is claimable all the same, its record, None if it has none.
         """
-        now = self._now(request.key)
+        now = self.now(request.key)
         until = int((now + request.lease_seconds) * 1000)
         if seen is None:
             update = updates.claim_update(request, now, until)
@@ -243,7 +244,7 @@ class DynamoDBStore:
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.stores.Store.commit`."""
-        now = self._now(claim.key)
+        now = self.now(claim.key)
         written = self._update(claim.key, updates.commit_update(claim, outcome, now, retention_seconds))
         if isinstance(written, Succeeded):
             self._keep_outcome(claim, now, retention_seconds)
@@ -251,10 +252,9 @@ class DynamoDBStore:
         old = self._refusing_record(claim.key, written)
         if old is None:
             return Vanished()
-        # Powertools' last write is unconditional: it leaves our owner beside its outcome, but no time of completion.
-        if old.owner != claim.owner or old.completed_at is None:
+        if not was_committed(old, claim):
             return Superseded(old)
-        self._keep_outcome(claim, old.completed_at / 1000, retention_seconds)
+        self._keep_outcome(claim, (old.completed_at or 0) / 1000, retention_seconds)
         return Committed()
 
     def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
@@ -284,7 +284,7 @@ class DynamoDBStore:
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
     ) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        at = release_time(claim, self._now(claim.key))
+        at = release_time(claim, self.now(claim.key))
         update = updates.release_update(claim, reason, at, crashed=crashed, began=began, nothing_done=nothing_done)
         written = self._update(claim.key, update)
         if isinstance(written, Succeeded) or was_released(self._refusing_record(claim.key, written), claim):
@@ -294,7 +294,7 @@ class DynamoDBStore:
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `idempotent_tasks.stores.Store.renew`."""
         for _ in range(RENEWAL_ROUNDS):
-            now = self._now(claim.key)
+            now = self.now(claim.key)
             until = int((now + lease_seconds) * 1000)
             update = updates.renew_update(claim, until, expiration_seconds(retention_seconds, until, now))
             written = self._update(claim.key, update)
@@ -308,7 +308,7 @@ class DynamoDBStore:
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
-        self._update(key, updates.deferral_update(owner, token, due, past, self._now(key)))
+        self._update(key, updates.deferral_update(owner, token, due, past, self.now(key)))
 
     def note_dispatch(self, key: str, task_id: str) -> None:
         """See `idempotent_tasks.stores.Store.note_dispatch`."""
@@ -355,7 +355,16 @@ class DynamoDBStore:
         """
         verify_table(self.connection, self.table, self.schema)
 
-    def _now(self, key: str) -> float:
+    def now(self, key: str) -> float:
+        """Return DynamoDB's time in epoch seconds; ask for it first where no answer has shown it, or confirmed it.
+
+        Args:
+            key: of any record, whether there is one or not: the question is a read of it.
+
+        Raises:
+            StoreUnavailableError: there is no answer, or only one that contradicts this machine's clock.
+            StoreMisconfiguredError: the table cannot be read.
+        """
         return self.connection.now(
             lambda: {
                 "TableName": self.table,

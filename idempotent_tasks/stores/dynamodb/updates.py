@@ -29,10 +29,11 @@ __all__ = [
 
 #: `idempotent_tasks.core.records.claimable` as a condition expression, for what one and the same update turns into
 #: `idempotent_tasks.core.records.granted_record`: a missing item, an outcome that has expired, and a live item whose
-#: last claim has counted runs.  An outcome has no ``runs``, unless somebody who does not count them wrote it.
+#: last claim has counted runs.  An outcome has ended the counts, unless somebody who does not know them wrote it.
 _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR "
-    "(#expiration < :now AND #status <> :inprogress AND attribute_not_exists(#runs)) OR "
+    "(#expiration < :now AND #status <> :inprogress AND attribute_not_exists(#runs) AND "
+    "(attribute_not_exists(#attempt) OR #attempt = :zero)) OR "
     "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload} AND "
     "(#owner <> :owner OR #owner = :reserved) AND #expiration >= :now AND "
     # A stand-in takes two missing attributes for equal.

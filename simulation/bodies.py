@@ -1,0 +1,167 @@
+"""What a body does: a plan, which its message carries, step by step."""
+
+import random
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import chain, group
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+
+from idempotent_tasks.core.processes import this_process
+from simulation.tasks import FinalError, follow
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+__all__ = ["BODY_FEATURES", "Run", "new_plan"]
+
+Plan = list[Any]
+
+#: What only some histories' bodies do: by name, the steps of which one is in each plan.
+BODY_FEATURES: Final[dict[str, tuple[tuple[str, Any], ...]]] = {
+    "final-failure": (("fail_finally", 0.5), ("fail_finally", 1)),
+    "crash-loop": (("die", 1),),
+    "body-rejects": (("reject", True), ("reject", False)),
+    "body-ignores": (("ignore", 0.5),),
+    "body-replaces": (("replace", "task"), ("replace", "chain"), ("replace", "group")),
+    "body-publishes": (("publish", None),),
+    "retry-without-raise": (("retry_quietly", 1),),
+    "callbacks-changed": (("stop_callbacks", 0.5),),
+    "exits": (("exit", 0.5),),
+    "out-of-memory": (("exhaust", 0.5),),
+}
+#: Steps that are done with the likelihood that is their argument, and only while things go wrong.
+_CHANCES: Final = frozenset({"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks"})
+#: Characters of a result that goes into the bucket.
+LARGE: Final = 200
+
+
+class _Unwritable:
+    """A result that has no JSON form."""
+
+
+def new_plan(draw: random.Random, features: frozenset[str]) -> Plan:
+    """Return the plan of one message."""
+    sleeps = [0.01, draw.uniform(0, 3), draw.uniform(0, 15)]
+    plan: Plan = [
+        ("sleep", round(draw.choice(sleeps), 3)),
+        ("retry", draw.choice([0, 0, 0, 1, 2])),
+        ("effect", None),
+        ("fail", draw.choice([0, 0, 0.5])),
+        ("die", draw.choice([0, 0, 0, 0.3])),
+        ("sleep", round(draw.choice([0.0, draw.uniform(0, 3)]), 3)),
+    ]
+    for feature in sorted(features & BODY_FEATURES.keys()):
+        plan.insert(draw.randrange(len(plan) + 1), (*draw.choice(BODY_FEATURES[feature]), feature))
+    results = [each for each in ("large-result", "unwritable-result") if each in features]
+    plan.append(("return", draw.choice([None, *results, *results])))
+    if "catches-interrupt" in features:
+        plan.insert(0, ("catch", draw.choice([True, False])))
+    return plan
+
+
+class Run:
+    """One run of a body.
+
+    Args:
+        world: the history's.
+        task: the bound task.
+        number: of the run, which is its result.
+    """
+
+    def __init__(self, world: "World", task: Any, number: int) -> None:
+        self._world = world
+        self._task = task
+        self._number = number
+        self._process: Any = this_process()
+        self._result: Any = number
+        self._catches = False
+
+    def follow(self, plan: Plan) -> Any:
+        """Do each step of a plan, and return the body's result."""
+        try:
+            for step, argument, *feature in plan:
+                if step in _CHANCES and not (self._world.faults.active and self._world.draw.random() < argument):
+                    continue
+                for each in feature:
+                    self._world.faults.counts[each] += 1
+                # A step's method has its name.
+                getattr(self, f"_{step}")(argument)
+        except SoftTimeLimitExceeded:
+            if not self._catches:
+                raise
+            self._world.faults.counts["interrupt-caught"] += 1
+        return self._result
+
+    def _sleep(self, seconds: float) -> None:
+        self._world.scheduler.sleep(seconds)
+
+    def _effect(self, _: None) -> None:
+        run = self._task.idempotency
+        self._world.note("effect", run=self._number, key=run.key, lost=run.lost)
+
+    def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
+        self._catches = catches
+
+    def _fail(self, _: float) -> None:
+        raise ValueError("simulated: the body fails")
+
+    def _fail_finally(self, _: float) -> None:
+        self._world.note("failed-for-good", run=self._number)
+        raise FinalError("simulated: the body fails for good", self._number)
+
+    def _retry(self, times: int) -> None:
+        if self._task.request.retries < times:
+            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+
+    def _retry_quietly(self, times: int) -> None:
+        if self._task.request.retries < times:
+            self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None, throw=False)
+            self._world.note("handed-over", id=self._task.request.id)
+
+    def _die(self, _: float) -> None:
+        self._world.faults.counts["body-died"] += 1
+        self._process.kill()
+        self._process.check_alive()
+
+    def _exit(self, _: float) -> None:
+        sys.exit(1)
+
+    def _exhaust(self, _: float) -> None:
+        raise MemoryError("simulated: out of memory")
+
+    def _ignore(self, _: float) -> None:
+        self._world.note("ignored-by-body", id=self._task.request.id)
+        raise Ignore
+
+    def _reject(self, requeue: bool) -> None:  # noqa: FBT001 - a step's argument
+        if self._world.faults.active and self._world.draw.random() < 0.5:
+            raise Reject("simulated: the body rejects its message", requeue=requeue)
+
+    def _publish(self, _: None) -> None:
+        child = f"{self._task.request.id}-child"
+        follow.apply_async((self._number, child), task_id=child)
+        self._world.note("published", id=child, order=child, task=follow.name)
+
+    def _replace(self, kind: str) -> None:
+        # Each run sends another replacement.
+        of = f"{self._task.request.id}-{kind}-{self._number}"
+        self._world.note("replaced", id=self._task.request.id)
+        signatures = {
+            "task": follow.si(self._number, of),
+            "chain": chain(follow.si(self._number, of), follow.s(f"{of}-end")),
+            "group": group(follow.si(self._number, f"{of}-{place}") for place in range(2)),
+        }
+        raise self._task.replace(signatures[kind])
+
+    def _stop_callbacks(self, _: float) -> None:
+        self._world.note("callbacks-stopped", id=self._task.request.id, run=self._number)
+        self._task.request.callbacks = None
+
+    def _return(self, kind: str | None) -> None:
+        if kind is not None:
+            self._world.faults.counts[kind] += 1
+        if kind == "large-result":
+            self._result = {"run": self._number, "text": "x" * LARGE}
+        elif kind == "unwritable-result":
+            self._result = _Unwritable()

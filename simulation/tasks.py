@@ -1,0 +1,79 @@
+"""The tasks of the histories: the shipped `IdempotentTask` under each policy, with bodies that follow a plan."""
+
+from typing import Any, Final
+
+from idempotent_tasks import Idempotency, IdempotentTask
+from simulation.app import app, world
+
+__all__ = ["EARLY", "LEASE_SECONDS", "TASKS", "FinalError", "apologise", "follow"]
+
+LEASE_SECONDS: Final = 10
+HARD_LIMIT_SECONDS: Final = 8
+SOFT_LIMIT_SECONDS: Final = 5
+#: Seconds for which the shortest outcome is kept.
+BRIEF_SECONDS: Final = 20
+#: The task whose messages are acknowledged before its body runs.
+EARLY: Final = "early"
+
+
+class FinalError(Exception):
+    """A failure that is the outcome of its key."""
+
+
+def _declare(name: str, policy: Idempotency, **options: Any) -> Any:
+    @app.task(base=IdempotentTask, bind=True, name=name, shared=False, idempotency=policy, **options)
+    def body(self: Any, order: str, plan: list[Any], amount: int = 0) -> Any:
+        return world().run_body(self, order, plan, amount)
+
+    return body
+
+
+def _by_order(**more: Any) -> Idempotency:
+    return Idempotency(**{"key": "order", "lease": LEASE_SECONDS, "store_failures": FinalError, **more})
+
+
+def _limited(**more: Any) -> Idempotency:
+    return Idempotency(key="order", grace=2, store_failures=FinalError, **more)
+
+
+_EXCLUSIVE: Final = Idempotency.exclusive(lease=LEASE_SECONDS, on_busy="defer", store_failures=FinalError)
+_PER_ORDER: Final = Idempotency.exclusive(key="order", lease=LEASE_SECONDS, store_failures=FinalError)
+_CRASHING: Final = _by_order(max_crashes=2)
+#: By the policy that they show.
+TASKS: Final = {
+    "limited": _declare("limited", _limited(), time_limit=HARD_LIMIT_SECONDS),
+    "soft": _declare("soft", _limited(), time_limit=HARD_LIMIT_SECONDS, soft_time_limit=SOFT_LIMIT_SECONDS),
+    "soft-only": _declare("soft-only", _by_order(), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "leased": _declare("leased", _by_order()),
+    "leased-limited": _declare("leased-limited", _limited(lease=4), time_limit=HARD_LIMIT_SECONDS),
+    "own": _declare("own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError)),
+    "waits": _declare("waits", _by_order(on_busy="wait", wait_timeout=5)),
+    "raises": _declare("raises", _by_order(on_busy="raise", on_store_error="raise")),
+    "joined": _declare("joined", _by_order(at_publish="join", reserve=30)),
+    "refused": _declare("refused", _by_order(at_publish="raise", reserve=30)),
+    "validated": _declare("validated", _by_order(validate="amount")),
+    "brief": _declare("brief", _by_order(expires=BRIEF_SECONDS)),
+    "crashing": _declare("crashing", _CRASHING),
+    "cached": _declare("cached", _by_order(cache=30)),
+    "exclusive": _declare("exclusive", _EXCLUSIVE, soft_time_limit=SOFT_LIMIT_SECONDS),
+    "skipping": _declare("skipping", _PER_ORDER, time_limit=HARD_LIMIT_SECONDS),
+    EARLY: _declare(EARLY, _by_order(), acks_late=False),
+}
+
+
+def _follower(name: str) -> Any:
+    policy = Idempotency(lease=LEASE_SECONDS)
+    return app.task(name=name, bind=True, base=IdempotentTask, shared=False, idempotency=policy)
+
+
+@_follower("follow")
+def follow(self: Any, value: Any, of: str) -> Any:
+    """Be what follows a task."""
+    world().on_follow("followed", of, self.request.id, value)
+    return value
+
+
+@_follower("apologise")
+def apologise(self: Any, failed: str) -> None:
+    """Be what follows a task that has failed."""
+    world().on_follow("apologised", failed, self.request.id, None)

@@ -1,0 +1,84 @@
+"""The second checker: which calls of the store some order explains, and that it agrees with the first."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Committed, Granted, Lost, Record, Released, Status
+from simulation.agreement import judge
+from simulation.calls import Call
+from simulation.linear import is_linearizable
+from simulation.scheduler import START
+
+LEASE_SECONDS = 10.0
+
+
+def test_both_checkers_find_nothing_in_the_shipped_code() -> None:
+    """What one of them finds and the other does not would be a fault of one of them."""
+    agreement = judge("small", range(150))
+    assert (agreement.first, agreement.second) == ([], [])
+    assert agreement.calls > 1_000
+
+
+def test_a_grant_beside_a_living_claim_has_no_explanation() -> None:
+    """The second owner must wait for the first one's expiry."""
+    assert not is_linearizable([granted("A", 0.0, fence=1), granted("B", 5.0, fence=2)])
+    assert is_linearizable([granted("A", 0.0, fence=1), granted("B", 11.0, fence=2)])
+
+
+def test_a_grant_after_a_release_is_explained() -> None:
+    """Also where the release has no answer, but not where it says that it released nothing."""
+    first, last = granted("A", 0.0, fence=1), granted("B", 5.0, fence=2)
+    released = Call("release", "k", "A", START + 2.0, fence=1, ended_at=START + 3.0, answer=Released())
+    assert is_linearizable([first, released, last])
+    assert is_linearizable([first, replace(released, answer=None), last])
+    assert not is_linearizable([first, replace(released, answer=Lost()), last])
+
+
+def test_a_fence_that_does_not_grow_has_no_explanation() -> None:
+    """Even where the claim before it is over."""
+    assert not is_linearizable([granted("A", 0.0, fence=1), granted("B", 20.0, fence=1)])
+
+
+def test_a_claim_without_an_answer_may_take_effect_later_or_never() -> None:
+    """It explains that another owner is busy, and need not be in anybody's way."""
+    silent = replace(granted("A", 0.0, fence=1), answer=None)
+    assert is_linearizable([silent, granted("B", 1.0, fence=1)])
+    assert is_linearizable([silent, granted("B", 12.0, fence=2)])
+    assert is_linearizable([silent, busy("B", 5.0, holder="A")])
+    assert not is_linearizable([busy("B", 5.0, holder="A")])
+
+
+@pytest.mark.parametrize(("committer", "is_explained"), [("A", True), ("B", False)])
+def test_only_the_owner_commits(committer: str, is_explained: bool) -> None:
+    """Whoever else is told that his outcome was stored was told a lie."""
+    commit = Call("commit", "k", committer, START + 2.0, data="1", ended_at=START + 3.0, answer=Committed())
+    assert is_linearizable([granted("A", 0.0, fence=1), commit]) is is_explained
+
+
+def test_a_second_copy_of_a_claim_request_may_take_effect_later() -> None:
+    """But only where requests are doubled."""
+    first = granted("A", 0.0, fence=1)
+    calls = [first, Call("release", "k", "A", START + 1.0, fence=1, ended_at=START + 2.0, answer=Released())]
+    calls.append(busy("B", 5.0, holder="A"))
+    assert not is_linearizable(calls)
+    assert is_linearizable(calls, doubled=True)
+
+
+def granted(owner: str, at: float, *, fence: int) -> Call:
+    """Return a claim that is granted within a second."""
+    request = ClaimRequest(key="k", owner=owner, lease_seconds=LEASE_SECONDS, retention_seconds=3600)
+    expires_ms = int((START + at + LEASE_SECONDS) * 1000)
+    claim = Claim(request=request, fence=fence, attempt=1, in_progress_expiration=expires_ms)
+    return _claim(owner, at, Granted(claim))
+
+
+def busy(owner: str, at: float, *, holder: str) -> Call:
+    """Return a claim that is refused because another owner has the key."""
+    record = Record(key="k", status=Status.INPROGRESS, expiration=0, owner=holder)
+    return _claim(owner, at, Busy(START + at + LEASE_SECONDS, record))
+
+
+def _claim(owner: str, at: float, answer: Any) -> Call:
+    return Call("claim", "k", owner, START + at, LEASE_SECONDS, ended_at=START + at + 1.0, answer=answer)
