@@ -15,7 +15,11 @@ import click
 from simulation.planted import PLANTED, plant
 
 #: By name: the module that plays its histories.
-WORLDS: Final = {"whole": "simulation.world", "small": "simulation.small_random"}
+WORLDS: Final = {
+    "whole": "simulation.world",
+    "small": "simulation.small_random",
+    "calls": "simulation.sequences",
+}
 #: Histories that one worker process plays before it reports.
 BATCH = 200
 

@@ -243,9 +243,9 @@ def _crash_loop(facts: _Facts) -> Iterator[Violation]:
         key = entry.details["key"]
         if entry.kind == "written":
             holders[key] = _holder(entry)
-        # A run that has handed over its key crashes for itself.
-        if entry.kind == "stopped" and entry.details["task"] == "crashing" and holders[key] == entry.details["owner"]:
-            crashes[key] += 1
+        if entry.kind == "stopped":
+            # A run that has handed over its key, or lost it, crashes for itself.
+            crashes[key] += holders[key] == entry.details["owner"] and entry.details["task"] == "crashing"
             if crashes[key] > MOST_CRASHES:
                 yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
         elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
@@ -320,7 +320,8 @@ def _recorded(history: History, key: str) -> set[str]:
     if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
         return set()
     if (_text(item, "codec") or "").endswith(ELSEWHERE):
-        data = history.objects[data].decode()
+        # Where there is no such object, it is no task's result.
+        data = history.objects.get(data, b"").decode()
     try:
         return {json.dumps(json.loads(data))}
     except ValueError:
@@ -404,11 +405,13 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
             yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
     begun_anew = _begun_anew(facts)
     stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
+    # A body that returns after its retry was sent has a continuation of its own.
+    sent = ids.keys() - facts.ids_of("handed-over")
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for run in facts.runs:
         details = run.began.details
         is_last = details["run"] in stopped and details["fence"] in committed and details["key"] not in begun_anew
-        if is_last and details["id"] in ids:
+        if is_last and details["id"] in sent:
             yield Violation("one continuation", run.over_at, f"what run {details['run']} has stopped was sent")
 
 
@@ -477,8 +480,15 @@ def _merged(facts: _Facts) -> Iterator[Violation]:
             yield Violation("merged", entry.at, f"the last message of {entry.details['task_id']} was dropped")
 
 
+def _protocol(facts: _Facts) -> Iterator[Violation]:
+    """Each answer of the store, and each record that it leaves, is one that the protocol permits."""
+    for entry in facts.history.of("differs"):
+        yield Violation("protocol", entry.at, entry.details["what"])
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
+    "protocol": (_protocol, lambda facts: bool(facts.history.of("called"))),
     "one run": (_one_run, lambda facts: len(facts.runs) > 1),
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),
     "reaped": (

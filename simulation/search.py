@@ -6,21 +6,27 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Final
 
 import click
 
 from simulation.planted import FOUND, PLANTED, Found, PlantedBug, found
 
-#: By world, in the order in which they are searched: how many histories are played at most.
-HISTORIES: Final = {"small": 5_000, "whole": 2_000}
+#: The worlds in the order in which they are searched.
+SEARCHED: Final = ("small", "calls", "whole")
 _VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
 
 
-def search(bug: PlantedBug) -> Found | None:
-    """Return the first history that finds a bug, in the first world where there is one; None if there is none."""
-    for world, histories in HISTORIES.items():
-        options = ("--planted", bug.name, "--world", world, "--histories", str(histories))
+def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
+    """Return the first history that finds a bug, in the first world where there is one; None if there is none.
+
+    Args:
+        bug: to be planted.
+        bounds: by world: how many histories are played at most.
+    """
+    for world in SEARCHED:
+        options = ("--planted", bug.name, "--world", world, "--histories", str(bounds[world]))
         played = subprocess.run(  # noqa: S603 - the names of our own planted bugs
             [sys.executable, "-m", "simulation", *options], capture_output=True, text=True, check=False
         )
@@ -34,8 +40,11 @@ def search(bug: PlantedBug) -> Found | None:
 
 @click.command()
 @click.option("--bug", "names", multiple=True, help="Search this bug only; may be repeated.")
-@click.option("--processes", default=1, show_default=True, help="How many play at once.")
-def main(names: tuple[str, ...], processes: int) -> None:
+@click.option("--small", default=5_000, show_default=True, help="How many histories of the small world to play.")
+@click.option("--calls", default=200, show_default=True, help="How many sequences of calls to play then.")
+@click.option("--whole", default=2_000, show_default=True, help="How many histories of the whole world to play then.")
+@click.option("--processes", default=1, show_default=True, help="How many bugs to search at once.")
+def main(names: tuple[str, ...], processes: int, **bounds: int) -> None:
     """Search the planted bugs, and write down the histories that find them.
 
     Exit code 0 if each is found, 1 otherwise.
@@ -43,7 +52,7 @@ def main(names: tuple[str, ...], processes: int) -> None:
     known = {each.bug: each for each in found()} if FOUND.exists() else {}
     bugs = [bug for bug in PLANTED if not names or bug.name in names]
     with ThreadPoolExecutor(processes) as pool:
-        for bug, result in zip(bugs, pool.map(search, bugs), strict=True):
+        for bug, result in zip(bugs, pool.map(partial(search, bounds=bounds), bugs), strict=True):
             known.pop(bug.name, None)
             if result is not None:
                 known[bug.name] = result

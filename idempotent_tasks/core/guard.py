@@ -195,10 +195,10 @@ class Guard:
                     verdict = self._run(run, body)
                 finally:
                     lock.hand_over(UNLOCKED)
-        except self.store.interrupts:
-            # As in `_run`: after the outcome it is too late to matter.
+        except self.store.interrupts as error:
+            # As in `_run`: after the body's end it is too late to matter.
             if verdict is None:
-                raise
+                raise run.raised or error  # noqa: B904 - it keeps its own cause
         return verdict
 
     def _locked(self, run: RunContext, request: ClaimRequest) -> ClaimAnswer | Unanswered | Interrupted:
@@ -262,10 +262,12 @@ class Guard:
                 self._run_body(run, body)
                 verdict = self._settled(run)
         except BaseException as error:
+            is_interrupt = isinstance(error, self.store.interrupts)
             if not run.ended:
-                self._release(run, error)
-                raise
-            if not isinstance(error, self.store.interrupts):
+                stands = run.raised if is_interrupt and run.raised is not None else error
+                self._release(run, stands)
+                raise stands  # noqa: B904 - it keeps its own cause
+            if not is_interrupt:
                 raise
             # An interrupt after the body's end is too late to matter.
             return verdict or self._settled(run)
@@ -279,6 +281,7 @@ class Guard:
             run.ended = True
         except BaseException as error:
             if run.handed_over or not self.results.is_final(error):
+                run.raised = error
                 raise
             run.failure = error
             run.ended = True

@@ -80,6 +80,8 @@ class RunContext:
         self.ended = False
         self.value: Any = None
         self.failure: BaseException | None = None
+        #: What the body has raised instead, such as a retry: the run has no outcome.
+        self.raised: BaseException | None = None
         #: The continuation that the body has set instead of its message's; known when the body has ended.
         self.continuation: str | None = None
         #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.

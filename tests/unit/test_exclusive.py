@@ -238,6 +238,22 @@ class TestFaults:
         assert bench.deliver(guard=bench.guard(keeping), **locked("one")) == Returned("done")
         assert lock_of(store).free
 
+    def test_an_interrupt_at_the_lock_after_a_body_that_raised(self, store: MemoryStore) -> None:
+        """What the body raised stands: a retry that is on its way must not be reported as a failure."""
+
+        @contextmanager
+        def keeping(run: RunContext) -> Iterator[None]:
+            try:
+                yield
+            finally:
+                if run.key == LOCK:
+                    raise Interrupt("soft limit")
+
+        bench = Bench(store)
+        with pytest.raises(ZeroDivisionError):
+            bench.deliver(guard=bench.guard(keeping), value=ZeroDivisionError(), **locked("one"))
+        assert (store.get("shop.charge#id-one").free, lock_of(store).free) == (True, True)
+
     def test_a_claim_that_ends_while_its_lock_is_waited_for(self, store: MemoryStore, clock: FakeClock) -> None:
         """No body begins without a live claim."""
 

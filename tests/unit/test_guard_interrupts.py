@@ -98,6 +98,23 @@ def test_right_after_the_body(bench: Bench, store: MemoryStore) -> None:
     assert store.get(KEY).status is Status.COMPLETED
 
 
+@contextmanager
+def interrupted_at_its_end(_: RunContext) -> Iterator[None]:
+    """Be interrupted while the last renewal is waited for, whatever the body has done."""
+    try:
+        yield
+    finally:
+        raise Interrupt
+
+
+def test_right_after_a_body_that_raised(bench: Bench, store: MemoryStore) -> None:
+    """What the body raised stands: a retry that is on its way must not be reported as a failure."""
+    with pytest.raises(ZeroDivisionError):
+        bench.deliver(guard=bench.guard(interrupted_at_its_end), value=ZeroDivisionError())
+    assert bench.the(events.Released).reason == "ZeroDivisionError"
+    assert store.get(KEY).free
+
+
 def test_a_renewers_own_error_after_the_body_comes_out(bench: Bench, store: MemoryStore) -> None:
     """Only interrupts come too late to mean anything; the outcome, which was on record before, stays."""
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from simulation import sequences
 from simulation.checker import INVARIANTS, check
 from simulation.planted import PLANTED, Found, found
 from simulation.world import FEATURES, RATES, play
@@ -51,6 +52,7 @@ def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None
     """What never happens proves nothing."""
     missing = {*RATES, *FEATURES, *CONSEQUENCES} - set(EFFECTS)
     met: Counter[str] = Counter()
+    assert check(sequences.play(0), met) == []
     for seed in MOST_SEEDS:
         history = play(seed)
         check(history, met)

@@ -427,7 +427,13 @@ class _Author:
 
 
 def failing_sequence(
-    seed: int, store: Store, clock: FakeClock, forget: Callable[[str], None], *, steps: int = 60
+    seed: int,
+    store: Store,
+    clock: FakeClock,
+    forget: Callable[[str], None],
+    *,
+    steps: int = 60,
+    shorten: bool = True,
 ) -> str | None:
     """Play a random sequence of calls, and return the shortest failing part of it as text; None if none fails.
 
@@ -437,6 +443,7 @@ def failing_sequence(
         clock: its time.
         forget: deletes a key's record.
         steps: how many steps the sequence has.
+        shorten: whether to look for a shorter part that fails too.
     """
     play, taken = _Play(store, clock, forget), []
     difference = None
@@ -448,9 +455,9 @@ def failing_sequence(
     difference = difference or play.untouched()
     if difference is None:
         return None
-    shortest = _shortened(
-        _Failure(steps=taken, start=play.start, difference=difference), lambda: _Play(store, clock, forget)
-    )
+    shortest = _Failure(steps=taken, start=play.start, difference=difference)
+    if shorten:
+        shortest = _shortened(shortest, lambda: _Play(store, clock, forget))
     played = "\n".join(f"    {step.text(shortest.start)}" for step in shortest.steps)
     return f"seed {seed}, {len(shortest.steps)} of its first {len(taken)} steps:\n{played}\n{shortest.difference}"
 
