@@ -110,7 +110,7 @@ class IdempotentTask(Task):
 
     @property
     def idempotency(self) -> RunContext | UnguardedRun:
-        """The run context of the current body: ``key``, ``downstream_key``, ``fence``, ``attempt``, ``lost``.
+        """The run context of the current body: its keys, ``fence``, ``run``, ``rerun``, ``attempt``, ``lost``.
 
         Also in another thread that runs in the body's `contextvars` context, as with ``asyncio.to_thread()``.
         """

@@ -96,11 +96,14 @@ class RecordedStore:
             lambda: self.store.restore(record),
         )
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> Released | Lost:
         """See `Store.release`."""
         call = Call("release", claim.key, claim.owner, self._now(), fence=claim.fence)
         answer: Released | Lost = self._noted(
-            call, lambda: self.store.release(claim, reason, crashed=crashed, began=began)
+            call,
+            lambda: self.store.release(claim, reason, crashed=crashed, began=began, nothing_done=nothing_done),
         )
         return answer
 

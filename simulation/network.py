@@ -73,9 +73,8 @@ class Service:
             answer["Items"] = found
         if operation == "get_item" and found is not None:
             answer["Item"] = found
-        if operation == "update_item" and parameters.get("ReturnValues") == "UPDATED_NEW":
-            item, changed = found
-            answer["Attributes"] = {attribute: item[attribute] for attribute in changed}
+        if operation == "update_item" and parameters.get("ReturnValues") == "ALL_NEW":
+            answer["Attributes"] = found
         return lambda: answer
 
     def refuse(self, operation: str, code: str, status: int) -> Callable[[], Any]:

@@ -92,8 +92,8 @@ class Table:
         ExpressionAttributeNames: Names,  # noqa: N803
         ExpressionAttributeValues: Values,  # noqa: N803
         **_: Any,
-    ) -> tuple[Item, list[str]]:
-        """Update an item if its condition holds, and return it with the attributes that were set.
+    ) -> Item:
+        """Update an item if its condition holds, and return it.
 
         Raises:
             ConditionFailedError: the condition is false.
@@ -103,14 +103,11 @@ class Table:
         if not _condition(ConditionExpression)(old, names, values):
             raise ConditionFailedError(dict(old))
         new = {**old, **Key}
-        changed: list[str] = []
-        for verb, action in _update(UpdateExpression):
+        for action in _update(UpdateExpression):
             # Operands are read from the item as it was.
             action(old, new, names, values)
-            if verb == "SET":
-                changed.append(action.path)
         self.items[name] = new
-        return new, [names.get(path.split(".")[0], path) for path in changed]
+        return dict(new)
 
     def _name(self, key: Item) -> str:
         name: str = key[self._key_attr]["S"]
@@ -251,11 +248,11 @@ class _Action:
     """One action of an update expression: changes the new item by what the old one holds."""
 
     def __init__(self, path: str, change: Callable[[Any, str, Item, Names, Values], None]) -> None:
-        self.path = path
+        self._path = path
         self._change = change
 
     def __call__(self, old: Item, new: Item, names: Names, values: Values) -> None:
-        *parents, last = self.path.split(".")
+        *parents, last = self._path.split(".")
         place: Any = new
         for parent in parents:
             name = names.get(parent, parent)
@@ -265,14 +262,14 @@ class _Action:
 
 
 @cache
-def _update(text: str) -> list[tuple[str, _Action]]:
+def _update(text: str) -> list[_Action]:
     tokens, actions, verb = _Tokens(text), [], ""
     while tokens.peek():
         if tokens.peek() in ("SET", "REMOVE", "ADD"):
             verb = tokens.take()
         else:
             tokens.take(",")
-        actions.append((verb, _action(verb, tokens)))
+        actions.append(_action(verb, tokens))
     return actions
 
 

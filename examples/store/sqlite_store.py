@@ -32,12 +32,13 @@ from idempotent_tasks.core.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    granted_record,
     held_claim,
     is_first_try,
-    is_reservation,
     release_time,
     was_committed,
     was_released,
+    without_stale_previous,
 )
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 
@@ -110,35 +111,10 @@ class SQLiteStore:
             now, old = self.clock.now(), row.record
             if old is not None and not claimable(old, request, now):
                 return answer_refusal(old, request)
-            asked_at, until = int(now * 1000), int((now + request.lease_seconds) * 1000)
-            record = Record(
-                key=request.key,
-                status=Status.INPROGRESS,
-                expiration=expiration_seconds(request.retention_seconds, until, now),
-                in_progress_expiration=until,
-                validation=request.validation,
-                validated_by=request.validated_by,
-                owner=request.owner,
-                # Larger than that of every earlier claim, also of one whose record was deleted.
-                fence=old.fence + 1 if old else asked_at,
-                attempt=(old.attempt if old else 0) + (0 if is_reservation(request) else 1),
-                task=request.task,
-                task_id=request.task_id,
-                worker=request.worker,
-                process=request.process,
-                stands_in_until=request.stands_in_until,
-                claimed_at=asked_at,
-            )
+            until = int((now + request.lease_seconds) * 1000)
+            record = granted_record(old, request, now, until)
             row.write(record)
-            return Granted(
-                Claim(
-                    request=request,
-                    fence=record.fence,
-                    attempt=record.attempt,
-                    in_progress_expiration=until,
-                    claimed_at=asked_at,
-                )
-            )
+            return Granted(Claim.recorded(request, record))
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.Store.commit`."""
@@ -160,6 +136,12 @@ class SQLiteStore:
                 error=outcome.error,
                 continuation=outcome.continuation,
                 attempt=0,
+                runs=0,
+                unresolved_since=None,
+                counted_fence=None,
+                previous_owner=None,
+                previous_task_id=None,
+                previous_claimed_at=None,
                 deferred={},
                 completed_at=int(now * 1000),
                 expiration=expiration,
@@ -175,17 +157,28 @@ class SQLiteStore:
             elif not is_first_try(row.record, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> Released | Lost:
         """See `idempotent_tasks.Store.release`."""
         with self._locked(claim.key) as row:
             held = row.held_by(claim.owner)
             if held is None:
                 return Released() if was_released(row.record, claim) else Lost()
-            attempt = held.attempt if crashed else 0
+            counted = 1 if claim.request.is_for_run else 0
+            released = replace(
+                held,
+                owner=None,
+                deferred={},
+                in_progress_expiration=release_time(claim, self.clock.now()),
+                attempt=held.attempt if crashed else 0,
+                error=reason,
+            )
             if not began:
-                attempt = max(held.attempt - (0 if is_reservation(claim.request) else 1), 0)
-            at = release_time(claim, self.clock.now())
-            row.write(replace(held, owner=None, deferred={}, in_progress_expiration=at, attempt=attempt, error=reason))
+                released = replace(released, attempt=max(held.attempt - counted, 0))
+            if nothing_done or not began:
+                released = replace(released, runs=max(held.runs - counted, 0))
+            row.write(without_stale_previous(released))
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -196,7 +189,7 @@ class SQLiteStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
-            if until < held.in_progress_expiration != claim.in_progress_expiration:
+            if until <= held.in_progress_expiration != claim.in_progress_expiration:
                 return Renewed(held)
             expiration = expiration_seconds(retention_seconds, until, now)
             row.write(replace(row.record, in_progress_expiration=until, expiration=expiration))

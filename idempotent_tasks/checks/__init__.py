@@ -12,7 +12,7 @@ from idempotent_tasks.checks.context import (
     check_prefixes,
     check_settings,
 )
-from idempotent_tasks.checks.dynamodb import check_table
+from idempotent_tasks.checks.dynamodb import check_table, check_versions
 from idempotent_tasks.checks.findings import WHY, Finding, place_of
 from idempotent_tasks.checks.s3 import check_bucket
 from idempotent_tasks.errors import ConfigurationError
@@ -45,6 +45,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     check_prefixes,
     check_downstream,
     check_table,
+    check_versions,
 )
 
 

@@ -164,6 +164,13 @@ def check_expiries(context: CheckContext) -> Iterator[Finding]:
         what = f"{names_of(early)}: records expire after {first:g} s, redeliveries come after {visibility:g} s"
         remedy = f"Idempotency(..., expires={visibility:g}) there, or more"
         yield Finding(code="expires-before-redelivery", what=what, remedy=remedy, tasks=early)
+    unresolved = {task.name: context.policy(task).unresolved_seconds for task in heeding}
+    unknown = tuple(name for name in unresolved if visibility is not None and unresolved[name] < visibility)
+    if unknown:
+        first = min(unresolved[name] for name in unknown)
+        what = f"{names_of(unknown)}: unresolved_for is {first:g} s, redeliveries come after {visibility:g} s"
+        remedy = f"Idempotency(..., unresolved_for={visibility:g}) there, or more"
+        yield Finding(code="expires-before-redelivery", what=what, remedy=remedy, tasks=unknown)
     # Under expires=0 an outcome is replayed to its own message only, whose result nobody waits for any more.
     replaying = [task for task in context.heeding("result-expires-first") if not context.policy(task).expires_at_once]
     read = [task.name for task in replaying if not task.ignore_result]

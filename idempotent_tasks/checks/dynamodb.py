@@ -1,16 +1,22 @@
 """Checks of a DynamoDB table, the permissions on it, and this machine's clock.  Nothing is written."""
 
+import inspect
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
 from idempotent_tasks.checks.context import CheckContext
 from idempotent_tasks.checks.findings import Finding, names_of
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from idempotent_tasks.stores.dynamodb.store import LOCAL_PORT, local_url
 from idempotent_tasks.stores.dynamodb.table import (
     describe,
@@ -20,11 +26,12 @@ from idempotent_tasks.stores.dynamodb.table import (
     ttl_problem,
 )
 
-__all__ = ["DESCRIPTIONS", "TABLE_FINDINGS", "WORKER_ACTIONS", "check_table", "development_remedy"]
+__all__ = ["DESCRIPTIONS", "TABLE_FINDINGS", "WORKER_ACTIONS", "check_table", "check_versions", "development_remedy"]
 
 #: The codes of this module's findings.
 TABLE_FINDINGS: Final = (
     "clock-offset",
+    "older-workers",
     "permission-missing",
     "prefix-not-allowed",
     "store-refuses",
@@ -45,6 +52,8 @@ _DENIALS: Final = ("AccessDeniedException", "AccessDenied")
 CLOCK_TOLERANCE_SECONDS: Final = 5.0
 #: A condition that is never true.
 _NEVER: Final = "attribute_exists(#key) AND attribute_not_exists(#key)"
+#: What a body asks of its run that only a count of all runs can answer.
+_COUNTED: Final = frozenset({"rerun", "nothing_done"})
 #: The prefix that is tried for an app without tasks.
 _NO_PREFIX: Final = "idempotent_tasks"
 
@@ -71,6 +80,36 @@ def check_table(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             code=code, what=str(error), remedy="; ".join(filter(None, (remedy, development_remedy(store, error))))
         )
+
+
+def check_versions(context: CheckContext) -> Iterator[Finding]:
+    """Find a worker of an older version, which counts no runs, where a task relies on the count; never raises.
+
+    Reads one page of the table, where such a task is and the role may ``Scan``, or ``Query`` a composite key.  A worker
+    whose records are on no such page, or have expired, is not found.
+    """
+    store, code = context.settings.store, "older-workers"
+    tasks = tuple(task.name for task in context.heeding(code) if _relies_on_runs(context.policy(task), task))
+    if not tasks or not isinstance(store, DynamoDBStore) or not store.verifiable:
+        return
+    uncounted: list[Record] = []
+    with suppress(StoreError):
+        page = TableAdmin(store).records(pages=1)
+        # A record of Powertools has no fence.
+        uncounted = [each for each in page if isinstance(each, Record) and each.fence and not each.is_counted]
+    last = max(uncounted, key=lambda each: each.claimed_at or 0, default=None)
+    if last is not None:
+        when = datetime.fromtimestamp((last.claimed_at or 0) / 1000, UTC).isoformat(timespec="seconds")
+        what = f"{last.worker or 'a producer'} claimed {last.key!r} at {when} in a version of this library that counts "
+        what += f"no runs, which {names_of(tasks)} relies on"
+        remedy = "update every worker and producer of the table; it is reported until the record has expired"
+        yield Finding(code=code, what=what, remedy=remedy, tasks=tasks)
+
+
+def _relies_on_runs(policy: Idempotency, task: Any) -> bool:
+    """Return whether a task's options, or its body by itself, ask for the runs that left no outcome."""
+    code = getattr(inspect.unwrap(task.run), "__code__", None)
+    return "unresolved_for" in policy.given or (code is not None and not _COUNTED.isdisjoint(code.co_names))
 
 
 def development_remedy(store: DynamoDBStore, error: StoreError) -> str:

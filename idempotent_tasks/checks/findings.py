@@ -37,7 +37,8 @@ WHY: Final = {
     "time-limit-ignored": "nothing ends a body that hangs; its claim is renewed for as long as its worker lives",
     "time-limit-missing": "a body that hangs keeps its process and its key for as long as the worker lives, and "
     "its duplicates are deferred all that time",
-    "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again",
+    "expires-before-redelivery": "a redelivery that comes after the record has expired runs the body again, and takes "
+    "itself for the first run",
     "result-expires-first": "publishers can no longer read a result that is still replayed to duplicates",
     "broadcast-not-deferred": "a duplicate cannot be published again for one subscriber: it waits in its pool slot "
     "until the other run has ended, and fails if its time limit comes first",
@@ -65,6 +66,8 @@ WHY: Final = {
     "while the workers of one Region use the table",
     "permission-missing": "requests of that kind fail; without UpdateItem every delivery is deferred",
     "prefix-not-allowed": "no delivery of these tasks can claim its key on this worker: all are deferred",
+    "older-workers": "a run that such a worker began is known of for expires only, so that a later one may take itself "
+    "for the first run",
     "clock-offset": "countdowns, message expiries and request signatures use this machine's clock, and AWS refuses "
     "requests when it is 5 minutes off",
 }
@@ -76,6 +79,7 @@ PER_TASK: Final = frozenset(
         "downstream-shared",
         "expires-before-redelivery",
         "key-names-no-parameter",
+        "older-workers",
         "option-misplaced",
         "pickled-results",
         "prefetch-outlives-visibility",

@@ -247,7 +247,7 @@ class Guard:
         if crashes < self.policy.max_crashes:
             return
         self._emit(events.CrashLooped, claim.request, crashes=crashes)
-        self.store.release(claim, CrashLoopError.__name__)
+        self.store.release(claim, CrashLoopError.__name__, nothing_done=True)
         msg = (
             f"the body ended its process {crashes} times in a row without finishing and is not tried again; "
             "find out what kills the worker (memory? a hard time limit?), then publish the task again"

@@ -63,7 +63,7 @@ def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseT
 
 
 class RunContext:
-    """The run of a body under a claim, with its key, fence and attempt; ``self.idempotency`` in the body."""
+    """The run of a body under a claim, with its key, fence and run count; ``self.idempotency`` in the body."""
 
     def __init__(self, claim: Claim, store: RetryingStore) -> None:
         self.claim = claim
@@ -86,6 +86,7 @@ class RunContext:
         self.continuation: str | None = None
         #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
         self.result_ignored = False
+        self._nothing_done = False
         self._store = store
 
     @property
@@ -120,11 +121,30 @@ class RunContext:
         """1 for a first try; each run that crashed since the last clean end adds 1."""
         return self.claim.attempt
 
+    @property
+    def run(self) -> int:
+        """1 for the first run of the key; each earlier run that began and left no outcome adds 1, however it ended."""
+        # A user's own store may count crashes only.
+        return max(self.claim.runs, self.claim.attempt)
+
+    @property
+    def rerun(self) -> bool:
+        """Whether an earlier run of the key began and left no outcome: what it did may have been done already."""
+        return self.run > 1
+
+    def nothing_done(self) -> None:
+        """State that this run has done nothing that matters, so that it is no reason to call the next one a rerun.
+
+        Call it right before the run ends without an outcome, as by ``self.retry()`` when a provider answers 429.  It
+        takes effect with the release of the key and sends no request; a crash before that counts as a run.
+        """
+        self._nothing_done = True
+
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
         """Release the key without an outcome: the body failed, or a message that will claim it is to be published."""
         if not self.handed_over:
             self.handed_over = self.ending = True
-            self._store.release(self.claim, reason, crashed=crashed)
+            self._store.release(self.claim, reason, crashed=crashed, nothing_done=self._nothing_done and not crashed)
         if self.lock is not None:
             self.lock.hand_over(reason, crashed=crashed)
 
@@ -163,7 +183,7 @@ class _Renewal:
         try:
             # So short that two renewals may fail or hang.
             with limited(clock, full_lease * RENEW_AFTER):
-                answer = self.store.renew(claim, lease, claim.request.retention_seconds)
+                answer = self.store.renew(claim, lease, claim.request.kept_seconds)
         except Exception as error:
             if not isinstance(error, StoreError):
                 # One store's bug must not end the thread that renews every claim of the process.

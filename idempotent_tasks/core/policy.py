@@ -76,6 +76,8 @@ class Idempotency:
         expires: how long an outcome is kept and replayed, in seconds.  0 makes the key a lock: one run at a time, and
             other task ids run when it is over instead of replaying; the same task id, delivered again, gets its own
             outcome for a day.
+        unresolved_for: how long the record of a key is kept while a run of it began and left no outcome, in seconds: so
+            long does ``self.idempotency.rerun`` know of that run.
         on_busy: what a delivery does if its key is running: ``defer`` publishes it again for later, ``wait`` waits
             in this worker slot and then defers, ``raise`` fails with `InProgressError`, ``skip`` drops it (for
             periodic tasks; needs a ``key``), unless it is the running task's own message, delivered again, or a link, a
@@ -117,6 +119,7 @@ class Idempotency:
     downstream: KeySource = None
     prefix: str | None = None
     expires: Duration = 3600
+    unresolved_for: Duration = 14 * 86_400
     on_busy: OnBusy = "defer"
     wait_timeout: Duration = 10
     on_store_error: OnStoreError = "defer"
@@ -151,8 +154,8 @@ class Idempotency:
             if getattr(self, name) not in get_args(choices):
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} is not one of {get_args(choices)}")
         _check_codec(self.codec)
-        for name in ("expires", "wait_timeout", "grace", "reserve"):
-            _check_seconds(name, getattr(self, name), positive=name == "reserve")
+        for name in ("expires", "unresolved_for", "wait_timeout", "grace", "reserve"):
+            _check_seconds(name, getattr(self, name), positive=name in ("reserve", "unresolved_for"))
         for name in ("lease", "cache"):
             if getattr(self, name) is not None:
                 _check_seconds(name, getattr(self, name), positive=True)
@@ -234,6 +237,11 @@ class Idempotency:
     def retention_seconds(self) -> float:
         """For how many seconds an outcome is kept."""
         return OWN_RETENTION_SECONDS if self.expires_at_once else seconds(self.expires)
+
+    @property
+    def unresolved_seconds(self) -> float:
+        """For how many seconds a record without an outcome is kept."""
+        return seconds(self.unresolved_for)
 
     @property
     def key_selector(self) -> Selector | None:

@@ -31,6 +31,7 @@ __all__ = [
     "claimable",
     "committed_record",
     "expiration_seconds",
+    "granted_record",
     "held_claim",
     "is_first_try",
     "is_reservation",
@@ -39,6 +40,7 @@ __all__ = [
     "reservation_seconds",
     "was_committed",
     "was_released",
+    "without_stale_previous",
 ]
 
 #: How far apart the server's time may be in two processes: its ``Date`` has whole seconds.
@@ -68,8 +70,11 @@ class ClaimRequest:
     owner: str
     #: Seconds from the claim, or a renewal, to its expiry.
     lease_seconds: float
-    #: Seconds for which the record is kept; the store keeps it longer than the claim.
+    #: Seconds from the outcome for which the record is kept; the store keeps it longer than the claim.
     retention_seconds: float
+    #: Seconds from the claim, or a renewal, for which the record is kept without an outcome; None for
+    #: `retention_seconds`.
+    unresolved_seconds: float | None = None
     #: Digest of the validated part of the payload.
     validation: str | None = None
     #: What selected that part; digests that different expressions made are not compared.  None for Powertools' way.
@@ -85,6 +90,8 @@ class ClaimRequest:
     process: str | None = None
     #: The request for the lock that the body needs too, of the same owner; None for none.
     lock: "ClaimRequest | None" = None
+    #: Whether this is the request for such a lock, whose grants are no runs.
+    locks: bool = False
 
     #: The key for downstream systems that the task declares; None for the record's own.
     downstream: str | None = None
@@ -98,6 +105,16 @@ class ClaimRequest:
     def parts(self) -> "tuple[ClaimRequest, ...]":
         """This request, and that for its lock."""
         return (self,) if self.lock is None else (self, self.lock)
+
+    @property
+    def is_for_run(self) -> bool:
+        """Whether a body runs under the claim: not under a reservation, and not under a lock by itself."""
+        return not self.locks and not is_reservation(self)
+
+    @property
+    def kept_seconds(self) -> float:
+        """For how many seconds from the claim, or a renewal, the record is kept without an outcome."""
+        return self.retention_seconds if self.unresolved_seconds is None else self.unresolved_seconds
 
     def by(self, owner: str) -> "ClaimRequest":
         """Return the same request of another owner token."""
@@ -118,6 +135,10 @@ class Claim:
     in_progress_expiration: int
     #: When it was requested, in epoch milliseconds by the store's clock; 0 if unknown.
     claimed_at: int = 0
+    #: As in `Record`, this claim's run included; 0 if unknown, as from a store that does not count.
+    runs: int = 0
+    #: As in `Record`; 0 if unknown.
+    generation: int = 0
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
@@ -137,6 +158,19 @@ class Claim:
             worker=holder.worker or "",
         )
         return cls(request=request, fence=0, attempt=0, in_progress_expiration=0, claimed_at=holder.claimed_at or 0)
+
+    @classmethod
+    def recorded(cls, request: ClaimRequest, record: "Record") -> "Claim":
+        """Return the claim of a request that a record shows as granted."""
+        return cls(
+            request=request,
+            fence=record.fence,
+            attempt=record.attempt,
+            in_progress_expiration=record.in_progress_expiration or 0,
+            claimed_at=record.claimed_at or 0,
+            runs=record.runs,
+            generation=record.generation or 0,
+        )
 
     @property
     def key(self) -> str:
@@ -186,6 +220,21 @@ class Record:
     owner: str | None = None
     fence: int = 0
     attempt: int = 0
+    #: The runs that began in this generation, the holder's included; 0 once the key has an outcome.
+    runs: int = 0
+    #: A number that grows with every fresh start of the key, whose earlier records are expired or deleted; None where
+    #: another writer, or an older version, has started it.  About epoch milliseconds.
+    generation: int | None = None
+    #: When the first claim of the generation was requested, in epoch milliseconds; None once the key has an outcome.
+    unresolved_since: int | None = None
+    #: The fence up to which ``runs`` has counted: another than the record's where an older version has claimed the key
+    #: since.
+    counted_fence: int | None = None
+    #: Owner token, task id and time (epoch milliseconds) of the claim before this one, where `runs` has an earlier run;
+    #: None where that claim was a reservation, and no owner where it was released.
+    previous_owner: str | None = None
+    previous_task_id: str | None = None
+    previous_claimed_at: int | None = None
     task: str | None = None
     task_id: str | None = None
     worker: str | None = None
@@ -220,6 +269,13 @@ class Record:
     def past_deferrals(self, now: float) -> list[str]:
         """Return the tokens in `deferred` whose next copies are due at ``now`` (epoch seconds), for removal."""
         return [token for token in self.deferred if not self.awaits_successor(token, now)]
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the last claim of the key counted its run: not one of Powertools, nor of an older version."""
+        if self.status is Status.INPROGRESS:
+            return self.counted_fence is not None and self.counted_fence == self.fence
+        return self.generation is not None
 
     @property
     def free(self) -> bool:
@@ -334,6 +390,9 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
     # A request that finds the release comes after it, whatever the clocks say.
     if record.free or record.owner == reservation_owner(request.task_id):
         return True
+    # What an earlier try of this request was granted is its own still: another grant would count another run.
+    if record.owner == request.owner:
+        return False
     return record.in_progress_expiration < int(now * 1000)
 
 
@@ -346,18 +405,79 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
     if record.validation and request.validation and _payloads_differ(record, request):
         return Mismatch(record.validation, request.validation)
     if record.owner == request.owner and record.status is Status.INPROGRESS:
-        return Granted(
-            Claim(
-                request=request,
-                fence=record.fence,
-                attempt=record.attempt,
-                in_progress_expiration=record.in_progress_expiration or 0,
-                claimed_at=record.claimed_at or 0,
-            )
-        )
+        return Granted(Claim.recorded(request, record))
     if record.status is Status.INPROGRESS:
         return Busy(record.held_until, record)
     return Finished(record)
+
+
+def granted_record(old: Record | None, request: ClaimRequest, now: float, until: int) -> Record:
+    """Return the record that a grant leaves: the rule of every store's claim.
+
+    An expired record is as good as none: a new generation begins, whose first run this is.  In a live one that an older
+    version or Powertools for AWS Lambda (Python) has claimed since, that claim counts as one more run, unless it is the
+    reservation of a key that had no record.
+
+    Args:
+        old: the key's record, which is `claimable`, or None.
+        request: the claim request.
+        now: epoch seconds by the store's clock.
+        until: the end of the lease, in epoch milliseconds.
+    """
+    at = int(now * 1000)
+    live = None if old is None or old.expiration < int(now) else old
+    counted = int(request.is_for_run)
+    fence = old.fence + 1 if old is not None and old.fence else at
+    since = at if live is None or live.unresolved_since is None else live.unresolved_since
+    granted = Record(
+        key=request.key,
+        status=Status.INPROGRESS,
+        expiration=expiration_seconds(request.kept_seconds, until, now),
+        in_progress_expiration=until,
+        validation=request.validation,
+        validated_by=request.validated_by,
+        owner=request.owner,
+        fence=fence,
+        attempt=counted if live is None else live.attempt + counted,
+        runs=counted if live is None else _runs_begun(live) + counted,
+        generation=since,
+        unresolved_since=since,
+        counted_fence=fence,
+        task=request.task,
+        task_id=request.task_id,
+        worker=request.worker,
+        process=request.process,
+        stands_in_until=request.stands_in_until,
+        claimed_at=at,
+    )
+    if live is None:
+        return granted
+    return without_stale_previous(
+        replace(
+            granted,
+            previous_owner=live.owner,
+            previous_task_id=live.task_id,
+            previous_claimed_at=live.claimed_at,
+        )
+    )
+
+
+def _runs_begun(live: Record) -> int:
+    """Return how many runs have begun without an outcome, by the record of a key in progress."""
+    # The first claim of a missing key has the time as its fence: nobody was before that reservation.
+    is_first = is_reservation(live) and live.fence == live.claimed_at and live.attempt == 0
+    if live.is_counted or is_first:
+        return live.runs
+    # Somebody who does not count runs has claimed the key since; of his own runs he counts the crashes.
+    return max(live.runs + 1, live.attempt)
+
+
+def without_stale_previous(record: Record) -> Record:
+    """Return a record without the claim before its own, where no run of that one is known to have begun."""
+    claim = record.previous_task_id
+    if record.runs > 1 and (claim is None or record.previous_owner != reservation_owner(claim)):
+        return record
+    return replace(record, previous_owner=None, previous_task_id=None, previous_claimed_at=None)
 
 
 def held_claim(record: Record | None, claim: Claim) -> Claim | None:
@@ -421,6 +541,7 @@ def committed_record(claim: Claim, outcome: Outcome, retention_seconds: float, n
         validated_by=request.validated_by,
         owner=claim.owner,
         fence=claim.fence,
+        generation=claim.generation or None,
         task=request.task,
         task_id=request.task_id,
         worker=request.worker,

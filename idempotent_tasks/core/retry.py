@@ -4,7 +4,7 @@ The only user of tenacity.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -212,7 +212,7 @@ class RetryingStore:
         for _ in range(MOST_ROUNDS):
             if not isinstance(answer, Granted) or self._is_timely(answer.claim):
                 return answer
-            renewed = self.store.renew(answer.claim, request.lease_seconds, request.retention_seconds)
+            renewed = self.store.renew(answer.claim, request.lease_seconds, request.kept_seconds)
             answer = Granted(renewed.claim) if isinstance(renewed, Renewed) else self.store.claim(request)
         raise StoreUnavailableError("every grant came after its own end", request.task, request.key)
 
@@ -263,7 +263,9 @@ class RetryingStore:
             # So late that its retention would be too short: another commit prolongs it.
         raise StoreUnavailableError("the record comes and goes", claim.request.task, claim.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> None:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> None:
         """Release a key, retrying while its claim lives; if all tries fail, the claim expires.
 
         Emits `Released` for each end of a run, so that an observer who counts claims misses none.
@@ -273,7 +275,8 @@ class RetryingStore:
         def release() -> Released | Lost | Unanswered:
             seconds = min(max(claim.expires_at - self.clock.now(), STORE_RETRY_SECONDS), self.deadline.seconds_left)
             seconds = max(seconds, LAST_TRY_SECONDS)
-            return self._released(claim, reason, seconds, crashed=crashed, began=began, longest_pause=longest_pause)
+            how = {"crashed": crashed, "began": began, "nothing_done": nothing_done}
+            return self._released(claim, reason, seconds, how, longest_pause=longest_pause)
 
         answer = self.despite_interrupts(release)
         # A claim without a fence may never have been granted.
@@ -299,19 +302,20 @@ class RetryingStore:
         if left <= 0:
             return Unanswered(StoreUnavailableError("no time is left", claim.request.task, claim.key))
         overtime = 0.0 if seconds else left
-        answer = self._released(claim, reason, min(seconds, left), crashed=crashed, began=began, overtime=overtime)
+        how = {"crashed": crashed, "began": began}
+        answer = self._released(claim, reason, min(seconds, left), how, overtime=overtime)
         if isinstance(answer, Released):
             self.observe(events.Released.about(claim.request, reason=reason))
         return answer
 
     def _released(
-        self, claim: Claim, reason: str, seconds: float, *, crashed: bool, began: bool, **pauses: float
+        self, claim: Claim, reason: str, seconds: float, how: Mapping[str, bool], **pauses: float
     ) -> Released | Lost | Unanswered:
-        # A user's own store need not have the parameter.
-        untried = {} if began else {"began": False}
+        # A user's own store need not have the parameters that came later.
+        given = {name: value for name, value in how.items() if value is not (name == "began")}
         try:
             return persistently(
-                lambda: self.store.release(claim, reason, crashed=crashed, **untried),
+                lambda: self.store.release(claim, reason, **given),
                 clock=self.clock,
                 seconds=seconds,
                 retried=StoreError,

@@ -51,10 +51,12 @@ class Store(Protocol):
         """Claim the key if `idempotent_tasks.core.records.claimable`, else return why not.
 
         The check and the claim are one atomic step: of any number of concurrent callers one is granted.
-        A grant has the next fence and attempt, and clears the fields of an expired outcome.  A reservation, which a
+        A grant leaves `idempotent_tasks.core.records.granted_record`: the next fence, attempt and run, in a new
+        generation where the key has no record or an expired one, of which nothing else stays.  A reservation, which a
         producer requests, keeps the key for the delivery with its task id, whose claim is granted at any time; it
-        counts no attempt.  A request that is repeated while its claim lives is granted again, with the lease of its
-        first try or with one that counts from the repetition.
+        counts neither as an attempt nor as a run.  A request that is repeated before anybody else's is granted again,
+        also when its claim has expired, with the lease of its first try or with one that counts from the repetition; it
+        counts once.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
@@ -63,8 +65,9 @@ class Store(Protocol):
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """Store the outcome if the claim's owner still holds the key, even past the claim's expiry.
 
-        Decides which outcome the key has; cannot undo the effects of two bodies that both ran.  The outcome is kept
-        for ``retention_seconds`` from the answer, also if an earlier try of this call stored it.
+        Decides which outcome the key has; cannot undo the effects of two bodies that both ran.  The outcome ends the
+        count of runs, and is kept for ``retention_seconds`` from the answer, also if an earlier try of this call stored
+        it.
 
         Returns:
             `Committed`, also if an earlier try of this call did it; `Superseded` with the record if another owner has
@@ -78,7 +81,9 @@ class Store(Protocol):
             RecordExistsError: the key has a record, other than an outcome of the same owner.
         """
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> Released | Lost:
         """Remove the owner from a record in progress, so that the next claim is granted; the fence stays.
 
         Its ``in_progress_expiration`` becomes the time of the release (`idempotent_tasks.core.records.release_time`):
@@ -86,7 +91,8 @@ class Store(Protocol):
         whatever its own clock says.  A late commit or renewal of the same claim changes nothing.
 
         Resets the record's attempts to 0; keeps them if the claim's process ``crashed``; subtracts only this claim's
-        if the body is known not to have ``began``.  An outcome is never released.
+        if the body is known not to have ``began``.  Keeps the record's runs; subtracts this claim's if the body is
+        known not to have ``began``, or to have ``nothing_done``.  An outcome is never released.
 
         Returns:
             `Released`, also if an earlier try of this call did it and the claim's fence is known; `Lost` if the owner
@@ -96,7 +102,7 @@ class Store(Protocol):
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Set the claim's expiry to ``lease_seconds`` from now, if its owner still holds it.
 
-        Keeps a stored expiry that is later than the new one, unless it is that of ``claim``: a renewal that arrives
+        Keeps a stored expiry that the new one is not later than, unless it is that of ``claim``: a renewal that arrives
         after a newer one changes nothing, and returns the claim as it is stored.  The caller compares the renewed
         claim's expiry with the time at which the answer arrives.
         """

@@ -52,6 +52,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         owner=delivery.owner or process.token(),
         lease_seconds=lease_terms(policy, delivery.hard_limit_seconds).lease_seconds,
         retention_seconds=policy.retention_seconds,
+        unresolved_seconds=policy.unresolved_seconds,
         validation=validation,
         validated_by=validated_by,
         task=delivery.task,
@@ -63,7 +64,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
     )
     if not is_locked:
         return request
-    lock = replace(request, validation=None, validated_by=None)
+    lock = replace(request, validation=None, validated_by=None, unresolved_seconds=None, locks=True)
     return replace(request, key=task_id_key(delivery, prefix), lock=lock)
 
 

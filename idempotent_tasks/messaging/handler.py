@@ -102,6 +102,8 @@ class UnguardedRun:
     attempt: int = 0
     lost: bool = False
     downstream_key: str | None = None
+    run: int = 1
+    rerun: bool = False
 
     @classmethod
     def of(cls, request: ClaimRequest) -> Self:
@@ -119,6 +121,9 @@ class UnguardedRun:
             return cls(downstream_key=downstream_of(delivery, policy, task.run_signature))
         except MissingKeyError:
             return cls()
+
+    def nothing_done(self) -> None:
+        """Do nothing: without a claim, no run is counted."""
 
 
 Body = Callable[[RunContext | UnguardedRun], Any]

@@ -148,9 +148,9 @@ class CachedStore:
         """See `idempotent_tasks.stores.Store.restore`."""
         self.inner.restore(record)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, **how: bool) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
-        return self.inner.release(claim, reason, crashed=crashed, began=began)
+        return self.inner.release(claim, reason, **how)
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """See `idempotent_tasks.stores.Store.renew`."""

@@ -23,11 +23,12 @@ from idempotent_tasks.core.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    granted_record,
     is_first_try,
-    is_reservation,
     release_time,
     was_committed,
     was_released,
+    without_stale_previous,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
@@ -59,7 +60,9 @@ class MemoryStore:
             old = self._records.get(request.key)
             if old is not None and not claimable(old, request, now):
                 return answer_refusal(old, request)
-            return self._grant(old, request, now)
+            until = int((now + request.lease_seconds) * 1000)
+            record = self._records[request.key] = granted_record(old, request, now, until)
+            return Granted(Claim.recorded(request, record))
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """See `idempotent_tasks.stores.Store.commit`."""
@@ -83,6 +86,12 @@ class MemoryStore:
                 error=outcome.error,
                 continuation=outcome.continuation,
                 attempt=0,
+                runs=0,
+                unresolved_since=None,
+                counted_fence=None,
+                previous_owner=None,
+                previous_task_id=None,
+                previous_claimed_at=None,
                 deferred={},
                 completed_at=int(now * 1000),
                 expiration=expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now),
@@ -98,22 +107,25 @@ class MemoryStore:
             elif not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         with self._lock:
             held = self._held(claim)
             if held is None:
                 return Released() if was_released(self._records.get(claim.key), claim) else Lost()
-            counted = 0 if is_reservation(claim.request) else 1
-            attempt = max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0
-            self._records[claim.key] = replace(
+            counted = int(claim.request.is_for_run)
+            released = replace(
                 held,
                 owner=None,
                 deferred={},
                 in_progress_expiration=release_time(claim, self.clock.now()),
-                attempt=attempt,
+                attempt=max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0,
+                runs=max(held.runs - counted, 0) if nothing_done or not began else held.runs,
                 error=reason,
             )
+            self._records[claim.key] = without_stale_previous(released)
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
@@ -124,7 +136,7 @@ class MemoryStore:
                 return Lost()
             now = self.clock.now()
             until = int((now + lease_seconds) * 1000)
-            if until < held.in_progress_expiration != claim.in_progress_expiration:
+            if until <= held.in_progress_expiration != claim.in_progress_expiration:
                 return Renewed(replace(claim, in_progress_expiration=held.in_progress_expiration))
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
@@ -167,36 +179,6 @@ class MemoryStore:
         """Return a snapshot of every record, in the order of their first claims."""
         with self._lock:
             return list(self._records.values())
-
-    def _grant(self, old: Record | None, request: ClaimRequest, now: float) -> Granted:
-        until = int((now + request.lease_seconds) * 1000)
-        record = Record(
-            key=request.key,
-            status=Status.INPROGRESS,
-            expiration=expiration_seconds(request.retention_seconds, until, now),
-            in_progress_expiration=until,
-            validation=request.validation,
-            validated_by=request.validated_by,
-            owner=request.owner,
-            fence=old.fence + 1 if old else int(now * 1000),
-            attempt=(old.attempt if old else 0) + (not is_reservation(request)),
-            task=request.task,
-            task_id=request.task_id,
-            worker=request.worker,
-            process=request.process,
-            stands_in_until=request.stands_in_until,
-            claimed_at=int(now * 1000),
-        )
-        self._records[request.key] = record
-        return Granted(
-            Claim(
-                request=request,
-                fence=record.fence,
-                attempt=record.attempt,
-                in_progress_expiration=until,
-                claimed_at=record.claimed_at or 0,
-            )
-        )
 
     def _held(self, claim: Claim) -> Record | None:
         record = self._records.get(claim.key)

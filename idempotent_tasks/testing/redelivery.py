@@ -54,6 +54,8 @@ class Redelivery:
     results: tuple[Any, ...]
     #: How often the body was started.
     runs: int
+    #: How often it was started as a rerun: an earlier run had begun and left no outcome.
+    reruns: int
     #: The events of all deliveries.
     events: tuple[Event, ...]
     #: The store that holds the record.
@@ -102,7 +104,13 @@ def redeliver(
             process.release_claims()
         else:
             raise AssertionError(f"{_MOST_DELIVERIES} deliveries died and none came to its end")
-    return Redelivery(results=tuple(results), runs=process.runs, events=tuple(process.events), store=process.inner)
+    return Redelivery(
+        results=tuple(results),
+        runs=process.runs,
+        reruns=process.reruns,
+        events=tuple(process.events),
+        store=process.inner,
+    )
 
 
 class _Process:
@@ -111,6 +119,7 @@ class _Process:
     def __init__(self, task: str, inner: Store) -> None:
         self.inner = inner
         self.runs = 0
+        self.reruns = 0
         self.events: list[Event] = []
         self._task = task
         self._crash: Crash | None = None
@@ -156,6 +165,7 @@ class _Process:
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
             self.runs += 1
+            self.reruns += task.idempotency.rerun
             self._reach(Crash.IN_BODY, task.name)
             return body(*args, **kwargs)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from idempotent_tasks.checks import CheckContext, Finding, run_checks
 from idempotent_tasks.checks.context import MOST_PREFIXES
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS, WORKER_ACTIONS
 from tests.contract.conftest import MakeStore
+from tests.support.guarding import KEY, done, grant
+from tests.support.older_version import OlderWorker
+from tests.support.powertools import Lambda
 from tests.testbed.wire import Answer, Decider, Fault, Forward, Request, Wire, answer, refuse, shift_date
 
 Look = Callable[..., list[Finding]]
@@ -21,6 +25,7 @@ Look = Callable[..., list[Finding]]
 #: Every kind, by the test that provokes it and fixes it.
 PROVOKED = {
     "clock-offset": "test_a_clock_that_is_off",
+    "older-workers": "test_a_worker_of_an_older_version",
     "permission-missing": "test_a_missing_permission",
     "prefix-not-allowed": "test_keys_that_a_role_may_not_touch",
     "store-refuses": "test_a_store_that_refuses",
@@ -49,6 +54,26 @@ def look() -> Look:
 
 def do_nothing(order: Any = None) -> None:
     """Be a body."""
+
+
+def ask_for_rerun(task: Any) -> Any:
+    """Be a body that asks whether it is a rerun."""
+    return task.idempotency.rerun
+
+
+def do_nothing_that_matters(task: Any) -> None:
+    """Be a body that says that it did nothing."""
+    task.idempotency.nothing_done()
+
+
+def decorated(body: Any) -> Any:
+    """Return a body within a decorator's function."""
+
+    @wraps(body)
+    def within(*args: Any) -> Any:
+        return body(*args)
+
+    return within
 
 
 def described_with(**members: Any) -> Fault:
@@ -172,6 +197,56 @@ def test_a_missing_permission(look: Look, dynamodb: DynamoDBStore, wire: Wire, a
     assert statement["Action"] == f"dynamodb:{action}"
     wire.heal()
     assert look(dynamodb) == []
+
+
+COUNTING: dict[str, Any] = {"shop.charge": {"unresolved_for": 7 * 86_400}}
+
+
+def test_a_worker_of_an_older_version(look: Look, dynamodb: DynamoDBStore, raw: Any) -> None:
+    """Its last record is named, and the tasks that rely on the count of runs; ours and Powertools' are no finding."""
+    older = OlderWorker(raw, dynamodb.table, KEY)
+    assert older.claim()
+    grant(dynamodb, key="shop.charge#ours")
+    dynamodb.commit(grant(dynamodb, key="shop.charge#done"), done(), 3600)
+    Lambda(dynamodb.table, raw).deliver(lambda: "theirs")
+    tasks = {**COUNTING, "shop.refund": {}}
+    (finding,) = look(dynamodb, **tasks)
+    assert (finding.code, finding.tasks) == ("older-workers", ("shop.charge",))
+    assert finding.what.startswith(f"older@host claimed {KEY!r} at ")
+    assert older.commit()
+    (finding,) = look(dynamodb, **tasks)
+    assert KEY in finding.what
+    assert look(dynamodb, **{"shop.refund": {}}) == []
+    silenced = {"unresolved_for": 60, "silenced_checks": ["older-workers"]}
+    assert look(dynamodb, **{"shop.charge": silenced}) == []
+    dynamodb.forget(KEY)
+    assert look(dynamodb, **tasks) == []
+
+
+@pytest.mark.parametrize("body", [ask_for_rerun, do_nothing_that_matters])
+def test_a_body_that_relies_on_the_count(look: Look, dynamodb: DynamoDBStore, raw: Any, body: Any) -> None:
+    """It is read in the body itself, also through a decorator and ``autoretry_for``."""
+    assert OlderWorker(raw, dynamodb.table, KEY).claim()
+    app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+    app.conf.update(idempotency_store=dynamodb, task_time_limit=60)
+    options: dict[str, Any] = {"bind": True, "autoretry_for": (KeyError,), "shared": False}
+    app.task(decorated(body), name="shop.charge", base=IdempotentTask, **options)
+    (finding,) = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
+    assert finding.code == "older-workers"
+
+
+def test_one_page_is_read_where_the_role_may(look: Look, dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
+    """A role that may not scan, as a worker's, finds nothing, and a task that counts nothing asks for nothing."""
+    assert OlderWorker(raw, dynamodb.table, KEY).claim()
+    wire.clear()
+    assert len(look(dynamodb, **COUNTING)) == 1
+    assert wire.operations().count("Scan") == 1
+    wire.clear()
+    assert look(dynamodb, **{"shop.refund": {}}) == []
+    assert "Scan" not in wire.operations()
+    denied = answer(400, "AccessDeniedException", "User is not authorized")
+    wire.break_when(lambda operation, _: operation == "Scan", denied)
+    assert look(dynamodb, **COUNTING) == []
 
 
 def test_a_role_that_is_limited_to_the_keys_of_the_app(look: Look, dynamodb: DynamoDBStore, wire: Wire) -> None:

@@ -184,6 +184,23 @@ class TestShow:
         assert 590 < shown["seconds_left"] <= 600
         assert shown["held_until"] > shown["claimed_at"]
 
+    def test_the_runs_of_a_key(self, run: Run, dynamodb: DynamoDBStore) -> None:
+        """How many left no outcome, since when, whose the last one was, and which fresh start of the key it is."""
+        key = "shop.charge#rerun"
+        first = grant(dynamodb, "secret", key=key, task_id="id-one")
+        dynamodb.release(first, "ValueError")
+        claim = grant(dynamodb, "two", key=key)
+        shown = json.loads(run("show", key, "--json").stdout)
+        assert (shown["runs"], shown["previous_task_id"], shown["generation"]) == (2, "id-one", first.generation)
+        assert shown["previous_claimed_at"] == shown["unresolved_since"] <= shown["claimed_at"]
+        text = run("show", key).stdout
+        assert "previous_task_id" in text
+        assert "secret" not in text
+        dynamodb.commit(claim, done(), 3600)
+        shown = json.loads(run("show", key, "--json").stdout)
+        names = ("runs", "previous_task_id", "unresolved_since", "generation")
+        assert tuple(shown[name] for name in names) == (0, None, None, first.generation)
+
     def test_the_result_only_on_demand(self, run: Run, records: DynamoDBStore) -> None:
         """Without ``--data`` only the size of the result is shown."""
         quiet = run("show", "shop.charge#completed")

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,8 +44,8 @@ def moved(make_store: MakeStore, dynamodb: DynamoDBStore, wire: Wire, clock: Mov
     return store
 
 
-def late_request(wire: Wire, ask: Callable[[], object]) -> Callable[[], None]:
-    """Send a request that stays on its way, give it up, and return what lets it arrive."""
+def late_request(wire: Wire, ask: Callable[[], object], *, which: int = 1) -> Callable[[], None]:
+    """Send a request that stays on its way, give it up, and return what lets it arrive; ``which`` of several writes."""
     arrive, arrived = threading.Event(), threading.Event()
 
     def held(forward: Forward) -> Answer | None:
@@ -53,7 +54,7 @@ def late_request(wire: Wire, ask: Callable[[], object]) -> Callable[[], None]:
         arrived.set()
         return reply
 
-    wire.break_nth("UpdateItem", wire.operations().count("UpdateItem") + 1, held)
+    wire.break_nth("UpdateItem", wire.operations().count("UpdateItem") + which, held)
     with pytest.raises(StoreUnavailableError):
         ask()
 
@@ -87,6 +88,45 @@ def test_a_claim_request_older_than_the_release_of_an_unseen_claim(dynamodb: Dyn
     first()
     assert dynamodb.get(KEY).free
     assert grant(dynamodb, "two").attempt == 1
+
+
+def expire(store: DynamoDBStore, raw: Any) -> None:
+    """Let the record be past its time, as if nobody had deleted it since."""
+    raw.update_item(
+        TableName=store.table,
+        Key={"id": {"S": KEY}},
+        UpdateExpression="SET expiration = :past",
+        ExpressionAttributeValues={":past": {"N": "1"}},
+    )
+
+
+@pytest.mark.parametrize("since", ["released", "committed", "expired"])
+@pytest.mark.parametrize("old", ["missing", "outcome", "claim"])
+def test_a_claim_request_older_than_a_fresh_start_takes_nothing(
+    dynamodb: DynamoDBStore, raw: Any, wire: Wire, old: str, since: str
+) -> None:
+    """It was to start the key afresh too; what another has started since counts, and its next run is no first one."""
+    grant(dynamodb, key="shop.charge#other")
+    if old != "missing":
+        claim = grant(dynamodb, "old")
+        if old == "outcome":
+            dynamodb.commit(claim, done(), RETENTION)
+        expire(dynamodb, raw)
+    land = late_request(wire, lambda: dynamodb.claim(request_by()), which=2 if old == "claim" else 1)
+    claim = grant(dynamodb, "two")
+    assert claim.runs == 1
+    if since == "released":
+        dynamodb.release(claim, "ValueError")
+    else:
+        dynamodb.commit(claim, done(), RETENTION)
+    if since == "expired":
+        expire(dynamodb, raw)
+        assert grant(dynamodb, "three").runs == 1
+    before = dynamodb.get(KEY)
+    land()
+    assert dynamodb.get(KEY) == before
+    if since == "released":
+        assert grant(dynamodb, "three").runs == 2
 
 
 @pytest.mark.parametrize("ask", ["renew", "commit"])
@@ -137,8 +177,9 @@ def test_a_grant_of_an_earlier_try_that_is_over_is_none(
     grant(moved)
     wire.break_nth("UpdateItem", wire.operations().count("UpdateItem") + 1, late(LEASE + 5))
     wire.break_all(clock.shift)
-    claim = grant(moved)
+    claim = grant(moved, unresolved_seconds=2 * RETENTION)
     assert claim.expires_at == pytest.approx(clock.now() + LEASE, abs=2)
+    assert moved.get(KEY).expiration == pytest.approx(clock.now() + 2 * RETENTION, abs=3)
     assert isinstance(moved.claim(request_by("two")), Busy)
 
 

@@ -61,9 +61,9 @@ class Shop:
         self.publish(**options)
         self.worker.run_next()
 
-    def claim_elsewhere(self) -> Claim:
+    def claim_elsewhere(self, owner: str = "elsewhere") -> Claim:
         """Let another worker hold the key."""
-        answer = self.store.claim(request_by("elsewhere", key=self.key))
+        answer = self.store.claim(request_by(owner, key=self.key))
         assert isinstance(answer, Granted)
         return answer.claim
 

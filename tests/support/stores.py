@@ -140,11 +140,9 @@ class FaultyStore:
         """Restore as planned."""
         self._take_step("restore", lambda: self.inner.restore(record))
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(self, claim: Claim, reason: str, **how: bool) -> Released | Lost:
         """Release as planned."""
-        answer: Released | Lost = self._take_step(
-            "release", lambda: self.inner.release(claim, reason, crashed=crashed, began=began)
-        )
+        answer: Released | Lost = self._take_step("release", lambda: self.inner.release(claim, reason, **how))
         return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

@@ -39,6 +39,8 @@ Idempotency(key="order.id", prefix="shop", powertools="sha256")
 Idempotency("order.id")  # type: ignore[call-arg]
 Idempotency(on_busy="drop")  # type: ignore[arg-type]
 Idempotency(at_publish="drop")  # type: ignore[arg-type]
+Idempotency(expires=60, unresolved_for=timedelta(days=30))
+Idempotency(unresolved_for="1h")  # type: ignore[arg-type]
 Idempotency(expires="1h")  # type: ignore[arg-type]
 Idempotency(exipres=60)  # type: ignore[call-arg]
 
@@ -50,6 +52,9 @@ def charge(self: IdempotentTask, order_id: str) -> str:
     assert_type(self.idempotency.downstream_key, str | None)
     assert_type(self.idempotency.fence, int)
     assert_type(self.idempotency.attempt, int)
+    assert_type(self.idempotency.run, int)
+    assert_type(self.idempotency.rerun, bool)
+    self.idempotency.nothing_done()
     return order_id
 
 
@@ -70,6 +75,9 @@ def outcome(store: Store, key: str) -> Any:
     record = store.get(key)
     assert_type(record, Record)
     assert_type(record.status, Status)
+    assert_type(record.runs, int)
+    assert_type(record.generation, int | None)
+    assert_type(record.previous_task_id, str | None)
     return record.data
 
 

@@ -346,6 +346,19 @@ def test_an_exclusive_task_is_not_argued_with(look: Look, policy: Any) -> None:
     assert finding.what == "task 'shop.charge': records expire after 86400 s, redeliveries come after 100000 s"
 
 
+def test_a_run_without_an_outcome_is_known_of_for_long_enough(look: Look) -> None:
+    """A redelivery that comes after ``unresolved_for`` would take itself for the first run."""
+    policy = {"expires": 86_400, "unresolved_for": 600}
+    conf = visibility(3600, task_time_limit=600)
+    (finding,) = look({"idempotency": policy}, conf, {})
+    assert (finding.code, finding.remedy) == (
+        "expires-before-redelivery",
+        "Idempotency(..., unresolved_for=3600) there, or more",
+    )
+    assert finding.what == "task 'shop.charge': unresolved_for is 600 s, redeliveries come after 3600 s"
+    assert look({"idempotency": {**policy, "unresolved_for": 3600}}, conf, {}) == []
+
+
 def test_a_pool_that_ends_no_body_is_not_told_to(look: Look) -> None:
     """A soft limit, of the task or of the worker, ends a body too; a lease ends none."""
     no_limit = {"task_time_limit": None}

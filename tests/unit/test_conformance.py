@@ -126,8 +126,8 @@ import pytest
 from idempotent_tasks.testing import MemoryStore, StoreConformance
 
 class Forgetful(MemoryStore):
-    def release(self, claim, reason, *, crashed=False, began=True):
-        return super().release(claim, reason, crashed=crashed)
+    def release(self, claim, reason, *, crashed=False, began=True, nothing_done=False):
+        return super().release(claim, reason, crashed=crashed, nothing_done=nothing_done)
 
 class TestMemory(StoreConformance):
     seeds = range(5)

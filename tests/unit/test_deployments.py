@@ -185,6 +185,18 @@ def test_another_payload_between_validations(deploy: Deploy) -> None:
     assert isinstance(deployment.new.deliver("ord-2", 6).result, PayloadMismatchError)
 
 
+@row("`unresolved_for`")
+def test_another_retention_of_what_has_no_outcome(deploy: Deploy, clock: FakeClock) -> None:
+    """Each record is kept as the version has said that claimed the key last; an outcome's `expires` is the same."""
+    deployment = deploy(Code({**BY_ORDER, "unresolved_for": 7200}), Code({**BY_ORDER, "unresolved_for": 60}))
+    assert deployment.carried(5) == KEPT
+    deployment.old.publish("failing", 5)
+    deployment.old.during = fail
+    deployment.old.run_next()
+    kept = next(each for each in deployment.store.records() if each.runs)
+    assert 7199 <= kept.expiration - clock.now() <= 7201
+
+
 @row("`expires`")
 @pytest.mark.parametrize("seconds", [60, 86_400])
 def test_another_retention(deploy: Deploy, clock: FakeClock, seconds: float) -> None:
@@ -330,6 +342,11 @@ def test_a_codec_that_is_not_accepted_any_more(deploy: Deploy) -> None:
     deployment.old.deliver("ord-1", 5)
     assert isinstance(deployment.new.deliver("ord-1", 5).result, ResultUnavailableError)
     assert deployment.new.runs == []
+
+
+def fail() -> None:
+    """Fail, so that the key has no outcome."""
+    raise ValueError
 
 
 class Declined(Exception):  # noqa: N818 - named as users name theirs

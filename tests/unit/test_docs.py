@@ -145,7 +145,7 @@ def test_the_tables_of_settings_and_options_are_complete(tables: ModuleType) -> 
 def test_the_options_of_a_task_are_shown_with_their_defaults(tables: ModuleType) -> None:
     """The reference spells out a signature that the class leaves open, and the options in the table alone."""
     assert tables.signature().startswith(
-        "(*, key=None, validate=None, downstream=None, prefix=None, expires=3600, on_busy='defer', "
+        "(*, key=None, validate=None, downstream=None, prefix=None, expires=3600, unresolved_for="
     )
     shown = tables.without_arguments(cleandoc(Idempotency.__doc__ or ""))
     assert "max_crashes" not in shown

@@ -211,8 +211,8 @@ def test_a_result_that_is_too_large_is_returned_and_not_stored(clock: FakeClock)
 def test_a_crash_loop_ends(bench: Bench, clock: FakeClock) -> None:
     """After ``max_crashes`` runs that ended nothing, a delivery fails instead of killing another worker."""
     guard = bench.guard(max_crashes=3)
-    for _ in range(3):
-        grant(bench.store, "dead")
+    for dead in ("one", "two", "three"):
+        grant(bench.store, dead)
         clock.advance(31)
     with pytest.raises(CrashLoopError, match="3 times in a row") as caught:
         bench.deliver("four", guard=guard)
@@ -223,8 +223,8 @@ def test_a_crash_loop_ends(bench: Bench, clock: FakeClock) -> None:
 
 def test_the_last_attempt_before_a_crash_loop_runs(bench: Bench, clock: FakeClock) -> None:
     """``max_crashes`` crashes are allowed, not one less."""
-    for _ in range(2):
-        grant(bench.store, "dead")
+    for dead in ("one", "two"):
+        grant(bench.store, dead)
         clock.advance(31)
     assert bench.deliver("three", guard=bench.guard(max_crashes=3)) == Returned("done")
 

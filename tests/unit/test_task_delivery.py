@@ -236,8 +236,8 @@ def test_a_run_superseded_by_a_running_one_is_deferred(shop: Shop, clock: FakeCl
 def test_a_crash_loop_fails_visibly(shop: Shop, clock: FakeClock) -> None:
     """After ``max_crashes`` lost workers the task fails in the result backend, and its message is settled."""
     shop.sells(lambda task: "paid", idempotency={"max_crashes": 2})
-    for _ in range(2):
-        shop.claim_elsewhere()
+    for dead in ("one", "two"):
+        shop.claim_elsewhere(dead)
         clock.advance(61)
     shop.deliver()
     assert isinstance(shop.result, CrashLoopError)

@@ -58,6 +58,7 @@ def test_each_window(
     """Only what dies between effect and commit does the effect again; the key makes it one charge all the same."""
     happened = redeliver(task, ("ord-17",), crashes=[crash])
     assert (happened.runs, len(provider.requests)) == runs_and_requests
+    assert happened.reruns == happened.runs - 1
     assert provider.charges == 1
     assert happened.results[0] is None
     assert happened.get() == 5

@@ -6,6 +6,7 @@ Every write is conditional on the record that the operator was shown, so a concu
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final, TypeVar
 
 from idempotent_tasks.core.records import Claim, Record, Status, release_time
@@ -15,6 +16,7 @@ from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.client import Succeeded
 from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
+from idempotent_tasks.stores.dynamodb.updates import unchanged
 
 __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 
@@ -47,7 +49,7 @@ class TableAdmin:
         self._schema = store.schema
 
     def records(
-        self, *, status: Status | None = None, task: str | None = None, data: bool = False
+        self, *, status: Status | None = None, task: str | None = None, data: bool = False, pages: int | None = None
     ) -> Iterator[Record | Corrupt]:
         """Iterate over the records, page by page.
 
@@ -57,6 +59,7 @@ class TableAdmin:
             status: only records with this stored status.
             task: only records that this task claimed.
             data: whether to fetch the records' data; ``Record.data`` is None otherwise.
+            pages: how many pages of `PAGE_ITEMS` items, or of 1 MB, are read at most; None for all.
         """
         wanted: dict[str, Value] = {}
         if status is not None:
@@ -64,7 +67,7 @@ class TableAdmin:
         if task is not None:
             wanted["task"] = task
         start: Item | None = None
-        while True:
+        for _ in count() if pages is None else range(pages):
             page = self._retried(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
             start = page.get("LastEvaluatedKey")
@@ -113,14 +116,8 @@ class TableAdmin:
         return persistently(once, clock=clock, seconds=lambda: begun + patience - clock.monotonic())
 
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
-        seen: dict[str, Value | None] = {"status": record.status, "owner": record.owner, "fence": record.fence or None}
-        if not force:
-            seen["in_progress_expiration"] = record.in_progress_expiration
-        clauses = [
-            f"attribute_not_exists(#{role})" if seen[role] is None else f"#{role} = :seen_{role}" for role in seen
-        ]
-        operands = {f"seen_{role}": value for role, value in seen.items() if value is not None}
-        return " AND ".join(clauses), operands
+        roles = ("status", "owner", "fence")
+        return unchanged(record, roles if force else (*roles, "in_progress_expiration"))
 
     def _written(self, operation: str, **parameters: Any) -> bool:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.core.records import Record, Status, without_stale_previous
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
 
-__all__ = ["BOOKKEEPING", "Item", "ItemSchema", "Update"]
+__all__ = ["BOOKKEEPING", "ROLES", "Item", "ItemSchema", "Update", "Value", "values_of"]
 
 #: A DynamoDB item or key as requests have it: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
@@ -23,6 +23,13 @@ BOOKKEEPING: Final = (
     "owner",
     "fence",
     "attempt",
+    "runs",
+    "generation",
+    "unresolved_since",
+    "counted_fence",
+    "previous_owner",
+    "previous_task_id",
+    "previous_claimed_at",
     "task",
     "task_id",
     "worker",
@@ -38,10 +45,15 @@ BOOKKEEPING: Final = (
     "dispatched",
 )
 
+#: The roles of all attributes but the key's.
+ROLES: Final = ("status", "expiration", "in_progress_expiration", "data", "validation", *BOOKKEEPING)
+
 _TEXTS: Final = (
     "validation",
     "validated_by",
     "owner",
+    "previous_owner",
+    "previous_task_id",
     "task",
     "task_id",
     "worker",
@@ -50,7 +62,20 @@ _TEXTS: Final = (
     "error",
     "continuation",
 )
-_NUMBERS: Final = ("in_progress_expiration", "fence", "attempt", "claimed_at", "completed_at", "stands_in_until")
+#: The numbers that a record has as 0 where an item has none.
+_COUNTS: Final = ("fence", "attempt", "runs")
+#: What a claim copies; where there is nothing to copy, an item has an empty text or a 0.
+_COPIED: Final = ("previous_owner", "previous_task_id", "previous_claimed_at")
+_NUMBERS: Final = (
+    "in_progress_expiration",
+    "generation",
+    "unresolved_since",
+    "counted_fence",
+    "previous_claimed_at",
+    "claimed_at",
+    "completed_at",
+    "stands_in_until",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,26 +194,21 @@ class ItemSchema:
 
     def item(self, record: Record) -> Item:
         """Return a record as an item."""
-        values: dict[str, Value] = {
-            role: getattr(record, role)
-            for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS)
-            if getattr(record, role) is not None
-        }
+        values = values_of(record)
         # An empty map where a note may follow: an update can set an entry only in a map that exists.
         if record.deferred or record.status is Status.INPROGRESS:
             values["deferred"] = record.deferred
         if record.dispatched:
             values["dispatched"] = record.dispatched
-        roles = self.roles
-        return self.key(record.key) | {roles[role]: _typed(value) for role, value in values.items()}
+        return self.key(record.key) | {self.roles[role]: _typed(value) for role, value in values.items()}
 
     def count(self, key: str, item: Item, role: str) -> int:
-        """Read one integer of an item.
+        """Read one integer of an item; 0 if there is none.
 
         Raises:
-            RecordCorruptError: the attribute is missing or has another type.
+            RecordCorruptError: the attribute has another type.
         """
-        return _Reader(key, item, self.roles).required_number(role)
+        return _Reader(key, item, self.roles).number(role) or 0
 
     def record(self, key: str, item: Item) -> Record:
         """Return an item as a record.
@@ -198,21 +218,28 @@ class ItemSchema:
                 AWS Lambda (Python) write.
         """
         reader = _Reader(key, item, self.roles)
-        return Record(
+        values: dict[str, Any] = {role: reader.text(role) for role in _TEXTS}
+        values |= {role: max(reader.number(role) or 0, 0) for role in _COUNTS}
+        values |= {role: reader.number(role) for role in _NUMBERS}
+        values |= {role: values[role] or None for role in _COPIED}
+        record = Record(
             key=key,
             status=reader.status(),
             expiration=reader.required_number("expiration"),
             data=reader.data(),
-            in_progress_expiration=reader.number("in_progress_expiration"),
-            fence=reader.number("fence") or 0,
-            attempt=reader.number("attempt") or 0,
-            claimed_at=reader.number("claimed_at"),
-            completed_at=reader.number("completed_at"),
-            stands_in_until=reader.number("stands_in_until"),
             deferred=reader.counts("deferred"),
             dispatched=reader.texts("dispatched"),
-            **{role: reader.text(role) for role in _TEXTS},
+            **values,
         )
+        return without_stale_previous(record)
+
+
+def values_of(record: Record) -> dict[str, Value]:
+    """Return what a record's item holds by role, without its notes and what it has not."""
+    shown = {role: getattr(record, role) for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS, "attempt")}
+    # An outcome has no runs, and an item of Powertools no fence.
+    shown |= {"fence": record.fence or None, "runs": record.runs or None}
+    return {role: value for role, value in shown.items() if value is not None}
 
 
 class _Reader:

@@ -25,6 +25,7 @@ from idempotent_tasks.core.records import (
     answer_refusal,
     claimable,
     expiration_seconds,
+    granted_record,
     held_claim,
     is_first_try,
     release_time,
@@ -69,6 +70,8 @@ _TEXT_ARGUMENTS: Final = (
     "endpoint_url",
 )
 _SWITCHES: Final = ("fast",)
+#: The numbers that a grant's answer brings.
+_GRANTED: Final = ("fence", "attempt", "runs", "generation")
 
 
 class DynamoDBStore:
@@ -88,7 +91,8 @@ class DynamoDBStore:
             Powertools for AWS Lambda shares, under its own names by default.
         attributes: other names for the attributes ``owner``, ``fence``, ``attempt``, ``task``, ``task_id``,
             ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
-            ``dispatched``.
+            ``dispatched``, ``runs``, ``generation``, ``unresolved_since``, ``counted_fence``, ``previous_owner``,
+            ``previous_task_id``, ``previous_claimed_at``, ``stands_in_until``, ``validated_by``, ``continuation``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
             because the guard retries.
         client: a ready-made client instead of these; it must not be used before a fork.
@@ -187,31 +191,42 @@ class DynamoDBStore:
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
         """See `idempotent_tasks.stores.Store.claim`."""
-        released_at = 0
+        seen: Record | None = None
         for _ in range(CLAIM_ROUNDS):
-            now = self.now(request.key)
-            until = int((now + request.lease_seconds) * 1000)
-            update = updates.claim_update(request, now, until, after=released_at)
-            try:
-                written = self._update(request.key, update, ReturnValues="UPDATED_NEW")
-            except RecordCorruptError:
-                # DynamoDB only says that the item has a wrong type; reading it tells which attribute.
-                self._read(request.key)
-                raise
-            if isinstance(written, Succeeded):
-                answer: ClaimAnswer = Granted(self._claim_from(request, now, until, written.answer["Attributes"]))
-            else:
-                old = self._refusing_record(request.key, written)
-                if old is None or claimable(old, request, now):
-                    # The next claim is later than a release that it has seen, whatever the clocks say.
-                    released_at = old.in_progress_expiration or 0 if old is not None and old.free else 0
-                    continue
-                answer = answer_refusal(old, request)
+            answer = self._try_claim(request, seen)
+            if answer is None or isinstance(answer, Record):
+                seen = answer
+                continue
             granted = self._with_right_lease(answer)
             if granted is not None:
                 return granted
+            seen = None
         msg = f"the record changed under {CLAIM_ROUNDS} claims in a row"
         raise StoreUnavailableError(msg, task=request.task, key=request.key)
+
+    def _try_claim(self, request: ClaimRequest, seen: Record | None) -> ClaimAnswer | Record | None:
+        """Claim the key in one write: whatever its item is, or only if it still is a record that was seen.
+
+        Returns:
+            The answer; or for another try, where the key is claimable all the same, its record, None if it has none.
+        """
+        now = self.now(request.key)
+        until = int((now + request.lease_seconds) * 1000)
+        if seen is None:
+            update = updates.claim_update(request, now, until)
+        else:
+            update = updates.replace_update(seen, granted_record(seen, request, now, until))
+        try:
+            written = self._update(request.key, update, ReturnValues="ALL_NEW")
+        except RecordCorruptError:
+            # DynamoDB only says that the item has a wrong type; reading it tells which attribute.
+            self._read(request.key)
+            raise
+        if isinstance(written, Succeeded):
+            return Granted(self._claim_from(request, now, until, written.answer["Attributes"]))
+        old = self._refusing_record(request.key, written)
+        # An item that the first update does not take, or a release by a clock that is ahead of this one.
+        return old if old is None or claimable(old, request, now) else answer_refusal(old, request)
 
     def _with_right_lease(self, answer: ClaimAnswer) -> ClaimAnswer | None:
         """Return the answer to a claim; renew a granted lease whose length is wrong, or return None if it was lost.
@@ -224,7 +239,7 @@ class DynamoDBStore:
         lasts = claim.expires_at - self.connection.clock.now()
         if abs(claim.request.lease_seconds - lasts) <= CLOCK_TOLERANCE_SECONDS:
             return answer
-        renewed = self.renew(claim, claim.request.lease_seconds, claim.request.retention_seconds)
+        renewed = self.renew(claim, claim.request.lease_seconds, claim.request.kept_seconds)
         return Granted(renewed.claim) if isinstance(renewed, Renewed) else None
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
@@ -265,10 +280,12 @@ class DynamoDBStore:
             if old is None or not is_first_try(old, record):
                 raise RecordExistsError(task=record.task, key=record.key)
 
-    def release(self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True) -> Released | Lost:
+    def release(
+        self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
+    ) -> Released | Lost:
         """See `idempotent_tasks.stores.Store.release`."""
         at = release_time(claim, self.now(claim.key))
-        update = updates.release_update(claim, reason, at, crashed=crashed, began=began)
+        update = updates.release_update(claim, reason, at, crashed=crashed, began=began, nothing_done=nothing_done)
         written = self._update(claim.key, update)
         if isinstance(written, Succeeded) or was_released(self._refusing_record(claim.key, written), claim):
             return Released()
@@ -380,10 +397,9 @@ class DynamoDBStore:
     def _claim_from(self, request: ClaimRequest, now: float, until: int, attributes: Item) -> Claim:
         return Claim(
             request=request,
-            fence=self.schema.count(request.key, attributes, "fence"),
-            attempt=self.schema.count(request.key, attributes, "attempt"),
             in_progress_expiration=until,
             claimed_at=int(now * 1000),
+            **{role: self.schema.count(request.key, attributes, role) for role in _GRANTED},
         )
 
 

@@ -7,13 +7,13 @@ from idempotent_tasks.core.records import (
     Claim,
     ClaimRequest,
     Outcome,
+    Record,
     Status,
     expiration_seconds,
-    is_reservation,
     reservation_owner,
 )
 from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
-from idempotent_tasks.stores.dynamodb.item import Update, Value
+from idempotent_tasks.stores.dynamodb.item import ROLES, Update, Value, values_of
 
 __all__ = [
     "claim_update",
@@ -23,12 +23,44 @@ __all__ = [
     "prolong_update",
     "release_update",
     "renew_update",
+    "replace_update",
+    "unchanged",
 ]
 
-#: `idempotent_tasks.core.records.claimable` as a condition expression.
+#: `idempotent_tasks.core.records.claimable` as a condition expression, for what one and the same update turns into
+#: `idempotent_tasks.core.records.granted_record`: a missing item, an outcome that has expired, and a live item whose
+#: last claim has counted runs.  An outcome has ended the counts, unless somebody who does not know them wrote it.
 _CLAIMABLE: Final = (
-    "attribute_not_exists(#key) OR #expiration < :now OR "
-    "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload})"
+    "attribute_not_exists(#key) OR "
+    "(#expiration < :now AND #status <> :inprogress AND attribute_not_exists(#runs) AND "
+    "(attribute_not_exists(#attempt) OR #attempt = :zero)) OR "
+    "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload} AND "
+    "(#owner <> :owner OR #owner = :reserved) AND #expiration >= :now AND "
+    # A stand-in takes two missing attributes for equal.
+    "attribute_exists(#counted_fence) AND #counted_fence = #fence)"
+)
+#: The fence of a claim; of a key's first it is the time.
+_NEXT_FENCE: Final = "if_not_exists(#fence, :first_fence) + :one"
+#: What a claim computes from the item.  An outcome has ended the count of runs, and its generation.
+_SUCCEED: Final = (
+    f"#fence = {_NEXT_FENCE}",
+    f"#counted_fence = {_NEXT_FENCE}",
+    "#attempt = if_not_exists(#attempt, :zero) + :tries",
+    "#runs = if_not_exists(#runs, :zero) + :tries",
+    "#generation = if_not_exists(#unresolved_since, :claimed_at)",
+    "#unresolved_since = if_not_exists(#unresolved_since, :claimed_at)",
+    "#previous_owner = if_not_exists(#owner, :nobody)",
+    "#previous_task_id = if_not_exists(#task_id, :nobody)",
+    "#previous_claimed_at = if_not_exists(#claimed_at, :zero)",
+)
+#: What an item has only until its key has an outcome.
+_UNRESOLVED: Final = (
+    "runs",
+    "unresolved_since",
+    "counted_fence",
+    "previous_owner",
+    "previous_task_id",
+    "previous_claimed_at",
 )
 _SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation = :validation{other_expression})"
 #: The digest in the record is of something else.
@@ -36,18 +68,19 @@ _OTHER_EXPRESSION: Final = " OR (attribute_exists(#validated_by) AND #validated_
 _HELD: Final = "#owner = :holder AND #status = :inprogress"
 
 
-def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 0) -> Update:
-    """Return the update that claims a key if it is claimable.
+def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
+    """Return the update that claims a key if it is claimable, whatever its item is, but for rare ones.
+
+    An item that it refuses although the key is claimable is one for `replace_update`.
 
     Args:
         request: the claim that is asked for.
         now: epoch seconds.
         until: the end of the lease, in epoch milliseconds.
-        after: the time of a release that the claimer has seen, in epoch milliseconds; it never blocks the claim.
     """
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
-        "expiration": expiration_seconds(request.retention_seconds, until, now),
+        "expiration": expiration_seconds(request.kept_seconds, until, now),
         "in_progress_expiration": until,
         "owner": request.owner,
         "task": request.task,
@@ -66,22 +99,35 @@ def claim_update(request: ClaimRequest, now: float, until: int, *, after: int = 
     return Update(
         values=values | _present(optional),
         remove=("data", "codec", "completed_at", "error", "continuation", "dispatched", *_absent(optional)),
-        actions=(
-            "#fence = if_not_exists(#fence, :first_fence) + :one",
-            "#attempt = if_not_exists(#attempt, :zero) + :tries",
-        ),
+        actions=_SUCCEED,
         condition=_CLAIMABLE.format(same_payload=_same_payload(request)),
         operands={
             "inprogress": Status.INPROGRESS,
             "now": int(now),
-            "now_ms": max(int(now * 1000), after + 1),
+            "now_ms": int(now * 1000),
             "first_fence": int(now * 1000) - 1,
             "zero": 0,
             "one": 1,
-            "tries": 0 if is_reservation(request) else 1,
+            "tries": int(request.is_for_run),
+            "nobody": "",
             "reserved": reservation_owner(request.task_id),
         },
     )
+
+
+def replace_update(seen: Record, record: Record) -> Update:
+    """Return the update that replaces a key's record, if the item still is as it was seen."""
+    values: dict[str, Value] = {**values_of(record), "deferred": {}}
+    condition, operands = unchanged(seen, ("status", "owner", "fence", "expiration", "in_progress_expiration"))
+    absent = tuple(role for role in ROLES if role not in values)
+    return Update(values=values, remove=absent, condition=condition, operands=operands)
+
+
+def unchanged(seen: Record, roles: Sequence[str]) -> tuple[str, dict[str, Value]]:
+    """Return the condition that an item still has what a record shows, by role, and its operands."""
+    shown = {role: value for role, value in values_of(seen).items() if role in roles}
+    clauses = [f"#{role} = :seen_{role}" if role in shown else f"attribute_not_exists(#{role})" for role in roles]
+    return " AND ".join(clauses), {f"seen_{role}": value for role, value in shown.items()}
 
 
 def _same_payload(request: ClaimRequest) -> str:
@@ -99,7 +145,7 @@ def commit_update(claim: Claim, outcome: Outcome, now: float, retention_seconds:
         "attempt": 0,
         "codec": outcome.codec,
     }
-    optional = {"data": outcome.data, "error": outcome.error}
+    optional: dict[str, Value | None] = {"data": outcome.data, "error": outcome.error, **dict.fromkeys(_UNRESOLVED)}
     # The claim has removed the continuation of an earlier outcome.
     followed = _present({"continuation": outcome.continuation})
     return Update(
@@ -119,20 +165,26 @@ def prolong_update(claim: Claim, expiration: int) -> Update:
     )
 
 
-def release_update(claim: Claim, reason: str, at: int, *, crashed: bool, began: bool) -> Update:
+def release_update(
+    claim: Claim, reason: str, at: int, *, crashed: bool, began: bool, nothing_done: bool = False
+) -> Update:
     """Return the update that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
 
     If the body never ``began``, this attempt is subtracted; else, if the process ``crashed``, all are kept, this one
-    included; else they are reset to 0.
+    included; else they are reset to 0.  If the body never ``began``, or has ``nothing_done``, the run is subtracted.
     """
     values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
     operands = _held_operands(claim)
     actions: tuple[str, ...] = ()
     if began and not crashed:
         values["attempt"] = 0
-    elif not began and not is_reservation(claim.request):
-        # Never below 0: a claim that is no reservation has counted itself.
-        actions = ("#attempt = #attempt - :one",)
+    elif not began and claim.request.is_for_run:
+        # Never below 0: a claim for a run has counted itself.
+        actions += ("#attempt = #attempt - :one",)
+    if (nothing_done or not began) and claim.request.is_for_run:
+        # An older version's claim, which this version releases for it, may have counted no runs.
+        actions += ("#runs = if_not_exists(#runs, :one) - :one",)
+    if actions:
         operands["one"] = 1
     return Update(values=values, remove=("owner", "deferred"), actions=actions, condition=_HELD, operands=operands)
 

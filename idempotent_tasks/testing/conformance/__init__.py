@@ -9,13 +9,19 @@ from idempotent_tasks.testing.conformance.outcomes import OutcomeConformance
 from idempotent_tasks.testing.conformance.races import RaceConformance
 from idempotent_tasks.testing.conformance.releases import ReleaseConformance
 from idempotent_tasks.testing.conformance.reservations import ReservationConformance
+from idempotent_tasks.testing.conformance.runs import RunConformance
 from idempotent_tasks.testing.conformance.sequences import SequenceConformance
 
 __all__ = ["CallConformance", "RaceConformance", "SequenceConformance", "StoreConformance"]
 
 
 class CallConformance(
-    ClaimConformance, ReservationConformance, OutcomeConformance, ReleaseConformance, NoteConformance
+    ClaimConformance,
+    ReservationConformance,
+    RunConformance,
+    OutcomeConformance,
+    ReleaseConformance,
+    NoteConformance,
 ):
     """What each call of a `Store` does, one after the other."""
 

@@ -30,6 +30,7 @@ _ARGUMENTS: Final[Mapping[str, Mapping[str, object]]] = {
         "bytes": b"\x00\xff" * 8,
         "none": None,
     },
+    "ended": {each: each for each in ("taken-over", "released", "reserved")},
     "expressions": {"same": ("cents", "cents"), "none-stored": (None, "cents"), "none-offered": ("cents", None)},
     "finished_with": {"running": None, "completed": done(), "failed": FAILED},
     "key": {"plain": KEY, "signs": "a task#[\"1\", 'ü', \\]\n%_?", "long": "k" * 1000},

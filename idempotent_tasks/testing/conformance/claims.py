@@ -142,10 +142,10 @@ class ClaimConformance(Conformance):
         assert (record.data, record.codec, record.completed_at, record.error, record.validation) == (None,) * 5
 
     def test_claim_a_record_in_progress_expires_too(self, store: Store, idempotency_clock: FakeClock) -> None:
-        """A claim that nobody finished or took over within its retention counts as absent."""
+        """A claim that nobody finished or took over within its retention counts as absent, and so does its crash."""
         grant(store, validation="a", retention_seconds=LEASE_SECONDS)
         idempotency_clock.advance(LEASE_SECONDS + 5)
-        assert grant(store, "two", validation="b").attempt == 2
+        assert grant(store, "two", validation="b").attempt == 1
 
     def test_claim_the_record_outlives_its_claim(self, store: Store) -> None:
         """A short retention does not let DynamoDB delete the item under a live claim."""
@@ -203,6 +203,14 @@ class ClaimConformance(Conformance):
         expiration = int(idempotency_clock.now()) + 600
         store.restore(Record(key=KEY, status=Status.COMPLETED, expiration=expiration, data="1"))
         assert store.claim(request_by()) == Finished(store.get(KEY))
+
+    def test_claim_of_a_foreign_outcome_that_expired(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """Powertools' last write keeps our count of crashes, which the outcome has ended all the same."""
+        outcome = Record(key=KEY, status=Status.COMPLETED, expiration=int(idempotency_clock.now()) + 600, data="1")
+        store.restore(replace(outcome, owner="one", fence=7, attempt=2))
+        idempotency_clock.advance(602)
+        claim = grant(store, "two")
+        assert (claim.fence, claim.attempt, store.get(KEY).attempt) == (8, 1, 1)
 
     def test_mismatch_while_in_progress(self, store: Store) -> None:
         """A running body's key refuses another payload as such, not as busy."""

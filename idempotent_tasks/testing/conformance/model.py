@@ -91,24 +91,37 @@ def _may_be_taken(record: Record, request: ClaimRequest, now: float) -> bool:
     if ends is None:
         return False
     is_free = ends == 0 or (record.owner is None and record.fence > 0)
-    is_reserved_for_it = record.owner == f"reserved for {request.task_id}"
-    return is_free or is_reserved_for_it or ends < floor(now * 1000)
+    if is_free or record.owner == f"reserved for {request.task_id}":
+        return True
+    # Its own request, repeated, is no other claim, however late it comes.
+    return record.owner != request.owner and ends < floor(now * 1000)
+
+
+def _counts(request: ClaimRequest) -> int:
+    """Return how many attempts, and runs, a grant of a request adds: neither a reservation nor a lock runs a body."""
+    return 0 if request.locks or request.owner == f"reserved for {request.task_id}" else 1
 
 
 def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted:
     """Return the grant that follows a record, or that of a key without one."""
     asked_at, ends = floor(now * 1000), floor((now + request.lease_seconds) * 1000)
-    is_reservation = request.owner == f"reserved for {request.task_id}"
-    fence = asked_at if old is None else old.fence + 1
-    attempt = (0 if old is None else old.attempt) + (0 if is_reservation else 1)
+    # A record of somebody who has no fences is followed by a first one.
+    fence = old.fence + 1 if old is not None and old.fence else asked_at
+    live = None if old is None or old.expiration < floor(now) else old
+    begun = 0 if live is None else _begun(live)
+    since = asked_at if live is None else live.unresolved_since or asked_at
     record = Record(
         key=request.key,
         status=Status.INPROGRESS,
-        expiration=_earliest(now, request.retention_seconds, ends),
+        expiration=_earliest(now, _kept_seconds(request), ends),
         in_progress_expiration=ends,
         owner=request.owner,
         fence=fence,
-        attempt=attempt,
+        attempt=(0 if live is None else live.attempt) + _counts(request),
+        runs=begun + _counts(request),
+        generation=since,
+        unresolved_since=since,
+        counted_fence=fence,
         validation=request.validation,
         validated_by=request.validated_by,
         task=request.task,
@@ -118,21 +131,58 @@ def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted
         claimed_at=asked_at,
         stands_in_until=request.stands_in_until,
     )
-    granted = Claim(request=request, fence=fence, attempt=attempt, in_progress_expiration=ends, claimed_at=asked_at)
-    return Permitted(Granted(granted), record, kept_anew=True)
+    if live is not None:
+        record = _preceded(record, live)
+    return Permitted(Granted(_claim_in(record, request)), record, kept_anew=True)
 
 
-def _granted_again(record: Record, request: ClaimRequest, now: float) -> Sequence[Permitted]:
-    """Return the grants of a repeated request: with the lease of its first try, or with one that counts from now."""
-    first = Claim(
+def _begun(live: Record) -> int:
+    """Return how many runs of a key in progress have begun in this generation, and left no outcome."""
+    if live.counted_fence is not None and live.counted_fence == live.fence:
+        return live.runs
+    # Somebody who counts no runs, but crashes, has claimed the key since; a first reservation began none.
+    is_reserved = live.task_id is not None and live.owner == f"reserved for {live.task_id}"
+    if is_reserved and live.attempt == 0 and live.fence == live.claimed_at:
+        return live.runs
+    return max(live.attempt, live.runs + 1)
+
+
+def _preceded(record: Record, live: Record) -> Record:
+    """Return a record that names the holder before its own, if an earlier run has begun and that was no reservation."""
+    was_reserved = live.task_id is not None and live.owner == f"reserved for {live.task_id}"
+    if record.runs <= 1 or was_reserved:
+        return record
+    return replace(
+        record,
+        previous_owner=live.owner,
+        previous_task_id=live.task_id,
+        previous_claimed_at=live.claimed_at,
+    )
+
+
+def _kept_seconds(request: ClaimRequest) -> float:
+    """Return for how long a record is kept after a claim or its renewal, without an outcome."""
+    return request.retention_seconds if request.unresolved_seconds is None else request.unresolved_seconds
+
+
+def _claim_in(record: Record, request: ClaimRequest) -> Claim:
+    """Return the claim of a request that was granted with a record."""
+    return Claim(
         request=request,
         fence=record.fence,
         attempt=record.attempt,
         in_progress_expiration=record.in_progress_expiration or 0,
         claimed_at=record.claimed_at or 0,
+        runs=record.runs,
+        generation=record.generation or 0,
     )
+
+
+def _granted_again(record: Record, request: ClaimRequest, now: float) -> Sequence[Permitted]:
+    """Return the grants of a repeated request: with the lease of its first try, or with one that counts from now."""
+    first = _claim_in(record, request)
     ends = floor((now + request.lease_seconds) * 1000)
-    renewed = replace(record, in_progress_expiration=ends, expiration=_earliest(now, request.retention_seconds, ends))
+    renewed = replace(record, in_progress_expiration=ends, expiration=_earliest(now, _kept_seconds(request), ends))
     return [
         Permitted(Granted(first), record),
         Permitted(Granted(replace(first, in_progress_expiration=ends)), renewed, kept_anew=True),
@@ -158,6 +208,12 @@ def commit(
         continuation=outcome.continuation,
         completed_at=floor(now * 1000),
         attempt=0,
+        runs=0,
+        unresolved_since=None,
+        counted_fence=None,
+        previous_owner=None,
+        previous_task_id=None,
+        previous_claimed_at=None,
         deferred={},
     )
     return [
@@ -202,7 +258,7 @@ def restore(old: Record | None, _: float, record: Record) -> Sequence[Permitted]
 
 
 def release(
-    record: Record | None, now: float, held: Claim, reason: str, *, crashed: bool, began: bool
+    record: Record | None, now: float, held: Claim, reason: str, *, crashed: bool, began: bool, nothing_done: bool
 ) -> Sequence[Permitted]:
     """Return what a release may come to."""
     if record is None:
@@ -211,15 +267,21 @@ def release(
         is_released = record.status is Status.INPROGRESS and record.owner is None
         by_this_claim = is_released and record.fence == held.fence > 0
         return [Permitted(Released() if by_this_claim else Lost(), record)]
-    attempt = record.attempt if crashed else 0
+    attempt, runs = record.attempt if crashed else 0, record.runs
     if not began:
-        is_reservation = held.owner == f"reserved for {held.request.task_id}"
-        attempt = max(record.attempt - (0 if is_reservation else 1), 0)
+        attempt = max(record.attempt - _counts(held.request), 0)
+    if nothing_done or not began:
+        runs = max(runs - _counts(held.request), 0)
     at = max(floor(now * 1000), held.claimed_at)
     if held.fence == 0:
         # The claim was not seen: its request may carry a time that is a second later than this process's.
         at += 1000
-    freed = replace(record, owner=None, deferred={}, in_progress_expiration=at, attempt=attempt, error=reason)
+    freed = replace(
+        record, owner=None, deferred={}, in_progress_expiration=at, attempt=attempt, runs=runs, error=reason
+    )
+    if runs <= 1:
+        # At most the run of this claim is left: none before it.
+        freed = replace(freed, previous_owner=None, previous_task_id=None, previous_claimed_at=None)
     return [Permitted(Released(), freed)]
 
 
@@ -234,11 +296,9 @@ def renew(
         return [Permitted(Lost(), record)]
     ends = floor((now + lease_seconds) * 1000)
     renewed = replace(record, in_progress_expiration=ends, expiration=_earliest(now, retention_seconds, ends))
-    answer = Permitted(Renewed(replace(held, in_progress_expiration=ends)), renewed, kept_anew=True)
-    unchanged = Permitted(Renewed(replace(held, in_progress_expiration=stored)), record)
-    if stored > ends and stored != held.in_progress_expiration:
-        return [unchanged]
-    return [answer, unchanged] if stored == ends else [answer]
+    if stored >= ends and stored != held.in_progress_expiration:
+        return [Permitted(Renewed(replace(held, in_progress_expiration=stored)), record)]
+    return [Permitted(Renewed(replace(held, in_progress_expiration=ends)), renewed, kept_anew=True)]
 
 
 def note_deferral(  # noqa: PLR0917 - as the store's

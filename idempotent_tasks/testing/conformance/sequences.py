@@ -46,6 +46,16 @@ _OUTCOMES: Final = (
     Outcome(status=Status.COMPLETED, codec="json", data=None, error="not stored"),
     Outcome(status=Status.FAILED, codec="json", data='"no"', error="ValueError"),
 )
+#: What older versions know nothing of.
+_COUNTING: Final = (
+    "runs",
+    "generation",
+    "unresolved_since",
+    "counted_fence",
+    "previous_owner",
+    "previous_task_id",
+    "previous_claimed_at",
+)
 #: How often each kind of step is taken.
 _WEIGHTS: Final = {
     "claim": 28,
@@ -274,6 +284,8 @@ class _Author:
                 task_id=self._rng.choice((*_TASK_IDS, f"id-{owner}")),
                 worker="worker@host",
                 process=self._rng.choice((None, "host/1@2")),
+                unresolved_seconds=self._rng.choice((None, *_RETENTIONS)),
+                locks=self._rng.random() < 0.1,
             )
 
     def _reservations(self, key: str) -> Iterator[ClaimRequest]:
@@ -309,8 +321,14 @@ class _Author:
         return _Step(name="commit", key=key, arguments=arguments)
 
     def _release(self, key: str) -> _Step:
-        options = {"crashed": self._rng.random() < 0.3, "began": self._rng.random() < 0.7}
-        return _Step(name="release", key=key, arguments=(self._held(key), "ValueError"), options=options)
+        held = self._held(key)
+        options = {
+            "crashed": self._rng.random() < 0.3,
+            # Only a process that knows the request knows that its body never began.
+            "began": held.shown or self._rng.random() < 0.7,
+            "nothing_done": self._rng.random() < 0.2,
+        }
+        return _Step(name="release", key=key, arguments=(held, "ValueError"), options=options)
 
     def _renew(self, key: str) -> _Step:
         arguments = (self._held(key), self._rng.choice(_LEASES), self._rng.choice(_RETENTIONS))
@@ -384,8 +402,28 @@ class _Author:
                 replace(foreign, status=Status.COMPLETED, data="1", owner=request.owner, fence=7, attempt=1),
                 replace(foreign, in_progress_expiration=0, fence=7, attempt=2, owner=request.owner),
                 replace(foreign, in_progress_expiration=0, fence=7, error="ValueError"),
+                *self._of_older_versions(key, request),
             )
         )
+
+    def _of_older_versions(self, key: str, request: ClaimRequest) -> Iterator[Record]:
+        """Yield records in progress of a version that counts no runs: on an empty key, and over what is there."""
+        now = self._play.now
+        first = Record(
+            key=key,
+            status=Status.INPROGRESS,
+            expiration=now // 1000 + 600,
+            in_progress_expiration=now + 5000,
+            owner=request.owner,
+            fence=now,
+            attempt=self._rng.choice((0, 1)),
+            task_id=request.task_id,
+            claimed_at=now,
+        )
+        yield first
+        for seen in self._seen[key][-1:]:
+            # Its writes keep the attributes that it does not know.
+            yield replace(first, **{name: getattr(seen, name) for name in _COUNTING}, fence=seen.fence + 1)
 
 
 def failing_sequence(
@@ -462,7 +500,7 @@ def _first_failure(steps: list[_Step], play: _Play) -> _Failure | None:
 
 
 def _moved(record: Record, milliseconds: int) -> Record:
-    """Return a record with all its times moved, and its fence, which begins as one; 0 is no time."""
+    """Return a record with all its times moved, and its fences and generation, which begin as one; 0 is no time."""
 
     def moved(time: int | None) -> int | None:
         return time and time + milliseconds
@@ -474,6 +512,10 @@ def _moved(record: Record, milliseconds: int) -> Record:
         claimed_at=moved(record.claimed_at),
         completed_at=moved(record.completed_at),
         fence=record.fence + milliseconds if record.completed_at or record.claimed_at else record.fence,
+        counted_fence=moved(record.counted_fence),
+        generation=moved(record.generation),
+        unresolved_since=moved(record.unresolved_since),
+        previous_claimed_at=moved(record.previous_claimed_at),
     )
 
 
