@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from idempotent_tasks.core.processes import this_process
 from simulation.calls import Call
 from simulation.network import Service
 from simulation.scheduler import START, Scheduler
@@ -74,6 +75,11 @@ class Recorder:
             # A time says which of two came first.
             at = max(at, entries[-1].at + MOMENT)
         entries.append(Entry(at, kind, details))
+
+    def observe(self, event: Any, **more: Any) -> None:
+        """Note an event of the library, by the process that runs."""
+        details = {name: getattr(event, name) for name in event.__dataclass_fields__}
+        self.note(type(event).__name__, process=this_process().name(), **details, **more)
 
     def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
         if operation not in ("get_item", "scan") and outcome == "done":

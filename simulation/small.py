@@ -5,6 +5,7 @@ some machine, and again when the verdict says so or its process ends, until its 
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,8 +27,7 @@ from idempotent_tasks.core.guard import (
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Finished, Lost, Released, Superseded, Unanswered
+from idempotent_tasks.core.records import Busy, ClaimRequest, Finished, Released, Superseded, Unanswered
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
@@ -50,6 +50,8 @@ FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
 #: Seconds by which a message comes later than the end of the claim that it waits for.
 MARGIN: Final = 0.5
+#: The reason with which a claim is released whose answer was not seen.
+UNSEEN: Final = "Unseen"
 
 
 class HandedOver(Exception):  # noqa: N818 - as Celery's Retry
@@ -109,7 +111,7 @@ class _Delivery:
     child: SimulatedProcess
 
 
-class SmallWorld:
+class SmallWorld(ABC):
     """Machines with processes, a table, and messages that are delivered until they end.
 
     Args:
@@ -134,7 +136,8 @@ class SmallWorld:
         self.task = task
         self.watched = history.watched = watched
         self.service = Service(lambda: scheduler.now)
-        self.note = Recorder(history, scheduler, self.service).note
+        recorder = Recorder(history, scheduler, self.service)
+        self.note, self.observe = recorder.note, recorder.observe
         self._connect = connect
         self._stores: dict[SimulatedProcess, Store] = {}
         self._living: dict[str, SimulatedProcess] = {}
@@ -154,9 +157,9 @@ class SmallWorld:
         """Do what a message's body does; a world says what."""
         return number
 
+    @abstractmethod
     def again(self, message: Message, seconds: float) -> None:
         """Deliver a message once more, after so many seconds; a world says where."""
-        raise NotImplementedError
 
     def new_process(self, machine: str) -> SimulatedProcess:
         """Start a process on a machine."""
@@ -198,7 +201,7 @@ class SmallWorld:
         parent, task = self.parents[child.machine], self.task
         terms = lease_terms(task.policy, task.hard_limit_seconds)
         request = ClaimRequest(
-            key=message.id if task.by_id else message.order,
+            key=f"lock-{message.order}" if task.locked else message.id if task.by_id else message.order,
             owner=parent.token(),
             lease_seconds=terms.lease_seconds,
             # Longer than any history.
@@ -207,12 +210,7 @@ class SmallWorld:
             task_id=message.id,
             process=child.name(parent.pid if self.watched else None),
         )
-        return replace(request, lock=replace(request, key=f"lock-{message.order}")) if task.locked else request
-
-    def observe(self, event: Any) -> None:
-        """Note an event of the library."""
-        details = {name: getattr(event, name) for name in event.__dataclass_fields__}
-        self.note(type(event).__name__, process=this_process().name(), **details)
+        return request.locking(message.id) if task.locked else request
 
     def _handle(self, delivery: _Delivery) -> None:
         """Handle a delivery to its end; let its process take another one then."""
@@ -266,7 +264,7 @@ class SmallWorld:
             case Unclaimed():
                 message = replace(message, unseen=(request.owner, *message.unseen))
                 with suppress(SoftTimeLimitExceeded):
-                    if isinstance(_withdraw(store, request), Released):
+                    if isinstance(store.withdraw_parts(request, UNSEEN), Released):
                         message = replace(message, unseen=message.unseen[1:])
                 self._again(delivery, message, None)
             case Interrupted():
@@ -281,7 +279,7 @@ class SmallWorld:
         left = list(message.unseen)
         try:
             for token in message.unseen:
-                answer = _withdraw(store, request.by(token))
+                answer = store.withdraw_parts(request.by(token), UNSEEN)
                 if isinstance(answer, Unanswered):
                     break
                 if isinstance(answer, Released):
@@ -374,10 +372,3 @@ class SmallWorld:
         for process in list(self._living.values()):
             process.on_end.clear()
             process.end()
-
-
-def _withdraw(store: RetryingStore, request: ClaimRequest) -> Released | Lost | Unanswered:
-    """Release a claim whose answer was not seen, and its lock: `Unanswered` if one of them may be left."""
-    answers = [store.withdraw(Claim.unseen(part), "Unseen") for part in request.parts]
-    kinds = (Unanswered, Released, Lost)
-    return min(answers, key=lambda answer: kinds.index(type(answer)))

@@ -12,6 +12,7 @@ from celery import current_task
 from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
 from idempotent_tasks.core.store import Store
+from idempotent_tasks.events import Merged
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
 from simulation.app import enter, playing
@@ -120,7 +121,8 @@ class World:
         self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
         self.service = Service(lambda: self.scheduler.now)
         self.history = History(seed, task, features=self.features, acks_early=not TASKS[task].acks_late)
-        self.note = Recorder(self.history, self.scheduler, self.service).note
+        self._recorder = Recorder(self.history, self.scheduler, self.service)
+        self.note = self._recorder.note
         self.results: dict[str, Any] = {}
         self._stores: dict[int, Store] = {}
         self._living: dict[str, SimulatedProcess] = {}
@@ -161,10 +163,10 @@ class World:
 
     def on_event(self, event: Any) -> None:
         """Note an event of the library."""
-        details = {name: getattr(event, name) for name in event.__dataclass_fields__}
-        if type(event).__name__ == "Merged":
-            details["others"] = self.broker.others_of(event.task_id, current_task.request.get(COPY_HEADER))
-        self.note(type(event).__name__, process=this_process().name(), **details)
+        more = {}
+        if isinstance(event, Merged):
+            more["others"] = self.broker.others_of(event.task_id, current_task.request.get(COPY_HEADER))
+        self._recorder.observe(event, **more)
 
     def on_result(self, key: str, value: Any) -> None:
         """Keep what the result backend is given."""

@@ -35,10 +35,10 @@ from idempotent_tasks.core.records import (
     granted_record,
     held_claim,
     is_first_try,
-    release_time,
+    outcome_record,
+    released_record,
     was_committed,
     was_released,
-    without_stale_previous,
 )
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 
@@ -122,31 +122,13 @@ class SQLiteStore:
             now, old = self.clock.now(), row.record
             if old is None:
                 return Vanished()
-            expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
             if was_committed(old, claim):
+                expiration = expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now)
                 row.write(replace(old, expiration=max(old.expiration, expiration)))
                 return Committed()
             if row.held_by(claim.owner) is None:
                 return Superseded(old)
-            committed = replace(
-                old,
-                status=outcome.status,
-                data=outcome.data,
-                codec=outcome.codec,
-                error=outcome.error,
-                continuation=outcome.continuation,
-                attempt=0,
-                runs=0,
-                unresolved_since=None,
-                counted_fence=None,
-                previous_owner=None,
-                previous_task_id=None,
-                previous_claimed_at=None,
-                deferred={},
-                completed_at=int(now * 1000),
-                expiration=expiration,
-            )
-            row.write(committed)
+            row.write(outcome_record(old, outcome, retention_seconds, now))
             return Committed()
 
     def restore(self, record: Record) -> None:
@@ -165,20 +147,8 @@ class SQLiteStore:
             held = row.held_by(claim.owner)
             if held is None:
                 return Released() if was_released(row.record, claim) else Lost()
-            counted = 1 if claim.request.is_for_run else 0
-            released = replace(
-                held,
-                owner=None,
-                deferred={},
-                in_progress_expiration=release_time(claim, self.clock.now()),
-                attempt=held.attempt if crashed else 0,
-                error=reason,
-            )
-            if not began:
-                released = replace(released, attempt=max(held.attempt - counted, 0))
-            if nothing_done or not began:
-                released = replace(released, runs=max(held.runs - counted, 0))
-            row.write(without_stale_previous(released))
+            how = {"crashed": crashed, "began": began, "nothing_done": nothing_done}
+            row.write(released_record(held, claim, reason, self.clock.now(), **how))
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:

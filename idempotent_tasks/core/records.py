@@ -35,7 +35,9 @@ __all__ = [
     "held_claim",
     "is_first_try",
     "is_reservation",
+    "outcome_record",
     "release_time",
+    "released_record",
     "reservation_owner",
     "reservation_seconds",
     "was_committed",
@@ -92,7 +94,6 @@ class ClaimRequest:
     lock: "ClaimRequest | None" = None
     #: Whether this is the request for such a lock, whose grants are no runs.
     locks: bool = False
-
     #: The key for downstream systems that the task declares; None for the record's own.
     downstream: str | None = None
 
@@ -115,6 +116,11 @@ class ClaimRequest:
     def kept_seconds(self) -> float:
         """For how many seconds from the claim, or a renewal, the record is kept without an outcome."""
         return self.retention_seconds if self.unresolved_seconds is None else self.unresolved_seconds
+
+    def locking(self, key: str) -> "ClaimRequest":
+        """Return the request of another key, whose body needs this request's key as a lock."""
+        lock = replace(self, validation=None, validated_by=None, unresolved_seconds=None, locks=True)
+        return replace(self, key=key, lock=lock)
 
     def by(self, owner: str) -> "ClaimRequest":
         """Return the same request of another owner token."""
@@ -460,6 +466,60 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
             previous_claimed_at=live.claimed_at,
         )
     )
+
+
+def outcome_record(held: Record, outcome: Outcome, retention_seconds: float, now: float) -> Record:
+    """Return the record that a commit leaves: the rule of every store's commit.
+
+    Args:
+        held: the record of the claim that is committed.
+        outcome: what is stored.
+        retention_seconds: for how long the outcome is kept from now.
+        now: epoch seconds by the store's clock.
+    """
+    return replace(
+        held,
+        status=outcome.status,
+        data=outcome.data,
+        codec=outcome.codec,
+        error=outcome.error,
+        continuation=outcome.continuation,
+        attempt=0,
+        runs=0,
+        unresolved_since=None,
+        counted_fence=None,
+        previous_owner=None,
+        previous_task_id=None,
+        previous_claimed_at=None,
+        deferred={},
+        completed_at=int(now * 1000),
+        expiration=expiration_seconds(retention_seconds, held.in_progress_expiration or 0, now),
+    )
+
+
+def released_record(
+    held: Record, claim: Claim, reason: str, now: float, *, crashed: bool, began: bool, nothing_done: bool
+) -> Record:
+    """Return the record that a release leaves: the rule of every store's release.
+
+    Args:
+        held: the record of the claim that is released.
+        claim: the claim, seen or unseen.
+        reason: why it is released.
+        now: epoch seconds by the store's clock.
+        crashed, began, nothing_done: as for `idempotent_tasks.stores.Store.release`.
+    """
+    counted = int(claim.request.is_for_run)
+    released = replace(
+        held,
+        owner=None,
+        deferred={},
+        in_progress_expiration=release_time(claim, now),
+        attempt=max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0,
+        runs=max(held.runs - counted, 0) if nothing_done or not began else held.runs,
+        error=reason,
+    )
+    return without_stale_previous(released)
 
 
 def _runs_begun(live: Record) -> int:

@@ -308,6 +308,16 @@ class RetryingStore:
             self.observe(events.Released.about(claim.request, reason=reason))
         return answer
 
+    def withdraw_parts(self, request: ClaimRequest, reason: str) -> Released | Lost | Unanswered:
+        """Withdraw the claims of a request and of its lock, which may have been granted without anybody's seeing it.
+
+        Returns:
+            `Unanswered` if one of them may be left, else `Released` if there was one of them, else `Lost`.
+        """
+        answers = [self.withdraw(Claim.unseen(part), reason) for part in request.parts]
+        kinds = (Unanswered, Released, Lost)
+        return min(answers, key=lambda answer: kinds.index(type(answer)))
+
     def _released(
         self, claim: Claim, reason: str, seconds: float, how: Mapping[str, bool], **pauses: float
     ) -> Released | Lost | Unanswered:

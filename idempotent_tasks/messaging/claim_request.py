@@ -1,7 +1,6 @@
 """The claim request of a delivery, as the handler, the producer and the reaper compute it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from inspect import Signature
 from typing import Any, Final
 
@@ -62,10 +61,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         process=process.name(delivery.watcher),
         downstream=downstream_of(delivery, policy, signature),
     )
-    if not is_locked:
-        return request
-    lock = replace(request, validation=None, validated_by=None, unresolved_seconds=None, locks=True)
-    return replace(request, key=task_id_key(delivery, prefix), lock=lock)
+    return request.locking(task_id_key(delivery, prefix)) if is_locked else request
 
 
 def downstream_of(delivery: Delivery, policy: Idempotency, signature: Signature) -> str | None:

@@ -34,10 +34,8 @@ from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import (
     Busy,
-    Claim,
     ClaimRequest,
     Finished,
-    Lost,
     Record,
     Released,
     Status,
@@ -431,7 +429,7 @@ class DeliveryHandler:
         self._unseen.insert(0, self.request.owner)
         # An interrupt can only cut this short: the body will not run.
         with suppress(*INTERRUPTS):
-            if isinstance(self._withdraw(self.request, type(error).__name__), Released):
+            if isinstance(self._store.withdraw_parts(self.request, type(error).__name__), Released):
                 self._unseen.remove(self.request.owner)
         return self._defer_or_raise(error)
 
@@ -454,7 +452,7 @@ class DeliveryHandler:
         """
         try:
             for token in self.delivery.unseen:
-                answer = self._withdraw(self.request.by(token), UNSEEN)
+                answer = self._store.withdraw_parts(self.request.by(token), UNSEEN)
                 if isinstance(answer, Unanswered):
                     break
                 if isinstance(answer, Released):
@@ -463,12 +461,6 @@ class DeliveryHandler:
             # It comes only once: the body would run without it.
             return Interrupted(interrupt)
         return None
-
-    def _withdraw(self, request: ClaimRequest, reason: str) -> Released | Lost | Unanswered:
-        """Release a claim and its lock: `Released` if there was one of them, `Unanswered` if one may be left."""
-        answers = [self._store.withdraw(Claim.unseen(part), reason) for part in request.parts]
-        kinds = (Unanswered, Released, Lost)
-        return min(answers, key=lambda answer: kinds.index(type(answer)))
 
     @property
     def _is_deferrable(self) -> bool:

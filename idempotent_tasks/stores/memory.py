@@ -25,10 +25,10 @@ from idempotent_tasks.core.records import (
     expiration_seconds,
     granted_record,
     is_first_try,
-    release_time,
+    outcome_record,
+    released_record,
     was_committed,
     was_released,
-    without_stale_previous,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
@@ -78,24 +78,7 @@ class MemoryStore:
                 return Committed()
             if self._held(claim) is None:
                 return Superseded(old)
-            self._records[claim.key] = replace(
-                old,
-                status=outcome.status,
-                data=outcome.data,
-                codec=outcome.codec,
-                error=outcome.error,
-                continuation=outcome.continuation,
-                attempt=0,
-                runs=0,
-                unresolved_since=None,
-                counted_fence=None,
-                previous_owner=None,
-                previous_task_id=None,
-                previous_claimed_at=None,
-                deferred={},
-                completed_at=int(now * 1000),
-                expiration=expiration_seconds(retention_seconds, old.in_progress_expiration or 0, now),
-            )
+            self._records[claim.key] = outcome_record(old, outcome, retention_seconds, now)
             return Committed()
 
     def restore(self, record: Record) -> None:
@@ -115,17 +98,8 @@ class MemoryStore:
             held = self._held(claim)
             if held is None:
                 return Released() if was_released(self._records.get(claim.key), claim) else Lost()
-            counted = int(claim.request.is_for_run)
-            released = replace(
-                held,
-                owner=None,
-                deferred={},
-                in_progress_expiration=release_time(claim, self.clock.now()),
-                attempt=max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0,
-                runs=max(held.runs - counted, 0) if nothing_done or not began else held.runs,
-                error=reason,
-            )
-            self._records[claim.key] = without_stale_previous(released)
+            how = {"crashed": crashed, "began": began, "nothing_done": nothing_done}
+            self._records[claim.key] = released_record(held, claim, reason, self.clock.now(), **how)
             return Released()
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
