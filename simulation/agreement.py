@@ -5,19 +5,20 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from simulation.__main__ import WORLDS
-from simulation.history import Entry, History
 from simulation.planted import PLANTED, plant
-from simulation.scheduler import START
+from simulation.scheduler import CLOCK_SECONDS, START
+
+if TYPE_CHECKING:
+    # It imports the library, which a planted bug must come before.
+    from simulation.history import Entry, History
 
 __all__ = ["Agreement", "judge"]
 
-#: Seconds by which a process's idea of DynamoDB's time may be off.
-CLOCK_SECONDS: Final = 2.5
 #: The most histories of which the seeds are printed.
 MOST_SHOWN: Final = 5
 
@@ -56,7 +57,7 @@ def judge(world: str, seeds: range) -> Agreement:
     return agreement
 
 
-def _begins_anew(history: History, written: Entry) -> bool:
+def _begins_anew(history: "History", written: "Entry") -> bool:
     """Return whether a write is an operator's, or leaves a record that is kept for less than the whole history."""
     item = written.details["item"]
     if item is None or written.details["by"] == history.operator:

@@ -11,12 +11,10 @@ from typing import Any, Final
 from idempotent_tasks.core.results import ELSEWHERE
 from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import Entry, History
-from simulation.scheduler import START
+from simulation.scheduler import CLOCK_SECONDS, START
 
 __all__ = ["INVARIANTS", "Violation", "check"]
 
-#: Seconds by which a process's idea of DynamoDB's time may be off: a ``Date`` has whole seconds, an answer takes time.
-CLOCK_SECONDS: Final = 2.5
 #: The states of a task that nothing follows.
 FINAL: Final = ("SUCCESS", "FAILURE")
 

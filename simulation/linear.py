@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from idempotent_tasks.core.records import (
     Busy,
@@ -28,11 +28,9 @@ from idempotent_tasks.core.records import (
     reservation_owner,
 )
 from simulation.calls import Call
+from simulation.scheduler import CLOCK_SECONDS
 
 __all__ = ["Register", "is_linearizable", "unexplained"]
-
-#: Seconds by which a process's idea of DynamoDB's time may be off, as the first checker has it.
-CLOCK_SECONDS: Final = 2.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["START", "Ended", "Event", "Lock", "Scheduler", "Strand"]
+__all__ = ["CLOCK_SECONDS", "START", "Ended", "Event", "Lock", "Scheduler", "Strand"]
 
 #: Where virtual time begins, in epoch seconds.
 START: Final = 1_700_000_000.0
+#: Seconds by which a process's idea of DynamoDB's time may be off: a ``Date`` has whole seconds, an answer takes time.
+CLOCK_SECONDS: Final = 2.5
 
 
 class Ended(BaseException):

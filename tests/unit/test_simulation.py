@@ -62,6 +62,14 @@ def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None
     assert (missing, INVARIANTS.keys() - met.keys()) == (set(), set())
 
 
+def test_no_command_imports_the_library_before_a_bug_is_planted_in_it() -> None:
+    """A module that is loaded already would stay as it is, and the bug would not be there."""
+    commands = "simulation.__main__, simulation.agreement, simulation.exhaustive, simulation.search"
+    code = f"import sys, {commands}; print([name for name in sys.modules if name.startswith('idempotent_tasks')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
 def test_every_planted_bug_is_found() -> None:
     """``python -m simulation.search`` has found all that there are."""
     assert [each.bug for each in found()] == [bug.name for bug in PLANTED]
