@@ -27,8 +27,11 @@ FRAME_ROWS: Final = 6
 TASK_ID_WIDTH: Final = 36
 #: Seconds between two checks whether to end, and between two attempts to connect.
 RECONNECT_SECONDS: Final = 0.2
-#: Seconds for which the end waits for the broker.
+#: Seconds for which `--once` waits for the broker's first answer, and for which the end waits for the broker.
+FIRST_ANSWER_SECONDS: Final = 5.0
 END_SECONDS: Final = 0.5
+#: The fault of a broker that has not answered yet: one that accepts a connection may say nothing for ever.
+NO_ANSWER: Final = "no answer yet"
 #: kombu's options of a connection: it would try again for ever by itself, and tell nobody.
 RETRIES: Final = {"max_retries": 1, "interval_start": RECONNECT_SECONDS, "interval_step": 0}
 #: The name under which each type of Celery event is counted.
@@ -43,7 +46,14 @@ class Rates:
     seen: deque[tuple[float, str]] = field(default_factory=deque)
     total: int = 0
     #: The type of the broker's last error; empty while its events are received.
-    fault: str = ""
+    fault: str = NO_ANSWER
+    #: Set once the broker has answered, or refused to.
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def reached(self, fault: str = "") -> None:
+        """Note how the last attempt to receive events ended: with the type of an error, or well."""
+        self.fault = fault
+        self.answered.set()
 
     def add(self, event: dict[str, Any]) -> None:
         """Count a Celery event, if it is one of this library."""
@@ -77,6 +87,7 @@ def watch(admin: AdminContext, *, interval: float, task: str | None, once: bool)
         if once:
             # Before the interval, so that a store that does not answer is reported at once.
             claims = [as_dict(claim, admin.now(), data=False) for claim in _claims(admin, task)]
+            rates.answered.wait(FIRST_ANSWER_SECONDS)
             this_process().clock.sleep(interval)
             shown = {"in_flight": claims, "per_second": rates.per_second(), "events": rates.total}
             click.echo(json.dumps({**shown, "broker_error": rates.fault or None}))
@@ -144,7 +155,7 @@ def _receiving(app: Any, rates: Rates) -> Iterator[None]:
                 with app.connection_for_read(transport_options=RETRIES) as broker:
                     _count_until(ended, app.events.Receiver(broker, handlers={"*": rates.add}), rates)
             except Exception as error:  # noqa: BLE001 - whatever a transport raises; the claims are shown all the same
-                rates.fault = type(error).__name__
+                rates.reached(type(error).__name__)
 
     thread = threading.Thread(target=receive, name="idempotency-watch", daemon=True)
     thread.start()
@@ -160,7 +171,7 @@ def _count_until(ended: threading.Event, receiver: Any, rates: Rates) -> None:
     # Celery's own would log the error with its traceback, and try again for ever.
     receiver.on_connection_error = _raise
     with receiver.consumer_context(wakeup=False) as (connection, _channel, _consumers):
-        rates.fault = ""
+        rates.reached()
         while not ended.is_set():
             with suppress(TimeoutError):
                 connection.drain_events(timeout=RECONNECT_SECONDS)

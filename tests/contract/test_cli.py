@@ -1,7 +1,9 @@
 """The admin commands against a real table: what they print, change and refuse."""
 
 import json
+import socket
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -523,6 +525,19 @@ def test_watch_without_a_broker(run: Run, app: Celery, records: DynamoDBStore) -
     shown = json.loads(run("watch", "--once", "--interval", "1").stdout)
     assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
     assert shown["broker_error"] == "OperationalError"
+
+
+def test_watch_with_a_silent_broker(
+    run: Run, app: Celery, records: DynamoDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that accepts the connection and says nothing is named, and not taken for one without events."""
+    # The package's attribute of that name is the command.
+    monkeypatch.setattr(import_module("idempotent_tasks.cli.watch"), "FIRST_ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app.conf.broker_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        shown = json.loads(run("watch", "--once", "--interval", "0.5").stdout)
+    assert [each["key"] for each in shown["in_flight"]] == ["shop.charge#running"]
+    assert shown["broker_error"] == "no answer yet"
 
 
 def test_watch_live(run: Run, app: Celery, records: DynamoDBStore, monkeypatch: pytest.MonkeyPatch) -> None:
