@@ -113,6 +113,17 @@ class _Facts:
             and _text(self.item_at(entry.details["key"], entry.at), "status") == "COMPLETED"
         }
 
+    def fails_past_limit(self, task_id: str) -> bool:
+        """Return whether a task has failed, visibly, because its hard time limit came after its outcome was stored.
+
+        Celery reports that failure, and acknowledges the message, whatever the delivery was about to send.
+        """
+        committed = [entry.at for entry in self.history.of("Committed") if entry.details["task_id"] == task_id]
+        limits = [entry.at for entry in self.history.of("hard-limit") if entry.details.get("id") == task_id]
+        result = self.result(task_id)
+        is_reported = result.get("status") == "FAILURE" and result["result"]["exc_type"] == "TimeLimitExceeded"
+        return is_reported and bool(committed) and max(limits, default=-math.inf) > min(committed)
+
     def ids_of(self, *kinds: str) -> set[str]:
         """Return the task ids of some kinds of entries."""
         names = ("id", "task_id")
@@ -374,7 +385,7 @@ def _requested_at(item: dict[str, Any]) -> float:
 
 
 def _continuation(facts: _Facts) -> Iterator[Violation]:
-    """What follows a task that succeeded is sent at least once."""
+    """What follows a task that succeeded is sent at least once, unless its hard limit made it a failure meanwhile."""
     at = facts.history.entries[-1].at
     followed = {entry.details["of"] for entry in facts.history.of("followed")}
     stopped = facts.ids_of("callbacks-stopped")
@@ -383,7 +394,7 @@ def _continuation(facts: _Facts) -> Iterator[Violation]:
     for task_id, entry in facts.published.items():
         missing = set(entry.details.get("followers", ())) - followed
         ended_well = facts.result(task_id).get("status") == "SUCCESS" or task_id in facts.succeeded
-        if missing and task_id not in stopped and ended_well:
+        if missing and task_id not in stopped and ended_well and not facts.fails_past_limit(task_id):
             yield Violation("continuation", at, f"what follows {task_id} was never sent")
     for entry in facts.history.of("chord"):
         ids, of = entry.details["ids"], entry.details["of"]

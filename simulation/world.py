@@ -227,6 +227,10 @@ class World:
     def _end_faults(self) -> None:
         self.faults.active = False
         self.service.away_until = self.service.throttled_until = 0.0
+        for worker in self.workers:
+            # The next deployment would, if not sooner.
+            if worker.has_failed_callbacks:
+                worker.reconnect()
 
     def _kill_child(self) -> None:
         busy = [child for worker in self.workers for child in worker.busy if child.alive]
