@@ -94,7 +94,7 @@ def _violated(left: list[Violation], until: float) -> Iterator[Text]:
 
 def _said(entry: Entry) -> str:
     if entry.kind == "written":
-        item: dict[str, Any] = entry.details["item"] or {}
+        item = entry.item
         shown: dict[str, Any] = {name: next(iter(item[name].values())) for name in _SHOWN if name in item}
         return f"wrote {_short(entry.details['key'])} {_joined(shown) or 'nothing'}"
     if entry.kind == "fault":

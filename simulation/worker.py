@@ -203,7 +203,7 @@ class Worker:
             self.parent.spawn(told, "pool")
 
     def _report(self, callback: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call a request's callback as ``billiard.pool.ApplyResult.safe_apply_callback``: what it raises is only logged.
+        """Call a callback as ``billiard.pool.ApplyResult.safe_apply_callback`` does: log what it raises.
 
         The broker refuses what the callback publishes, such as an error callback; whether the message was acknowledged
         before that is Celery's order of steps.
