@@ -418,7 +418,11 @@ def _apology(facts: _Facts) -> Iterator[Violation]:
 
 
 def _skipped(facts: _Facts) -> Iterator[Violation]:
-    """A message is skipped only where another task of its key has run."""
+    """A message is skipped only where another task of its key has run, and where nothing waits for it.
+
+    But for what a body has stopped before it asked for the retry that is skipped.
+    """
+    stopped = facts.ids_of("callbacks-stopped")
     for entry in facts.history.of("Skipped"):
         task_id = entry.details["task_id"]
         holders = {
@@ -432,7 +436,8 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
             yield Violation("skipped", entry.at, f"{task_id} was skipped for its own run")
         awaited = {each for chord in facts.history.of("chord") for each in chord.details["ids"]}
         call = facts.published.get(task_id)
-        if task_id in awaited or (call is not None and call.details.get("followers")):
+        is_followed = call is not None and call.details.get("followers") and task_id not in stopped
+        if task_id in awaited or is_followed:
             yield Violation("skipped", entry.at, f"{task_id} was skipped, and something waits for it")
 
 

@@ -228,7 +228,7 @@ class World:
 
     def _end_faults(self) -> None:
         self.faults.active = False
-        self.service.away_until = self.service.throttled_until = 0.0
+        self.service.away_until = self.service.throttled_until = self.bucket.away_until = 0.0
         for worker in self.workers:
             # The next deployment would, if not sooner.
             if worker.has_failed_callbacks:
