@@ -101,7 +101,7 @@ class Run:
 
     def _effect(self, _: None) -> None:
         run = self._task.idempotency
-        self._world.note("effect", run=self._number, key=run.key, lost=run.lost)
+        self._world.note("effect", run=self._number, key=run.key, lost=run.lost, downstream=run.downstream_key)
 
     def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
         self._catches = catches

@@ -231,6 +231,16 @@ def _lost(facts: _Facts) -> Iterator[Violation]:
             yield Violation("lost", entry.at, f"run {entry.details['run']} was told that its claim is lost")
 
 
+def _downstream(facts: _Facts) -> Iterator[Violation]:
+    """All runs of a key pass the same key to downstream systems."""
+    passed: dict[str, set[str]] = defaultdict(set)
+    for entry in facts.history.of("effect"):
+        key = entry.details["key"]
+        passed[key].add(entry.details["downstream"])
+        if len(passed[key]) > 1:
+            yield Violation("downstream", entry.at, f"the runs of {key} pass several keys to downstream systems")
+
+
 def _crash_loop(facts: _Facts) -> Iterator[Violation]:
     """No more bodies of a key crash in a row than its task allows, unless its record says something else between."""
     crashes: Counter[str] = Counter()
@@ -516,6 +526,12 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),
+    "downstream": (
+        _downstream,
+        lambda facts: (
+            max(Counter(entry.details["key"] for entry in facts.history.of("effect")).values(), default=0) > 1
+        ),
+    ),
     "crash loop": (
         _crash_loop,
         # An operator's command makes a record forget.

@@ -13,7 +13,9 @@ from simulation.history import Entry, History
 __all__ = ["print_history"]
 
 #: Details that the lane or the line says already.
-_HIDDEN: Final = frozenset({"item", "plan", "level", "worker", "task", "by", "process", "lock", "owner", "order"})
+_HIDDEN: Final = frozenset(
+    {"item", "plan", "level", "worker", "task", "by", "process", "lock", "owner", "order", "grant", "downstream"}
+)
 #: What is shown of a record.
 _SHOWN: Final = ("status", "owner", "fence")
 _COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
