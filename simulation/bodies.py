@@ -29,9 +29,12 @@ BODY_FEATURES: Final[dict[str, tuple[tuple[str, Any], ...]]] = {
     "callbacks-changed": (("stop_callbacks", 0.5),),
     "exits": (("exit", 0.5),),
     "out-of-memory": (("exhaust", 0.5),),
+    "nothing-done": (("do_nothing", 0.5),),
 }
 #: Steps that are done with the likelihood that is their argument, and only while things go wrong.
-_CHANCES: Final = frozenset({"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks"})
+_CHANCES: Final = frozenset(
+    {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing"}
+)
 #: Characters of a result that goes into the bucket.
 LARGE: Final = 200
 
@@ -98,7 +101,7 @@ class Run:
 
     def _effect(self, _: None) -> None:
         run = self._task.idempotency
-        self._world.note("effect", run=self._number, key=run.key, lost=run.lost)
+        self._world.note("effect", run=self._number, key=run.key, lost=run.lost, downstream=run.downstream_key)
 
     def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
         self._catches = catches
@@ -157,6 +160,10 @@ class Run:
     def _stop_callbacks(self, _: float) -> None:
         self._world.note("callbacks-stopped", id=self._task.request.id, run=self._number)
         self._task.request.callbacks = None
+
+    def _do_nothing(self, _: float) -> None:
+        self._world.note("nothing-done", run=self._number)
+        self._task.idempotency.nothing_done()
 
     def _return(self, kind: str | None) -> None:
         if kind is not None:

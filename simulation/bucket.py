@@ -1,6 +1,7 @@
 """The bucket for large results: the port `idempotent_tasks.core.store.ResultStore`, with faults of its own."""
 
 from hashlib import sha256
+from typing import Final
 
 from idempotent_tasks.errors import ResultUnavailableError, StoreUnavailableError
 from simulation.faults import Faults
@@ -8,6 +9,11 @@ from simulation.process import check_alive
 from simulation.scheduler import Scheduler
 
 __all__ = ["Bucket"]
+
+#: Seconds that a slow call takes at most: longer than a soft time limit.
+SLOW_SECONDS: Final = 8
+#: Seconds for which the bucket fails at most: longer than a call is tried again.
+LONGEST_AWAY_SECONDS: Final = 20
 
 
 class Bucket:
@@ -22,6 +28,8 @@ class Bucket:
     def __init__(self, scheduler: Scheduler, faults: Faults, above_bytes: int | None) -> None:
         self.above_bytes = above_bytes
         self.objects: dict[str, bytes] = {}
+        #: Until when it fails each call, in epoch seconds.
+        self.away_until = 0.0
         self._scheduler = scheduler
         self._faults = faults
 
@@ -46,8 +54,10 @@ class Bucket:
     def _wait(self) -> None:
         check_alive()
         slow = self._faults.happens("bucket-slow")
-        self._scheduler.sleep(self._scheduler.draw.uniform(0, 4 if slow else 0.1))
+        self._scheduler.sleep(self._scheduler.draw.uniform(0, SLOW_SECONDS if slow else 0.1))
 
     def _answer(self) -> None:
         if self._faults.happens("bucket-failed"):
+            self.away_until = self._scheduler.now + self._scheduler.draw.uniform(0, LONGEST_AWAY_SECONDS)
+        if self._scheduler.now <= self.away_until:
             raise StoreUnavailableError("simulated: the bucket does not answer")

@@ -11,6 +11,8 @@ from typing import Any, Final
 from idempotent_tasks.core.results import ELSEWHERE
 from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import Entry, History
+from simulation.items import holder, is_lock, requested_at, text, until
+from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
 
 __all__ = ["INVARIANTS", "Violation", "check"]
@@ -105,13 +107,25 @@ class _Facts:
         #: Whether messages may be lost, because they are acknowledged before a body that is cut short.
         self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
         self.keys = _keys(history)
+        self.counts = RunCounts(history)
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
             for entry in history.of("Committed")
             if entry.details.get("replayable")
-            and _text(self.item_at(entry.details["key"], entry.at), "status") == "COMPLETED"
+            and text(self.item_at(entry.details["key"], entry.at), "status") == "COMPLETED"
         }
+
+    def fails_past_limit(self, task_id: str) -> bool:
+        """Return whether a task has failed, visibly, because its hard time limit came after its outcome was stored.
+
+        Celery reports that failure, and acknowledges the message, whatever the delivery was about to send.
+        """
+        committed = [entry.at for entry in self.history.of("Committed") if entry.details["task_id"] == task_id]
+        limits = [entry.at for entry in self.history.of("hard-limit") if entry.details.get("id") == task_id]
+        result = self.result(task_id)
+        is_reported = result.get("status") == "FAILURE" and result["result"]["exc_type"] == "TimeLimitExceeded"
+        return is_reported and bool(committed) and max(limits, default=-math.inf) > min(committed)
 
     def ids_of(self, *kinds: str) -> set[str]:
         """Return the task ids of some kinds of entries."""
@@ -121,33 +135,18 @@ class _Facts:
     def released_at(self, run: _Run) -> float:
         """Return when a run was over, or had handed its key over to its retry."""
         own = (entry for entry in self.items[run.key] if entry.details["by"] == run.began.details["process"])
-        given = (entry.at for entry in own if entry.at >= run.began.at and "owner" not in (entry.details["item"] or {}))
+        given = (entry.at for entry in own if entry.at >= run.began.at and "owner" not in entry.item)
         return min(next(given, run.over_at), run.over_at)
 
     def item_at(self, key: str, at: float) -> dict[str, Any]:
         """Return the item of a key as of a time."""
         before = [entry for entry in self.items[key] if entry.at <= at]
-        return (before[-1].details["item"] or {}) if before else {}
+        return before[-1].item if before else {}
 
     def result(self, task_id: str) -> dict[str, Any]:
         """Return what the result backend has for a task."""
         stored = self.history.results.get(f"celery-task-meta-{task_id}")
         return {} if stored is None else json.loads(stored)
-
-
-def _text(item: dict[str, Any], name: str) -> str | None:
-    return next(iter(item[name].values())) if name in item else None
-
-
-def _holder(entry: Entry) -> str | None:
-    """Return the owner of the claim that a write leaves, if it leaves one."""
-    item = entry.details["item"] or {}
-    return _text(item, "owner") if _text(item, "status") == "INPROGRESS" else None
-
-
-def _until(item: dict[str, Any]) -> float:
-    """Return when a claim expires, in seconds of the history."""
-    return int(_text(item, "in_progress_expiration") or 0) / 1000 - START
 
 
 def _one_run(facts: _Facts) -> Iterator[Violation]:
@@ -158,9 +157,9 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
                 continue
             written = [entry for entry in facts.items[earlier.key] if entry.at <= later.began.at]
             for last, taken in zip_longest(written, written[1:]):
-                if _holder(last) != earlier.owner:
+                if holder(last.item) != earlier.owner:
                     continue
-                if taken is None and _until(last.details["item"]) > later.began.at + CLOCK_SECONDS:
+                if taken is None and until(last.item) > later.began.at + CLOCK_SECONDS:
                     what = f"run {later.began.details['run']} began beside a living claim"
                     yield Violation("one run", later.began.at, what)
                 elif taken is not None and _is_taken_early(facts, earlier, last, taken):
@@ -171,8 +170,8 @@ def _one_run(facts: _Facts) -> Iterator[Violation]:
 def _is_taken_early(facts: _Facts, run: _Run, last: Entry, taken: Entry) -> bool:
     """Return whether a running run's claim was taken that had not expired, nor was given up by itself or by force."""
     by_itself = taken.details["by"] == run.began.details["process"] or run.key in facts.forced
-    is_over = by_itself or _until(last.details["item"]) <= taken.at + CLOCK_SECONDS
-    return _holder(taken) != run.owner and not is_over
+    is_over = by_itself or until(last.item) <= taken.at + CLOCK_SECONDS
+    return holder(taken.item) != run.owner and not is_over
 
 
 def _subject(facts: _Facts, run: _Run) -> str:
@@ -193,11 +192,11 @@ def _undisturbed(facts: _Facts) -> Iterator[Violation]:
             if _subject(facts, earlier) == _subject(facts, run) and facts.released_at(earlier) > run.began.at:
                 yield Violation("undisturbed", run.began.at, f"run {run.began.details['run']} overlaps with another")
         item = facts.item_at(run.key, run.over_at + RELEASE_SECONDS)
-        if run.began.details["fence"] not in committed and _text(item, "owner") == run.owner:
+        if run.began.details["fence"] not in committed and text(item, "owner") == run.owner:
             yield Violation("undisturbed", run.over_at, f"run {run.began.details['run']} did not release its key")
         own = facts.item_at(run.began.details["key"], run.over_at + RELEASE_SECONDS)
         is_final = run.began.details["run"] in for_good and run.began.details["id"] not in handed_over
-        if is_final and _text(own, "status") != "FAILED":
+        if is_final and text(own, "status") != "FAILED":
             yield Violation("undisturbed", run.over_at, f"the failure of run {run.began.details['run']} is no outcome")
 
 
@@ -207,7 +206,7 @@ def _reaped(facts: _Facts) -> Iterator[Violation]:
     for run in facts.runs:
         number = run.began.details["run"]
         item = facts.item_at(run.key, run.over_at + REAP_SECONDS)
-        if number in stopped and _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS":
+        if number in stopped and text(item, "owner") == run.owner and text(item, "status") == "INPROGRESS":
             yield Violation("reaped", run.over_at, f"the key of run {number} is not free, and its process has ended")
 
 
@@ -215,8 +214,8 @@ def _live_claim(facts: _Facts) -> Iterator[Violation]:
     """A body begins only under a claim that is its own and has not expired."""
     for run in facts.runs:
         item = facts.item_at(run.key, run.began.at)
-        is_own = _text(item, "owner") == run.owner and _text(item, "status") == "INPROGRESS"
-        if not is_own or _until(item) < run.began.at - CLOCK_SECONDS:
+        is_own = text(item, "owner") == run.owner and text(item, "status") == "INPROGRESS"
+        if not is_own or until(item) < run.began.at - CLOCK_SECONDS:
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
 
 
@@ -228,8 +227,18 @@ def _lost(facts: _Facts) -> Iterator[Violation]:
         if run is None or not entry.details.get("lost"):
             continue
         keys = {run.key, run.began.details["key"]}
-        if all(_text(facts.item_at(key, entry.at), "owner") == run.owner for key in keys):
+        if all(text(facts.item_at(key, entry.at), "owner") == run.owner for key in keys):
             yield Violation("lost", entry.at, f"run {entry.details['run']} was told that its claim is lost")
+
+
+def _downstream(facts: _Facts) -> Iterator[Violation]:
+    """All runs of a key pass the same key to downstream systems."""
+    passed: dict[str, set[str]] = defaultdict(set)
+    for entry in facts.history.of("effect"):
+        key = entry.details["key"]
+        passed[key].add(entry.details["downstream"])
+        if len(passed[key]) > 1:
+            yield Violation("downstream", entry.at, f"the runs of {key} pass several keys to downstream systems")
 
 
 def _crash_loop(facts: _Facts) -> Iterator[Violation]:
@@ -240,13 +249,13 @@ def _crash_loop(facts: _Facts) -> Iterator[Violation]:
     for entry in facts.history.of(*kinds):
         key = entry.details["key"]
         if entry.kind == "written":
-            holders[key] = _holder(entry)
+            holders[key] = holder(entry.item)
         if entry.kind == "stopped":
             # A run that has handed over its key, or lost it, crashes for itself.
             crashes[key] += holders[key] == entry.details["owner"] and entry.details["task"] == "crashing"
             if crashes[key] > MOST_CRASHES:
                 yield Violation("crash loop", entry.at, f"{crashes[key]} bodies of {key} crashed in a row")
-        elif entry.kind != "written" or _text(entry.details["item"] or {}, "attempt") in (None, "0"):
+        elif entry.kind != "written" or text(entry.item, "attempt") in (None, "0"):
             crashes[key] = 0
 
 
@@ -257,8 +266,8 @@ def _one_outcome(facts: _Facts) -> Iterator[Violation]:
         for entry, before in zip(written, [None, *written], strict=False):
             if before is not None and _begins_anew(facts, before, entry):
                 first = None
-            item = entry.details["item"] or {}
-            outcome = None if _text(item, "status") == "INPROGRESS" else (_text(item, "status"), _text(item, "data"))
+            item = entry.item
+            outcome = None if text(item, "status") == "INPROGRESS" else (text(item, "status"), text(item, "data"))
             if first is not None and outcome != first:
                 yield Violation("one outcome", entry.at, f"the outcome of {key} was replaced")
                 break
@@ -271,16 +280,16 @@ def _one_outcome(facts: _Facts) -> Iterator[Violation]:
 
 def _is_kept(key: str, entry: Entry) -> bool:
     """Return whether an outcome is kept for its task's ``expires`` from when it was stored."""
-    item, kept = entry.details["item"], SHORTEST_SECONDS if key.startswith("brief#") else LONG_SECONDS
-    stored_at = int(_text(item, "completed_at") or 0) / 1000
-    return int(_text(item, "expiration") or 0) - stored_at > kept - CLOCK_SECONDS
+    item, kept = entry.item, SHORTEST_SECONDS if key.startswith("brief#") else LONG_SECONDS
+    stored_at = int(text(item, "completed_at") or 0) / 1000
+    return int(text(item, "expiration") or 0) - stored_at > kept - CLOCK_SECONDS
 
 
 def _begins_anew(facts: _Facts, before: Entry, entry: Entry) -> bool:
     """Return whether a write ends what its key's record said: an operator's, or the first after its retention."""
-    if entry.details["item"] is None or before.details["item"] is None:
+    if not (entry.item and before.item):
         return bool(facts.history.operator in (entry.details["by"], before.details["by"]))
-    kept_until = float(_text(before.details["item"], "expiration") or math.inf)
+    kept_until = float(text(before.item, "expiration") or math.inf)
     return kept_until - START < entry.at + CLOCK_SECONDS
 
 
@@ -315,9 +324,9 @@ def _begun_anew(facts: _Facts) -> set[str]:
 def _recorded(history: History, key: str) -> set[str]:
     """Return the result on a key's record, as the only member of a set; none where it has none."""
     item = history.items.get(key, {})
-    if _text(item, "status") != "COMPLETED" or (data := _text(item, "data")) is None:
+    if text(item, "status") != "COMPLETED" or (data := text(item, "data")) is None:
         return set()
-    if (_text(item, "codec") or "").endswith(ELSEWHERE):
+    if (text(item, "codec") or "").endswith(ELSEWHERE):
         # Where there is no such object, it is no task's result.
         data = history.objects.get(data, b"").decode()
     try:
@@ -356,25 +365,20 @@ def _fences(facts: _Facts) -> Iterator[Violation]:
     for key, written in facts.items.items():
         before, fence, deleted_at = None, 0, -math.inf
         for entry in written:
-            item = entry.details["item"] or {}
+            item = entry.item
             deleted_at = deleted_at if item else entry.at
-            owner = _holder(entry)
+            owner = holder(entry.item)
             if owner is not None:
-                new_fence = int(_text(item, "fence") or 0)
-                is_late = _requested_at(item) < deleted_at
+                new_fence = int(text(item, "fence") or 0)
+                is_late = requested_at(item) < deleted_at
                 if not is_late and (new_fence < fence or (new_fence == fence and owner != before)):
                     yield Violation("fences", entry.at, f"{key} was claimed with fence {new_fence} after {fence}")
                 fence = new_fence if is_late else max(fence, new_fence)
             before = owner
 
 
-def _requested_at(item: dict[str, Any]) -> float:
-    """Return when a claim was requested by its own clock, in seconds of the history, at the latest."""
-    return int(_text(item, "claimed_at") or 0) / 1000 - START - CLOCK_SECONDS
-
-
 def _continuation(facts: _Facts) -> Iterator[Violation]:
-    """What follows a task that succeeded is sent at least once."""
+    """What follows a task that succeeded is sent at least once, unless its hard limit made it a failure meanwhile."""
     at = facts.history.entries[-1].at
     followed = {entry.details["of"] for entry in facts.history.of("followed")}
     stopped = facts.ids_of("callbacks-stopped")
@@ -383,7 +387,7 @@ def _continuation(facts: _Facts) -> Iterator[Violation]:
     for task_id, entry in facts.published.items():
         missing = set(entry.details.get("followers", ())) - followed
         ended_well = facts.result(task_id).get("status") == "SUCCESS" or task_id in facts.succeeded
-        if missing and task_id not in stopped and ended_well:
+        if missing and task_id not in stopped and ended_well and not facts.fails_past_limit(task_id):
             yield Violation("continuation", at, f"what follows {task_id} was never sent")
     for entry in facts.history.of("chord"):
         ids, of = entry.details["ids"], entry.details["of"]
@@ -403,8 +407,9 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
             yield Violation("one continuation", entry.at, f"what follows {entry.details['of']} was sent as two tasks")
     begun_anew = _begun_anew(facts)
     stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
-    # A body that returns after its retry was sent has a continuation of its own.
-    sent = ids.keys() - facts.ids_of("handed-over")
+    # A body that returns after its retry was sent has a continuation of its own, and so has one whose outcome nobody
+    # could record.
+    sent = ids.keys() - facts.ids_of("handed-over", "Unrecorded")
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for run in facts.runs:
         details = run.began.details
@@ -423,13 +428,17 @@ def _apology(facts: _Facts) -> Iterator[Violation]:
 
 
 def _skipped(facts: _Facts) -> Iterator[Violation]:
-    """A message is skipped only where another task of its key has run."""
+    """A message is skipped only where another task of its key has run, and where nothing waits for it.
+
+    But for what a body has stopped before it asked for the retry that is skipped.
+    """
+    stopped = facts.ids_of("callbacks-stopped")
     for entry in facts.history.of("Skipped"):
         task_id = entry.details["task_id"]
         holders = {
-            _text(written.details["item"] or {}, "task_id")
+            text(written.item, "task_id")
             for key, items in facts.items.items()
-            if "#exclusive" in key
+            if is_lock(key)
             for written in items
             if written.at <= entry.at
         }
@@ -437,7 +446,8 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
             yield Violation("skipped", entry.at, f"{task_id} was skipped for its own run")
         awaited = {each for chord in facts.history.of("chord") for each in chord.details["ids"]}
         call = facts.published.get(task_id)
-        if task_id in awaited or (call is not None and call.details.get("followers")):
+        is_followed = call is not None and call.details.get("followers") and task_id not in stopped
+        if task_id in awaited or is_followed:
             yield Violation("skipped", entry.at, f"{task_id} was skipped, and something waits for it")
 
 
@@ -467,8 +477,20 @@ def _budget(facts: _Facts) -> Iterator[Violation]:
         alone, locked = _COSTS[entry.kind]
         most += locked if entry.details["task"] in _LOCKED else alone
         most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
+    most += _locks_met(facts)
     if sent > most:
         yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
+
+
+def _locks_met(facts: _Facts) -> int:
+    """Return how many claims of a lock may have met its release, with a later time than theirs, and are sent again."""
+    return sum(
+        call.called_at - START < entry.at < (call.ended_at or math.inf) - START
+        for call in facts.history.calls
+        if call.method == "claim" and is_lock(call.key)
+        for entry in facts.items[call.key]
+        if "owner" not in entry.item
+    )
 
 
 def _merged(facts: _Facts) -> Iterator[Violation]:
@@ -484,6 +506,13 @@ def _protocol(facts: _Facts) -> Iterator[Violation]:
         yield Violation("protocol", entry.at, entry.details["what"])
 
 
+def _counted(
+    name: str, find: Callable[[RunCounts], Iterator[tuple[float, str]]]
+) -> Callable[[_Facts], Iterator[Violation]]:
+    """Return the invariant of a name whose violations are found in the counts of runs."""
+    return lambda facts: (Violation(name, at, what) for at, what in find(facts.counts))
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "protocol": (_protocol, lambda facts: bool(facts.history.of("called"))),
@@ -497,6 +526,12 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     "live claim": (_live_claim, lambda facts: bool(facts.runs)),
     "lost": (_lost, lambda facts: any(entry.details.get("lost") for entry in facts.history.of("effect"))),
+    "downstream": (
+        _downstream,
+        lambda facts: (
+            max(Counter(entry.details["key"] for entry in facts.history.of("effect")).values(), default=0) > 1
+        ),
+    ),
     "crash loop": (
         _crash_loop,
         # An operator's command makes a record forget.
@@ -527,6 +562,26 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         lambda facts: bool(facts.history.requests) and facts.history.task not in _POLLING and facts.is_untroubled,
     ),
     "merged": (_merged, lambda facts: bool(facts.history.of("Merged"))),
+    "run number": (
+        _counted("run number", numbers),
+        lambda facts: any(earlier for earlier, _ in facts.counts.pairs()),
+    ),
+    "rerun": (
+        _counted("rerun", reruns),
+        lambda facts: any(facts.counts.left_unresolved(earlier) for earlier, _ in facts.counts.pairs()),
+    ),
+    "generation": (
+        _counted("generation", generations),
+        lambda facts: any(len(each) > 1 for each in facts.counts.starts),
+    ),
+    "counted once": (
+        _counted("counted once", counted_once),
+        lambda facts: bool(facts.counts.starts) and asked_twice(facts.history),
+    ),
+    "unresolved": (
+        _counted("unresolved", kept),
+        lambda facts: facts.history.unresolved_seconds is not None and bool(facts.counts.starts),
+    ),
 }
 
 

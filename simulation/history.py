@@ -23,6 +23,11 @@ class Entry:
     kind: str
     details: dict[str, Any]
 
+    @property
+    def item(self) -> dict[str, Any]:
+        """The item that a write has left; empty where it has deleted it."""
+        return self.details["item"] or {}
+
 
 @dataclass
 class History:
@@ -41,6 +46,9 @@ class History:
     features: frozenset[str] = frozenset()
     #: Whether messages are acknowledged before their bodies run.
     acks_early: bool = False
+    #: For how many seconds a record without an outcome is kept from its last claim or renewal; None where that is not
+    #: known.
+    unresolved_seconds: float | None = None
     #: The bucket's objects at the end, by their addresses.
     objects: dict[str, bytes] = field(default_factory=dict)
     #: By process: how many requests DynamoDB has carried out.

@@ -13,7 +13,9 @@ from simulation.history import Entry, History
 __all__ = ["print_history"]
 
 #: Details that the lane or the line says already.
-_HIDDEN: Final = frozenset({"item", "plan", "level", "worker", "task", "by", "process", "lock", "owner", "order"})
+_HIDDEN: Final = frozenset(
+    {"item", "plan", "level", "worker", "task", "by", "process", "lock", "owner", "order", "grant", "downstream"}
+)
 #: What is shown of a record.
 _SHOWN: Final = ("status", "owner", "fence")
 _COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
@@ -94,7 +96,7 @@ def _violated(left: list[Violation], until: float) -> Iterator[Text]:
 
 def _said(entry: Entry) -> str:
     if entry.kind == "written":
-        item: dict[str, Any] = entry.details["item"] or {}
+        item = entry.item
         shown: dict[str, Any] = {name: next(iter(item[name].values())) for name in _SHOWN if name in item}
         return f"wrote {_short(entry.details['key'])} {_joined(shown) or 'nothing'}"
     if entry.kind == "fault":

@@ -30,7 +30,8 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
         played = subprocess.run(  # noqa: S603 - the names of our own planted bugs
             [sys.executable, "-m", "simulation", *options], capture_output=True, text=True, check=False
         )
-        if played.returncode not in (0, 1):
+        # A command that broke down has reported nothing.
+        if played.returncode not in (0, 1) or not played.stdout:
             raise click.ClickException(f"{bug.name}: {played.stderr}")
         violation = _VIOLATION.search(played.stdout)
         if violation is not None:

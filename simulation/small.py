@@ -43,6 +43,8 @@ __all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "Sma
 
 LEASE_SECONDS: Final = 10.0
 HARD_LIMIT_SECONDS: Final = 8.0
+#: Seconds for which a record without an outcome is kept.
+UNRESOLVED_SECONDS: Final = 200_000.0
 #: Seconds before the hard limit by which a delivery must have ended, as the handler has it.
 LAST_SECONDS: Final = 2.0
 #: Seconds: the first and the longest time until a message is delivered again.
@@ -135,6 +137,7 @@ class SmallWorld(ABC):
         self.history = history
         self.task = task
         self.watched = history.watched = watched
+        history.unresolved_seconds = UNRESOLVED_SECONDS
         self.service = Service(lambda: scheduler.now)
         recorder = Recorder(history, scheduler, self.service)
         self.note, self.observe = recorder.note, recorder.observe
@@ -206,6 +209,7 @@ class SmallWorld(ABC):
             lease_seconds=terms.lease_seconds,
             # Longer than any history.
             retention_seconds=100_000.0,
+            unresolved_seconds=UNRESOLVED_SECONDS,
             task=task.name,
             task_id=message.id,
             process=child.name(parent.pid if self.watched else None),
@@ -305,7 +309,7 @@ class SmallWorld(ABC):
         about = {"run": number, "key": run.key, "fence": run.fence, "id": message.id, "process": child.name()}
         about |= {"task": self.task.name, "order": message.order, "owner": run.claim.owner}
         about["lock"] = None if run.lock is None else run.lock.key
-        self.note("began", **about)
+        self.note("began", **about, grant=run.claim.fence, number=run.run, rerun=run.rerun)
         try:
             return self.body(run, message, number)
         finally:

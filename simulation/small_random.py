@@ -105,6 +105,7 @@ class _RandomWorld(SmallWorld):
         draw = self.draw
         return [
             ("sleep", round(draw.choice([0.01, draw.uniform(0, 3), draw.uniform(0, 20)]), 3)),
+            ("do nothing", draw.choice([0, 0, 0, 0.5])),
             ("retry", draw.choice([0, 0, 0, 0, 1])),
             ("fail", draw.choice([0, 0, 0, 0.5])),
             ("fail for good", draw.choice([0, 0, 0, 0.5])),
@@ -128,7 +129,11 @@ class _RandomWorld(SmallWorld):
             elif step == "retry":
                 self._retry(run, message, argument)
             elif self.faults.active and self.draw.random() < argument:
-                self._go_wrong(step)
+                if step == "do nothing":
+                    self.note("nothing-done", run=number)
+                    run.nothing_done()
+                else:
+                    self._go_wrong(step)
         return number
 
     def _retry(self, run: RunContext, message: Message, times: int) -> None:

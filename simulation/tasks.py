@@ -5,13 +5,15 @@ from typing import Any, Final
 from idempotent_tasks import Idempotency, IdempotentTask
 from simulation.app import app, world
 
-__all__ = ["EARLY", "LEASE_SECONDS", "TASKS", "FinalError", "apologise", "follow"]
+__all__ = ["EARLY", "LEASE_SECONDS", "TASKS", "UNRESOLVED_SECONDS", "FinalError", "apologise", "follow"]
 
 LEASE_SECONDS: Final = 10
 HARD_LIMIT_SECONDS: Final = 8
 SOFT_LIMIT_SECONDS: Final = 5
 #: Seconds for which the shortest outcome is kept.
 BRIEF_SECONDS: Final = 20
+#: Seconds for which a record without an outcome is kept, as is the default.
+UNRESOLVED_SECONDS: Final = 14 * 86_400.0
 #: The task whose messages are acknowledged before its body runs.
 EARLY: Final = "early"
 

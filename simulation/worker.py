@@ -12,6 +12,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExce
 from celery.signals import worker_shutdown
 from celery.utils.imports import instantiate
 from celery.worker import state
+from kombu.exceptions import OperationalError
 
 from idempotent_tasks.core.processes import running_as
 from idempotent_tasks.messaging.queues import name_queues
@@ -89,6 +90,8 @@ class Worker:
         #: Counts the connections, and becomes -1 when there is to be no other: requests that none of its children has
         #: yet are the connection's own.
         self._connection = 0
+        #: Whether it may hold messages that nobody handles any more, until its connection is lost.
+        self.has_failed_callbacks = False
         #: Whether it ends without waiting for its bodies.
         self._terminates = False
         prefetched = children * world.draw.choice(PREFETCH)
@@ -159,18 +162,18 @@ class Worker:
         self.world.note("delivered", process=child.name(), task=args[0], id=args[1])
 
         def run() -> None:
-            self._tell(lambda: callbacks["accept_callback"](child.pid, scheduler.now))
+            self._tell(lambda: self._report(callbacks["accept_callback"], child.pid, scheduler.now))
             try:
                 result = target(*args)
             except Ended:
                 raise
             except BaseException:  # noqa: BLE001 - the pool reports whatever it is
                 info = ExceptionInfo()
-                self._tell(lambda: self._end(child, lambda: callbacks["error_callback"](info)))
+                self._tell(lambda: self._end(child, lambda: self._report(callbacks["error_callback"], info)))
                 if isinstance(info.exception, SystemExit):
                     child.kill()
                 return
-            self._tell(lambda: self._end(child, lambda: callbacks["callback"](result)))
+            self._tell(lambda: self._end(child, lambda: self._report(callbacks["callback"], result)))
 
         strand = child.spawn(run, "body")
         callbacks["strand"] = strand
@@ -199,6 +202,19 @@ class Worker:
         if self.parent.alive:
             self.parent.spawn(told, "pool")
 
+    def _report(self, callback: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Call a callback as ``billiard.pool.ApplyResult.safe_apply_callback`` does: log what it raises.
+
+        The broker refuses what the callback publishes, such as an error callback; whether the message was acknowledged
+        before that is Celery's order of steps.
+        """
+        try:
+            callback(*args, **kwargs)
+        except OperationalError:
+            self.world.faults.counts["callback-failed"] += 1
+            self.world.note("callback-failed", process=self.parent.name())
+            self.has_failed_callbacks = True
+
     def _end(self, child: SimulatedProcess, tell: Callable[[], None]) -> None:
         if self.busy.pop(child, None) is None:
             return
@@ -221,21 +237,22 @@ class Worker:
             try:
                 raise lost
             except (Terminated, WorkerLostError):
-                callbacks["error_callback"](ExceptionInfo())
+                self._report(callbacks["error_callback"], ExceptionInfo())
         self._run_next()
 
     def _hard_limit(self, child: SimulatedProcess, callbacks: dict[str, Any], seconds: float) -> None:
         if self.busy.get(child) is callbacks and self.parent.alive and child.alive:
             callbacks["timed_out"] = True
             self.world.faults.counts["hard-limit"] += 1
+            self.world.note("hard-limit", process=child.name(), id=callbacks["correlation_id"])
 
             def end() -> None:
                 # In the order of ``billiard.pool.TimeoutHandler.on_hard_timeout``: the child is killed last.
                 try:
                     raise TimeLimitExceeded(seconds)  # noqa: TRY301 - billiard's form
                 except TimeLimitExceeded:
-                    callbacks["error_callback"](ExceptionInfo())
-                callbacks["timeout_callback"](soft=False, timeout=seconds)
+                    self._report(callbacks["error_callback"], ExceptionInfo())
+                self._report(callbacks["timeout_callback"], soft=False, timeout=seconds)
                 self._signal(child, callbacks)
 
             self._tell(end)
@@ -257,7 +274,7 @@ class Worker:
     def _soft(self, child: SimulatedProcess, callbacks: dict[str, Any], seconds: float) -> None:
         if self.busy.get(child) is callbacks and self.parent.alive:
             self.world.faults.counts["soft-limit"] += 1
-            self._tell(lambda: callbacks["timeout_callback"](soft=True, timeout=seconds))
+            self._tell(lambda: self._report(callbacks["timeout_callback"], soft=True, timeout=seconds))
             self._raise_in(child, callbacks["strand"], SoftTimeLimitExceeded(seconds))
 
     def _raise_in(self, child: SimulatedProcess, strand: Any, error: BaseException) -> None:
@@ -268,6 +285,7 @@ class Worker:
 
     def reconnect(self) -> None:
         """Lose the connection, and the requests that no child has yet, and connect again."""
+        self.has_failed_callbacks = False
         self._drop_requests(self._connection + 1)
         self.world.broker.lose(self.consumer)
         self.world.broker.subscribe(self.consumer)

@@ -27,7 +27,7 @@ from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.producers import CALL_FEATURES, Producer
 from simulation.scheduler import START, Scheduler
-from simulation.tasks import LEASE_SECONDS, TASKS
+from simulation.tasks import LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
 from simulation.worker import Worker
 
 __all__ = ["World", "play"]
@@ -134,6 +134,7 @@ class World:
         self._clocks["producer"] = (0.0, 0.0)
         self._operator = Operator(self)
         self.history.operator = self._operator.name
+        self.history.unresolved_seconds = UNRESOLVED_SECONDS
         enter(self)
 
     def _new_clock(self) -> tuple[float, float]:
@@ -183,7 +184,8 @@ class World:
         about |= {"process": process.name(), "task": task.name, "order": order, "amount": amount}
         claim, lock = getattr(run, "claim", None), getattr(run, "lock", None)
         about |= {"owner": claim and claim.owner, "lock": lock and lock.key}
-        self.note("began", **about, attempt=run.attempt)
+        counted = {} if claim is None else {"grant": claim.fence, "number": run.run, "rerun": run.rerun}
+        self.note("began", **about, attempt=run.attempt, **counted)
         try:
             return Run(self, task, self._runs).follow(plan)
         finally:
@@ -226,7 +228,11 @@ class World:
 
     def _end_faults(self) -> None:
         self.faults.active = False
-        self.service.away_until = self.service.throttled_until = 0.0
+        self.service.away_until = self.service.throttled_until = self.bucket.away_until = 0.0
+        for worker in self.workers:
+            # The next deployment would, if not sooner.
+            if worker.has_failed_callbacks:
+                worker.reconnect()
 
     def _kill_child(self) -> None:
         busy = [child for worker in self.workers for child in worker.busy if child.alive]

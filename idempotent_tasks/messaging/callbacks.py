@@ -115,16 +115,19 @@ def remember(request: Any) -> None:
 
 
 def changed(request: Any) -> str | None:
-    """Return the callbacks as text if they differ from those remembered, else None.
+    """Return the callbacks as text if they differ from those remembered, or may differ from the first message's.
 
     JSON as in Celery's messages, compressed where it is long; `UNRECORDED` where it is too long for a record, or there
-    is none.
+    is none.  None if they are those of every message of the task.
     """
     before = state_of(request).continuation
     if before is None:
         return None
     text, parts = _snapshot(request)
-    if text == before.text and (text is not None or parts == before.parts):
+    is_unchanged = text == before.text and (text is not None or parts == before.parts)
+    # A run that asked for this retry may have stopped what another copy of the first message would send.
+    may_have_been_stopped = bool(request.retries) and text is not None and not follows(request)
+    if is_unchanged and not may_have_been_stopped:
         return None
     if text is not None and len(text.encode()) > MOST_BYTES:
         text = _ZIPPED + b64encode(zlib.compress(text.encode())).decode()

@@ -166,6 +166,38 @@ def test_a_callback_where_the_message_has_none(shop: Shop, followers: Followers)
     assert (followers.received, shop.runs) == ((0, 0, 1), 1)
 
 
+def test_what_a_retry_has_stopped_is_not_sent_by_another_copy(
+    shop: Shop, followers: Followers, clock: FakeClock
+) -> None:
+    """The retry's message has no link any more, so its run changes nothing; the first message has it."""
+
+    def body(task: Any) -> str:
+        if not task.request.retries:
+            task.request.callbacks = None
+            raise task.retry(countdown=0)
+        return "paid"
+
+    shop.sells(body)
+    for _ in range(2):
+        shop.publish(link=followers.link.task.s(), link_error=followers.other.task.s())
+        shop.worker.drain()
+        clock.advance(SENDING_SECONDS)
+    assert (followers.received, shop.runs, shop.result) == ((0, 0, 0), 2, "paid")
+
+
+def test_a_retry_that_stops_nothing_records_nothing(shop: Shop, followers: Followers) -> None:
+    """Its message has what the first one has."""
+
+    def body(task: Any) -> str:
+        if not task.request.retries:
+            raise task.retry(countdown=0)
+        return "paid"
+
+    shop.sells(body)
+    deliver(shop, followers)
+    assert (shop.record.continuation, followers.received) == (None, (1, 1, 0))
+
+
 def test_a_copy_that_comes_meanwhile_waits(shop: Shop, followers: Followers) -> None:
     """As for what the message says: both would send it."""
     break_notes(shop)

@@ -34,6 +34,14 @@ def test_a_seed_plays_the_same_history_again() -> None:
     assert (first.counts, first.results) == (again.counts, again.results)
 
 
+def test_a_refused_error_callback_leaves_its_message_to_the_next_connection() -> None:
+    """Celery publishes it in the worker's parent process, where billiard logs what it raises."""
+    history = play(134144)
+    (failed,) = history.of("callback-failed")
+    again = [entry for entry in history.of("began") if entry.at > failed.at]
+    assert ({entry.details["id"] for entry in again}, history.failures, check(history)) == ({"task-1"}, [], [])
+
+
 def test_seeds_play_different_histories() -> None:
     """Or a million of them would show what one shows."""
     assert play(1).entries != play(2).entries

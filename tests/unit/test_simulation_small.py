@@ -36,7 +36,7 @@ def test_the_shipped_code_keeps_its_promise() -> None:
     assert set(met) & ELSEWHERE == set()
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("CrashLooped", 0), ("Unrecorded", 66), ("Superseded", 387), ("Lost", 780)])
+@pytest.mark.parametrize(("kind", "seed"), [("CrashLooped", 18), ("Unrecorded", 31), ("Superseded", 178), ("Lost", 41)])
 def test_rare_ends_of_runs_are_among_the_histories(kind: str, seed: int) -> None:
     """A run that has lost its claim, or whose outcome nobody keeps, is what the promise is hard for."""
     assert play(seed).of(kind)
