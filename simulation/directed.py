@@ -28,6 +28,8 @@ __all__ = ["SCHEDULES", "Schedule", "play"]
 
 #: By kind of request: an operand that no other kind has.
 _OPERANDS: Final = {"claim": ":first_fence", "commit": ":completed_at", "renewal": ":known", "dispatch": ":dispatched"}
+#: How many bodies a worker runs at once.
+CHILDREN: Final = 2
 #: Seconds of a body that is only to be over.
 SHORT: Final = 0.01
 
@@ -45,8 +47,6 @@ class Schedule:
     #: As in `History.due`.
     due: float = inf
     machines: tuple[str, ...] = ("machine-0",)
-    #: How many bodies a worker runs at once.
-    children: int = 2
     features: frozenset[str] = frozenset()
 
 
@@ -151,7 +151,7 @@ class DirectedWorld(World):
     def set_up(self) -> None:
         """Start the workers, and do what the schedule says."""
         for machine in self.schedule.machines:
-            self.workers.append(Worker(self, machine, self.schedule.children))
+            self.workers.append(Worker(self, machine, CHILDREN))
         self._producer = Producer(self)
         self._producing = self.new_process("producer")
         self.schedule.arrange(self)
@@ -291,7 +291,7 @@ def play(seed: int) -> History:
             undo()
 
 
-#: A new one comes last, so that the others keep their seeds.
+#: A new one comes last, so that the others keep the seeds of their first histories.
 SCHEDULES: Final[list[Schedule]] = []
 
 
