@@ -19,6 +19,7 @@ WORLDS: Final = {
     "whole": "simulation.world",
     "small": "simulation.small_random",
     "calls": "simulation.sequences",
+    "directed": "simulation.directed",
 }
 #: Histories that one worker process plays before it reports.
 BATCH = 200

@@ -211,12 +211,16 @@ def _reaped(facts: _Facts) -> Iterator[Violation]:
 
 
 def _live_claim(facts: _Facts) -> Iterator[Violation]:
-    """A body begins only under a claim that is its own and has not expired."""
+    """A body begins only under a claim that is its own and has not expired, of its key and of its lock."""
     for run in facts.runs:
-        item = facts.item_at(run.key, run.began.at)
-        is_own = text(item, "owner") == run.owner and text(item, "status") == "INPROGRESS"
-        if not is_own or until(item) < run.began.at - CLOCK_SECONDS:
+        items = [facts.item_at(key, run.began.at) for key in {run.key, run.began.details["key"]}]
+        if not all(_holds(run, item) for item in items):
             yield Violation("live claim", run.began.at, f"run {run.began.details['run']} began without a claim")
+
+
+def _holds(run: _Run, item: dict[str, Any]) -> bool:
+    """Return whether an item is a claim of a run that has not expired when it begins."""
+    return holder(item) == run.owner and until(item) >= run.began.at - CLOCK_SECONDS
 
 
 def _lost(facts: _Facts) -> Iterator[Violation]:
@@ -350,7 +354,7 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
     if not facts.history.ended:
         yield Violation("nothing lost", at, "messages are still on their way")
     # Celery stores no result of these: what their bodies, their publishers or ``on_busy`` wanted.
-    silent = facts.ids_of("ignored-by-body", "Skipped")
+    silent = facts.ids_of("ignored-by-body", "Skipped", "revoked")
     silent |= {entry.details["id"] for entry in facts.history.of("published") if entry.details.get("ignored")}
     for task_id in facts.published:
         if not facts.may_lose and task_id not in silent and facts.result(task_id).get("status") not in FINAL:
@@ -500,6 +504,19 @@ def _merged(facts: _Facts) -> Iterator[Violation]:
             yield Violation("merged", entry.at, f"the last message of {entry.details['task_id']} was dropped")
 
 
+def _directed(facts: _Facts) -> Iterator[Violation]:
+    """A directed history has what its schedule must lead to, and ends in time."""
+    history, last = facts.history, facts.history.entries[-1].at
+    found = Counter(entry.kind for entry in history.entries)
+    found += Counter(f"{entry.kind} {entry.details['task']}" for entry in history.entries if "task" in entry.details)
+    found["began again"] = sum(entry.details["attempt"] > 1 for entry in history.of("began"))
+    for kind, count in history.expected.items():
+        if found[kind] != count:
+            yield Violation("directed", last, f"{found[kind]} times {kind} instead of {count}")
+    if last > history.due:
+        yield Violation("directed", last, f"it was to end after {history.due} s")
+
+
 def _protocol(facts: _Facts) -> Iterator[Violation]:
     """Each answer of the store, and each record that it leaves, is one that the protocol permits."""
     for entry in facts.history.of("differs"):
@@ -515,6 +532,7 @@ def _counted(
 
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
+    "directed": (_directed, lambda facts: bool(facts.history.expected)),
     "protocol": (_protocol, lambda facts: bool(facts.history.of("called"))),
     "one run": (_one_run, lambda facts: len(facts.runs) > 1),
     "undisturbed": (_undisturbed, lambda facts: facts.is_undisturbed and len(facts.runs) > 1),

@@ -1,7 +1,9 @@
 """What happened in a world: its entries in the order of time, and what notes them."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from idempotent_tasks.core.processes import this_process
@@ -59,6 +61,10 @@ class History:
     operator: str = ""
     #: Whether the claims of children that end are released by their parent processes.
     watched: bool = True
+    #: By kind of entry, or by kind and task: how many there must be in a directed history.
+    expected: dict[str, int] = field(default_factory=dict)
+    #: By when it must have ended, in seconds.
+    due: float = inf
     ended: bool = False
     failures: list[BaseException] = field(default_factory=list)
 
@@ -75,6 +81,8 @@ class Recorder:
         self._scheduler = scheduler
         self._service = service
         service.on_request = self._on_request
+        #: Called with each entry.
+        self.on_entry: Callable[[Entry], None] = lambda _: None
 
     def note(self, kind: str, **details: Any) -> None:
         """Note that something happened now."""
@@ -83,6 +91,7 @@ class Recorder:
             # A time says which of two came first.
             at = max(at, entries[-1].at + MOMENT)
         entries.append(Entry(at, kind, details))
+        self.on_entry(entries[-1])
 
     def observe(self, event: Any, **more: Any) -> None:
         """Note an event of the library, by the process that runs."""

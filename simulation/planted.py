@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Final
 
-__all__ = ["FOUND", "PLANTED", "Found", "PlantedBug", "found", "plant"]
+__all__ = ["FOUND", "PLANTED", "Change", "Found", "PlantedBug", "found", "plant"]
 
 _PACKAGE: Final = "idempotent_tasks"
 _FOLDER: Final = Path(__file__).parent
@@ -24,14 +24,21 @@ FOUND: Final = _FOLDER / "found.csv"
 
 
 @dataclass(frozen=True, slots=True)
-class PlantedBug:
+class Change:
     """One change of one module's source text."""
 
-    name: str
     #: Within the package, such as ``core.guard``.
     module: str
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedBug:
+    """A change, or several where each alone changes nothing that shows: another rule stands in for the changed one."""
+
+    name: str
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,11 @@ class Found:
     invariant: str
 
 
-PLANTED: Final = tuple(PlantedBug(**each) for each in tomllib.loads((_FOLDER / "planted.toml").read_text())["bug"])
+def _read(name: str, also: Sequence[dict[str, str]] = (), **first: str) -> PlantedBug:
+    return PlantedBug(name, tuple(Change(**each) for each in (first, *also)))
+
+
+PLANTED: Final = tuple(_read(**each) for each in tomllib.loads((_FOLDER / "planted.toml").read_text())["bug"])
 
 
 def found() -> list[Found]:
@@ -57,7 +68,7 @@ def found() -> list[Found]:
 
 
 class _Planter(MetaPathFinder):
-    """Finds one module, and changes its text on the way."""
+    """Finds the modules that have the bug, and changes their text on the way."""
 
     def __init__(self, bug: PlantedBug) -> None:
         self._bug = bug
@@ -65,34 +76,38 @@ class _Planter(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec of the module that has the bug; None for any other."""
-        if fullname != f"{_PACKAGE}.{self._bug.module}":
+        """Return the spec of a module that has the bug; None for any other."""
+        changes = [each for each in self._bug.changes if fullname == f"{_PACKAGE}.{each.module}"]
+        if not changes:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         assert spec is not None
-        spec.loader = _Loader(self._bug, spec)
+        spec.loader = _Loader(changes, spec)
         return spec
 
 
 class _Loader(SourceFileLoader):
     """Loads a module with a bug."""
 
-    def __init__(self, bug: PlantedBug, spec: ModuleSpec) -> None:
+    def __init__(self, changes: Sequence[Change], spec: ModuleSpec) -> None:
         super().__init__(spec.name, spec.origin or "")
-        self._bug = bug
+        self._changes = changes
 
     def get_code(self, fullname: str) -> CodeType:
         """Compile the changed text, never the cached one."""
         text = self.get_data(self.path).decode()
-        if text.count(self._bug.old) != 1:
-            raise ValueError(f"{self._bug.name!r}: its text is {text.count(self._bug.old)} times in {fullname}")
-        code: CodeType = compile(text.replace(self._bug.old, self._bug.new), self.path, "exec")
+        for change in self._changes:
+            if text.count(change.old) != 1:
+                raise ValueError(f"{change.old!r} is {text.count(change.old)} times in {fullname}")
+            text = text.replace(change.old, change.new)
+        code: CodeType = compile(text, self.path, "exec")
         return code
 
 
 def plant(name: str) -> PlantedBug:
     """Plant a bug, by its name, before its module is imported."""
     bug = next(each for each in PLANTED if each.name == name)
-    assert f"{_PACKAGE}.{bug.module}" not in sys.modules, f"{bug.module} is imported already"
+    for module in {each.module for each in bug.changes}:
+        assert f"{_PACKAGE}.{module}" not in sys.modules, f"{module} is imported already"
     sys.meta_path.insert(0, _Planter(bug))
     return bug

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import chain, chord, group
 
+from simulation.app import app
 from simulation.bodies import Plan, new_plan
 from simulation.tasks import EARLY, TASKS, apologise, follow
 
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["CALL_FEATURES", "Producer"]
+__all__ = ["CALL_FEATURES", "Call", "Producer"]
 
 #: What only some histories' calls have, by how likely one call has it.
 CALL_FEATURES: Final = {
@@ -46,7 +47,7 @@ _PUBLISHED_TWICE: Final = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Call:
+class Call:
     """One call of the history's task."""
 
     task_id: str
@@ -67,7 +68,7 @@ class Producer:
         self._world = world
         self._draw = world.draw
         self._process = world.new_process("producer")
-        self._task = TASKS[world.history.task]
+        self._task = app.tasks[world.history.task]
         self._orders = [f"order-{number}" for number in range(self._draw.choice([1, 1, 1, 2]))]
 
     def publish_all(self) -> None:
@@ -83,12 +84,12 @@ class Producer:
             canvas = None
         self._process.spawn(lambda: self._publish_twice(call, canvas), "producer")
 
-    def _publish_twice(self, call: _Call, canvas: str | None) -> None:
-        self._publish(call, canvas)
+    def _publish_twice(self, call: Call, canvas: str | None) -> None:
+        self.publish(call, canvas)
         if self._draw.random() < _PUBLISHED_TWICE and canvas is None:
             self._world.scheduler.sleep(self._draw.uniform(0, 10))
             other = self._draw.choice(["another", call.order]) if self._has("two-keys") else call.order
-            self._publish(replace(call, order=other), None)
+            self.publish(replace(call, order=other), None)
 
     def _has(self, feature: str) -> bool:
         """Return whether one call has a feature of the history, and count it if so."""
@@ -97,7 +98,7 @@ class Producer:
         self._world.faults.counts[feature] += 1
         return True
 
-    def _call(self, number: int) -> _Call:
+    def _call(self, number: int) -> Call:
         task_id, options = f"task-{number}", dict[str, Any]()
         if self._has("traced"):
             options["headers"] = dict(_TRACE)
@@ -115,7 +116,7 @@ class Producer:
             options["link"] = follow.s(task_id)
             if self._draw.random() < 0.5:  # Else the library assigns one.
                 options["link"].set(task_id=f"link-{number}")
-        return _Call(
+        return Call(
             task_id=task_id,
             order=self._draw.choice(self._orders),
             plan=new_plan(self._draw, self._world.features),
@@ -125,7 +126,8 @@ class Producer:
             followers=followers,
         )
 
-    def _publish(self, call: _Call, canvas: str | None) -> None:
+    def publish(self, call: Call, canvas: str | None) -> None:
+        """Publish a call, alone or in a canvas, and note what was published; in a strand of a process."""
         send, calls = self._sending(call, canvas)
         try:
             result = send()
@@ -140,7 +142,7 @@ class Producer:
         if canvas == "chord":
             self._world.note("chord", ids=[each.task_id for each in calls], of=f"{call.task_id}-chord")
 
-    def _note(self, call: _Call) -> None:
+    def _note(self, call: Call) -> None:
         options = call.options
         self._world.note(
             "published",
@@ -155,7 +157,7 @@ class Producer:
             amount=call.amount,
         )
 
-    def _sending(self, call: _Call, canvas: str | None) -> tuple[Callable[[], Any], list[_Call]]:
+    def _sending(self, call: Call, canvas: str | None) -> tuple[Callable[[], Any], list[Call]]:
         """Return what publishes a call, alone or in a canvas, and all calls that are published."""
         of = call.task_id
         if canvas is None and not call.stamped:
@@ -175,7 +177,7 @@ class Producer:
         body = follow.s(f"{of}-chord").set(task_id=f"{of}-chord")
         return chord(members, body).apply_async, calls
 
-    def _signature(self, call: _Call) -> Any:
+    def _signature(self, call: Call) -> Any:
         signature = self._task.s(call.order, call.plan, call.amount).set(task_id=call.task_id)
         options = dict(call.options)
         if call.task_id.endswith("-b"):

@@ -5,7 +5,16 @@ from typing import Any, Final
 from idempotent_tasks import Idempotency, IdempotentTask
 from simulation.app import app, world
 
-__all__ = ["EARLY", "LEASE_SECONDS", "TASKS", "UNRESOLVED_SECONDS", "FinalError", "apologise", "follow"]
+__all__ = [
+    "DIRECTED_TASKS",
+    "EARLY",
+    "LEASE_SECONDS",
+    "TASKS",
+    "UNRESOLVED_SECONDS",
+    "FinalError",
+    "apologise",
+    "follow",
+]
 
 LEASE_SECONDS: Final = 10
 HARD_LIMIT_SECONDS: Final = 8
@@ -60,6 +69,14 @@ TASKS: Final = {
     "exclusive": _declare("exclusive", _EXCLUSIVE, soft_time_limit=SOFT_LIMIT_SECONDS),
     "skipping": _declare("skipping", _PER_ORDER, time_limit=HARD_LIMIT_SECONDS),
     EARLY: _declare(EARLY, _by_order(), acks_late=False),
+}
+
+#: Those of directed histories only.
+DIRECTED_TASKS: Final = {
+    "brief-lock": _declare("brief-lock", Idempotency.exclusive(lease=1.5, on_busy="defer")),
+    # So that a claim which is taken early shows, whatever the clocks.
+    "graceful": _declare("graceful", Idempotency(key="order", grace=20), time_limit=HARD_LIMIT_SECONDS),
+    "strict": _declare("strict", _by_order(at_publish="raise", reserve=30, on_store_error="raise")),
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import TaskRevokedError
 from celery.signals import worker_shutdown
 from celery.utils.imports import instantiate
 from celery.worker import state
@@ -150,7 +152,9 @@ class Worker:
 
     def _run_next(self) -> None:
         while self._free and self._waiting and self._connection >= 0:
-            self._waiting.popleft().execute_using_pool(self.pool)
+            # As Celery's consumer does with a message that it drops.
+            with suppress(TaskRevokedError):
+                self._waiting.popleft().execute_using_pool(self.pool)
 
     def run_in_child(self, target: Callable[..., Any], args: Any, callbacks: dict[str, Any]) -> Any:
         """Run a trace in a free child, and tell the parent what becomes of it."""
@@ -178,7 +182,8 @@ class Worker:
         strand = child.spawn(run, "body")
         callbacks["strand"] = strand
         notice = scheduler.draw.uniform(0.0, NOTICE_SECONDS)
-        child.on_end.append(lambda: scheduler.after(notice, lambda: self._tell(lambda: self._lost(child))))
+        callbacks["on_end"] = lambda: scheduler.after(notice, lambda: self._tell(lambda: self._lost(child)))
+        child.on_end.append(callbacks["on_end"])
         for option, reach in (("timeout", self._hard_limit), ("soft_timeout", self._soft)):
             if seconds := callbacks.get(option):
                 scheduler.after(seconds, partial(reach, child, callbacks, seconds))
@@ -216,16 +221,21 @@ class Worker:
             self.has_failed_callbacks = True
 
     def _end(self, child: SimulatedProcess, tell: Callable[[], None]) -> None:
-        if self.busy.pop(child, None) is None:
+        callbacks = self.busy.pop(child, None)
+        if callbacks is None:
             return
         self.world.note("ended", process=child.name())
-        child.on_end.clear()
+        # The reaper may wait for the end too.
+        if callbacks["on_end"] in child.on_end:
+            child.on_end.remove(callbacks["on_end"])
         self._ran[child] += 1
         if self._ran[child] == self._recycled_after:
             self.world.faults.counts["child-recycled"] += 1
             child.kill()
         self._free.append(child)
-        tell()
+        # billiard has forgotten a job that is past its limit, and drops what its child still says.
+        if not callbacks.get("timed_out"):
+            tell()
         self._run_next()
 
     def _lost(self, child: SimulatedProcess) -> None:
@@ -295,20 +305,27 @@ class Worker:
         self._connection = connection
         self._waiting.clear()
 
-    def shut_down(self, *, warm: bool) -> None:
-        """End as on SIGTERM: wait for the bodies; or as on SIGQUIT: cancel them (`celery.apps.worker`)."""
-        if self._connection >= 0:
-            self.parent.spawn(lambda: self._shut_down(warm=warm), "shutdown")
+    def shut_down(self, *, warm: bool, cancels: bool = True) -> None:
+        """End as on SIGTERM: wait for the bodies; or as on SIGQUIT: cancel them (`celery.apps.worker`).
 
-    def _shut_down(self, *, warm: bool) -> None:
+        Args:
+            warm: which of the two.
+            cancels: whether a cold shutdown cancels the bodies, or only kills its children.
+        """
+        if self._connection >= 0:
+            self.parent.spawn(lambda: self._shut_down(warm=warm, cancels=cancels), "shutdown")
+
+    def _shut_down(self, *, warm: bool, cancels: bool) -> None:
         self.world.broker.cancel(self.consumer)
         self._drop_requests(-1)
         requests = [callbacks["accept_callback"].__self__ for callbacks in self.busy.values()]
-        if not warm:
+        if not warm and cancels:
             for request in requests:
                 if not request.acknowledged or not request.task.acks_late:
                     request.cancel(self.pool, emit_retry=not request.task.acks_late)
             self._terminates = True
+        elif not warm:
+            self._kill_children()
         while self.busy:
             self.world.scheduler.sleep(LOOK_SECONDS)
         # Celery's set holds those of all workers of the process, which are the history's here.
@@ -321,6 +338,13 @@ class Worker:
         while self.parent.unfinished:
             self.world.scheduler.sleep(LOOK_SECONDS)
         self.world.scheduler.after(0.0, self._ended)
+
+    def _kill_children(self) -> None:
+        """Kill the children; the pool tells of their ends no more."""
+        for child, callbacks in self.busy.items():
+            child.on_end.remove(callbacks["on_end"])
+            child.kill()
+        self.busy.clear()
 
     def _ended(self) -> None:
         self.kill(orphans=False)

@@ -15,7 +15,7 @@ from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Merged
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
-from simulation.app import enter, playing
+from simulation.app import app, enter, playing
 from simulation.bodies import BODY_FEATURES, Plan, Run
 from simulation.broker import Broker
 from simulation.bucket import Bucket
@@ -30,7 +30,7 @@ from simulation.scheduler import START, Scheduler
 from simulation.tasks import LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
 from simulation.worker import Worker
 
-__all__ = ["World", "play"]
+__all__ = ["World", "play", "play_in"]
 
 #: After so many seconds nothing goes wrong any more, so that every delivery can end.
 FAULTS_END: Final = 60.0
@@ -104,10 +104,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.draw = draw = random.Random(seed)
         self.scheduler = Scheduler(draw)
-        task = draw.choice(sorted(TASKS))
-        self.features = _some_features(draw, task)
-        rates = {kind: RATES[kind] for kind in _some_kinds(draw, self.features)}
-        self.faults = Faults(draw, rates, LEASE_SECONDS)
+        task, self.features, self.faults = self._subject()
         self.faults.on_fault = lambda kind: self.note("fault", fault=kind, process=this_process().name())
         above = 100 if "large-result" in self.features else None
         self.bucket = Bucket(self.scheduler, self.faults, above)
@@ -120,7 +117,7 @@ class World:
         self._polls = bool(self.features & {"chord", "body-replaces"})
         self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
         self.service = Service(lambda: self.scheduler.now)
-        self.history = History(seed, task, features=self.features, acks_early=not TASKS[task].acks_late)
+        self.history = History(seed, task, features=self.features, acks_early=not app.tasks[task].acks_late)
         self._recorder = Recorder(self.history, self.scheduler, self.service)
         self.note = self._recorder.note
         self.results: dict[str, Any] = {}
@@ -136,6 +133,14 @@ class World:
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
         enter(self)
+
+    def _subject(self) -> tuple[str, frozenset[str], Faults]:
+        """Return the history's task, its features, and its faults."""
+        draw = self.draw
+        task = draw.choice(sorted(TASKS))
+        features = _some_features(draw, task)
+        rates = {kind: RATES[kind] for kind in _some_kinds(draw, features)}
+        return task, features, Faults(draw, rates, LEASE_SECONDS)
 
     def _new_clock(self) -> tuple[float, float]:
         offset = self.draw.choice([0.0, 0.0, self.draw.uniform(-600, 600)])
@@ -156,11 +161,13 @@ class World:
         """Return a process's own store."""
         store = self._stores.get(process.pid)
         if store is None:
-            client = SimulatedClient(self.service, self.scheduler, self.faults)
-            own = DynamoDBStore("records", client=client, clock=process.clock)
+            own = DynamoDBStore("records", client=self._new_client(), clock=process.clock)
             store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
+
+    def _new_client(self) -> SimulatedClient:
+        return SimulatedClient(self.service, self.scheduler, self.faults)
 
     def on_event(self, event: Any) -> None:
         """Note an event of the library."""
@@ -233,6 +240,12 @@ class World:
             # The next deployment would, if not sooner.
             if worker.has_failed_callbacks:
                 worker.reconnect()
+
+    def is_over(self) -> bool:
+        """Return whether nothing goes wrong any more, and nothing is left to do."""
+        over = self.scheduler.now >= START + FAULTS_END and not self.broker.unsettled()
+        # A message that was acknowledged before its body may still run it.
+        return over and not any(worker.busy for worker in self.workers)
 
     def _kill_child(self) -> None:
         busy = [child for worker in self.workers for child in worker.busy if child.alive]
@@ -314,17 +327,15 @@ def seeded_ids(seed: int) -> Iterator[None]:
 
 def play(seed: int) -> History:
     """Play the history of a seed, and return what happened."""
-    world = World(seed)
+    return play_in(World(seed))
+
+
+def play_in(world: World) -> History:
+    """Play the history of a world, and return what happened."""
     history, scheduler = world.history, world.scheduler
     world.set_up()
-
-    def is_over() -> bool:
-        over = scheduler.now >= START + FAULTS_END and not world.broker.unsettled()
-        # A message that was acknowledged before its body may still run it.
-        return over and not any(worker.busy for worker in world.workers)
-
-    with playing(), seeded_ids(seed), running_as(world.new_process("producer")):
-        history.ended = scheduler.run(START + GIVE_UP, is_over)
+    with playing(), seeded_ids(history.seed), running_as(world.new_process("producer")):
+        history.ended = scheduler.run(START + GIVE_UP, world.is_over)
     history.failures = scheduler.failures
     history.counts = dict(world.faults.counts)
     history.items, history.results = world.service.table.items, world.results

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from simulation import sequences
+from simulation import directed, sequences
 from simulation.checker import INVARIANTS, check
 from simulation.planted import PLANTED, Found, found
 from simulation.world import FEATURES, RATES, play
@@ -61,6 +61,7 @@ def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None
     missing = {*RATES, *FEATURES, *CONSEQUENCES} - set(EFFECTS)
     met: Counter[str] = Counter()
     assert check(sequences.play(0), met) == []
+    assert check(directed.play(0), met) == []
     for seed in MOST_SEEDS:
         history = play(seed)
         check(history, met)

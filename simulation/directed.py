@@ -1,0 +1,578 @@
+"""Directed histories: the whole world where one thing goes wrong, at the moment at which a rule is for it.
+
+A schedule says what is published and what befalls it when; a seed decides only the milliseconds between.  Histories by
+chance come to most of these moments too rarely to show that a rule is needed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import Any, Final
+
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
+
+from idempotent_tasks.core.processes import this_process
+from simulation.bodies import Plan
+from simulation.faults import Faults, RequestFault
+from simulation.history import Entry, History
+from simulation.network import SimulatedClient
+from simulation.process import SimulatedProcess
+from simulation.producers import Call, Producer
+from simulation.tasks import LEASE_SECONDS, follow
+from simulation.worker import Worker
+from simulation.world import World, play_in
+
+__all__ = ["SCHEDULES", "Schedule", "play"]
+
+#: By kind of request: an operand that no other kind has.
+_OPERANDS: Final = {"claim": ":first_fence", "commit": ":completed_at", "renewal": ":known", "dispatch": ":dispatched"}
+#: How many bodies a worker runs at once.
+CHILDREN: Final = 2
+#: Seconds of a body that is only to be over.
+SHORT: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What happens in a directed history, and what it must lead to."""
+
+    name: str
+    #: Of the histories' tasks.
+    task: str
+    arrange: "Callable[[DirectedWorld], None]"
+    #: As in `History.expected`.
+    expected: Mapping[str, int]
+    #: As in `History.due`.
+    due: float = inf
+    machines: tuple[str, ...] = ("machine-0",)
+    features: frozenset[str] = frozenset()
+
+
+class _DirectedFaults(Faults):
+    """Faults that happen when a schedule says so."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__(draw, {}, LEASE_SECONDS)
+        #: The kinds that happen now whenever they can.
+        self.present: set[str] = set()
+        #: What is different about the next request.
+        self.course: dict[str, Any] = {}
+
+    def happens(self, kind: str, *, shows: bool = False) -> bool:
+        """Return whether a fault of this kind happens now; count it if so."""
+        if kind not in self.present:
+            return False
+        self.counts[kind] += 1
+        if not shows:
+            self.on_fault(kind)
+        return True
+
+    def of_request(self, *, throttled: bool = False) -> RequestFault:
+        """Return the course of the next request."""
+        course, self.course = self.course, {}
+        return replace(super().of_request(throttled=throttled), **course)
+
+
+@dataclass
+class _Misfortune:
+    """What befalls the next requests of a kind."""
+
+    request: str
+    fault: str
+    times: int
+    course: dict[str, Any]
+    also: Callable[[SimulatedProcess], None]
+    machine: str | None
+
+    def is_for(self, operands: Mapping[str, Any], machine: str) -> bool:
+        """Return whether a request with these operands is one of them."""
+        is_kind = self.request == "any" or _OPERANDS[self.request] in operands
+        return bool(self.times) and is_kind and self.machine in (None, machine)
+
+
+@dataclass(frozen=True)
+class _Cue:
+    """What is done when an entry of the history is made, once."""
+
+    kind: str
+    details: dict[str, Any]
+    act: Callable[[Entry], None]
+
+    def is_for(self, entry: Entry) -> bool:
+        """Return whether an entry is the one that is waited for."""
+        return entry.kind == self.kind and self.details.items() <= entry.details.items()
+
+
+class _DirectedClient(SimulatedClient):
+    """A client whose requests have the course that a schedule gives them."""
+
+    def __init__(self, world: "DirectedWorld") -> None:
+        super().__init__(world.service, world.scheduler, world.faults)
+        self._world = world
+
+    def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
+        self._world.direct(parameters.get("ExpressionAttributeValues") or {})
+        return super()._send(operation, parameters)
+
+
+class DirectedWorld(World):
+    """The world of one directed history.
+
+    Args:
+        seed: its remainder says which schedule.
+    """
+
+    faults: _DirectedFaults
+
+    def __init__(self, seed: int) -> None:
+        self.schedule = SCHEDULES[seed % len(SCHEDULES)]
+        self._cues: list[_Cue] = []
+        self._misfortunes: list[_Misfortune] = []
+        #: How many calls are still to be published.
+        self._to_come = 0
+        #: Called when the history has ended.
+        self.at_end: list[Callable[[], None]] = []
+        super().__init__(seed)
+        self.broker.visibility_seconds = None
+        self.history.expected, self.history.due = dict(self.schedule.expected), self.schedule.due
+        self._recorder.on_entry = self._cue
+
+    def _subject(self) -> tuple[str, frozenset[str], Faults]:
+        return self.schedule.task, self.schedule.features, _DirectedFaults(self.draw)
+
+    def _new_clock(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def _new_client(self) -> SimulatedClient:
+        return _DirectedClient(self)
+
+    def set_up(self) -> None:
+        """Start the workers, and do what the schedule says."""
+        for machine in self.schedule.machines:
+            self.workers.append(Worker(self, machine, CHILDREN))
+        self._producer = Producer(self)
+        self._producing = self.new_process("producer")
+        self.schedule.arrange(self)
+
+    def is_over(self) -> bool:
+        """Return whether nothing is left to do."""
+        return not self._to_come and not self.broker.unsettled() and not any(worker.busy for worker in self.workers)
+
+    def call(
+        self, at: float, task_id: str, *plan: Any, order: str = "order", linked: bool = False, **more: Any
+    ) -> None:
+        """Publish a call of the task after so many seconds; with a link, if it is ``linked``."""
+        steps: Plan = list(plan)
+        options = {**more, "link": follow.s(task_id)} if linked else more
+        call = Call(task_id=task_id, order=order, plan=steps, options=options, followers=(task_id,) if linked else ())
+        self._to_come += 1
+
+        def publish() -> None:
+            self._producer.publish(call, None)
+            self._to_come -= 1
+
+        def begin() -> None:
+            self._call = self._producing.spawn(publish, "producer")
+
+        self.scheduler.after(at, begin)
+
+    def interrupt_call(self, at: float) -> None:
+        """Raise a soft time limit after so many seconds in what publishes the last call, as in a body that does."""
+        self.scheduler.after(at, lambda: self._call.interrupt(SoftTimeLimitExceeded()))
+
+    def upon(self, kind: str, act: Callable[[Entry], None], **details: Any) -> None:
+        """Do something right after the next entry of a kind with these details."""
+        self._cues.append(_Cue(kind, details, act))
+
+    def befall(
+        self,
+        request: str,
+        fault: str,
+        times: int = 1,
+        also: Callable[[SimulatedProcess], None] = lambda _: None,
+        machine: str | None = None,
+        **course: Any,
+    ) -> None:
+        """Give the next requests of a kind a course, and do something when each is sent.
+
+        Args:
+            request: ``claim``, ``commit``, ``renewal``, ``dispatch``, or ``any``.
+            fault: the name by which the checker knows what happens to it.
+            times: how many requests.
+            also: called with the process that sends it.
+            machine: only of its processes; None for all.
+            course: as in `RequestFault`.
+        """
+        self._misfortunes.append(_Misfortune(request, fault, times, course, also, machine))
+
+    def revoke(self, task_id: str) -> None:
+        """Let workers drop the messages of a task, as ``control.revoke`` does; for this history only."""
+        state.revoked.add(task_id)
+        self.drop(task_id)
+
+    def drop(self, task_id: str) -> None:
+        """Note that workers drop a task's messages; Celery remembers that beyond the history."""
+        self.note("revoked", id=task_id)
+        self.at_end.append(lambda: state.revoked.discard(task_id))
+
+    def get_well(self) -> None:
+        """Let nothing go wrong with requests any more."""
+        self._misfortunes.clear()
+
+    def direct(self, operands: Mapping[str, Any]) -> None:
+        """Prepare the course of a request that has these operands."""
+        sender: Any = this_process()
+        for each in self._misfortunes:
+            if each.is_for(operands, sender.machine):
+                each.times -= 1
+                self.faults.counts[each.fault] += 1
+                self.faults.course = dict(each.course)
+                each.also(sender)
+                return
+
+    def process_of(self, entry: Entry) -> SimulatedProcess:
+        """Return the process that an entry is about."""
+        return self._living[entry.details["process"]]
+
+    def killing(self, seconds: float) -> Callable[[SimulatedProcess], None]:
+        """Return what kills a process after so many seconds."""
+
+        def kill(process: SimulatedProcess) -> None:
+            self.faults.counts["child-killed"] += 1
+            self.scheduler.after(seconds, process.kill)
+
+        return kill
+
+    def stopping(self, seconds: float) -> Callable[[SimulatedProcess], None]:
+        """Return what lets a process stand still for so many seconds."""
+
+        def stop(process: SimulatedProcess) -> None:
+            self.faults.counts["child-stopped"] += 1
+            self.scheduler.after(0.0, process.stop)
+            self.scheduler.after(seconds, process.go_on)
+
+        return stop
+
+    def shutting_down(self, *, cancels: bool = True) -> Callable[[Entry], None]:
+        """Return what shuts the worker of an entry's machine down, cold."""
+
+        def shut_down(entry: Entry) -> None:
+            machine = self.process_of(entry).machine
+            worker = next(each for each in self.workers if each.machine == machine)
+            self.faults.counts["shut-down-cold"] += 1
+            worker.shut_down(warm=False, cancels=cancels)
+
+        return shut_down
+
+    def during(self, seconds: float, *kinds: str) -> Callable[[Any], None]:
+        """Return what lets faults of some kinds happen for so many seconds."""
+
+        def begin(_: Any) -> None:
+            self.faults.present.update(kinds)
+            self.scheduler.after(seconds, lambda: self.faults.present.difference_update(kinds))
+
+        return begin
+
+    def _cue(self, entry: Entry) -> None:
+        for cue in [each for each in self._cues if each.is_for(entry)]:
+            self._cues.remove(cue)
+            self.scheduler.after(0.0, partial(cue.act, entry))
+
+
+def play(seed: int) -> History:
+    """Play a directed history, and return what happened."""
+    world = DirectedWorld(seed)
+    try:
+        return play_in(world)
+    finally:
+        for undo in world.at_end:
+            undo()
+
+
+#: A new one comes last, so that the others keep the seeds of their first histories.
+SCHEDULES: Final[list[Schedule]] = []
+
+
+def _schedule(name: str, task: str, **terms: Any) -> Callable[[Callable[[DirectedWorld], None]], None]:
+    """Add a schedule; the function arranges what happens."""
+
+    def add(arrange: Callable[[DirectedWorld], None]) -> None:
+        SCHEDULES.append(Schedule(name=name, task=task, arrange=arrange, **terms))
+
+    return add
+
+
+@_schedule("a child dies in its body", "leased", expected={"began": 2, "Deferred": 0}, due=6)
+def _dying_child(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1))
+    world.upon("began", lambda entry: world.killing(0.5)(world.process_of(entry)))
+
+
+@_schedule("a body reaches its hard limit", "limited", expected={"began": 2, "Deferred": 0}, due=12)
+def _hard_limit(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 20))
+    world.upon("began", lambda _: world.call(9.3, "task-1", ("sleep", SHORT)))
+
+
+@_schedule("a cold shutdown", "leased", machines=("machine-0", "machine-1"), expected={"began": 2}, due=7)
+def _cold_shutdown(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 3))
+    world.upon("began", world.shutting_down())
+
+
+@_schedule(
+    "a cold shutdown after the pool", "leased", machines=("machine-0", "machine-1"), expected={"began": 2}, due=7
+)
+def _deaf_shutdown(world: DirectedWorld) -> None:
+    """The worker ends without hearing of the ends of its children."""
+    world.call(0, "task-0", ("sleep", 3))
+    world.upon("began", world.shutting_down(cancels=False))
+
+
+@_schedule("a claim arrives after its process has died", "leased", expected={"began": 1}, due=10)
+def _late_claim_of_the_dead(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "request-late", also=world.killing(0.1), request_seconds=2.2)
+    world.befall("claim", "request-lost", lost=True)
+
+
+@_schedule("a retry that does not end its run", "leased", expected={"began": 2, "Deferred": 0}, due=20)
+def _quiet_retry(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("retry_quietly", 1), ("sleep", 6))
+
+
+@_schedule("a call during the wait for a retry", "joined", expected={"began": 2, "Joined": 1, "Reserved": 2})
+def _reserved_retry(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("retry", 1), ("sleep", SHORT))
+    world.upon("Released", lambda _: world.call(0.1, "task-1", ("sleep", SHORT)), reason="Retry")
+
+
+@_schedule("a call that the broker refuses", "joined", expected={"not-published": 1, "Joined": 0, "began": 1}, due=3)
+def _refused_call(world: DirectedWorld) -> None:
+    world.during(0.5, "publish-refused")(None)
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.call(1, "task-1", ("sleep", SHORT))
+
+
+@_schedule(
+    "a deferral that the broker refuses",
+    "leased",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 1, "Replayed": 1},
+    due=20,
+)
+def _refused_deferral(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 3))
+    world.call(1, "task-1", ("sleep", SHORT))
+    world.upon("delivered", world.during(0.5, "publish-refused"), id="task-1")
+
+
+@_schedule("a retry that the broker refuses", "leased", expected={"began": 3})
+def _refused_retry(world: DirectedWorld) -> None:
+    """The message itself goes back to its queue, and its next run retries."""
+    world.call(0, "task-0", ("sleep", 0.5), ("retry", 1))
+    world.upon("began", world.during(0.7, "publish-refused"))
+
+
+@_schedule("an interrupt while a claim is asked for", "soft-only", expected={"began": 1, "Deferred": 1}, due=8)
+def _interrupted_claim(world: DirectedWorld) -> None:
+    """The claim is granted, its answer is lost, and the soft time limit comes; another call has the key at once."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "answer-lost", times=9, answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.upon("Deferred", lambda _: world.call(0.1, "task-1", ("sleep", SHORT)))
+
+
+@_schedule("a silent store and an interrupt", "soft-only", expected={"began": 1, "began again": 0}, due=12)
+def _interrupted_unseen_claim(world: DirectedWorld) -> None:
+    """Neither the claim's answer nor its release arrives; the next delivery releases it."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    silent = partial(world.befall, "any", "request-lost", times=99, lost=True)
+    world.befall("claim", "answer-lost", also=lambda _: silent(), answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+
+
+@_schedule("a silent store", "leased", expected={"began": 1, "Deferred": 1}, due=9)
+def _unclaimed(world: DirectedWorld) -> None:
+    """The claim is granted, and no answer arrives; its release does."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "answer-lost", times=9, answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.upon("Deferred", lambda _: world.call(0.1, "task-1", ("sleep", SHORT)))
+
+
+@_schedule("a store that is silent for longer", "leased", expected={"began": 1, "began again": 0}, due=9.8)
+def _unclaimed_unreleased(world: DirectedWorld) -> None:
+    """Neither the claim's answer nor its release arrives; the next delivery releases it."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    silent = partial(world.befall, "any", "request-lost", times=99, lost=True)
+    world.befall("claim", "answer-lost", also=lambda _: silent(), answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+
+
+@_schedule("a process that stands still while it claims", "leased", machines=("machine-0", "machine-1"), expected={})
+def _late_grant(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "answer-late", also=world.stopping(2 * LEASE_SECONDS))
+
+
+@_schedule("a process that stands still while it locks", "brief-lock", expected={})
+def _late_lock(world: DirectedWorld) -> None:
+    """Its key's claim ends before the lock is granted, and is not renewed."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "usual")
+    world.befall("claim", "answer-late", also=world.stopping(4.4))
+    world.befall("renewal", "request-lost", lost=True)
+
+
+@_schedule("a lock that another run holds", "exclusive", expected={"began": 2}, due=8)
+def _busy_lock(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 3))
+    world.call(1, "task-1", ("sleep", SHORT))
+
+
+@_schedule("an interrupt while a lock is asked for", "exclusive", expected={"began": 2, "Deferred": 1}, due=9)
+def _interrupted_lock(world: DirectedWorld) -> None:
+    """The lock is granted, its answer is lost; another call needs it."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "usual")
+    world.befall("claim", "answer-lost", times=9, answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.upon("Deferred", lambda _: world.call(0.1, "task-1", ("sleep", SHORT)))
+
+
+@_schedule("one key for two orders", "leased", expected={"began": 1})
+def _explicit_key(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", SHORT), idempotency_key="call")
+    world.call(2, "task-1", ("sleep", SHORT), order="another", idempotency_key="call")
+
+
+@_schedule("a retry of a call with its own key", "leased", expected={"began": 2})
+def _explicit_key_retried(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("retry", 1), ("sleep", SHORT), idempotency_key="call")
+    world.call(9, "task-1", ("sleep", SHORT), order="another", idempotency_key="call")
+
+
+@_schedule("a body that stops its link, and dies", "leased", expected={"began": 1, "followed": 0})
+def _stopped_link(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("stop_callbacks", 1), ("sleep", SHORT), linked=True)
+    world.befall("commit", "answer-lost", also=world.killing(0.1), answers=False)
+
+
+@_schedule("a message that comes again after its link was sent", "leased", expected={"began": 1, "delivered follow": 1})
+def _link_sent(world: DirectedWorld) -> None:
+    again = partial(world.call, task_id="task-0", linked=True)
+    again(0)
+    world.upon("Dispatched", lambda _: again(0.1))
+
+
+@_schedule("a message that comes again while its link is sent", "leased", expected={"began": 1, "delivered follow": 1})
+def _link_being_sent(world: DirectedWorld) -> None:
+    again = partial(world.call, 0, "task-0", ("sleep", 1), linked=True)
+    again()
+    world.befall("dispatch", "request-late", also=lambda _: again(), request_seconds=0.8)
+
+
+@_schedule("a link that the broker refuses", "leased", expected={"began": 1, "followed": 1})
+def _refused_link(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1), linked=True)
+    world.upon("over", world.during(0.3, "publish-refused"))
+
+
+@_schedule("a doubled copy", "leased", expected={"began": 1, "Merged": 1})
+def _doubled_copy(world: DirectedWorld) -> None:
+    """The first copy of a deferred message is there twice: one of the two is enough."""
+    world.call(0, "task-0", ("sleep", 6))
+    world.call(1, "task-1", ("sleep", SHORT))
+    world.upon("delivered", world.during(0.3, "message-doubled"), id="task-1")
+
+
+@_schedule("a large result", "leased", expected={"began": 1, "Replayed": 1}, features=frozenset({"large-result"}))
+def _large_result(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("return", "large-result"))
+    world.call(3, "task-1", ("return", "large-result"))
+
+
+@_schedule("a large result that is gone", "leased", expected={"began": 1}, features=frozenset({"large-result"}))
+def _missing_result(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("return", "large-result"))
+    world.call(3, "task-1", ("return", "large-result"))
+    kept = world.bucket.objects
+    world.upon("Committed", lambda _: setattr(world.bucket, "objects", {}))
+    # What the record stands for is still what it was.
+    world.at_end.append(lambda: world.history.objects.update(kept))
+
+
+@_schedule("an upload that fails", "leased", expected={"began": 1, "Replayed": 1}, features=frozenset({"large-result"}))
+def _failed_upload(world: DirectedWorld) -> None:
+    """The result goes into the record instead, which has room for it."""
+    world.call(0, "task-0", ("return", "large-result"))
+    world.call(8, "task-1", ("return", "large-result"))
+    world.upon("over", world.during(7, "upload-lost"))
+
+
+@_schedule("a revoked reservation", "joined", expected={"began": 1, "Joined": 0, "Deferred": 0}, due=5)
+def _revoked(world: DirectedWorld) -> None:
+    """The worker drops the message when it is due; the next call of its key is published, and runs at once."""
+    world.revoke("task-0")
+    world.call(0, "task-0", ("sleep", SHORT), countdown=1)
+    world.call(3, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a call before a revoked message is dropped", "joined", expected={"began": 1, "Joined": 0}, due=40)
+def _revoked_and_held(world: DirectedWorld) -> None:
+    """The reservation is still there; its task will never run, so that nobody may be given its result."""
+    world.revoke("task-0")
+    world.call(0, "task-0", ("sleep", SHORT), countdown=1)
+    world.befall("any", "request-lost", times=9, machine="machine-0", lost=True)
+    world.scheduler.after(9, world.get_well)
+    world.call(1.5, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a call that outlives the reservation", "joined", expected={"began": 1, "Joined": 0}, due=40)
+def _outlived(world: DirectedWorld) -> None:
+    """What has the key expires before it runs, so that nobody may be given its result who wants one for longer."""
+    # Celery compares this with the machine's own time, which is years later.
+    world.drop("task-0")
+    world.call(0, "task-0", ("sleep", SHORT), countdown=4, expires=6)
+    world.call(1, "task-1", ("sleep", SHORT))
+
+
+@_schedule("an interrupt while an outcome is recorded", "soft-only", expected={"began": 1, "Committed": 1}, due=9)
+def _interrupted_commit(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 4))
+    world.befall("commit", "request-lost", lost=True)
+
+
+@_schedule("a reservation without an answer", "strict", expected={"not-published": 1, "began": 1, "Deferred": 0}, due=4)
+def _unanswered_reservation(world: DirectedWorld) -> None:
+    """The caller gets an error, and calls again with another task id."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "answer-lost", times=9, answers=False)
+    world.upon("not-published", lambda _: world.get_well())
+    world.call(3, "task-1", ("sleep", SHORT))
+
+
+@_schedule("an interrupted reservation", "strict", expected={"not-published": 1, "began": 1, "Deferred": 0}, due=4)
+def _interrupted_reservation(world: DirectedWorld) -> None:
+    """The reservation is granted, its answer is lost, and the caller is interrupted."""
+    world.call(0, "task-0", ("sleep", SHORT))
+    world.befall("claim", "answer-lost", answers=False)
+    world.interrupt_call(0.5)
+    world.call(3, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a call whose result is ignored", "joined", expected={"Joined": 0, "began": 1})
+def _ignored(world: DirectedWorld) -> None:
+    """Nobody may be given the result of a task that keeps none."""
+    world.call(0, "task-0", ("sleep", SHORT), countdown=3, ignore_result=True)
+    world.call(1, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a call while a child is killed", "graceful", expected={"began": 2}, due=13)
+def _call_beside_the_dying(world: DirectedWorld) -> None:
+    """A child that is past its hard limit lives for some more moments."""
+    world.call(0, "task-0", ("sleep", 20))
+    world.upon("began", lambda _: world.call(8.15, "task-1", ("sleep", SHORT)))
