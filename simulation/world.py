@@ -21,7 +21,7 @@ from simulation.broker import Broker
 from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
 from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
-from simulation.history import History, Recorder
+from simulation.history import TRIED_ON_SECONDS, History, Recorder
 from simulation.network import Service, SimulatedClient
 from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
@@ -132,6 +132,8 @@ class World:
         self._clocks = {f"machine-{number}": self._new_clock() for number in range(MACHINES)}
         self.machines = sorted(self._clocks)
         self._clocks["producer"] = (0.0, 0.0)
+        #: It does not end before.
+        self.until = START + FAULTS_END
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         enter(self)
@@ -227,6 +229,9 @@ class World:
     def _end_faults(self) -> None:
         self.faults.active = False
         self.service.away_until = self.service.throttled_until = 0.0
+        if self.history.of("Unrecorded"):
+            self.until += TRIED_ON_SECONDS
+            self.scheduler.at(self.until, lambda: None)
 
     def _kill_child(self) -> None:
         busy = [child for worker in self.workers for child in worker.busy if child.alive]
@@ -313,7 +318,7 @@ def play(seed: int) -> History:
     world.set_up()
 
     def is_over() -> bool:
-        over = scheduler.now >= START + FAULTS_END and not world.broker.unsettled()
+        over = scheduler.now >= world.until and not world.broker.unsettled()
         # A message that was acknowledged before its body may still run it.
         return over and not any(worker.busy for worker in world.workers)
 
@@ -323,6 +328,7 @@ def play(seed: int) -> History:
     history.counts = dict(world.faults.counts)
     history.items, history.results = world.service.table.items, world.results
     history.objects, history.requests = world.bucket.objects, world.service.requests
+    history.living, history.until = frozenset(world._living), scheduler.now - START  # noqa: SLF001
     for process in list(world._living.values()):  # noqa: SLF001
         process.end()
     return history
