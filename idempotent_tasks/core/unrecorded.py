@@ -23,6 +23,9 @@ logger = logging.getLogger("idempotent_tasks")
 #: The most outcomes that a process keeps, and the most bytes of data in them.
 MOST_OUTCOMES: Final = 1000
 MOST_BYTES: Final = 16 * 1024 * 1024
+#: Seconds to which the pauses between two tries grow: shorter than those of a claim, because a delivery that waits for
+#: the store too may claim the key first, and runs the body again then.
+LONGEST_PAUSE: Final = 0.25
 #: The reasons of `events.Unrecorded` when an outcome is given up: it would have expired by now; its record was deleted;
 #: its process ends.
 EXPIRED: Final = "Expired"
@@ -117,7 +120,13 @@ class UnrecordedOutcomes:
 
     def _work(self) -> None:
         while self._has_more():
-            persistently(self._try_each, clock=self._process.clock, seconds=math.inf, retried=StoreError)
+            persistently(
+                self._try_each,
+                clock=self._process.clock,
+                seconds=math.inf,
+                longest_pause=LONGEST_PAUSE,
+                retried=StoreError,
+            )
 
     def _has_more(self) -> bool:
         with self._lock:

@@ -230,7 +230,8 @@ def release_what_runs(**_: Any) -> None:
 def finish_outcomes_of_child(exitcode: int, **_: Any) -> None:
     """Wait a little, in a pool's process that ends by itself, until the outcomes that it keeps are recorded.
 
-    One that was told to end at once is killed soon.
+    So do, at a cold shutdown, the processes that run no body: Celery lets them end by themselves.  One that was sent
+    SIGTERM is killed soon.
 
     Args:
         exitcode: of the process.

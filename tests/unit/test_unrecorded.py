@@ -171,13 +171,17 @@ def test_a_store_that_stays_away_holds_up_no_other(
     assert slow > 300
 
 
-def test_tries_are_few(outage: Bench, outcomes: ManualOutcomes) -> None:
-    """Pauses grow to seconds: an outage is no time for a load of requests."""
-    outage.deliver()
-    assert isinstance(outage.store, FaultyStore)
-    before = len(outage.store.calls)
+def test_tries_are_few(store: MemoryStore, outcomes: ManualOutcomes, clock: FakeClock) -> None:
+    """Some a second from a process, whatever it keeps: an outage is no time for more requests than that."""
+    back_at = clock.now() + 20 * LEASE_SECONDS + BACK_SECONDS
+    faulty = FaultyStore(store, commit=repeat(until(clock, back_at)))
+    bench = Bench(faulty)
+    for number in range(20):
+        bench.deliver(key=f"order-{number}")
+    seconds, before = back_at - clock.now(), len(faulty.calls)
     outcomes.try_on()
-    assert 20 < len(outage.store.calls) - before < 120
+    assert bench.events().count("RecordedLate") == 20
+    assert 2 * seconds < len(faulty.calls) - before < 12 * seconds
 
 
 def test_a_stores_bug_ends_the_tries_of_one_outcome(
