@@ -29,7 +29,7 @@ LONGEST_PAUSE: Final = 0.25
 #: The reasons of `events.Unrecorded` when an outcome is given up: it would have expired by now; its record was deleted;
 #: its process ends.
 EXPIRED: Final = "Expired"
-PROCESS_ENDS: Final = "ProcessEnds"
+AT_EXIT: Final = "ProcessEnds"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ class UnrecordedOutcomes:
         """Wait until all outcomes are stored, so many seconds at most, and give up the others: the process ends."""
         self._empty.wait(seconds)
         for late in self._in_order():
-            self._give_up(late, PROCESS_ENDS)
+            self._give_up(late, AT_EXIT)
 
     def _work(self) -> None:
         while self._has_more():
