@@ -86,7 +86,7 @@ def stores(request: Request, data: str) -> bool:
     return {"S": data} in request.body.get("ExpressionAttributeValues", {}).values()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent", "eventlet"])
 def test_warm_shutdown_waits_a_little(make_guarded: MakeRig, wire: Wire, pool: str) -> None:
     """DynamoDB is back within seconds: the outcome is stored before the process ends, and a new worker replays it."""
     rig = make_guarded(wire.endpoint, visibility_seconds=60, tasks={"charge": LEASED})
