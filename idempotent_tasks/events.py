@@ -19,6 +19,7 @@ __all__ = [
     "Mismatched",
     "Observer",
     "Observers",
+    "RecordedLate",
     "Refused",
     "Released",
     "Renewed",
@@ -197,8 +198,21 @@ class Unrecorded(Event):
     """The body finished, but its outcome was not stored: another delivery may run the body again."""
 
     level = logging.ERROR
-    #: The type of the store's error; ``Released`` if the key was released while the body ran.
+    #: The type of the store's error; ``Released`` if the key was released, and of an outcome that was kept also
+    #: ``Vanished`` if its record was deleted, ``Expired`` if nobody would get it any more, and ``ProcessEnds``.
     reason: str
+    #: Whether the process keeps the outcome and goes on trying to store it: `RecordedLate`, `Superseded` or another
+    #: `Unrecorded` says how that ends, unless the process dies.
+    kept: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedLate(Event):
+    """An outcome was stored that had been `Unrecorded`: nobody had taken the key meanwhile."""
+
+    fence: int
+    #: For how many seconds it was not on record, from when its run gave up.
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

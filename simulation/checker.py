@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
 from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
-from simulation.history import Entry, History
+from simulation.history import TRIED_ON_SECONDS, Entry, History
 from simulation.items import holder, is_lock, requested_at, text, until
 from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
@@ -45,6 +45,9 @@ FREE: Final = frozenset(
 )
 #: What may keep a message from going back to its queue.
 _REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
+#: What becomes of an outcome that its process keeps, and why it may be given up.
+_LATE_ENDS: Final = ("RecordedLate", "Superseded", "Unrecorded")
+_GIVEN_UP: Final = ("Expired", "ProcessEnds", "Released", "Vanished")
 #: For how many seconds outcomes are kept: those of the task "brief", and at least those of the others.
 SHORTEST_SECONDS: Final = 20
 LONG_SECONDS: Final = 3600
@@ -301,7 +304,9 @@ def _one_result(facts: _Facts) -> Iterator[Violation]:
     """All tasks of a key that succeed have one result, the outcome on its record, and one payload."""
     at = facts.history.entries[-1].at
     # Without one outcome, with several, or with a message of another task under their id.
-    exempt = {entry.details["key"] for entry in facts.history.of("Unrecorded")} | _begun_anew(facts)
+    unrecorded = Counter(entry.details["key"] for entry in facts.history.of("Unrecorded"))
+    unrecorded -= Counter(entry.details["key"] for entry in facts.history.of("RecordedLate"))
+    exempt = unrecorded.keys() | _begun_anew(facts)
     others = facts.ids_of("replaced", "handed-over")
     results: dict[str, set[str]] = defaultdict(set)
     amounts: dict[str, set[int]] = defaultdict(set)
@@ -473,6 +478,31 @@ _COSTS: Final = {
 }
 
 
+def _tried_on(facts: _Facts) -> Iterator[Violation]:
+    """An outcome that its process keeps is stored, unless its key is another's or free by then, or the process ends."""
+    for left in facts.history.of("Unrecorded"):
+        if not left.details.get("kept"):
+            continue
+        ends = [end for end in facts.history.of(*_LATE_ENDS) if end.at > left.at and _is_end_of(end, left)]
+        if not ends and left.details["process"] in facts.history.living:
+            if facts.history.until > left.at + TRIED_ON_SECONDS:
+                yield Violation(
+                    "tried on", left.at, f"an outcome of {left.details['key']} is neither stored nor given up"
+                )
+        elif ends and ends[0].kind == "Unrecorded" and ends[0].details["reason"] not in _GIVEN_UP:
+            yield Violation("tried on", ends[0].at, f"an outcome was given up: {ends[0].details['reason']}")
+        elif ends and ends[0].kind == "Superseded":
+            item = facts.item_at(left.details["key"], ends[0].at)
+            if text(item, "status") == "INPROGRESS" and text(item, "fence") == str(ends[0].details["fence"]):
+                yield Violation("tried on", ends[0].at, "an outcome was dropped although nobody had taken its key")
+
+
+def _is_end_of(end: Entry, kept: Entry) -> bool:
+    """Return whether an event says what became of an outcome that was kept."""
+    same = all(end.details[name] == kept.details[name] for name in ("process", "key", "task_id"))
+    return same and not end.details.get("kept")
+
+
 def _budget(facts: _Facts) -> Iterator[Violation]:
     """Where nothing goes wrong, DynamoDB gets no more requests than `docs/explanation/cost.md` says."""
     # Each process asks for the time, again where its own clock is off; the first deferral of a message has no note.
@@ -575,6 +605,10 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         lambda facts: "error-callback" in facts.history.counts and facts.history.counts.keys().isdisjoint(_REFUSALS),
     ),
     "skipped": (_skipped, lambda facts: bool(facts.history.of("Skipped"))),
+    "tried on": (
+        _tried_on,
+        lambda facts: any(entry.details.get("kept") for entry in facts.history.of("Unrecorded")),
+    ),
     "budget": (
         _budget,
         lambda facts: bool(facts.history.requests) and facts.history.task not in _POLLING and facts.is_untroubled,

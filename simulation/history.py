@@ -11,8 +11,11 @@ from simulation.calls import Call
 from simulation.network import Service
 from simulation.scheduler import START, Scheduler
 
-__all__ = ["Entry", "History", "Recorder"]
+__all__ = ["TRIED_ON_SECONDS", "Entry", "History", "Recorder"]
 
+#: Seconds after the last fault within which every outcome that was kept is stored or given up: a request that has left
+#: by then may be waited for.
+TRIED_ON_SECONDS: Final = 45.0
 #: Seconds between two entries of the same time.
 MOMENT: Final = 1e-6
 
@@ -65,6 +68,9 @@ class History:
     expected: dict[str, int] = field(default_factory=dict)
     #: By when it must have ended, in seconds.
     due: float = inf
+    #: The names of the processes that live at the end, and when that is, in seconds.
+    living: frozenset[str] = frozenset()
+    until: float = 0.0
     ended: bool = False
     failures: list[BaseException] = field(default_factory=list)
 

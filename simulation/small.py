@@ -37,7 +37,7 @@ from simulation.calls import RecordedStore
 from simulation.history import History, Recorder
 from simulation.network import Service
 from simulation.process import SimulatedClock, SimulatedProcess
-from simulation.scheduler import Ended, Scheduler, Strand
+from simulation.scheduler import START, Ended, Scheduler, Strand
 
 __all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "SmallTask", "SmallWorld"]
 
@@ -371,6 +371,7 @@ class SmallWorld(ABC):
 
     def close(self) -> None:
         """End every process, and keep what the history is judged by."""
+        self.history.living, self.history.until = frozenset(self._living), self.scheduler.now - START
         self.history.failures = self.scheduler.failures
         self.history.items = self.service.table.items
         for process in list(self._living.values()):

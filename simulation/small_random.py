@@ -9,7 +9,7 @@ from typing import Any, Final
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.processes import this_process
 from simulation.faults import LATEST_IN_LEASES, NETWORK_FAULTS, Faults
-from simulation.history import History
+from simulation.history import TRIED_ON_SECONDS, History
 from simulation.network import Service, SimulatedClient
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.scheduler import START, Scheduler
@@ -50,6 +50,8 @@ class _RandomWorld(SmallWorld):
         self.faults = Faults(draw, {kind: RATES[kind] for kind in kinds}, LEASE_SECONDS)
         #: By machine: seconds that its clock is ahead, and those that it gains in each second.
         self._clocks = {machine: self._new_clock() for machine in MACHINES}
+        #: It does not end before.
+        self.until = START + FAULTS_END
         task = TASKS[draw.choice(sorted(TASKS))]
         super().__init__(
             scheduler, History(seed, task.name), task, self._connected, watched=draw.choice([True, True, False])
@@ -100,6 +102,9 @@ class _RandomWorld(SmallWorld):
     def _end_faults(self) -> None:
         self.faults.active = False
         self.service.away_until = 0.0
+        if self.history.of("Unrecorded"):
+            self.until += TRIED_ON_SECONDS
+            self.scheduler.at(self.until, lambda: None)
 
     def _plan(self) -> list[tuple[str, Any]]:
         draw = self.draw
@@ -208,7 +213,7 @@ def play(seed: int) -> History:
     world.set_up()
 
     def is_over() -> bool:
-        return scheduler.now >= START + FAULTS_END and not world.unsettled
+        return scheduler.now >= world.until and not world.unsettled
 
     history.ended = scheduler.run(START + GIVE_UP, is_over)
     for kind, count in world.faults.counts.items():

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from billiard.pool import EX_OK, EX_RECYCLE
 from celery.exceptions import TaskRevokedError
-from celery.signals import worker_shutdown
+from celery.signals import worker_process_shutdown, worker_shutdown
 from celery.utils.imports import instantiate
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.core.processes import running_as
+from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.messaging.queues import name_queues
 from idempotent_tasks.worker.request import remember_worker
 from simulation.app import QUEUE, app
@@ -88,6 +90,8 @@ class Worker:
         self._recycled_after = recycled_after
         #: By child: how many bodies it has run.
         self._ran: Counter[SimulatedProcess] = Counter()
+        #: Children that take nothing any more and wait for the outcomes that they keep.
+        self._finishing: set[SimulatedProcess] = set()
         self._held_for_eta = 0
         #: Counts the connections, and becomes -1 when there is to be no other: requests that none of its children has
         #: yet are the connection's own.
@@ -159,7 +163,7 @@ class Worker:
     def run_in_child(self, target: Callable[..., Any], args: Any, callbacks: dict[str, Any]) -> Any:
         """Run a trace in a free child, and tell the parent what becomes of it."""
         child, scheduler = self._free.popleft(), self.world.scheduler
-        if not child.alive:
+        if not child.alive or child in self._finishing:
             # The pool has replaced it meanwhile.
             child = self.world.new_process(self.machine)
         self.busy[child] = callbacks
@@ -231,7 +235,7 @@ class Worker:
         self._ran[child] += 1
         if self._ran[child] == self._recycled_after:
             self.world.faults.counts["child-recycled"] += 1
-            child.kill()
+            self._finish(child, EX_RECYCLE)
         self._free.append(child)
         # billiard has forgotten a job that is past its limit, and drops what its child still says.
         if not callbacks.get("timed_out"):
@@ -328,6 +332,8 @@ class Worker:
             self._kill_children()
         while self.busy:
             self.world.scheduler.sleep(LOOK_SECONDS)
+        if warm:
+            self._finish_free()
         # Celery's set holds those of all workers of the process, which are the history's here.
         active = state.active_requests
         state.active_requests = [each for each in requests if each in active]
@@ -345,6 +351,30 @@ class Worker:
             child.on_end.remove(callbacks["on_end"])
             child.kill()
         self.busy.clear()
+
+    def _finish_free(self) -> None:
+        """Let the children end, and wait for them."""
+        for child in self._free:
+            if child.alive and child not in self._finishing:
+                self._finish(child, EX_OK)
+        while any(child.alive for child in self._finishing):
+            self.world.scheduler.sleep(LOOK_SECONDS)
+
+    def _finish(self, child: SimulatedProcess, exitcode: int) -> None:
+        """Let a child end by itself, as ``billiard.pool.Worker._do_exit`` does."""
+        with running_as(child):
+            waits = len(child.own(UnrecordedOutcomes)) > 0
+        if not waits:
+            child.kill()
+            return
+        self.world.faults.counts["outcomes-finished"] += 1
+        self._finishing.add(child)
+
+        def end() -> None:
+            worker_process_shutdown.send(sender=self, pid=child.pid, exitcode=exitcode)
+            child.kill()
+
+        child.spawn(end, "exit")
 
     def _ended(self) -> None:
         self.kill(orphans=False)

@@ -21,7 +21,7 @@ from simulation.broker import Broker
 from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
 from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
-from simulation.history import History, Recorder
+from simulation.history import TRIED_ON_SECONDS, History, Recorder
 from simulation.network import Service, SimulatedClient
 from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
@@ -129,6 +129,8 @@ class World:
         self._clocks = {f"machine-{number}": self._new_clock() for number in range(MACHINES)}
         self.machines = sorted(self._clocks)
         self._clocks["producer"] = (0.0, 0.0)
+        #: It does not end before.
+        self.until = START + FAULTS_END
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
@@ -240,10 +242,13 @@ class World:
             # The next deployment would, if not sooner.
             if worker.has_failed_callbacks:
                 worker.reconnect()
+        if self.history.of("Unrecorded"):
+            self.until += TRIED_ON_SECONDS
+            self.scheduler.at(self.until, lambda: None)
 
     def is_over(self) -> bool:
         """Return whether nothing goes wrong any more, and nothing is left to do."""
-        over = self.scheduler.now >= START + FAULTS_END and not self.broker.unsettled()
+        over = self.scheduler.now >= self.until and not self.broker.unsettled()
         # A message that was acknowledged before its body may still run it.
         return over and not any(worker.busy for worker in self.workers)
 
@@ -340,6 +345,7 @@ def play_in(world: World) -> History:
     history.counts = dict(world.faults.counts)
     history.items, history.results = world.service.table.items, world.results
     history.objects, history.requests = world.bucket.objects, world.service.requests
+    history.living, history.until = frozenset(world._living), scheduler.now - START  # noqa: SLF001
     for process in list(world._living.values()):  # noqa: SLF001
         process.end()
     return history

@@ -29,6 +29,7 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.errors import (
     ConfigurationError,
     CrashLoopError,
@@ -323,7 +324,8 @@ class Guard:
             unwritable, outcome = error, unreplayable(error.message)
         run.ending = True
         try:
-            answer = self.store.commit(run, replace(outcome, continuation=run.continuation))
+            outcome = replace(outcome, continuation=run.continuation)
+            answer = self.store.commit(run, outcome)
         except Exception as error:
             if not isinstance(error, self.store.interrupts):
                 self._emit(events.Unrecorded, claim.request, reason=type(error).__name__)
@@ -332,7 +334,7 @@ class Guard:
             case Committed():
                 self._emit_commit(run, outcome)
             case Unanswered(store_error):
-                self._emit(events.Unrecorded, claim.request, reason=type(store_error).__name__)
+                this_process().own(UnrecordedOutcomes).keep(self.store, run.claim, outcome, store_error)
             case Superseded(record) if record.free:
                 # The effect is done, and there is no holder whose outcome could be replayed.
                 self._emit(events.Unrecorded, claim.request, reason=events.Released.__name__)

@@ -3,8 +3,9 @@
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
+from billiard.pool import EX_OK, EX_RECYCLE
 from celery import current_app
 from celery.concurrency import get_implementation
 from celery.signals import (
@@ -15,6 +16,7 @@ from celery.signals import (
     task_revoked,
     task_success,
     worker_init,
+    worker_process_shutdown,
     worker_shutdown,
 )
 from celery.worker import state
@@ -24,6 +26,7 @@ from idempotent_tasks.checks.tasks import unguarded_tasks
 from idempotent_tasks.core.delivery import KEY_HEADER, KEY_OPTION, explicit_key, following_signatures
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.messaging.claim_request import request_or_none
@@ -37,6 +40,8 @@ __all__ = [
     "carry_key",
     "check_command_line_worker",
     "check_worker",
+    "finish_outcomes",
+    "finish_outcomes_of_child",
     "free_reservation",
     "note_dispatch",
     "prepare_worker",
@@ -45,6 +50,12 @@ __all__ = [
 ]
 
 logger = logging.getLogger("idempotent_tasks")
+
+#: Seconds for which a process that ends waits for the outcomes that it could not record: half of the 10 s that Docker
+#: gives a container between SIGTERM and SIGKILL.
+FINISH_SECONDS: Final = 5.0
+#: The exit codes of a pool's process that ends because the worker shuts down warm, or to be replaced.
+_CLEAN_EXITS: Final = (EX_OK, EX_RECYCLE)
 
 
 class _Refusal:
@@ -213,6 +224,28 @@ def release_what_runs(**_: Any) -> None:
     for request in list(state.active_requests):
         if isinstance(request, GuardedRequest) and not request.acknowledged:
             request.release_claim("WorkerShutdown", crashed=False)
+
+
+@worker_process_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.finish_outcomes_of_child")
+def finish_outcomes_of_child(exitcode: int, **_: Any) -> None:
+    """Wait a little, in a pool's process that ends by itself, until the outcomes that it keeps are recorded.
+
+    So do, at a cold shutdown, the processes that run no body: Celery lets them end by themselves.  One that was sent
+    SIGTERM is killed soon.
+
+    Args:
+        exitcode: of the process.
+    """
+    if exitcode in _CLEAN_EXITS:
+        this_process().own(UnrecordedOutcomes).finish(FINISH_SECONDS)
+
+
+@worker_shutdown.connect(weak=False, dispatch_uid="idempotent_tasks.finish_outcomes")
+def finish_outcomes(**_: Any) -> None:
+    """Do the same in the worker's own process, which runs the bodies of all pools but prefork, at a warm shutdown."""
+    # As `celery.worker.state.maybe_shutdown` does: an exit code of 0 terminates too.
+    if state.should_terminate is None or state.should_terminate is False:
+        this_process().own(UnrecordedOutcomes).finish(FINISH_SECONDS)
 
 
 def _check_pool(store: Any, pool_cls: Any) -> None:

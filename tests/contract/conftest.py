@@ -39,6 +39,10 @@ class MovableClock(FakeClock):
         """Return the moved time in epoch seconds."""
         return time.time() + self.offset_seconds
 
+    def monotonic(self) -> float:
+        """Return moved monotonic seconds."""
+        return time.monotonic() + self.offset_seconds
+
     def advance(self, seconds: float) -> None:
         """Move by whole seconds, rounded up, because a ``Date`` has no others."""
         self.offset_seconds += ceil(seconds)

@@ -16,6 +16,7 @@ from idempotent_tasks.core.records import ClaimRequest, Finished, Superseded
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import ResultStore, Store
+from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing.conformance.requests import KEY, done, grant, request_by
 from tests.support.stores import Step
@@ -27,6 +28,7 @@ __all__ = [
     "Broken",
     "Interrupt",
     "Keeping",
+    "ManualOutcomes",
     "ManualRenewer",
     "deliver",
     "done",
@@ -175,6 +177,18 @@ class ManualRenewer(LeaseRenewer):
     def _spawn(self, work: Callable[[], None]) -> threading.Thread:
         """Leave the work to the test."""
         return threading.Thread(target=work)
+
+
+class ManualOutcomes(UnrecordedOutcomes):
+    """Unrecorded outcomes without their thread: they are tried on when the test asks for it."""
+
+    def _spawn(self) -> threading.Thread:
+        """Leave the work to the test."""
+        return threading.Thread(target=self.try_on)
+
+    def try_on(self) -> None:
+        """Try until each outcome is stored or given up, pausing on the clock of the test."""
+        self._work()
 
 
 def unseen(_: Event) -> None:

@@ -9,10 +9,11 @@ import pytest
 from celery import Celery, _state
 from hypothesis import HealthCheck, settings
 
-from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.processes import Process, running_as, this_process
+from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.events import Event
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.guarding import Bench, Broken
+from tests.support.guarding import Bench, Broken, ManualOutcomes
 from tests.support.inline import InlineWorker
 from tests.support.shop import Counting, Shop
 from tests.support.stores import FaultyStore
@@ -47,6 +48,23 @@ def late_releases(draws: random.Random) -> Iterator[None]:
         if thread.name == "idempotency-reaper-later":
             thread.join(BOUND_SECONDS)
             assert not thread.is_alive(), "a release for a dead process goes on after its test"
+
+
+@pytest.fixture(autouse=True)
+def outcomes(clock: FakeClock) -> Iterator[ManualOutcomes]:
+    """The outcomes that the process keeps: tried on when the test says so, on the test's clock."""
+    process = Process()
+    process.clock = clock
+    with running_as(process):
+        manual = ManualOutcomes()
+    _provide(manual)
+    yield manual
+    # Whatever a later test of another folder leaves unrecorded is none of this one's.
+    _provide(UnrecordedOutcomes())
+
+
+def _provide(outcomes: UnrecordedOutcomes) -> None:
+    this_process().provide(UnrecordedOutcomes, outcomes)
 
 
 @pytest.fixture

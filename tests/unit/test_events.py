@@ -31,6 +31,7 @@ SAMPLES = [
     (events.Mismatched(**NAMED), logging.WARNING),
     (events.CrashLooped(**NAMED, crashes=5), logging.ERROR),
     (events.Unrecorded(**NAMED, reason="StoreUnavailableError"), logging.ERROR),
+    (events.RecordedLate(**NAMED, fence=7, seconds=61.5), logging.INFO),
     (events.Lost(**NAMED), logging.ERROR),
 ]
 

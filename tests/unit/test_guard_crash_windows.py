@@ -129,6 +129,7 @@ def test_a_commit_that_never_lands_still_returns_the_result(broken: Broken, cloc
     start = clock.now()
     assert bench.deliver() == Returned("done")
     assert bench.the(events.Unrecorded).reason == "StoreUnavailableError"
+    assert bench.the(events.Unrecorded).kept
     assert bench.events() == ["Claimed", "Unrecorded"]
     assert start + 25 < clock.now() <= start + 30
 

@@ -23,7 +23,7 @@ EFFECTS = {"recycled": "child-recycled", "catches-interrupt": "interrupt-caught"
 CONSEQUENCES = {
     *EFFECTS.values(),
     *("visibility-timeout", "restored", "requeued", "prefetched", "answers-reordered"),
-    *("hard-limit", "soft-limit", "body-died", "worker-out-of-memory"),
+    *("hard-limit", "soft-limit", "body-died", "worker-out-of-memory", "outcomes-finished"),
 }
 
 
