@@ -28,8 +28,6 @@ class _Grant:
     entry: Entry
     #: The run that began under it, if one did.
     began: Entry | None
-    #: Whether it has taken over a reservation.
-    took_reservation: bool
     #: What has released it, if anything has.
     released: Entry | None = None
 
@@ -65,7 +63,7 @@ class RunCounts:
                     starts.append([])
                 if not is_reserved(item):
                     began = self._began.get((key, int(text(item, "fence") or 0)))
-                    starts[-1].append(_Grant(entry, began, is_reserved(old)))
+                    starts[-1].append(_Grant(entry, began))
             elif starts[-1] and is_free(item) and not (is_free(old) or is_reserved(old)):
                 starts[-1][-1].released = entry
         return starts
@@ -172,14 +170,13 @@ def generations(counts: RunCounts) -> Iterator[tuple[float, str]]:
 def counted_once(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """No owner is granted a key twice from one fresh start: it would count two runs.
 
-    But where an operator has released the first grant, before its owner had the answer and asked again; and where an
-    earlier request comes so late that it finds the task's reservation for its retry, which says nothing of its time.
+    But where an operator has released the first grant, before its owner had the answer and asked again.
     """
     for start in counts.starts:
         seen: set[str | None] = set()
         for grant in start:
             owner = text(grant.entry.item, "owner")
-            if owner in seen and not grant.took_reservation:
+            if owner in seen:
                 yield grant.entry.at, f"one request has counted two runs of {grant.entry.details['key']}"
             if not counts.is_released_by_operator(grant):
                 seen.add(owner)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from idempotent_tasks import DynamoDBStore, StoreUnavailableError
-from idempotent_tasks.core.records import Busy, Finished, Released, Renewed, Superseded
+from idempotent_tasks.core.records import Busy, Finished, Released, Renewed, Superseded, reservation_owner
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.guarding import KEY, done, grant, request_by
 from tests.testbed.wire import Answer, Fault, Forward, Wire, shift_date
@@ -88,6 +88,34 @@ def test_a_claim_request_older_than_the_release_of_an_unseen_claim(dynamodb: Dyn
     first()
     assert dynamodb.get(KEY).free
     assert grant(dynamodb, "two").attempt == 1
+
+
+def test_a_claim_request_older_than_a_reservation_takes_nothing(dynamodb: DynamoDBStore, wire: Wire) -> None:
+    """The first try of a run lands when that run has reserved the key for its retry: the retry finds no other run."""
+    grant(dynamodb, key="shop.charge#other")
+    land = late_request(wire, lambda: dynamodb.claim(request_by(task_id="id-one")))
+    assert dynamodb.release(grant(dynamodb, task_id="id-one"), "Retry", nothing_done=True) == Released()
+    grant(dynamodb, reservation_owner("id-one"), task_id="id-one")
+    reserved = dynamodb.get(KEY)
+    land()
+    assert dynamodb.get(KEY) == reserved
+    retried = grant(dynamodb, "two", task_id="id-one")
+    assert (retried.runs, retried.attempt) == (1, 1)
+
+
+def test_a_delivery_whose_clock_is_behind_takes_its_reservation(dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
+    """By less than a second, which no answer corrects: it asks once more."""
+    grant(dynamodb, reservation_owner("id-one"), task_id="id-one")
+    raw.update_item(
+        TableName=dynamodb.table,
+        Key={"id": {"S": KEY}},
+        UpdateExpression="SET claimed_at = claimed_at + :ahead",
+        ExpressionAttributeValues={":ahead": {"N": "900"}},
+    )
+    wire.clear()
+    claim = grant(dynamodb, task_id="id-one")
+    assert (claim.runs, claim.attempt) == (1, 1)
+    assert wire.operations().count("UpdateItem") == 2
 
 
 def expire(store: DynamoDBStore, raw: Any) -> None:

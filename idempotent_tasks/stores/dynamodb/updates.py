@@ -34,7 +34,9 @@ _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR "
     "(#expiration < :now AND #status <> :inprogress AND attribute_not_exists(#runs) AND "
     "(attribute_not_exists(#attempt) OR #attempt = :zero)) OR "
-    "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR #owner = :reserved){same_payload} AND "
+    "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR "
+    # An older request is of an earlier run of the reservation's task, which has made it for its retry.
+    "(#owner = :reserved AND #claimed_at <= :claimed_at)){same_payload} AND "
     "(#owner <> :owner OR #owner = :reserved) AND #expiration >= :now AND "
     # A stand-in takes two missing attributes for equal.
     "attribute_exists(#counted_fence) AND #counted_fence = #fence)"
