@@ -52,11 +52,14 @@ class Store(Protocol):
 
         The check and the claim are one atomic step: of any number of concurrent callers one is granted.
         A grant leaves `idempotent_tasks.core.records.granted_record`: the next fence, attempt and run, in a new
-        generation where the key has no record or an expired one, of which nothing else stays.  A reservation, which a
-        producer requests, keeps the key for the delivery with its task id, whose claim is granted at any time, unless it
-        was requested before the reservation; it counts neither as an attempt nor as a run.  A request that is repeated before anybody else's is granted again,
-        also when its claim has expired, with the lease of its first try or with one that counts from the repetition; it
-        counts once.
+        generation where the key has no record or an expired one, of which nothing else stays.
+
+        A reservation, which a producer requests, keeps the key for the delivery with its task id.  That claim is
+        granted at any time, unless it was requested before the reservation.  A reservation counts neither as an attempt
+        nor as a run.
+
+        A request that is repeated before anybody else's is granted again, also when its claim has expired, with the
+        lease of its first try or with one that counts from the repetition; it counts once.
 
         Returns:
             `Granted`, `Finished`, `Busy` or `Mismatch`.
