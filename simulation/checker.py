@@ -422,7 +422,7 @@ def _one_continuation(facts: _Facts) -> Iterator[Violation]:
     stopped = {entry.details["run"] for entry in facts.history.of("callbacks-stopped")}
     # A body that returns after its retry was sent has a continuation of its own, and so has one whose outcome nobody
     # could record.
-    sent = ids.keys() - facts.ids_of("handed-over", "Unrecorded")
+    sent = ids.keys() - facts.ids_of("handed-over", "Unrecorded") - exempt
     committed = {entry.details["fence"] for entry in facts.history.of("Committed")}
     for run in facts.runs:
         details = run.began.details

@@ -149,7 +149,12 @@ class Publication:
             raise error
         logger.warning("%s[%s] is published unreserved: %s", self.request.task, self.request.task_id, error)
         self._emit(events.Unreserved, reason=type(error).__name__)
-        return publish()
+        try:
+            return publish()
+        except BaseException:
+            # The store may have taken the reservation all the same: nobody may join a task that is not published.
+            self._withdraw(Claim.unseen(self.request))
+            raise
 
     def _withdraw(self, claim: Claim) -> None:
         """Release the reservation in one try, after which it is left to expire."""

@@ -571,6 +571,14 @@ class TestFailingPublish:
             counting.make(app, idempotency=JOIN).delay("ord-1")
         assert all(record.free for record in store.records())
 
+    def test_a_reservation_whose_answer_was_lost(self, app: Celery, counting: Counting, store: MemoryStore) -> None:
+        """It was made all the same: nobody may join a task that is not published."""
+        app.conf.idempotency_store = FaultyStore(store, claim=[lost_answer()] * 50)
+        app.conf.update(UNREACHABLE)
+        with pytest.raises(OperationalError):
+            counting.make(app, idempotency=JOIN).delay("ord-1")
+        assert only(store).free
+
     def test_an_unwilling_store_after_a_failed_publish(
         self, app: Celery, counting: Counting, store: MemoryStore, clock: FakeClock
     ) -> None:
