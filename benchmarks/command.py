@@ -1,4 +1,4 @@
-"""What both commands need: files that their options ask for, an environment of their own, and an end in good order."""
+"""What the commands share: files that options ask for, an environment, a worker, and an end in good order."""
 
 import argparse
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["add_files", "own_environment", "unwinding_on_signals", "write"]
+from tests.testbed.workers import CeleryWorker, WorkerConfig
+
+__all__ = ["add_files", "own_environment", "ready_worker", "unwinding_on_signals", "write"]
 
 #: Variables that would lead a command to the caller's brokers and accounts.
 _FOREIGN_PREFIXES: Final = ("AWS_", "BOTO_", "CELERY_")
@@ -80,3 +82,34 @@ def unwinding_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ready_worker(
+    command: str, place: WorkerConfig, queue: str, folder: Path, *, processes: int
+) -> Iterator[CeleryWorker]:
+    """Run the worker of a command, ``benchmarks.<command>.worker_app``, for the length of a block.
+
+    Args:
+        command: its name.
+        place: what the worker process must know.
+        queue: the worker consumes it.
+        folder: for its log.
+        processes: of its pool.
+
+    Raises:
+        TimeoutError: it is not ready in time.
+    """
+    worker = CeleryWorker(
+        f"benchmarks.{command}.worker_app",
+        f"{command}@localhost",
+        queue,
+        folder,
+        os.environ | place.environment(),
+        concurrency=processes,
+    )
+    try:
+        worker.wait_until_ready(lambda: " ready." in worker.log())
+        yield worker
+    finally:
+        worker.kill()

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from benchmarks.command import own_environment, unwinding_on_signals
+from benchmarks.command import own_environment, ready_worker, unwinding_on_signals
 from benchmarks.outage.bodies import BEGAN, CHARGE, Place, build_app
 from benchmarks.speed.report import machine
 from idempotent_tasks import DynamoDBStore
@@ -25,7 +24,6 @@ from tests.testbed.journal import LineReader
 from tests.testbed.servers import MissingServiceError, redis_server, roto_server
 from tests.testbed.waiting import wait_for
 from tests.testbed.wire import Wire, wire_to
-from tests.testbed.workers import CeleryWorker
 
 __all__ = ["Count", "main"]
 
@@ -153,7 +151,7 @@ def _measure(options: argparse.Namespace) -> Count:
             lease_seconds=options.lease_seconds,
             body_seconds=BODY_SECONDS,
         )
-        stack.enter_context(_worker(place, folder))
+        stack.enter_context(ready_worker("outage", place, place.queue, folder, processes=PROCESSES))
         outages = Outages(place, wire, random.Random(options.seed))
         for _ in range(options.outages):
             outages.play()
@@ -166,23 +164,6 @@ def _measure(options: argparse.Namespace) -> Count:
             recorded_late=outages.seen["RecordedLate"],
             superseded=outages.seen["Superseded"],
         )
-
-
-@contextmanager
-def _worker(place: Place, folder: Path) -> Iterator[CeleryWorker]:
-    worker = CeleryWorker(
-        "benchmarks.outage.worker_app",
-        "outage@localhost",
-        place.queue,
-        folder,
-        os.environ | place.environment(),
-        concurrency=PROCESSES,
-    )
-    try:
-        worker.wait_until_ready(lambda: " ready." in worker.log())
-        yield worker
-    finally:
-        worker.kill()
 
 
 if __name__ == "__main__":

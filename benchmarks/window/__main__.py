@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import os
 import random
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,7 @@ from uuid import uuid4
 from celery.result import AsyncResult
 from rich.console import Console
 
-from benchmarks.command import own_environment, unwinding_on_signals
+from benchmarks.command import own_environment, ready_worker, unwinding_on_signals
 from benchmarks.speed.report import machine
 from benchmarks.window import provider
 from benchmarks.window.bodies import LOCAL_LAST, REMOTE, REMOTE_WITH_KEY, Place, build_app
@@ -124,7 +123,7 @@ def _count(effect: str, redis: str, store: str, folder: Path, options: argparse.
             ledger=str(ledger),
             body_seconds=options.body_seconds,
         )
-        with _worker(place, folder) as worker:
+        with ready_worker("window", place, place.queue, folder, processes=PROCESSES) as worker:
             task: Any = build_app(place).tasks[effect]
             orders = dict[str, AsyncResult]()
             chance = random.Random(options.seed)
@@ -168,23 +167,6 @@ class Processes:
         self._running |= {entry["pid"]: entry["runs"] for entry in self._reader.news()}
         running = [pid for pid in children if self._running.get(pid)]
         return bool(running) and self._worker.signal_child(chance.choice(running), signal.SIGKILL)
-
-
-@contextmanager
-def _worker(place: Place, folder: Path) -> Iterator[CeleryWorker]:
-    worker = CeleryWorker(
-        "benchmarks.window.worker_app",
-        "window@localhost",
-        place.queue,
-        folder,
-        os.environ | place.environment(),
-        concurrency=PROCESSES,
-    )
-    try:
-        worker.wait_until_ready(lambda: " ready." in worker.log())
-        yield worker
-    finally:
-        worker.kill()
 
 
 if __name__ == "__main__":

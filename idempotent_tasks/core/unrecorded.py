@@ -26,8 +26,7 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 #: Seconds to which the pauses between two tries grow: shorter than those of a claim, because a delivery that waits for
 #: the store too may claim the key first, and runs the body again then.
 LONGEST_PAUSE: Final = 0.25
-#: The reasons of `events.Unrecorded` when an outcome is given up: it would have expired by now; its record was deleted;
-#: its process ends.
+#: Reasons of `events.Unrecorded` when an outcome is given up: it would have expired by now; its process ends.
 EXPIRED: Final = "Expired"
 AT_EXIT: Final = "ProcessEnds"
 
