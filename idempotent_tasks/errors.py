@@ -9,6 +9,7 @@ The tree::
     ├── PayloadMismatchError        one key, two different payloads
     ├── InProgressError             another delivery holds the key (on_busy="raise")
     ├── CrashLoopError              the body killed its worker too many times
+    ├── UnresolvedError             a run left no outcome, and a person is to say what came of it
     ├── ResultEncodingError         the body succeeded, its result cannot be stored
     ├── ResultUnavailableError      the result to replay was never stored, or is gone
     │   └── StoredFailureError      the failure to replay cannot be raised again as it was
@@ -44,6 +45,7 @@ __all__ = [
     "StoreMisconfiguredError",
     "StoreUnavailableError",
     "StoredFailureError",
+    "UnresolvedError",
 ]
 
 
@@ -114,6 +116,12 @@ class CrashLoopError(IdempotencyError):
     """The body ended its worker process too many times in a row."""
 
     default_message = "The body ended its worker process too many times in a row."
+
+
+class UnresolvedError(IdempotencyError):
+    """An earlier run left no outcome, and the next one waits for a person's decision."""
+
+    default_message = "An earlier run left no outcome, and the next one waits for a person's decision."
 
 
 class ResultEncodingError(IdempotencyError):

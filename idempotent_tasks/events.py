@@ -19,7 +19,9 @@ __all__ = [
     "Mismatched",
     "Observer",
     "Observers",
+    "Parked",
     "RecordedLate",
+    "Recovered",
     "Refused",
     "Released",
     "Renewed",
@@ -229,6 +231,26 @@ class CrashLooped(Event):
     level = logging.ERROR
     #: How many runs in a row ended without commit or release.
     crashes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parked(Event):
+    """The key waits for a person's decision, and so does the message: an earlier run left no outcome.
+
+    Emitted for the delivery that parks the key, and for each that finds it parked.
+    """
+
+    level = logging.ERROR
+    #: ``Rerun``; or why ``recover`` does not know, or the type of what it raised the last time.
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovered(Event):
+    """``recover`` knew what came of an earlier run that left no outcome."""
+
+    #: Whether that run's effect was made: then its result is the key's outcome, else the body starts.
+    done: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

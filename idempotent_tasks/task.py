@@ -147,7 +147,15 @@ class IdempotentTask(Task):
             return self._run_body(disabled_run(self, settings, request, tuple(args), kwargs), call, args, kwargs)
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
-        return handle(self, delivery, policy, settings, lambda run: self._run_body(run, call, args, kwargs))
+        recover: Any = policy.recover
+        return handle(
+            self,
+            delivery,
+            policy,
+            settings,
+            lambda run: self._run_body(run, call, args, kwargs),
+            ask=lambda run, record: self._run_body(run, recover, (record, *args), kwargs),
+        )
 
     def apply_async(
         self,

@@ -4,6 +4,7 @@ import click
 
 from idempotent_tasks.cli.modify import forget, purge, release
 from idempotent_tasks.cli.records import list_, show
+from idempotent_tasks.cli.resolve import resolve
 from idempotent_tasks.cli.table import check, create_table, template
 from idempotent_tasks.cli.watch import watch
 
@@ -19,5 +20,5 @@ def idempotency() -> None:
     """
 
 
-for _command in (check, create_table, template, list_, show, release, forget, purge, watch):
+for _command in (check, create_table, template, list_, show, release, resolve, forget, purge, watch):
     idempotency.add_command(_command)

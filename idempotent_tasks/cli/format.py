@@ -8,12 +8,15 @@ from idempotent_tasks.core.encoding import as_bytes, text_of
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Record, Status, is_reservation
 
-__all__ = ["STATES", "as_dict", "columns", "counted", "is_live", "state", "written_at"]
+__all__ = ["STATES", "as_dict", "columns", "counted", "counted_tasks", "is_live", "state", "written_at"]
 
 #: The states of a record, with what each means: the same word in each command's output, filters and documentation.
 STATES: Final = {
     "reserved": "its message is published under `at_publish`, and no delivery has claimed the key yet",
     "running": "a delivery has claimed the key: its body runs, or its process died and nobody has noticed yet",
+    "parked": "an earlier run left no outcome, and a person is to say what came of it (`resolve`): no body runs",
+    "settling": "a run has ended without an outcome, and what it has requested elsewhere may still be on its way "
+    "(`settle`): nobody gets the key for now",
     "free": "the key was released, or its claim ran out: the next delivery runs the body",
     "completed": "the body returned: its result is replayed until the record expires",
     "failed": "the body raised a final failure (`store_failures`): it is replayed until the record expires",
@@ -31,8 +34,10 @@ def state(record: Record, now: float) -> str:
     """
     match record.status_at(now):
         case Status.INPROGRESS:
+            if record.parked_at is not None:
+                return "parked"
             if record.free or record.held_until <= now:
-                return "free"
+                return "settling" if record.settles_at(now) else "free"
             return "reserved" if is_reservation(record) else "running"
         case status:
             return str(status).lower()
@@ -54,13 +59,18 @@ def counted(records: int) -> str:
     return f"{records} record" + ("" if records == 1 else "s")
 
 
+def counted_tasks(record: Record) -> str:
+    """Return the number of tasks whose messages a record keeps, as text."""
+    return f"{len(record.parked)} task" + ("" if len(record.parked) == 1 else "s")
+
+
 def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:
     """Return state, age, time left, attempt, task id and key, for one row of a list."""
     written = written_at(record)
     return (
         state(record, now),
         "?" if written is None else _span(now - written),
-        _span(_time_left(record, now)),
+        "-" if record.parked_at is not None else _span(_time_left(record, now)),
         str(record.attempt),
         record.task_id or "?",
         record.key,
@@ -88,13 +98,17 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         # A failure has this time too, and is not completed.
         "finished_at": _iso(record.completed_at),
         "held_until": _iso(record.in_progress_expiration)
-        if record.status is Status.INPROGRESS and not record.free
+        if record.status is Status.INPROGRESS and not record.free and record.parked_at is None
         else None,
-        "expires_at": _iso(record.expiration * 1000),
-        "seconds_left": round(_time_left(record, now), 1),
+        "expires_at": None if record.parked_at is not None else _iso(record.expiration * 1000),
+        "seconds_left": None if record.parked_at is not None else round(_time_left(record, now), 1),
         "attempt": record.attempt,
         "runs": record.runs,
         "unresolved_since": _iso(record.unresolved_since),
+        "settled_at": _iso(record.settled_at),
+        "parked_at": _iso(record.parked_at),
+        "parked_messages": sorted(record.parked) or None,
+        "parked_bytes": record.parked_bytes or None,
         "previous_task_id": record.previous_task_id,
         "previous_claimed_at": _iso(record.previous_claimed_at),
         "generation": record.generation,
@@ -124,7 +138,7 @@ def _readable(record: Record) -> str:
 def _time_left(record: Record, now: float) -> float:
     """Return the seconds until a claim or a stored outcome expires."""
     if record.free:
-        return 0.0
+        return max(0.0, (record.settled_at or 0) / 1000 - now)
     until = record.held_until if record.status is Status.INPROGRESS else float(record.expiration)
     return max(0.0, until - now)
 

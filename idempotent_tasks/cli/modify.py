@@ -9,13 +9,13 @@ from itertools import islice
 import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
-from idempotent_tasks.cli.format import STATES, columns, counted, is_live, state
+from idempotent_tasks.cli.format import STATES, columns, counted, counted_tasks, is_live, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.errors import StoreUnavailableError
 
-__all__ = ["forget", "purge", "release"]
+__all__ = ["forget", "purge", "record_of", "refuse_unless", "release", "yes_option"]
 
 #: The reason that an operator's release stores in the record.
 REASON = "released by an operator"
@@ -24,13 +24,17 @@ PARALLEL = 16
 #: Records that `purge` shows before it asks.
 SAMPLE = 5
 
-_force = click.option("--force", is_flag=True, help="Also a claim whose body may still run: it may then run twice.")
-_yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+_force = click.option(
+    "--force",
+    is_flag=True,
+    help="Also a claim whose body may still run, and then runs twice; also a parked key's messages.",
+)
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 @click.command()
 @_force
-@_yes
+@yes_option
 @pass_admin_context
 @takes_key("KEY")
 def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
@@ -38,29 +42,33 @@ def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool)
 
     Outcomes are never released: see `forget`.  A body that runs is not ended: with --force a second may run beside it.
     """
-    record = _record_of(admin, key, hint)
+    record = record_of(admin, key, hint)
     match state(record, admin.now()):
         case "completed" | "failed" as outcome:
             refuse(f"{key!r} is {outcome}, there is no claim to release; forget it to have the next delivery run")
         case "free" | "expired" as over:
             refuse(f"{key!r} is {over} already; the next delivery runs")
+        case "parked":
+            refuse(f"{key!r} is parked: `idempotency resolve` says what came of its run, and publishes its messages")
     _refuse_live(admin, record, force=force)
     confirm(f"Release {key!r}, held by {record.task_id} on {record.worker}?", yes=yes)
-    _refuse_unless(admin.operations.release(record, REASON, force=force), key)
+    refuse_unless(admin.operations.release(record, REASON, force=force), key)
     click.echo(f"released {key!r}; the next delivery runs its body")
 
 
 @click.command()
 @_force
-@_yes
+@yes_option
 @pass_admin_context
 @takes_key("KEY")
 def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
     """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence."""
-    record = _record_of(admin, key, hint)
+    record = record_of(admin, key, hint)
     _refuse_live(admin, record, force=force)
+    if record.parked and not force:
+        refuse(f"{key!r} has messages of {counted_tasks(record)}: resolve it, or delete them too with --force")
     confirm(f"Delete the record of {key!r} ({state(record, admin.now())})?", yes=yes)
-    _refuse_unless(admin.operations.delete(record, force=force), key)
+    refuse_unless(admin.operations.delete(record, force=force), key)
     click.echo(f"forgot {key!r}")
 
 
@@ -79,20 +87,20 @@ def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) 
 )
 @click.option("--task", help="Only records that this task claimed.")
 @_force
-@_yes
+@yes_option
 @pass_admin_context
 def purge(
     admin: AdminContext, *, states: tuple[str, ...], before: float, task: str | None, force: bool, yes: bool
 ) -> None:
     """Delete many records: counts and shows some of them first, then asks.
 
-    Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  TTL
-    deletes expired records by itself, free of charge.
+    Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  Records
+    with messages of parked keys are left, except with --force.  TTL deletes expired records by itself, free of charge.
     """
 
     def selected() -> Iterator[Record]:
         for each in matching(admin, states=states, task=task, before=before):
-            if isinstance(each, Record) and (force or not is_live(each, admin.now())):
+            if isinstance(each, Record) and (force or not (is_live(each, admin.now()) or each.parked_bytes)):
                 yield each
 
     records = selected()
@@ -134,7 +142,8 @@ def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, f
     return done
 
 
-def _record_of(admin: AdminContext, key: str, hint: str) -> Record:
+def record_of(admin: AdminContext, key: str, hint: str) -> Record:
+    """Return the record of a whole key; exit with `REFUSED` if it is none, or has no record."""
     if "#" not in key:
         refuse(f"{key!r} is no key: it has no prefix with a '#'; `idempotency show {key}` finds the key of a task id")
     return found(admin, key, scan=False, hint=hint)[0]
@@ -149,6 +158,7 @@ def _refuse_live(admin: AdminContext, record: Record, *, force: bool) -> None:
         )
 
 
-def _refuse_unless(done: bool, key: str) -> None:  # noqa: FBT001 - what the operation returned
+def refuse_unless(done: bool, key: str) -> None:  # noqa: FBT001 - what the operation returned
+    """Exit with `REFUSED` if an operation has found another record than was shown."""
     if not done:
         refuse(f"{key!r} changed since it was read, nothing was done; look again")

@@ -21,6 +21,8 @@ _LINE = "{:<10}{:>6}{:>7}{:>9}  {:<38}{}"
 _STORED = {
     "reserved": Status.INPROGRESS,
     "running": Status.INPROGRESS,
+    "parked": Status.INPROGRESS,
+    "settling": Status.INPROGRESS,
     "free": Status.INPROGRESS,
     "completed": Status.COMPLETED,
     "failed": Status.FAILED,

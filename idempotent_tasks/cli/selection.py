@@ -19,10 +19,10 @@ from idempotent_tasks.messaging.claim_request import claim_request
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.task import IdempotentTask, guarded_tasks
 
-__all__ = ["key_of_call", "takes_key"]
+__all__ = ["NOT_JSON", "key_of_call", "takes_key"]
 
 #: What kombu raises for a text that is no JSON, or in which a value with a type of kombu's own is none of that type.
-_NOT_JSON: Final = (ValueError, ArithmeticError, LookupError, TypeError)
+NOT_JSON: Final = (ValueError, ArithmeticError, LookupError, TypeError)
 _OPTIONS: Final = (
     click.option("--task", metavar="NAME", help="Instead of a key: the task, with the arguments of a call."),
     click.option("--args", "args_json", metavar="JSON", help="The call's positional arguments, as a JSON list."),
@@ -137,7 +137,7 @@ def _json(option: str, text: str | None, kind: type, default: Any) -> Any:
         return default
     try:
         value = loads(text)
-    except _NOT_JSON as error:
+    except NOT_JSON as error:
         at = f", at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
         raise click.UsageError(f"{option} is not JSON{at}") from None
     if not isinstance(value, kind):
@@ -178,7 +178,7 @@ def _known(value: Any, name: str) -> Any:
 def _value(text: str) -> Any:
     try:
         value = loads(text)
-    except _NOT_JSON:
+    except NOT_JSON:
         return text
     # NaN and Infinity are not JSON, although Python reads them as that.
     return text if isinstance(value, float) and not math.isfinite(value) else value

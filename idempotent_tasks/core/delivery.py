@@ -20,6 +20,7 @@ __all__ = [
     "MOST_UNSEEN",
     "OWNER_ENTRY",
     "PRIVATE_HEADERS",
+    "RECOVERIES_HEADER",
     "UNSEEN_HEADER",
     "WATCHER_ENTRY",
     "Delivery",
@@ -47,6 +48,8 @@ UNSEEN_HEADER: Final = "idempotency_unseen"
 MOST_UNSEEN: Final = 8
 #: Message header of a deferred copy: a random token that no other message has, and the message that it is a copy of.
 COPY_HEADER: Final = "idempotency_copy"
+#: Message header of a deferred copy: how often asking ``recover`` has failed before it.
+RECOVERIES_HEADER: Final = "idempotency_recoveries"
 # The worker's parent process sets three entries of the request dict.
 #: The enforced hard time limit in seconds, or None.
 HARD_LIMIT_ENTRY: Final = "idempotency_hard_limit"
@@ -59,7 +62,7 @@ WATCHER_ENTRY: Final = "idempotency_watcher"
 MESSAGE_ENTRY: Final = "idempotency_message"
 #: Removed when a message is sent again for another reason than deferral.
 PRIVATE_HEADERS: Final = frozenset(
-    (DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY)
+    (DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, RECOVERIES_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY)
 )
 #: An owner token of this library; a message's sender can write anything else, such as a reservation's owner.
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
@@ -116,6 +119,8 @@ class Delivery:
     retries: int = 0
     #: How often this message was deferred before.
     deferrals: int = 0
+    #: How often ``recover`` failed for this message before.
+    failed_recoveries: int = 0
     #: Owner tokens of claims that earlier deliveries of this message may have been granted without running the body.
     unseen: tuple[str, ...] = ()
     #: The token of this deferred copy; None for any other message.
@@ -165,6 +170,7 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         grouped=is_grouped(request.group, request.chain),
         retries=request.retries or 0,
         deferrals=_count(_header(request, DEFERRALS_HEADER)),
+        failed_recoveries=_count(_header(request, RECOVERIES_HEADER)),
         unseen=_tokens(_header(request, UNSEEN_HEADER)),
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY) if from_parent else None,
         owner=str(owner) if from_parent else None,

@@ -22,11 +22,13 @@ from idempotent_tasks.core.records import (
     Granted,
     Mismatch,
     Outcome,
+    Parked,
     Record,
     Status,
     Superseded,
     Unanswered,
 )
+from idempotent_tasks.core.recovery import Done, NotDone, Recovery, Unknown
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
@@ -50,6 +52,7 @@ __all__ = [
     "Returned",
     "Unclaimed",
     "Unreadable",
+    "Unresolved",
     "Verdict",
 ]
 
@@ -60,6 +63,8 @@ PROCESS_ENDS: Final = (SystemExit, KeyboardInterrupt)
 #: The reasons of the releases of a lock at the end of its run, and of a key whose lock another run holds.
 UNLOCKED: Final = "Ended"
 NOT_LOCKED: Final = "NotLocked"
+#: The reason of a key that is parked because its task asks nobody (``on_rerun="park"``).
+RERUN: Final = "Rerun"
 #: Seconds between two claims of a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -97,8 +102,21 @@ class Interrupted:
     error: BaseException
 
 
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """An earlier run left no outcome, and nobody knows what came of it; the body did not run, the key is still held."""
+
+    run: RunContext
+    #: Why, for the record of a parked key.
+    reason: str
+    #: What ``recover`` has raised, so that it may be asked again; None where that is of no use.
+    error: Exception | None = None
+
+
 #: The result of `Guard.deliver`.  `Finished` and `Superseded` have a record to replay.
-Verdict = Returned | Failed | Finished | Superseded | Busy | Unclaimed | Interrupted
+Verdict = Returned | Failed | Finished | Superseded | Busy | Parked | Unclaimed | Unresolved | Interrupted
+#: Asks what came of an earlier run, for the run that holds the key and with the key's record.
+Ask = Callable[[RunContext, Record], Recovery]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +138,7 @@ class Unreadable:
 
 
 #: The result of `Guard.replay`.
-Replay = Replayed | Failed | Unreadable | Busy | Interrupted
+Replay = Replayed | Failed | Unreadable | Busy | Parked | Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +152,14 @@ class Guard:
     #: Whether another process releases the claim when this one ends.
     watched: bool = False
 
-    def deliver(self, request: ClaimRequest, body: Callable[[RunContext], Any]) -> Verdict:
+    def deliver(self, request: ClaimRequest, body: Callable[[RunContext], Any], ask: Ask | None = None) -> Verdict:
         """Claim the key, run the body, commit its outcome; return the verdict.
 
         Args:
             request: the claim to request.
             body: the task's body; an exception that is no final failure is raised again once the key is released.
+            ask: the task's ``recover``, called before a body that would run again; None to run it, or to leave the key
+                to a person, as ``on_rerun`` says.
 
         Raises:
             PayloadMismatchError: the key was used with another payload.
@@ -153,6 +173,8 @@ class Guard:
             answer = self._claim(request, self.store)
             if isinstance(answer, Granted):
                 claim = answer.claim
+                if self.policy.on_rerun == "park" and RunContext(claim, self.store).rerun:
+                    return Unresolved(RunContext(claim, self.store), RERUN)
                 self._refuse_crash_loop(claim)
                 if request.lock is None:
                     self._emit_claimed(claim, fence=claim.fence)
@@ -161,39 +183,43 @@ class Guard:
             return Interrupted(error)
         match answer:
             case Granted() if request.lock is not None:
-                return self._run_locked(RunContext(claim, self.store), request.lock, body)
+                return self._run_locked(RunContext(claim, self.store), request.lock, body, ask)
             case Granted():
-                return self._run(RunContext(claim, self.store), body)
+                return self._run(RunContext(claim, self.store), body, ask)
             case Mismatch():
                 self._emit(events.Mismatched, request)
                 raise PayloadMismatchError(task=request.task, key=request.key)
             case Unanswered(store_error):
                 return Unclaimed(store_error)
-            case Finished() | Busy():
+            case Finished() | Busy() | Parked():
                 return answer
 
-    def _run_locked(self, run: RunContext, request: ClaimRequest, body: Callable[[RunContext], Any]) -> Verdict:
+    def _run_locked(
+        self, run: RunContext, request: ClaimRequest, body: Callable[[RunContext], Any], ask: Ask | None
+    ) -> Verdict:
         """Run the body while its lock is held; if another run holds that, release the key and return `Busy`."""
         answer = self._locked(run, request)
         if isinstance(answer, Granted):
             run.lock = RunContext(answer.claim, self._lock_store)
-            return self._run_holding(run, run.lock, body)
+            return self._run_holding(run, run.lock, body, ask)
         # Not claimed, as far as observers know: no run began.
         self._lock_store.release(run.claim, NOT_LOCKED, began=False)
         match answer:
             case Unanswered(store_error):
                 return Unclaimed(store_error)
-            case Finished() | Mismatch():
+            case Finished() | Mismatch() | Parked():
                 msg = "the key of its lock has an outcome: another call was given that key as its idempotency_key"
                 raise ConfigurationError(msg, request.task, request.key)
         return answer
 
-    def _run_holding(self, run: RunContext, lock: RunContext, body: Callable[[RunContext], Any]) -> Verdict:
+    def _run_holding(
+        self, run: RunContext, lock: RunContext, body: Callable[[RunContext], Any], ask: Ask | None
+    ) -> Verdict:
         verdict: Verdict | None = None
         try:
             with self.lease.renewing(lock):
                 try:
-                    verdict = self._run(run, body)
+                    verdict = self._run(run, body, ask)
                 finally:
                     lock.hand_over(UNLOCKED)
         except self.store.interrupts as error:
@@ -235,8 +261,9 @@ class Guard:
         give_up_at = clock.monotonic() + min(wait, store.deadline.seconds_left)
         while True:
             answer = store.claim(request)
-            if isinstance(answer, Busy) and this_process().has_ended(answer.holder.process):
-                store.release(Claim.shown_by(answer.holder), HOLDER_ENDED, crashed=True)
+            if isinstance(answer, Busy) and not answer.holder.free and this_process().has_ended(answer.holder.process):
+                ended = Claim.shown_by(answer.holder, request.settle_seconds)
+                store.release(ended, HOLDER_ENDED, crashed=True)
                 answer = store.claim(request)
             left = give_up_at - clock.monotonic()
             if not isinstance(answer, Busy) or left <= 0:
@@ -255,12 +282,16 @@ class Guard:
         )
         raise CrashLoopError(msg, claim.request.task, claim.key)
 
-    def _run(self, run: RunContext, body: Callable[[RunContext], Any]) -> Verdict:
+    def _run(self, run: RunContext, body: Callable[[RunContext], Any], ask: Ask | None) -> Verdict:
         verdict: Verdict | None = None
         try:
             # Until the outcome is stored: encoding, compression and an upload take time too.
             with self.lease.renewing(run):
-                self._run_body(run, body)
+                unresolved = None if ask is None or not run.rerun else self._recover(run, ask)
+                if unresolved is not None:
+                    return unresolved
+                if not run.ended:
+                    self._run_body(run, body)
                 verdict = self._settled(run)
         except BaseException as error:
             is_interrupt = isinstance(error, self.store.interrupts)
@@ -273,6 +304,27 @@ class Guard:
             # An interrupt after the body's end is too late to matter.
             return verdict or self._settled(run)
         return verdict
+
+    def _recover(self, run: RunContext, ask: Ask) -> Unresolved | None:
+        """Ask what came of an earlier run, and note its result; return None if that is known."""
+        try:
+            answer = ask(run, self.store.get(run.key))
+            if isinstance(answer, Done):
+                run.value = answer.result
+                run.ended = True
+        except Exception as error:
+            if run.handed_over:
+                # It has published a retry, whose run asks again.
+                raise
+            return Unresolved(run, type(error).__name__, error)
+        match answer:
+            case Done() | NotDone():
+                self._emit(events.Recovered, run.claim.request, done=run.ended)
+                return None
+            case Unknown(reason):
+                return Unresolved(run, reason)
+        msg = f"recover returned a {type(answer).__name__}; have it return Done(result), NotDone() or Unknown(reason)"
+        return Unresolved(run, ConfigurationError.__name__, ConfigurationError(msg, run.claim.request.task, run.key))
 
     def _run_body(self, run: RunContext, body: Callable[[RunContext], Any]) -> None:
         """Run the body to its outcome; pass on any other exception."""
@@ -371,7 +423,7 @@ class Guard:
             ConfigurationError: ``on_replay`` returned None; what ``on_replay`` itself raises is passed on.
         """
         if record.status is Status.INPROGRESS:
-            return Busy(record.held_until, record)
+            return Busy(record.held_until, record) if record.parked_at is None else Parked(record)
         dispatched = request.task_id in record.dispatched
         # Another task id has the continuation of its own message.
         continuation = record.continuation if request.task_id == record.task_id else None

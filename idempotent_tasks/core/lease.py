@@ -53,10 +53,15 @@ def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseT
     """Return the lease terms under a policy and an enforced hard time limit (seconds; None for none).
 
     A claim outlives the limit by the policy's grace.  It is renewed only where the policy has a shorter ``lease``, or
-    where there is no limit.
+    where there is no limit.  It is longer by the policy's ``settle``, because the key of a run that dies with its
+    machine is free when its claim ends.
     """
-    longest = None if hard_limit_seconds is None else hard_limit_seconds + seconds(policy.grace)
-    lease = (longest or DEFAULT_LEASE_SECONDS) if policy.lease is None else seconds(policy.lease)
+    settle = policy.settle_seconds
+    longest = None if hard_limit_seconds is None else hard_limit_seconds + seconds(policy.grace) + settle
+    if policy.lease is not None:
+        lease = seconds(policy.lease) + settle
+    else:
+        lease = DEFAULT_LEASE_SECONDS + settle if longest is None else longest
     if longest is None or lease < longest:
         return LeaseTerms(lease_seconds=lease, renewed=True, longest_seconds=longest)
     return LeaseTerms(lease_seconds=longest, renewed=False, longest_seconds=longest)

@@ -14,6 +14,7 @@ from idempotent_tasks.core.encoding import CODECS, JSON, NONE, is_codec
 from idempotent_tasks.core.keys import KeySource, Selector, check_prefix
 from idempotent_tasks.core.powertools import DEFAULT_HASH, HASHES
 from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.recovery import Recover
 from idempotent_tasks.errors import ConfigurationError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MissingKey",
     "OnBusy",
     "OnReplay",
+    "OnRerun",
     "OnStoreError",
     "check_codes",
     "seconds",
@@ -31,6 +33,7 @@ __all__ = [
 #: Seconds, or a ``timedelta``.
 Duration = int | float | timedelta
 OnBusy = Literal["defer", "wait", "raise", "skip"]
+OnRerun = Literal["run", "park"]
 OnStoreError = Literal["defer", "raise", "run"]
 MissingKey = Literal["raise", "run"]
 #: An exception's type, or its name as ``module:name``.
@@ -41,6 +44,7 @@ AtPublish = Literal["send", "join", "raise"]
 
 _CHOICES: Final[dict[str, Any]] = {
     "on_busy": OnBusy,
+    "on_rerun": OnRerun,
     "on_store_error": OnStoreError,
     "missing_key": MissingKey,
     "at_publish": AtPublish,
@@ -49,6 +53,8 @@ _CHOICES: Final[dict[str, Any]] = {
 _ATTRIBUTES: Final = ("idempotency", "idempotency_policy")
 #: Powertools would read a failure as a success, and another codec's text as its own JSON.
 _NOT_WITH_POWERTOOLS: Final = ("codec", "store_failures")
+#: The options that say what a rerun does.
+_OF_RERUNS: Final = ("on_rerun", "recover", "settle")
 #: For how many seconds an outcome is replayed to its own task id under ``expires=0``: longer than SQS's longest
 #: visibility timeout, 12 hours
 #: (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html).
@@ -83,6 +89,15 @@ class Idempotency:
             periodic tasks; needs a ``key``), unless it is the running task's own message, delivered again, or a link, a
             chain or a chord waits for it.
         wait_timeout: how long ``on_busy="wait"`` waits, in seconds.
+        on_rerun: what a delivery does if an earlier run of its key began and left no outcome: ``run`` the body again,
+            or ``park`` the key and its messages and fail with `UnresolvedError`, until a person says what came of that
+            run (``celery idempotency resolve``): no effect is repeated by itself.
+        recover: called before a rerun instead of ``on_rerun``, with the key's `Record` and the arguments of the body:
+            asks the other system what came of the earlier run, and returns `Done`, `NotDone` or `Unknown`, which parks
+            the key.  If it raises, a later delivery asks again; the fifth time the key is parked.
+        settle: for how long what a dead run has requested elsewhere may still be on its way, in seconds: longer than
+            the client's time-out.  So long does nobody get the key after a run without an outcome.  Required by
+            ``recover``.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
         missing_key: what a delivery does if its key or its ``downstream``, or a part of one, selects nothing: ``raise``
@@ -122,6 +137,9 @@ class Idempotency:
     unresolved_for: Duration = 14 * 86_400
     on_busy: OnBusy = "defer"
     wait_timeout: Duration = 10
+    on_rerun: OnRerun = "run"
+    recover: Recover | None = None
+    settle: Duration | None = None
     on_store_error: OnStoreError = "defer"
     missing_key: MissingKey = "raise"
     lease: Duration | None = None
@@ -156,18 +174,19 @@ class Idempotency:
         _check_codec(self.codec)
         for name in ("expires", "unresolved_for", "wait_timeout", "grace", "reserve"):
             _check_seconds(name, getattr(self, name), positive=name in ("reserve", "unresolved_for"))
-        for name in ("lease", "cache"):
+        for name in ("lease", "cache", "settle"):
             if getattr(self, name) is not None:
-                _check_seconds(name, getattr(self, name), positive=True)
+                _check_seconds(name, getattr(self, name), positive=name != "settle")
         if not isinstance(self.max_crashes, int) or isinstance(self.max_crashes, bool) or self.max_crashes < 1:
             raise ConfigurationError(f"max_crashes={self.max_crashes!r} is not a whole number of at least 1")
         if self.prefix is not None:
             check_prefix(self.prefix)
         for each in self._failures():
             _check_failure(each)
-        if not (self.on_replay is None or callable(self.on_replay) or isinstance(self.on_replay, str)):
-            raise ConfigurationError(f"on_replay={self.on_replay!r} is neither callable nor a 'module:name'")
+        for name in ("on_replay", "recover"):
+            _check_hook(name, getattr(self, name))
         check_codes("silenced_checks", self.silenced_checks)
+        self._check_reruns()
         self._check_powertools()
         # What a provider keeps must not depend on whose records the task shares.
         hashes = {"key": self._powertools_hash, "validate": self._powertools_hash, "downstream": None}
@@ -186,6 +205,25 @@ class Idempotency:
         """
         if name in _ATTRIBUTES and hasattr(owner, "apply_async") and not _is_guarded(owner):
             owner.__init__ = _refusing_unguarded(owner, name)
+
+    def _check_reruns(self) -> None:
+        problem = None
+        if self.recover is not None and self.on_rerun != "run":
+            problem = "on_rerun= has no effect beside recover=, which decides what a rerun does: drop one of them"
+        elif self.recover is not None and self.settle is None:
+            problem = (
+                "recover= needs settle=: for how many seconds a request of a dead run may still be on its way, longer "
+                "than the client's time-out; before that, the other system is asked too early"
+            )
+        elif self.settle is not None and self.recover is None:
+            problem = "settle= has no effect without recover=: nobody asks what came of an earlier run"
+        elif self.settle_seconds > self.unresolved_seconds:
+            problem = "settle= is longer than unresolved_for=: by then the record of the earlier run is gone"
+        elif self.parks and self.on_store_error == "run":
+            given = "recover=" if self.recover is not None else "on_rerun='park'"
+            problem = f"{given} cannot be had with on_store_error='run', which runs the body whatever came before it"
+        if problem is not None:
+            raise ConfigurationError(problem)
 
     def _check_powertools(self) -> None:
         if self.powertools is False:
@@ -244,6 +282,16 @@ class Idempotency:
         return seconds(self.unresolved_for)
 
     @property
+    def settle_seconds(self) -> float:
+        """For how many seconds what a run has requested elsewhere may outlive it."""
+        return 0.0 if self.settle is None else seconds(self.settle)
+
+    @property
+    def parks(self) -> bool:
+        """Whether a key may be parked."""
+        return self.on_rerun == "park" or self.recover is not None
+
+    @property
     def key_selector(self) -> Selector | None:
         """`key`, compiled."""
         return self._compiled("key")
@@ -272,6 +320,7 @@ class Idempotency:
         found = {
             "store_failures": tuple(_imported("store_failures", each) for each in self._failures()),
             "on_replay": _imported("on_replay", self.on_replay),
+            "recover": _imported("recover", self.recover),
         }
         named = {name: each for name, each in found.items() if each != getattr(self, name) and name in self.given}
         return Idempotency(**{**self.given, **named}) if named else self
@@ -308,8 +357,14 @@ class Idempotency:
         return {name: getattr(self, name) for name in names}
 
     def over(self, defaults: Mapping[str, Any]) -> "Idempotency":
-        """Return this policy with ``defaults`` for the options that were not given."""
-        return Idempotency(**{**defaults, **self.given})
+        """Return this policy with ``defaults`` for the options that were not given.
+
+        What it says itself about reruns replaces all that the defaults say about them.
+        """
+        own = self.given
+        if not own.keys().isdisjoint(_OF_RERUNS):
+            defaults = {name: each for name, each in defaults.items() if name not in _OF_RERUNS}
+        return Idempotency(**{**defaults, **own})
 
 
 def seconds(duration: Duration) -> float:
@@ -353,6 +408,11 @@ def _check_codec(codec: object) -> None:
     if codec != NONE and not is_codec(codec):
         known = (*CODECS, NONE)
         raise ConfigurationError(f"codec={codec!r} is not one of {known}, nor another serializer that kombu knows")
+
+
+def _check_hook(name: str, hook: object) -> None:
+    if not (hook is None or callable(hook) or isinstance(hook, str)):
+        raise ConfigurationError(f"{name}={hook!r} is neither callable nor a 'module:name'")
 
 
 def _check_failure(kind: object) -> None:

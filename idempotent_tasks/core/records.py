@@ -9,6 +9,8 @@ from typing import Final
 from idempotent_tasks.errors import StoreError
 
 __all__ = [
+    "MAX_PARKED_BYTES",
+    "PARKED_UNTIL",
     "Busy",
     "Claim",
     "ClaimAnswer",
@@ -18,8 +20,12 @@ __all__ = [
     "Finished",
     "Granted",
     "Lost",
+    "MessageKept",
     "Mismatch",
+    "NoRoom",
+    "NotParked",
     "Outcome",
+    "Parked",
     "Record",
     "Released",
     "Renewed",
@@ -35,18 +41,29 @@ __all__ = [
     "held_claim",
     "is_first_try",
     "is_reservation",
+    "kept_message",
+    "message_bytes",
     "outcome_record",
+    "parked_owner",
+    "parked_record",
     "release_time",
     "released_record",
     "reservation_owner",
     "reservation_seconds",
+    "settling_milliseconds",
     "was_committed",
+    "was_parked",
     "was_released",
     "without_stale_previous",
 ]
 
 #: How far apart the server's time may be in two processes: its ``Date`` has whole seconds.
 CLOCK_SPREAD_MILLISECONDS: Final = 1000
+#: Until when a parked key is held, in epoch seconds: the end of the year 9999.  Who does not know parked records, such
+#: as an older version, takes the key for one in progress.
+PARKED_UNTIL: Final = 253_402_300_799
+#: The most bytes of the messages that a parked record keeps, with their task ids.
+MAX_PARKED_BYTES: Final = 300 * 1024
 
 
 class Status(StrEnum):
@@ -96,6 +113,9 @@ class ClaimRequest:
     locks: bool = False
     #: The key for downstream systems that the task declares; None for the record's own.
     downstream: str | None = None
+    #: Seconds for which what a run has requested elsewhere may still be on its way after the run has ended; the lease
+    #: has them already.
+    settle_seconds: float = 0.0
 
     @property
     def downstream_key(self) -> str:
@@ -119,7 +139,9 @@ class ClaimRequest:
 
     def locking(self, key: str) -> "ClaimRequest":
         """Return the request of another key, whose body needs this request's key as a lock."""
-        lock = replace(self, validation=None, validated_by=None, unresolved_seconds=None, locks=True)
+        lock = replace(
+            self, validation=None, validated_by=None, unresolved_seconds=None, settle_seconds=0.0, locks=True
+        )
         return replace(self, key=key, lock=lock)
 
     def by(self, owner: str) -> "ClaimRequest":
@@ -145,6 +167,8 @@ class Claim:
     runs: int = 0
     #: As in `Record`; 0 if unknown.
     generation: int = 0
+    #: As in `Record`: so many bytes less can the outcome have.
+    parked_bytes: int = 0
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
@@ -152,8 +176,13 @@ class Claim:
         return cls(request=request, fence=0, attempt=0, in_progress_expiration=0)
 
     @classmethod
-    def shown_by(cls, holder: "Record") -> "Claim":
-        """Return a claim with the owner token in a record, to release the key in that owner's place."""
+    def shown_by(cls, holder: "Record", settle_seconds: float = 0.0) -> "Claim":
+        """Return a claim with the owner token in a record, to release the key in that owner's place.
+
+        Args:
+            holder: the record.
+            settle_seconds: as for `ClaimRequest`.
+        """
         request = ClaimRequest(
             key=holder.key,
             owner=holder.owner or "",
@@ -162,6 +191,7 @@ class Claim:
             task=holder.task or "",
             task_id=holder.task_id or "",
             worker=holder.worker or "",
+            settle_seconds=settle_seconds,
         )
         return cls(request=request, fence=0, attempt=0, in_progress_expiration=0, claimed_at=holder.claimed_at or 0)
 
@@ -176,6 +206,7 @@ class Claim:
             claimed_at=record.claimed_at or 0,
             runs=record.runs,
             generation=record.generation or 0,
+            parked_bytes=record.parked_bytes,
         )
 
     @property
@@ -248,6 +279,15 @@ class Record:
     claimed_at: int | None = None
     #: Epoch milliseconds.
     completed_at: int | None = None
+    #: Of a `free` key: until when nobody is granted it, in epoch milliseconds by the store's clock, because what the
+    #: last run has requested elsewhere may be on its way; None for no such time.
+    settled_at: int | None = None
+    #: When the key was parked, in epoch milliseconds: its next run waits for a person's decision.  None if it is not.
+    parked_at: int | None = None
+    #: By task id, the messages that wait for that decision, or are to be published again after it.
+    parked: Mapping[str, bytes] = field(default_factory=dict)
+    #: The bytes of these messages and of their task ids.
+    parked_bytes: int = 0
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
@@ -293,6 +333,10 @@ class Record:
             return False
         return self.in_progress_expiration == 0 or (self.owner is None and self.fence > 0)
 
+    def settles_at(self, now: float) -> bool:
+        """Return whether the key is free, and not to be granted yet at ``now`` (epoch seconds): see `settled_at`."""
+        return self.free and self.settled_at is not None and self.settled_at >= int(now * 1000)
+
     @property
     def held_until(self) -> float:
         """The latest time at which a key in progress becomes claimable, in epoch seconds."""
@@ -317,12 +361,19 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another delivery holds the key."""
+    """Another delivery holds the key; or nobody does, and it is not to be granted yet (`Record.settles_at`)."""
 
-    #: When its claim expires, in epoch seconds by the store's clock.
+    #: When its claim expires, or the key is granted again, in epoch seconds by the store's clock.
     until: float
     #: The holder's record.
     holder: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The key's next run waits for a person's decision."""
+
+    record: Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,13 +420,28 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageKept:
+    """The record of a parked key has the task's message: by this call, or by an earlier one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """The record of a parked key cannot take so large a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotParked:
+    """The key is not parked, or not any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unanswered:
     """The store gave no answer in time: it may have taken the step."""
 
     error: StoreError
 
 
-ClaimAnswer = Granted | Finished | Busy | Mismatch
+ClaimAnswer = Granted | Finished | Busy | Parked | Mismatch
 CommitAnswer = Committed | Superseded | Vanished
 
 
@@ -391,7 +457,7 @@ def claimable(record: Record | None, request: ClaimRequest, now: float) -> bool:
         return True
     if record.status is not Status.INPROGRESS or record.in_progress_expiration is None:
         return False
-    if _payloads_differ(record, request):
+    if _payloads_differ(record, request) or record.settles_at(now):
         return False
     # A request that finds the release comes after it, whatever the clocks say.
     if record.free or record.owner == reservation_owner(request.task_id):
@@ -413,7 +479,7 @@ def answer_refusal(record: Record, request: ClaimRequest) -> ClaimAnswer:
     if record.owner == request.owner and record.status is Status.INPROGRESS:
         return Granted(Claim.recorded(request, record))
     if record.status is Status.INPROGRESS:
-        return Busy(record.held_until, record)
+        return Busy(record.held_until, record) if record.parked_at is None else Parked(record)
     return Finished(record)
 
 
@@ -455,6 +521,9 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
         process=request.process,
         stands_in_until=request.stands_in_until,
         claimed_at=at,
+        # What nobody has published again yet outlives the record.
+        parked={} if old is None else old.parked,
+        parked_bytes=0 if old is None else old.parked_bytes,
     )
     if live is None:
         return granted
@@ -510,16 +579,80 @@ def released_record(
         crashed, began, nothing_done: as for `idempotent_tasks.stores.Store.release`.
     """
     counted = int(claim.request.is_for_run)
+    at, settles = release_time(claim, now), settling_milliseconds(claim, began=began, nothing_done=nothing_done)
     released = replace(
         held,
         owner=None,
         deferred={},
-        in_progress_expiration=release_time(claim, now),
+        in_progress_expiration=at + settles,
+        settled_at=at + settles if settles else None,
         attempt=max(held.attempt - counted, 0) if not began else held.attempt if crashed else 0,
         runs=max(held.runs - counted, 0) if nothing_done or not began else held.runs,
         error=reason,
     )
     return without_stale_previous(released)
+
+
+def settling_milliseconds(claim: Claim, *, began: bool, nothing_done: bool) -> int:
+    """Return for how long nobody is granted a key after its release; arguments as for `Store.release`."""
+    settles = began and not nothing_done and claim.request.is_for_run
+    return ceil(claim.request.settle_seconds * 1000) if settles else 0
+
+
+def parked_record(held: Record, claim: Claim, reason: str, now: float) -> Record:
+    """Return the record that parking a claim leaves: the rule of every store that can park.
+
+    Args:
+        held: the record of the claim, whose run has not begun.
+        claim: the claim.
+        reason: why it is parked.
+        now: epoch seconds by the store's clock.
+    """
+    counted = int(claim.request.is_for_run)
+    return replace(
+        held,
+        owner=parked_owner(claim),
+        expiration=PARKED_UNTIL,
+        in_progress_expiration=PARKED_UNTIL * 1000,
+        parked_at=int(now * 1000),
+        attempt=max(held.attempt - counted, 0),
+        runs=max(held.runs - counted, 0),
+        error=reason,
+        deferred={},
+    )
+
+
+def parked_owner(claim: Claim) -> str:
+    """Return the owner of the key that a claim has parked: no late renewal, commit or release of the claim lands."""
+    return f"parked after {claim.owner}"
+
+
+def was_parked(record: Record | None, claim: Claim) -> bool:
+    """Return whether this claim's parking left the record."""
+    return record is not None and record.parked_at is not None and record.owner == parked_owner(claim)
+
+
+def message_bytes(task_id: str, message: bytes) -> int:
+    """Return how many of `MAX_PARKED_BYTES` a message takes."""
+    return len(message) + len(task_id.encode())
+
+
+def kept_message(record: Record | None, task_id: str, message: bytes) -> Record | MessageKept | NoRoom | NotParked:
+    """Return the record with a task's message, or why it stays as it is: the rule of every store that can park.
+
+    Args:
+        record: the key's record, or None.
+        task_id: of the message's task; the first message of a task id counts.
+        message: the message, encoded.
+    """
+    if record is None or record.parked_at is None:
+        return NotParked()
+    if task_id in record.parked:
+        return MessageKept()
+    taken = record.parked_bytes + message_bytes(task_id, message)
+    if taken > MAX_PARKED_BYTES:
+        return NoRoom()
+    return replace(record, parked={**record.parked, task_id: message}, parked_bytes=taken)
 
 
 def _runs_begun(live: Record) -> int:

@@ -110,7 +110,7 @@ class Results:
     def _offloaded(self, outcome: Outcome, claim: Claim) -> Outcome:
         # Powertools does not read from a bucket.
         size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.bucket
-        most = self.store.store.max_data_bytes
+        most = self.store.store.max_data_bytes - claim.parked_bytes
         fits = size <= most
         if fits and (bucket is None or bucket.above_bytes is None or size <= bucket.above_bytes):
             return outcome

@@ -22,7 +22,12 @@ from idempotent_tasks.core.records import (
     Committed,
     Granted,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
+    Record,
     Released,
     Renewed,
     Superseded,
@@ -30,8 +35,8 @@ from idempotent_tasks.core.records import (
     Vanished,
     committed_record,
 )
-from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, ResultStore, Store
-from idempotent_tasks.errors import RecordExistsError, StoreError, StoreUnavailableError
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, ParkingStore, ResultStore, Store
+from idempotent_tasks.errors import RecordExistsError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 
 __all__ = [
     "LEASE_PART",
@@ -282,6 +287,39 @@ class RetryingStore:
         # A claim without a fence may never have been granted.
         if claim.fence or not isinstance(answer, Lost):
             self.observe(events.Released.about(claim.request, reason=_described(reason, answer, claim)))
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost | Unanswered:
+        """Park the key of a claim whose run has not begun; see `ParkingStore.park`."""
+        return self._answered(lambda: self._parking.park(claim, reason))
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked | Unanswered:
+        """Keep a message with the record of its parked key; see `ParkingStore.keep_message`."""
+        return self._answered(lambda: self._parking.keep_message(key, task_id, message))
+
+    def get(self, key: str) -> Record:
+        """Return the record of a key; see `Store.get`.
+
+        Raises:
+            StoreError: there is no answer in time, or an operator has deleted the record.
+        """
+        return self._persistently(lambda: self.store.get(key))
+
+    @property
+    def _parking(self) -> ParkingStore:
+        if isinstance(self.store, ParkingStore):
+            return self.store
+        raise StoreMisconfiguredError(f"a {type(self.store).__name__} cannot park keys: it has no park()")
+
+    def _answered(self, call: Callable[[], T]) -> T | Unanswered:
+        """Return a call's answer; an interrupt is passed on."""
+        try:
+            return self._persistently(call)
+        except StoreError as error:
+            return Unanswered(error)
+
+    def _persistently(self, call: Callable[[], T]) -> T:
+        seconds = min(STORE_RETRY_SECONDS, self.deadline.seconds_left)
+        return persistently(call, clock=self.clock, seconds=seconds)
 
     def withdraw(
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = False, seconds: float = 0.0

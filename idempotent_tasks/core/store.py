@@ -13,13 +13,17 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     CommitAnswer,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
 )
 
-__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ResultStore", "Store"]
+__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ParkingStore", "ResultStore", "Store"]
 
 #: The most deferred copies, and the most dispatched tasks, that a record notes: it must stay a small item.
 MOST_NOTED: Final = 100
@@ -52,7 +56,7 @@ class Store(Protocol):
 
         The check and the claim are one atomic step: of any number of concurrent callers one is granted.
         A grant leaves `idempotent_tasks.core.records.granted_record`: the next fence, attempt and run, in a new
-        generation where the key has no record or an expired one, of which nothing else stays.
+        generation where the key has no record or an expired one, of which nothing else stays but `Record.parked`.
 
         A reservation, which a producer requests, keeps the key for the delivery with its task id.  That claim is
         granted at any time, unless it was requested before the reservation.  A reservation counts neither as an attempt
@@ -62,7 +66,7 @@ class Store(Protocol):
         lease of its first try or with one that counts from the repetition; it counts once.
 
         Returns:
-            `Granted`, `Finished`, `Busy` or `Mismatch`.
+            `Granted`, `Finished`, `Busy`, `Parked` or `Mismatch`.
         """
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
@@ -96,6 +100,9 @@ class Store(Protocol):
         Resets the record's attempts to 0; keeps them if the claim's process ``crashed``; subtracts only this claim's
         if the body is known not to have ``began``.  Keeps the record's runs; subtracts this claim's if the body is
         known not to have ``began``, or to have ``nothing_done``.  An outcome is never released.
+
+        A run that began, and has done something, leaves the key to nobody for the ``settle_seconds`` of its request:
+        both ``Record.settled_at`` and ``in_progress_expiration`` are that much later.
 
         Returns:
             `Released`, also if an earlier try of this call did it and the claim's fence is known; `Lost` if the owner
@@ -135,6 +142,33 @@ class Store(Protocol):
 
         Raises:
             RecordNotFoundError: no record has this key.
+        """
+
+
+@runtime_checkable
+class ParkingStore(Store, Protocol):
+    """A store that can also leave a key to a person's decision: ``on_rerun="park"`` and ``recover`` need one."""
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """Park the key of a claim whose run has not begun, if its owner still holds the key.
+
+        Leaves `idempotent_tasks.core.records.parked_record`: a key in progress that no claim is granted.
+
+        Args:
+            claim: the claim.
+            reason: for people, into the record's ``error``.
+
+        Returns:
+            `Parked`, also if an earlier try of this call did it; `Lost` if the owner does not hold the key.
+        """
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """Add a task's message to the record of a parked key, by `idempotent_tasks.core.records.kept_message`.
+
+        Args:
+            key: the record's key.
+            task_id: of the message's task, of which the first message is kept.
+            message: the message, encoded.
         """
 
 

@@ -60,6 +60,7 @@ def claim_request(delivery: Delivery, policy: Idempotency, signature: Signature)
         worker=delivery.worker.encode(errors="backslashreplace").decode(),
         process=process.name(delivery.watcher),
         downstream=downstream_of(delivery, policy, signature),
+        settle_seconds=policy.settle_seconds,
     )
     return request.locking(task_id_key(delivery, prefix)) if is_locked else request
 

@@ -8,21 +8,18 @@ from typing import Any, Final
 
 from celery.exceptions import Reject
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu.compression import compress
-from kombu.serialization import dumps
 
-from idempotent_tasks.core.delivery import KEY_HEADER, MESSAGE_ENTRY, Delivery, ReceivedMessage
+from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.messaging.confirms import confirm_publishes
+from idempotent_tasks.messaging.copies import message_copy, publishing, queue_of, rebuilt, sqs_message
 from idempotent_tasks.messaging.queues import (
     LONGEST_DELAY,
     DelayQueue,
     QueueLimits,
-    consumed_queue,
     delay_queue,
     delays_messages,
     limits_of,
-    subscribed_queues,
 )
 
 __all__ = ["GivenBack", "Publisher", "countdown_seconds"]
@@ -38,8 +35,6 @@ SHORTEST_COUNTDOWN: Final = 1.0
 SHORTEST_OF_ALL: Final = 0.1
 #: Seconds to wait for RabbitMQ's confirmation of a copy, before the message goes back to its queue instead.
 CONFIRM_SECONDS: Final = 1.5
-#: A first try that fails within so many seconds had a stale connection and is repeated.
-STALE_SECONDS: Final = 0.5
 #: Seconds that a countdown may reach past the expiry of the claim that it waits for.
 MARGIN: Final = 0.5
 #: A copy is due this many seconds before its message expires, or after this part of the time until then.
@@ -51,34 +46,6 @@ RETURN_GROWTH: Final = 4.0
 SCARCE_RECEIVES: Final = 2
 #: The longest time in seconds for which SQS hides a message.
 LONGEST_HIDING: Final = 43_000.0
-
-#: Headers that a broker adds.  RabbitMQ takes a message with the first for a dead-letter cycle, and drops it
-#: (https://www.rabbitmq.com/docs/dlx#automatic-dead-letter-cycles).
-BROKER_HEADERS: Final = frozenset(
-    {
-        *("x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason"),
-        *("x-last-death-exchange", "x-last-death-queue", "x-last-death-reason"),
-        *("x-delivery-count", "x-acquired-count", "redelivered"),
-    }
-)
-#: Properties that say how the message was delivered, or that a copy sets itself.
-DELIVERY_PROPERTIES: Final = frozenset(
-    {
-        *("application_headers", "content_type", "content_encoding", "body_encoding", "delivery_info", "delivery_tag"),
-        *("delay_seconds", "DelaySeconds", "MessageDeduplicationId", MESSAGE_ENTRY),
-    }
-)
-#: Attributes of a request that are no headers of its message.
-REQUEST_ENTRIES: Final = frozenset(
-    {
-        *("args", "kwargs", "hostname", "properties", "delivery_info", "reply_to", "correlation_id", "headers"),
-        *("callbacks", "errbacks", "chain", "chord", "called_directly", "is_eager", "loglevel", "logfile"),
-        *("time_limit", "soft_time_limit", "_children", "_protected"),
-    }
-)
-
-#: The encodings of kombu's serializers that write text.
-TEXT_ENCODINGS: Final = frozenset({"utf-8", "us-ascii"})
 
 
 class GivenBack(Reject):
@@ -97,10 +64,6 @@ class GivenBack(Reject):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with all arguments, for the way from a pool's process to its parent."""
         return type(self), (self.reason, self.requeue, self.hidden)
-
-
-class _UnknownQueueError(Exception):
-    """The queue of a message is unknown, or nothing can be published to it."""
 
 
 def countdown_seconds(
@@ -156,8 +119,8 @@ class Publisher:
             Exception: the broker does not take it, or the queue is unknown; the message must go back.
         """
         app = task.app
-        received = delivery.received or _rebuilt(task)
-        queue = _queue_of(task, received)
+        received = delivery.received or rebuilt(task)
+        queue = queue_of(task, received)
         confirmed = confirm_publishes(app)
         # Both tries publish the same copy: the first may have arrived.
         more = {**(headers or {}), **delivery.successor().headers}
@@ -169,7 +132,7 @@ class Publisher:
             if delays and countdown >= 1:
                 delay = min(round(countdown), LONGEST_DELAY)
                 # No ETA: a worker whose clock is behind would hold the copy for it.
-                message = _message(connection, channel, received, {**more, "eta": None}, {"DelaySeconds": delay})
+                message = message_copy(connection, channel, received, {**more, "eta": None}, {"DelaySeconds": delay})
                 channel.basic_publish(message, exchange="", routing_key=queue)
                 return float(delay)
             delayed = delay_queue(app, queue, countdown) if confirmed and queue not in self._undelayed else None
@@ -178,14 +141,14 @@ class Publisher:
                 # A worker holds it for the rest: just enough to spread duplicates over time.
                 countdown = min(countdown, delayed.delay + 1.0)
             eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
-            message = _message(connection, channel, received, {**more, **eta})
+            message = message_copy(connection, channel, received, {**more, **eta})
             options = {"mandatory": True, "timeout": CONFIRM_SECONDS} if confirmed else {}
             channel.basic_publish(
                 message, exchange="", routing_key=queue if delayed is None else delayed.name, **options
             )
             return countdown
 
-        return _publishing(app, publish)
+        return publishing(app, publish)
 
     def give_back(
         self, task: Any, delivery: Delivery, error: Exception, claim_left: float | None, pause: Callable[[float], None]
@@ -218,38 +181,6 @@ class Publisher:
             raise
 
 
-def _publishing(app: Any, publish: Callable[[Any, Any], float]) -> float:
-    """Call ``publish`` with a connection and channel from the app's pool; once more if that connection was stale."""
-    clock = this_process().clock
-    began = clock.monotonic()
-    try:
-        return _publish_once(app, publish)
-    except Exception:
-        if clock.monotonic() - began > STALE_SECONDS:
-            raise
-    return _publish_once(app, publish)
-
-
-def _publish_once(app: Any, publish: Callable[[Any, Any], float]) -> float:
-    with app.amqp.producer_pool.acquire(block=True) as producer:
-        try:
-            return publish(producer.connection, producer.channel)
-        except BaseException:
-            # A confirmation that comes late would be taken for that of the next message.
-            if confirm_publishes(app) and producer.connection is not None:
-                producer.connection.collect()
-            raise
-
-
-def _queue_of(task: Any, received: ReceivedMessage) -> str:
-    queue = received.queue or consumed_queue(task.app, task.request.delivery_info or {})
-    if queue is None:
-        raise _UnknownQueueError("the queue of the message is unknown")
-    if not received.is_addressable:
-        raise _UnknownQueueError(f"nothing can be published to {queue!r}, which is bound to a fanout exchange")
-    return queue
-
-
 def _expires_in(task: Any) -> float | None:
     """Return the seconds until the current message expires by this worker's clock, as Celery does; None for never."""
     app, expires = task.app, task.request.expires
@@ -262,54 +193,9 @@ def _expires_in(task: Any) -> float | None:
         return None
 
 
-def _message(
-    connection: Any,
-    channel: Any,
-    received: ReceivedMessage,
-    more: Mapping[str, Any],
-    more_properties: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return a copy of a message with more headers and properties, prepared for the channel."""
-    headers = {**{name: each for name, each in received.headers.items() if name not in BROKER_HEADERS}, **more}
-    body, encoding = received.body, (received.content_encoding or "").lower()
-    if isinstance(body, bytes) and encoding in TEXT_ENCODINGS and "compression" not in headers:
-        # As kombu's serializers return it: a virtual transport may be configured to send text as it is.
-        body = body.decode(encoding)
-    if "compression" in headers:
-        raw = body.encode() if isinstance(body, str) else body
-        body, headers["compression"] = compress(raw, headers["compression"])
-    properties = {name: each for name, each in received.properties.items() if name not in DELIVERY_PROPERTIES}
-    properties |= {**_sqs_properties(received), **(more_properties or {})}
-    if properties.get("user_id") != connection.userid:
-        # RabbitMQ closes the channel on a message with another user's id.
-        properties.pop("user_id", None)
-    return channel.prepare_message(
-        body,
-        priority=properties.pop("priority", None),
-        content_type=received.content_type,
-        content_encoding=received.content_encoding,
-        headers=headers,
-        properties=properties,
-    )
-
-
-def _sqs_properties(received: ReceivedMessage) -> dict[str, Any]:
-    """Return the group id and attributes of an SQS message, as kombu sends them."""
-    message = _sqs_message(received)
-    attributes = message.get("MessageAttributes")
-    group = (message.get("Attributes") or {}).get("MessageGroupId")
-    own = {} if group is None or "MessageGroupId" in received.properties else {"MessageGroupId": group}
-    return {**own, **({"message_attributes": dict(attributes)} if attributes else {})}
-
-
-def _sqs_message(received: ReceivedMessage) -> Mapping[str, Any]:
-    found = (received.properties.get("delivery_info") or {}).get("sqs_message")
-    return found if isinstance(found, Mapping) else {}
-
-
 def _hide(task: Any, received: ReceivedMessage, claim_left: float | None) -> bool:
     """Extend the visibility timeout of an SQS message; return whether that succeeded."""
-    message, queue = _sqs_message(received), received.queue
+    message, queue = sqs_message(received), received.queue
     if not message.get("ReceiptHandle") or queue is None:
         return False
     url = received.properties["delivery_info"].get("sqs_queue")
@@ -337,39 +223,3 @@ def _hiding_seconds(
         end = max(claim_left, 0.0) + MARGIN
         seconds = end if is_scarce else min(seconds, end)
     return min(max(_before_expiry(seconds, expires_in), SHORTEST_COUNTDOWN), LONGEST_HIDING)
-
-
-def _is_ours(name: str) -> bool:
-    """Return whether this name of a request's attribute or header is this library's, and not the explicit key's."""
-    return name.startswith("idempotency_") and name != KEY_HEADER
-
-
-def _rebuilt(task: Any) -> ReceivedMessage:
-    """Rebuild a message from its request, where no `GuardedRequest` has kept it (a foreign ``Request`` class).
-
-    In protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), with all headers and properties of the
-    request.
-    """
-    request, app = task.request, task.app
-    entries = vars(request)
-    headers = {name: each for name, each in entries.items() if name not in REQUEST_ENTRIES and not _is_ours(name)}
-    # The message's own inner headers, or those that Celery has collected from the ones above.
-    found = (request.headers or {}).items()
-    inner = {name: each for name, each in found if name not in entries and not _is_ours(name)}
-    if inner:
-        headers["headers"] = inner
-    embedded = {name: entries.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-    serializer = task.serializer or app.conf.task_serializer
-    content_type, content_encoding, body = dumps((request.args, request.kwargs, embedded), serializer)
-    delivery_info = request.delivery_info or {}
-    queue = consumed_queue(app, delivery_info)
-    transport = app.connection_for_read().transport.driver_type
-    return ReceivedMessage(
-        queue=queue,
-        is_addressable=queue not in subscribed_queues(app, transport),
-        body=body,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        headers={**headers, "id": request.id, "task": task.name},
-        properties={**(request.properties or {}), "priority": delivery_info.get("priority")},
-    )

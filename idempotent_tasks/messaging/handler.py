@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NoReturn, Self
 
 from celery.exceptions import (
@@ -16,7 +17,7 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
-from idempotent_tasks.core.delivery import MOST_UNSEEN, UNSEEN_HEADER, Delivery, read_delivery
+from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery, read_delivery
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Failed,
@@ -27,6 +28,7 @@ from idempotent_tasks.core.guard import (
     Returned,
     Unclaimed,
     Unreadable,
+    Unresolved,
     Verdict,
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
@@ -34,14 +36,21 @@ from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import (
     Busy,
+    Claim,
     ClaimRequest,
     Finished,
+    Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
+    Parked,
     Record,
     Released,
     Status,
     Superseded,
     Unanswered,
 )
+from idempotent_tasks.core.recovery import Done, Recovery
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
@@ -52,11 +61,13 @@ from idempotent_tasks.errors import (
     PayloadMismatchError,
     ResultUnavailableError,
     StoreError,
+    UnresolvedError,
 )
 from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.messaging.claim_request import claim_request, downstream_of, has_shared_key
 from idempotent_tasks.messaging.confirms import confirm_publishes
 from idempotent_tasks.messaging.deferral import Publisher
+from idempotent_tasks.messaging.parking import encoded_message
 from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings
 
@@ -72,6 +83,11 @@ SLOT_SECONDS: Final = 3600.0
 LAST_PART: Final = 1 / 4
 LAST_SECONDS: Final = 2.0
 
+#: How often ``recover`` may fail before the key is parked.
+MOST_FAILED_RECOVERIES: Final = 5
+#: The reasons of deferrals: the key was parked, and its record has no room for the message; or it is parked no more.
+PARKED: Final = "parked"
+RESOLVED: Final = "resolved"
 #: The reason with which a claim is released whose answer an earlier delivery of the message did not see.
 UNSEEN: Final = "Unseen"
 
@@ -125,9 +141,13 @@ class UnguardedRun:
 
 
 Body = Callable[[RunContext | UnguardedRun], Any]
+#: Calls the policy's ``recover``.
+Ask = Callable[[RunContext, Record], Recovery]
 
 
-def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Settings, body: Body) -> Any:
+def handle(
+    task: Any, delivery: Delivery, policy: Idempotency, settings: Settings, body: Body, *, ask: Ask | None = None
+) -> Any:
     """Run, replay or defer a delivery, and return the task's result.
 
     Args:
@@ -136,6 +156,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
         policy: the task's, with the app's defaults.
         settings: of the task's app.
         body: runs the task's body.
+        ask: calls the policy's ``recover``, if it has one.
 
     Raises:
         celery.exceptions.Ignore: the message was published again, or dropped by ``on_busy="skip"``.
@@ -154,7 +175,7 @@ def handle(task: Any, delivery: Delivery, policy: Idempotency, settings: Setting
             raise
         return _run_unguarded(delivery, body, UnguardedRun.keyless(delivery, policy, task), error)
     try:
-        return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body)
+        return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body, ask)
     except Exception:
         # Not earlier: a deferred copy keeps the error callbacks of the message.
         if not delivery.eager:
@@ -216,6 +237,8 @@ class DeliveryHandler:
         self._guard = self._make_guard()
         #: Owner tokens of claims whose answers were not seen and which may still be held, the last one first.
         self._unseen = list(self.delivery.unseen)
+        #: More headers of a deferred copy.
+        self._headers: dict[str, Any] = {}
 
     def _retrying(self, store: Store) -> RetryingStore:
         observe = self.settings.observe
@@ -250,11 +273,13 @@ class DeliveryHandler:
         policy = self.policy
         if self._is_deferrable or self.delivery.eager or policy.on_busy not in ("defer", "wait"):
             return policy
-        return replace(policy, on_busy="wait", wait_timeout=max(SLOT_SECONDS, seconds(policy.wait_timeout)))
+        timeout = max(SLOT_SECONDS, seconds(policy.wait_timeout))
+        return Idempotency(**{**policy.given, "on_busy": "wait", "wait_timeout": timeout})
 
-    def deliver(self, body: Body) -> Any:
+    def deliver(self, body: Body, ask: Ask | None) -> Any:
         """Do what `handle` does, for a delivery that has a key."""
-        match self._release_unseen() or self._verdict(body):
+        verdict = self._release_unseen() or self._verdict(body, ask)
+        match verdict:
             case Returned(value):
                 self._prepare_callbacks()
                 return value
@@ -268,21 +293,32 @@ class DeliveryHandler:
                 return self._replay(record)
             case Superseded(record):
                 return self._replay(record)
-            case Busy(_, holder):
-                return self._handle_busy(holder)
             case Unclaimed(store_error):
                 return self._handle_unclaimed(body, store_error)
-            case Interrupted(interrupt):
-                return self._defer_interrupted(interrupt)
+            case Unresolved():
+                return self._handle_unresolved(verdict)
+            case Busy() | Parked() | Interrupted():
+                return self._end_without_outcome(verdict)
 
-    def _verdict(self, body: Body) -> Verdict:
+    def _end_without_outcome(self, verdict: Busy | Parked | Interrupted) -> NoReturn:
+        """Defer, drop or fail a delivery that gets no outcome now."""
+        match verdict:
+            case Busy(_, holder):
+                self._handle_busy(holder)
+            case Parked(record):
+                self._end_parked(record)
+            case Interrupted(interrupt):
+                self._defer_interrupted(interrupt)
+
+    def _verdict(self, body: Body, ask: Ask | None) -> Verdict:
         request, delivery = self.request, self.delivery
         if not delivery.eager:
             # A producer without the task's code could not.
             context = self.task.request
             self.task.refuse_chords_key(delivery.explicit_key, context.chord, context.chain)
         try:
-            return self._guard.deliver(request, lambda run: self._run(body, run))
+            recover = None if self.policy.recover is None or ask is None else partial(self._recover, ask)
+            return self._guard.deliver(request, lambda run: self._run(body, run), recover)
         except PayloadMismatchError as error:
             if error.key != request.key or not has_shared_key(delivery, self.policy):
                 raise
@@ -303,6 +339,15 @@ class DeliveryHandler:
             raise
         self._store.despite_interrupts(lambda: self._note_end(run))
         return value
+
+    def _recover(self, ask: Ask, run: RunContext, record: Record) -> Recovery:
+        """Call ``recover``, and note for the commit of a result what `_run` does."""
+        if not self.delivery.eager:
+            callbacks.remember(self.task.request)
+        answer = ask(run, record)
+        if isinstance(answer, Done):
+            self._store.despite_interrupts(lambda: self._note_end(run))
+        return answer
 
     def _note_end(self, run: RunContext) -> None:
         run.result_ignored = self._is_result_ignored()
@@ -334,13 +379,11 @@ class DeliveryHandler:
             case Failed(failure, dispatched, changed):
                 self._restore_callbacks(changed, dispatched=dispatched, failed=True)
                 raise failure
-            case Busy(_, holder):
-                return self._handle_busy(holder)
             case Unreadable(store_error):
                 # Whatever on_store_error says, the body does not run: the key has its outcome.
                 return self._defer_or_raise(store_error)
-            case Interrupted(interrupt):
-                return self._defer_interrupted(interrupt)
+            case Busy() | Parked() | Interrupted() as verdict:
+                return self._end_without_outcome(verdict)
 
     def _replayed(self, record: Record) -> Replay:
         recalled = None
@@ -407,21 +450,82 @@ class DeliveryHandler:
     def _handle_busy(self, holder: Record) -> NoReturn:
         """Skip, merge, defer or fail a delivery whose key another holds, as ``on_busy`` says."""
         now = self._store.clock.now()
-        is_own = holder.task_id == self.delivery.task_id
-        if self.policy.on_busy == "skip" and not is_own and not self._has_callbacks(failed=False):
+        # Nothing runs while a free key settles.
+        runs = holder.task_id != self.delivery.task_id and not holder.free
+        if self.policy.on_busy == "skip" and runs and not self._has_callbacks(failed=False):
             self._emit(events.Skipped)
             raise Ignore
         if self.policy.on_busy == "raise" or not self._is_deferrable:
-            raise self._in_progress(holder.held_until)
+            raise self._in_progress(holder.held_until, is_free=holder.free)
         copy = self.delivery.copy
         if copy is not None and holder.awaits_successor(copy, now):
             self._emit(events.Merged)
             raise Ignore
         self._defer(holder.held_until - now, "busy", holder)
 
-    def _in_progress(self, until: float) -> InProgressError:
+    def _in_progress(self, until: float, *, is_free: bool = False) -> InProgressError:
         msg = "another delivery with this key is running; its result will be stored under the key"
+        if is_free:
+            msg = "a run of this key has ended without an outcome, and settle= has not passed since"
         return InProgressError(msg, self.delivery.task, self.request.key, until)
+
+    def _handle_unresolved(self, unresolved: Unresolved) -> NoReturn:
+        """Park the key of a rerun; or have a later delivery ask ``recover`` again that has failed."""
+        claim, error = unresolved.run.claim, unresolved.error
+        if error is not None:
+            self._ask_later(claim, error)
+        match self._store.despite_interrupts(lambda: self._store.park(claim, unresolved.reason)):
+            case Parked(record):
+                self._end_parked(record)
+            case Lost():
+                self._defer(None, events.Lost.__name__)
+            case Unanswered(store_error):
+                self._unseen.insert(0, claim.owner)
+                self._defer_or_raise(store_error)
+
+    def _ask_later(self, claim: Claim, error: Exception) -> None:
+        """Free the key, and defer the message or raise the error; return once that has happened too often."""
+        failures = self.delivery.failed_recoveries + 1
+        if failures >= MOST_FAILED_RECOVERIES:
+            return
+        where = self.delivery.task, self.delivery.task_id
+        logger.warning("%s[%s]: recover failed, for the %d. time", *where, failures, exc_info=error)
+        self._store.release(claim, type(error).__name__, began=False)
+        if not self._is_deferrable:
+            raise error
+        self._headers[RECOVERIES_HEADER] = failures
+        self._defer(None, type(error).__name__)
+
+    def _end_parked(self, record: Record) -> NoReturn:
+        """Fail a delivery whose key is parked, once its message is kept with the record; else defer the message."""
+        kept = self._store.despite_interrupts(lambda: self._keep_message(record))
+        match kept:
+            case Unanswered(error):
+                self._defer_or_raise(error)
+            case NoRoom():
+                self._defer(None, PARKED)
+            case NotParked():
+                self._defer(None, RESOLVED)
+        self._emit(events.Parked, reason=record.error or "")
+        then = "its message is kept, and is published again then" if kept is not None else "then call the task again"
+        msg = (
+            f"an earlier run left no outcome ({record.error}), and the body does not run again by itself: find out "
+            f"what it has done, and say so with `celery idempotency resolve KEY --done JSON` or `--run`; {then}"
+        )
+        raise UnresolvedError(msg, self.delivery.task, self.request.key)
+
+    def _keep_message(self, record: Record) -> MessageKept | NoRoom | NotParked | Unanswered | None:
+        """Keep this delivery's message in the record of its parked key; return None if it cannot be published again."""
+        if not self._is_deferrable:
+            return None
+        try:
+            message = encoded_message(self.task, self.delivery)
+        except INTERRUPTS:
+            raise
+        except Exception:
+            logger.exception("%s[%s]: its message cannot be kept", self.delivery.task, self.delivery.task_id)
+            return NoRoom()
+        return self._store.keep_message(record.key, self.delivery.task_id, message)
 
     def _handle_unclaimed(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
@@ -469,9 +573,10 @@ class DeliveryHandler:
         return not self.delivery.eager and (received is None or received.is_addressable)
 
     @property
-    def _unseen_header(self) -> dict[str, Any]:
-        """The header with the claims that a copy is to release; an empty list clears this message's own header."""
-        return {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
+    def _copy_headers(self) -> dict[str, Any]:
+        """More headers of a copy, among them the claims to release; an empty list clears this message's own header."""
+        unseen = {UNSEEN_HEADER: self._unseen[:MOST_UNSEEN]} if self._unseen or self.delivery.unseen else {}
+        return {**self._headers, **unseen}
 
     def _defer(self, claim_left: float | None, reason: str, holder: Record | None = None) -> NoReturn:
         """Publish the message again, and have Celery ignore this copy of it.
@@ -486,7 +591,7 @@ class DeliveryHandler:
             raise self._in_progress(began_at + (claim_left or 0.0))
         publisher = this_process().own(Publisher)
         try:
-            countdown = publisher.publish_again(self.task, self.delivery, claim_left, self._unseen_header)
+            countdown = publisher.publish_again(self.task, self.delivery, claim_left, self._copy_headers)
         except Exception as error:
             logger.exception(
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id

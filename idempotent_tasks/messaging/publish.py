@@ -25,6 +25,7 @@ from idempotent_tasks.core.records import (
     Finished,
     Granted,
     Mismatch,
+    Parked,
     Record,
     Status,
     Unanswered,
@@ -95,7 +96,7 @@ class Publication:
             case Mismatch() if not self.awaited:
                 self._emit(events.Mismatched)
                 raise PayloadMismatchError(task=self.request.task, key=self.request.key)
-            case Finished(holder) | Busy(_, holder) if not self.awaited and self._can_replace(holder):
+            case Finished(holder) | Busy(_, holder) | Parked(holder) if not self.awaited and self._can_replace(holder):
                 return self._join(holder)
         return publish()
 
@@ -116,6 +117,7 @@ class Publication:
         if self.policy.at_publish == "raise":
             self._emit(events.Refused, holder_task_id=holder.task_id)
             state = "waits or runs" if holder.status is Status.INPROGRESS else "is done"
+            state = state if holder.parked_at is None else "is parked"
             msg = f"not published: task {holder.task_id or 'of another writer'} has this key and {state}"
             raise DuplicateError(msg, self.request.task, self.request.key, holder.task_id)
         self._emit(events.Joined, holder_task_id=holder.task_id)
@@ -130,6 +132,9 @@ class Publication:
 
         Otherwise the message is published under its own id, and its delivery waits for the outcome, or runs.
         """
+        if holder.free:
+            # Its run has ended without an outcome, and the key is not to be granted yet.
+            return False
         if self.policy.at_publish == "raise":
             return holder.status is not Status.INPROGRESS or not self._is_revoked(holder)
         if holder.task_id is None or self.wants_result:

@@ -42,7 +42,7 @@ _deferrals = Histogram(
 #: By task, the counter of each kind of event, from 0: Prometheus sees no increase in a series that starts at 1.
 _series: Final[dict[str, dict[type[events.Event], Counter]]] = {}
 #: Events that end the run under a claim.
-_ENDS: Final = (events.Committed, events.Released, events.Superseded, events.Unrecorded, events.Lost)
+_ENDS: Final = (events.Committed, events.Released, events.Superseded, events.Unrecorded, events.Lost, events.Parked)
 #: Key and task id of each claim under which this process runs a body.
 _claimed: Final[set[tuple[str, str]]] = set()
 

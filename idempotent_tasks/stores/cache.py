@@ -35,6 +35,7 @@ __all__ = ["CachedStore", "OutcomeCache"]
 ENTRY_BYTES: Final = 500
 #: Shared by all cached records, none of which changes it.
 _NO_DEFERRALS: Final[dict[str, int]] = {}
+_NO_MESSAGES: Final[dict[str, bytes]] = {}
 
 
 class OutcomeCache:
@@ -77,6 +78,7 @@ class OutcomeCache:
             worker=None,
             process=None,
             deferred=_NO_DEFERRALS,
+            parked=_NO_MESSAGES,
             fence=0,
             claimed_at=None,
             in_progress_expiration=None,

@@ -13,7 +13,11 @@ from idempotent_tasks.core.records import (
     Committed,
     Granted,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
@@ -25,9 +29,12 @@ from idempotent_tasks.core.records import (
     expiration_seconds,
     granted_record,
     is_first_try,
+    kept_message,
     outcome_record,
+    parked_record,
     released_record,
     was_committed,
+    was_parked,
     was_released,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
@@ -115,6 +122,23 @@ class MemoryStore:
             expiration = expiration_seconds(retention_seconds, until, now)
             self._records[claim.key] = replace(held, in_progress_expiration=until, expiration=expiration)
             return Renewed(replace(claim, in_progress_expiration=until))
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """See `idempotent_tasks.stores.ParkingStore.park`."""
+        with self._lock:
+            held, old = self._held(claim), self._records.get(claim.key)
+            if held is not None:
+                old = self._records[claim.key] = parked_record(held, claim, reason, self.clock.now())
+            return Parked(old) if old is not None and was_parked(old, claim) else Lost()
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """See `idempotent_tasks.stores.ParkingStore.keep_message`."""
+        with self._lock:
+            answer = kept_message(self._records.get(key), task_id, message)
+            if isinstance(answer, Record):
+                self._records[key] = answer
+                return MessageKept()
+            return answer
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""

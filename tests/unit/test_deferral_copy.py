@@ -16,7 +16,7 @@ from kombu.transport import memory
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import ReceivedMessage
 from idempotent_tasks.events import Deferred
-from idempotent_tasks.messaging.deferral import _message
+from idempotent_tasks.messaging.copies import message_copy
 from tests.support.guarding import request_by
 from tests.support.shop import Shop
 
@@ -176,7 +176,7 @@ def received(**given: Any) -> ReceivedMessage:
 def copied(message: ReceivedMessage, prepare: Callable[..., Any] = lambda body, **rest: {"body": body, **rest}) -> Any:
     """Return the copy of a message as a channel of RabbitMQ or of a virtual transport gets it."""
     connection = Connection("amqp://alice@localhost//")
-    return _message(connection, SimpleNamespace(prepare_message=prepare), message, {"idempotency_deferrals": 1})
+    return message_copy(connection, SimpleNamespace(prepare_message=prepare), message, {"idempotency_deferrals": 1})
 
 
 class TestWhatStays:
@@ -291,7 +291,7 @@ class TestOnSqs:
         assert delays in ([1, 2, 4], [1, 2, 5])
         busy.worker.take().ack()
 
-    def test_a_fifo_queue_delays_no_single_message(self, busy: Shop, named: Callable[[str], None]) -> None:
+    def test_a_fifo_queue_delays_no_singlemessage_copy(self, busy: Shop, named: Callable[[str], None]) -> None:
         """A worker holds the copy for its ETA."""
         named(".fifo")
         busy.publish()

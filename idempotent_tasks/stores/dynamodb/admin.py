@@ -1,4 +1,4 @@
-"""An operator's access to a table of records: list them, release a claim, delete a record.
+"""An operator's access to a table of records: list them, release a claim, resolve a parked key, delete a record.
 
 Every write is conditional on the record that the operator was shown, so a concurrent delivery wins.
 """
@@ -9,14 +9,14 @@ from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from idempotent_tasks.core.records import Claim, Record, Status, release_time
+from idempotent_tasks.core.records import Claim, Outcome, Record, Status, release_time
 from idempotent_tasks.core.retry import persistently
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.client import Succeeded
 from idempotent_tasks.stores.dynamodb.item import Item, Update, Value
-from idempotent_tasks.stores.dynamodb.updates import unchanged
+from idempotent_tasks.stores.dynamodb.updates import message_removal, resolve_update, unchanged
 
 __all__ = ["OPERATOR_ACTIONS", "Corrupt", "TableAdmin"]
 
@@ -42,7 +42,7 @@ class Corrupt:
 
 
 class TableAdmin:
-    """Lists, releases and deletes the records of one store; raises as `idempotent_tasks.stores.Store`."""
+    """Lists, releases, resolves and deletes the records of one store; raises as `idempotent_tasks.stores.Store`."""
 
     def __init__(self, store: DynamoDBStore) -> None:
         self._store = store
@@ -58,7 +58,7 @@ class TableAdmin:
         Args:
             status: only records with this stored status.
             task: only records that this task claimed.
-            data: whether to fetch the records' data; ``Record.data`` is None otherwise.
+            data: whether to fetch the records' data; ``Record.data`` is None otherwise.  ``parked`` is always empty.
             pages: how many pages of `PAGE_ITEMS` items, or of 1 MB, are read at most; None for all.
         """
         wanted: dict[str, Value] = {}
@@ -88,8 +88,30 @@ class TableAdmin:
         condition, operands = self._unchanged(record, force=force)
         at = release_time(Claim.shown_by(record), self._store.now(record.key))
         values: dict[str, Value] = {"in_progress_expiration": at, "attempt": 0, "error": reason}
-        update = Update(values=values, remove=("owner", "deferred"), condition=condition, operands=operands)
+        update = Update(
+            values=values, remove=("owner", "deferred", "settled_at"), condition=condition, operands=operands
+        )
         return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+
+    def resolve(self, record: Record, outcome: Outcome | None, kept_seconds: float) -> bool:
+        """Give a parked key an outcome, or free it for a first run; return whether the record was still as shown.
+
+        Its messages stay, to be published again, until `remove_message`.
+
+        Args:
+            record: the parked record as it was shown.
+            outcome: what came of the earlier run; None if that has done nothing.
+            kept_seconds: for how long the record is kept from now.
+        """
+        condition, operands = self._unchanged(record, force=False)
+        now = self._store.now(record.key)
+        update = resolve_update(outcome, now, kept_seconds, condition, operands)
+        return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+
+    def remove_message(self, key: str, task_id: str, message: bytes) -> bool:
+        """Remove a message that was published again; return whether it was there, and its key not parked again."""
+        update = message_removal(task_id, message)
+        return self._written("update_item", Key=self._schema.key(key), **self._schema.update(update))
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
         """Delete a record, and return whether it was still as shown; arguments as for `release`."""
@@ -125,7 +147,9 @@ class TableAdmin:
 
     def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
         schema, partition = self._schema, self._schema.sort_key_attr is not None
-        projection = ", ".join(f"#{role}" for role in schema.roles if data or role != "data")
+        # A page of parked messages would be long, and only their size is shown.
+        unread = ("parked",) if data else ("parked", "data")
+        projection = ", ".join(f"#{role}" for role in schema.roles if role not in unread)
         names = schema.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         given: dict[str, Any] = {}

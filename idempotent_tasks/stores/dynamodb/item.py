@@ -16,7 +16,7 @@ __all__ = ["BOOKKEEPING", "ROLES", "Item", "ItemSchema", "Update", "Value", "val
 #: A DynamoDB item or key as requests have it: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
 #: The types of an attribute's value.
-Value = str | int | bytes | frozenset[str] | Mapping[str, int]
+Value = str | int | bytes | frozenset[str] | Mapping[str, int] | Mapping[str, bytes]
 
 #: The attributes that Powertools does not have, by their default names.
 BOOKKEEPING: Final = (
@@ -43,6 +43,10 @@ BOOKKEEPING: Final = (
     "continuation",
     "deferred",
     "dispatched",
+    "settled_at",
+    "parked_at",
+    "parked",
+    "parked_bytes",
 )
 
 #: The roles of all attributes but the key's.
@@ -63,7 +67,7 @@ _TEXTS: Final = (
     "continuation",
 )
 #: The numbers that a record has as 0 where an item has none.
-_COUNTS: Final = ("fence", "attempt", "runs")
+_COUNTS: Final = ("fence", "attempt", "runs", "parked_bytes")
 #: What a claim copies; where there is nothing to copy, an item has an empty text or a 0.
 _COPIED: Final = ("previous_owner", "previous_task_id", "previous_claimed_at")
 _NUMBERS: Final = (
@@ -75,6 +79,8 @@ _NUMBERS: Final = (
     "claimed_at",
     "completed_at",
     "stands_in_until",
+    "settled_at",
+    "parked_at",
 )
 
 
@@ -200,6 +206,8 @@ class ItemSchema:
             values["deferred"] = record.deferred
         if record.dispatched:
             values["dispatched"] = record.dispatched
+        if record.parked:
+            values |= {"parked": record.parked, "parked_bytes": record.parked_bytes}
         return self.key(record.key) | {self.roles[role]: _typed(value) for role, value in values.items()}
 
     def count(self, key: str, item: Item, role: str) -> int:
@@ -229,13 +237,14 @@ class ItemSchema:
             data=reader.data(),
             deferred=reader.counts("deferred"),
             dispatched=reader.texts("dispatched"),
+            parked=reader.messages("parked"),
             **values,
         )
         return without_stale_previous(record)
 
 
 def values_of(record: Record) -> dict[str, Value]:
-    """Return what a record's item holds by role, without its notes and what it has not."""
+    """Return what a record's item holds by role, without its notes, its messages and what it has not."""
     shown = {role: getattr(record, role) for role in ("status", "expiration", "data", *_TEXTS, *_NUMBERS, "attempt")}
     # An outcome has no runs, and an item of Powertools no fence.
     shown |= {"fence": record.fence or None, "runs": record.runs or None}
@@ -290,6 +299,13 @@ class _Reader:
             return {name: int(entry["N"]) for name, entry in wire["M"].items()}
         except (KeyError, ValueError):
             raise self._corrupt(role, "is no map of whole numbers") from None
+
+    def messages(self, role: str) -> dict[str, bytes]:
+        wire = self._item.get(self._roles[role], {"M": {}})
+        try:
+            return {name: bytes(entry["B"]) for name, entry in wire["M"].items()}
+        except (KeyError, TypeError):
+            raise self._corrupt(role, "is no map of binary values") from None
 
     def texts(self, role: str) -> frozenset[str]:
         wire = self._item.get(self._roles[role], {"SS": []})

@@ -16,7 +16,11 @@ from idempotent_tasks.core.records import (
     Committed,
     Granted,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
@@ -28,8 +32,10 @@ from idempotent_tasks.core.records import (
     granted_record,
     held_claim,
     is_first_try,
+    kept_message,
     release_time,
     was_committed,
+    was_parked,
     was_released,
 )
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS
@@ -71,7 +77,7 @@ _TEXT_ARGUMENTS: Final = (
 )
 _SWITCHES: Final = ("fast",)
 #: The numbers that a grant's answer brings.
-_GRANTED: Final = ("fence", "attempt", "runs", "generation")
+_GRANTED: Final = ("fence", "attempt", "runs", "generation", "parked_bytes")
 
 
 class DynamoDBStore:
@@ -92,7 +98,8 @@ class DynamoDBStore:
         attributes: other names for the attributes ``owner``, ``fence``, ``attempt``, ``task``, ``task_id``,
             ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
             ``dispatched``, ``runs``, ``generation``, ``unresolved_since``, ``counted_fence``, ``previous_owner``,
-            ``previous_task_id``, ``previous_claimed_at``, ``stands_in_until``, ``validated_by``, ``continuation``.
+            ``previous_task_id``, ``previous_claimed_at``, ``stands_in_until``, ``validated_by``, ``continuation``,
+            ``settled_at``, ``parked_at``, ``parked``, ``parked_bytes``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
             because the guard retries.
         client: a ready-made client instead of these; it must not be used before a fork.
@@ -305,6 +312,24 @@ class DynamoDBStore:
             if abs(self.connection.clock.now() - now) <= CLOCK_TOLERANCE_SECONDS:
                 break
         return Renewed(claim)
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """See `idempotent_tasks.stores.ParkingStore.park`."""
+        update = updates.park_update(claim, reason, self.now(claim.key))
+        written = self._update(claim.key, update, ReturnValues="ALL_NEW")
+        if isinstance(written, Succeeded):
+            return Parked(self.schema.record(claim.key, written.answer["Attributes"]))
+        old = self._refusing_record(claim.key, written)
+        return Parked(old) if old is not None and was_parked(old, claim) else Lost()
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """See `idempotent_tasks.stores.ParkingStore.keep_message`."""
+        written = self._update(key, updates.message_update(task_id, message))
+        if isinstance(written, Succeeded):
+            return MessageKept()
+        answer = kept_message(self._refusing_record(key, written), task_id, message)
+        # A record that would take it has been freed and parked again since.
+        return NotParked() if isinstance(answer, Record) else answer
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""

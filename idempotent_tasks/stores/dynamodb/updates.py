@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from idempotent_tasks.core.records import (
+    MAX_PARKED_BYTES,
+    PARKED_UNTIL,
     Claim,
     ClaimRequest,
     Outcome,
     Record,
     Status,
     expiration_seconds,
+    message_bytes,
+    parked_owner,
     reservation_owner,
+    settling_milliseconds,
 )
 from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.stores.dynamodb.item import ROLES, Update, Value, values_of
@@ -20,10 +25,14 @@ __all__ = [
     "commit_update",
     "deferral_update",
     "dispatch_update",
+    "message_removal",
+    "message_update",
+    "park_update",
     "prolong_update",
     "release_update",
     "renew_update",
     "replace_update",
+    "resolve_update",
     "unchanged",
 ]
 
@@ -55,6 +64,10 @@ _SUCCEED: Final = (
     "#previous_task_id = if_not_exists(#task_id, :nobody)",
     "#previous_claimed_at = if_not_exists(#claimed_at, :zero)",
 )
+#: The messages of a parked key, which stay until they are published again.
+_KEPT: Final = ("parked", "parked_bytes")
+#: The reason that a person's decision for another run stores in the record.
+RESOLVED: Final = "resolved by an operator"
 #: What an item has only until its key has an outcome.
 _UNRESOLVED: Final = (
     "runs",
@@ -80,6 +93,37 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         now: epoch seconds.
         until: the end of the lease, in epoch milliseconds.
     """
+    values, optional = _requested(request, now, until)
+    return Update(
+        values=values | _present(optional),
+        remove=(
+            "data",
+            "codec",
+            "completed_at",
+            "error",
+            "continuation",
+            "dispatched",
+            "settled_at",
+            *_absent(optional),
+        ),
+        actions=_SUCCEED,
+        condition=_CLAIMABLE.format(same_payload=_same_payload(request)),
+        operands={
+            "inprogress": Status.INPROGRESS,
+            "now": int(now),
+            "now_ms": int(now * 1000),
+            "first_fence": int(now * 1000) - 1,
+            "zero": 0,
+            "one": 1,
+            "tries": int(request.is_for_run),
+            "nobody": "",
+            "reserved": reservation_owner(request.task_id),
+        },
+    )
+
+
+def _requested(request: ClaimRequest, now: float, until: int) -> tuple[dict[str, Value], dict[str, Value | None]]:
+    """Return what a claim writes by role, and what it writes or removes."""
     values: dict[str, Value] = {
         "status": Status.INPROGRESS,
         "expiration": expiration_seconds(request.kept_seconds, until, now),
@@ -98,30 +142,14 @@ def claim_update(request: ClaimRequest, now: float, until: int) -> Update:
         "process": request.process,
         "stands_in_until": request.stands_in_until,
     }
-    return Update(
-        values=values | _present(optional),
-        remove=("data", "codec", "completed_at", "error", "continuation", "dispatched", *_absent(optional)),
-        actions=_SUCCEED,
-        condition=_CLAIMABLE.format(same_payload=_same_payload(request)),
-        operands={
-            "inprogress": Status.INPROGRESS,
-            "now": int(now),
-            "now_ms": int(now * 1000),
-            "first_fence": int(now * 1000) - 1,
-            "zero": 0,
-            "one": 1,
-            "tries": int(request.is_for_run),
-            "nobody": "",
-            "reserved": reservation_owner(request.task_id),
-        },
-    )
+    return values, optional
 
 
 def replace_update(seen: Record, record: Record) -> Update:
     """Return the update that replaces a key's record, if the item still is as it was seen."""
     values: dict[str, Value] = {**values_of(record), "deferred": {}}
     condition, operands = unchanged(seen, ("status", "owner", "fence", "expiration", "in_progress_expiration"))
-    absent = tuple(role for role in ROLES if role not in values)
+    absent = tuple(role for role in ROLES if role not in (*values, *_KEPT))
     return Update(values=values, remove=absent, condition=condition, operands=operands)
 
 
@@ -172,10 +200,15 @@ def release_update(
 ) -> Update:
     """Return the update that frees a key ``at`` a time (epoch milliseconds), if the claim is held.
 
+    It is not granted before what a run that began has requested elsewhere has settled.
+
     If the body never ``began``, this attempt is subtracted; else, if the process ``crashed``, all are kept, this one
     included; else they are reset to 0.  If the body never ``began``, or has ``nothing_done``, the run is subtracted.
     """
-    values: dict[str, Value] = {"in_progress_expiration": at, "error": reason}
+    settles = settling_milliseconds(claim, began=began, nothing_done=nothing_done)
+    values: dict[str, Value] = {"in_progress_expiration": at + settles, "error": reason}
+    if settles:
+        values["settled_at"] = at + settles
     operands = _held_operands(claim)
     actions: tuple[str, ...] = ()
     if began and not crashed:
@@ -189,6 +222,82 @@ def release_update(
     if actions:
         operands["one"] = 1
     return Update(values=values, remove=("owner", "deferred"), actions=actions, condition=_HELD, operands=operands)
+
+
+def park_update(claim: Claim, reason: str, now: float) -> Update:
+    """Return the update that parks the key of a held claim, whose run has not begun, at ``now`` (epoch seconds)."""
+    counts: tuple[str, ...] = ()
+    if claim.request.is_for_run:
+        counts = ("#attempt = #attempt - :one", "#runs = if_not_exists(#runs, :one) - :one")
+    return Update(
+        values={
+            "owner": parked_owner(claim),
+            "expiration": PARKED_UNTIL,
+            "in_progress_expiration": PARKED_UNTIL * 1000,
+            "parked_at": int(now * 1000),
+            "error": reason,
+        },
+        remove=("deferred",),
+        actions=(
+            # Messages of an earlier decision that are to be published again yet stay.
+            "#parked = if_not_exists(#parked, :nothing)",
+            "#parked_bytes = if_not_exists(#parked_bytes, :zero)",
+            *counts,
+        ),
+        condition=_HELD,
+        operands={**_held_operands(claim), "nothing": {}, "zero": 0, **({"one": 1} if counts else {})},
+    )
+
+
+def message_update(task_id: str, message: bytes) -> Update:
+    """Return the update that adds a task's message to the record of a parked key: `kept_message` as a condition."""
+    size = message_bytes(task_id, message)
+    return Update(
+        actions=("#parked.#message = :message", "#parked_bytes = #parked_bytes + :size"),
+        condition="attribute_exists(#parked_at) AND attribute_not_exists(#parked.#message) AND #parked_bytes <= :room",
+        operands={"message": message, "size": size, "room": MAX_PARKED_BYTES - size},
+        entries={"message": task_id},
+    )
+
+
+def message_removal(task_id: str, message: bytes) -> Update:
+    """Return the update that removes a task's message that was published again.
+
+    Not from a key that was parked again meanwhile: a delivery of that copy relies on it.
+    """
+    return Update(
+        actions=("#parked_bytes = #parked_bytes - :size",),
+        remove=("parked.#message",),
+        condition="attribute_not_exists(#parked_at) AND #parked.#message = :message",
+        operands={"message": message, "size": message_bytes(task_id, message)},
+        entries={"message": task_id},
+    )
+
+
+def resolve_update(
+    outcome: Outcome | None, now: float, kept_seconds: float, condition: str, operands: Mapping[str, Value]
+) -> Update:
+    """Return the update that gives a parked key an outcome, or frees it for a first run.
+
+    Args:
+        outcome: the outcome; None to free the key.
+        now: epoch seconds.
+        kept_seconds: for how long the record is kept from now.
+        condition, operands: as `unchanged` returns them.
+    """
+    at = int(now * 1000)
+    values: dict[str, Value] = {
+        "expiration": expiration_seconds(kept_seconds, at, now),
+        "in_progress_expiration": at,
+        "attempt": 0,
+    }
+    if outcome is None:
+        values |= {"runs": 0, "error": RESOLVED}
+        return Update(values=values, remove=("owner", "parked_at"), condition=condition, operands=operands)
+    optional = {"data": outcome.data, "error": outcome.error}
+    values |= {"status": outcome.status, "completed_at": at, "codec": outcome.codec, **_present(optional)}
+    remove = ("parked_at", *_UNRESOLVED, *_absent(optional))
+    return Update(values=values, remove=remove, condition=condition, operands=operands)
 
 
 def renew_update(claim: Claim, until: int, expiration: int) -> Update:

@@ -1,0 +1,84 @@
+"""``idempotency resolve``: record what came of a parked key's run, then publish its messages again."""
+
+import click
+from kombu.utils.json import loads
+
+from idempotent_tasks.cli.context import AdminContext, confirm, pass_admin_context, refuse
+from idempotent_tasks.cli.modify import record_of, refuse_unless, yes_option
+from idempotent_tasks.cli.selection import NOT_JSON, takes_key
+from idempotent_tasks.core.encoding import JSON, NONE, POWERTOOLS, encode_result, size_of
+from idempotent_tasks.core.policy import Idempotency, seconds
+from idempotent_tasks.core.records import Outcome, Record
+from idempotent_tasks.messaging.parking import decoded_message, publish_parked
+from idempotent_tasks.settings import settings_of
+from idempotent_tasks.task import IdempotentTask
+
+__all__ = ["resolve"]
+
+
+@click.command()
+@click.option("--done", metavar="JSON", help="What the body would have returned: the earlier run has made its effect.")
+@click.option(
+    "--run", "again", is_flag=True, help="The earlier run has done nothing: the body runs, as if for the first time."
+)
+@yes_option
+@pass_admin_context
+@takes_key("KEY")
+def resolve(admin: AdminContext, *, key: str, hint: str, done: str | None, again: bool, yes: bool) -> None:
+    """Decide what came of a run that left no outcome, and publish the messages that wait for it again.
+
+    Each goes to its own queue under its own task id, so that its result, its links and its chain go on.  If the broker
+    fails, run the command again: it publishes what is left.
+    """
+    if (done is None) is not again:
+        raise click.UsageError("say one of --done JSON (--done null for a body that returns None) and --run")
+    record = record_of(admin, key, hint)
+    if record.parked_at is not None:
+        _decide(admin, record, done, yes=yes)
+    elif not record.parked:
+        refuse(f"{key!r} is not parked, there is nothing to decide; `idempotency show` tells what it is")
+    else:
+        click.echo(f"{key!r} was decided before; what is left of its messages is published")
+    count = _publish_messages(admin, key)
+    click.echo(f"published {count} message" + ("" if count == 1 else "s") + " again")
+
+
+def _decide(admin: AdminContext, record: Record, done: str | None, *, yes: bool) -> None:
+    task = admin.app.tasks.get(record.task)
+    settings = settings_of(admin.app)
+    policy = task.policy_under(settings) if isinstance(task, IdempotentTask) else Idempotency().over(settings.defaults)
+    outcome = None if done is None else _outcome(done, policy)
+    if outcome is not None and size_of(outcome) > admin.store.max_data_bytes - record.parked_bytes:
+        refuse("the result is too large for the record; give what fits, such as null")
+    what = "has made its effect" if outcome is not None else "has done nothing, so that the body runs"
+    confirm(f"Record for {record.key!r} that the run of {record.previous_task_id or record.task_id} {what}?", yes=yes)
+    # The messages must find the outcome, however long they wait in their queues.
+    retention = max(policy.retention_seconds, seconds(policy.reserve))
+    kept = policy.unresolved_seconds if outcome is None else retention
+    refuse_unless(admin.operations.resolve(record, outcome, kept), record.key)
+    click.echo(f"resolved {record.key!r}: " + ("its next run is a first one" if outcome is None else "it is completed"))
+
+
+def _outcome(done: str, policy: Idempotency) -> Outcome:
+    try:
+        value = loads(done)
+    except NOT_JSON:
+        raise click.UsageError("--done is not JSON; quote a text twice in a shell: '\"text\"'") from None
+    codec = POWERTOOLS if policy.powertools else NONE if policy.codec == NONE else JSON
+    return encode_result(value, codec)
+
+
+def _publish_messages(admin: AdminContext, key: str) -> int:
+    """Publish each message that the record keeps, and remove it then; return how many."""
+    # Read again: deliveries may have added theirs until the decision.
+    messages = admin.store.get(key).parked
+    for published, (task_id, message) in enumerate(messages.items()):
+        try:
+            publish_parked(admin.app, decoded_message(message))
+        except Exception as error:  # noqa: BLE001 - a broker's client raises what it likes
+            refuse(
+                f"published {published} of {len(messages)} messages, then that of {task_id} failed "
+                f"({type(error).__name__}: {error}); run the command again for the rest"
+            )
+        admin.operations.remove_message(key, task_id, message)
+    return len(messages)
