@@ -6,6 +6,7 @@ The limit: a body that dies after its side effect and before its commit runs aga
 from idempotent_tasks.core.encoding import register_type
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record, Status
+from idempotent_tasks.core.recovery import Done, NotDone, Unknown
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import (
     ConfigurationError,
@@ -25,6 +26,7 @@ from idempotent_tasks.errors import (
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
+    UnresolvedError,
 )
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.memory import MemoryStore
@@ -35,6 +37,7 @@ from idempotent_tasks.worker import signals as _signals
 __all__ = [
     "ConfigurationError",
     "CrashLoopError",
+    "Done",
     "DuplicateError",
     "DynamoDBStore",
     "Idempotency",
@@ -44,6 +47,7 @@ __all__ = [
     "KeyEncodingError",
     "MemoryStore",
     "MissingKeyError",
+    "NotDone",
     "PayloadMismatchError",
     "Record",
     "RecordCorruptError",
@@ -58,6 +62,8 @@ __all__ = [
     "StoreMisconfiguredError",
     "StoreUnavailableError",
     "StoredFailureError",
+    "Unknown",
+    "UnresolvedError",
     "register_type",
 ]
 

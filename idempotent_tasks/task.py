@@ -24,6 +24,7 @@ from idempotent_tasks.core.encoding import JSON, NONE, PICKLE
 from idempotent_tasks.core.keys import check_explicit_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, disabled_run, handle
 from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
@@ -243,8 +244,8 @@ class IdempotentTask(Task):
         """Return the task's policy with the app's defaults, and import what it names.
 
         Raises:
-            ConfigurationError: a name cannot be imported, the app does not accept the codec, or ``store_failures`` has
-                exceptions that are never final.
+            ConfigurationError: a name cannot be imported, the app does not accept the codec, its store cannot park, or
+                ``store_failures`` has exceptions that are never final.
         """
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
@@ -264,6 +265,10 @@ class IdempotentTask(Task):
             )
         elif policy.codec not in (JSON, NONE, *settings.accepted):
             msg = f"codec={policy.codec!r} is what the app does not accept; add it to app.conf.result_accept_content"
+        elif policy.parks and not isinstance(settings.store, ParkingStore):
+            msg = (
+                f"a {type(settings.store).__name__} has no park() and keep_message(), which on_rerun= and recover= need"
+            )
         elif never:
             msg = f"store_failures has {never}, which are about a message, a claim or a process, and never final"
         if msg is not None:

@@ -11,13 +11,17 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     CommitAnswer,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
 )
 from idempotent_tasks.core.retry import time_left
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.store import ParkingStore, Store
 from idempotent_tasks.errors import ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock
 
@@ -135,6 +139,23 @@ class FaultyStore:
         """Commit as planned."""
         answer: CommitAnswer = self._take_step("commit", lambda: self.inner.commit(claim, outcome, retention_seconds))
         return answer
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """Park as planned."""
+        answer: Parked | Lost = self._take_step("park", lambda: self._parking.park(claim, reason))
+        return answer
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """Keep a message as planned."""
+        kept: MessageKept | NoRoom | NotParked = self._take_step(
+            "keep_message", lambda: self._parking.keep_message(key, task_id, message)
+        )
+        return kept
+
+    @property
+    def _parking(self) -> ParkingStore:
+        assert isinstance(self.inner, ParkingStore)
+        return self.inner
 
     def restore(self, record: Record) -> None:
         """Restore as planned."""

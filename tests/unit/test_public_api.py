@@ -16,6 +16,7 @@ from idempotent_tasks import testing
 PUBLIC = {
     "ConfigurationError",
     "CrashLoopError",
+    "Done",
     "DuplicateError",
     "DynamoDBStore",
     "Idempotency",
@@ -25,6 +26,7 @@ PUBLIC = {
     "KeyEncodingError",
     "MemoryStore",
     "MissingKeyError",
+    "NotDone",
     "PayloadMismatchError",
     "Record",
     "RecordCorruptError",
@@ -39,6 +41,8 @@ PUBLIC = {
     "StoreMisconfiguredError",
     "StoreUnavailableError",
     "StoredFailureError",
+    "Unknown",
+    "UnresolvedError",
     "register_type",
 }
 PUBLIC_FOR_TESTS = {
