@@ -10,7 +10,7 @@ from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from idempotent_tasks.core.declaration import check_declaration
+from idempotent_tasks.core.declaration import check_declaration, uncallable
 from idempotent_tasks.core.delivery import (
     KEY_HEADER,
     KEY_OPTION,
@@ -244,8 +244,8 @@ class IdempotentTask(Task):
         """Return the task's policy with the app's defaults, and import what it names.
 
         Raises:
-            ConfigurationError: a name cannot be imported, the app does not accept the codec, its store cannot park, or
-                ``store_failures`` has exceptions that are never final.
+            ConfigurationError: a name cannot be imported, the app does not accept the codec, its store cannot park,
+                ``recover`` takes other arguments, or ``store_failures`` has exceptions that are never final.
         """
         if self._resolved is None or self._resolved[0] is not settings:
             policy = self.idempotency_policy.over(settings.defaults).imported()
@@ -269,6 +269,8 @@ class IdempotentTask(Task):
             msg = (
                 f"a {type(settings.store).__name__} has no park() and keep_message(), which on_rerun= and recover= need"
             )
+        elif (unfit := uncallable(policy, self.run_signature)) is not None:
+            msg = unfit
         elif never:
             msg = f"store_failures has {never}, which are about a message, a claim or a process, and never final"
         if msg is not None:

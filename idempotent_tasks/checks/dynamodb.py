@@ -109,7 +109,8 @@ def check_versions(context: CheckContext) -> Iterator[Finding]:
 def _relies_on_runs(policy: Idempotency, task: Any) -> bool:
     """Return whether a task's options, or its body by itself, ask for the runs that left no outcome."""
     code = getattr(inspect.unwrap(task.run), "__code__", None)
-    return "unresolved_for" in policy.given or (code is not None and not _COUNTED.isdisjoint(code.co_names))
+    counted = code is not None and not _COUNTED.isdisjoint(code.co_names)
+    return counted or policy.parks or "unresolved_for" in policy.given
 
 
 def development_remedy(store: DynamoDBStore, error: StoreError) -> str:

@@ -5,7 +5,7 @@ import inspect
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.errors import ConfigurationError
 
-__all__ = ["check_declaration", "misfit", "never_skips"]
+__all__ = ["check_declaration", "misfit", "never_skips", "uncallable"]
 
 
 def check_declaration(policy: Idempotency, body: inspect.Signature | None, task: str) -> None:
@@ -22,6 +22,7 @@ def check_declaration(policy: Idempotency, body: inspect.Signature | None, task:
     problem = never_skips(policy)
     if problem is None and body is not None:
         problem = misfit(policy, body) or _replays_to_all(policy, body) or _has_one_effect(policy, body)
+        problem = problem or uncallable(policy, body)
     if problem is not None:
         raise ConfigurationError(problem, task)
 
@@ -40,6 +41,32 @@ def misfit(policy: Idempotency, body: inspect.Signature) -> str | None:
     """Return why ``key``, ``validate`` or ``downstream`` cannot select from a body's arguments; None if they can."""
     selectors = filter(None, (policy.key_selector, policy.validate_selector, policy.downstream_selector))
     return next(filter(None, (selector.misfit(body) for selector in selectors)), None)
+
+
+def uncallable(policy: Idempotency, body: inspect.Signature) -> str | None:
+    """Return why ``recover`` cannot be called with what a body is called with; None if it can, or is only named yet."""
+    if not callable(policy.recover):
+        return None
+    try:
+        asked = inspect.signature(policy.recover)
+    except (TypeError, ValueError):
+        return None
+    takes = [each for each in body.parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    # As a caller may give them: as many as can be by position, or by name.
+    named = {each.name for each in takes if each.kind is not each.POSITIONAL_ONLY}
+    positional = [each.name for each in takes if each.kind is not each.KEYWORD_ONLY]
+    only_named = {name for name in named if name not in positional}
+    only_positional = [name for name in positional if name not in named]
+    try:
+        asked.bind("record", *positional, **dict.fromkeys(only_named))
+        asked.bind("record", *only_positional, **dict.fromkeys(named))
+    except TypeError as error:
+        name = getattr(policy.recover, "__name__", type(policy.recover).__name__)
+        return (
+            f"recover={name} cannot be called with the record and the arguments of the body, {body}: {error}; "
+            f"declare it as def {name}(record, {', '.join(body.parameters)})"
+        )
+    return None
 
 
 def _replays_to_all(policy: Idempotency, body: inspect.Signature) -> str | None:

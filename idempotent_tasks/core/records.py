@@ -609,7 +609,7 @@ def parked_record(held: Record, claim: Claim, reason: str, now: float) -> Record
         now: epoch seconds by the store's clock.
     """
     counted = int(claim.request.is_for_run)
-    return replace(
+    parked = replace(
         held,
         owner=parked_owner(claim),
         expiration=PARKED_UNTIL,
@@ -620,6 +620,7 @@ def parked_record(held: Record, claim: Claim, reason: str, now: float) -> Record
         error=reason,
         deferred={},
     )
+    return without_stale_previous(parked)
 
 
 def parked_owner(claim: Claim) -> str:
@@ -668,7 +669,9 @@ def _runs_begun(live: Record) -> int:
 def without_stale_previous(record: Record) -> Record:
     """Return a record without the claim before its own, where no run of that one is known to have begun."""
     claim = record.previous_task_id
-    if record.runs > 1 and (claim is None or record.previous_owner != reservation_owner(claim)):
+    # A parked key's runs are all earlier ones: that of the claim which parked it never began.
+    earlier = record.runs - (record.parked_at is None)
+    if earlier > 0 and (claim is None or record.previous_owner != reservation_owner(claim)):
         return record
     return replace(record, previous_owner=None, previous_task_id=None, previous_claimed_at=None)
 

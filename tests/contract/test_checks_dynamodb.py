@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from idempotent_tasks import DynamoDBStore, IdempotentTask
+from idempotent_tasks import DynamoDBStore, IdempotentTask, NotDone
 from idempotent_tasks.checks import CheckContext, Finding, run_checks
 from idempotent_tasks.checks.context import MOST_PREFIXES
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS, WORKER_ACTIONS
@@ -232,6 +232,16 @@ def test_a_body_that_relies_on_the_count(look: Look, dynamodb: DynamoDBStore, ra
     options: dict[str, Any] = {"bind": True, "autoretry_for": (KeyError,), "shared": False}
     app.task(decorated(body), name="shop.charge", base=IdempotentTask, **options)
     (finding,) = run_checks(CheckContext.of_app(app, "celery.concurrency.prefork"))
+    assert finding.code == "older-workers"
+
+
+@pytest.mark.parametrize(
+    "options", [{"on_rerun": "park"}, {"recover": lambda record, *args, **kwargs: NotDone(), "settle": 5}]
+)
+def test_a_task_that_parks_or_asks(look: Look, dynamodb: DynamoDBStore, raw: Any, options: dict[str, Any]) -> None:
+    """An older worker would run its body again all the same."""
+    assert OlderWorker(raw, dynamodb.table, KEY).claim()
+    (finding,) = look(dynamodb, **{"shop.charge": options})
     assert finding.code == "older-workers"
 
 

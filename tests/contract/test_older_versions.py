@@ -11,6 +11,7 @@ from idempotent_tasks.core.records import (
     Committed,
     Finished,
     Lost,
+    Parked,
     Released,
     Renewed,
     Superseded,
@@ -174,6 +175,35 @@ class TestOursThere:
         assert (fresh.runs, fresh.attempt) == (1, 1)
         assert fresh.generation > first.generation
 
+    def test_a_parked_key_is_in_progress_there(self, dynamodb: DynamoDBStore, older: OlderWorker) -> None:
+        """An older version waits for the decision, and neither runs the body nor shortens that time."""
+        crash(dynamodb)
+        assert isinstance(dynamodb.park(grant(dynamodb, "two"), "Rerun"), Parked)
+        assert not older.claim()
+        assert not older.claim(reserves=True)
+        assert dynamodb.get(KEY).parked_at is not None
+
+    def test_a_key_that_settles_is_in_progress_there(self, dynamodb: DynamoDBStore, older: OlderWorker) -> None:
+        """Until what the run has requested has arrived."""
+        claim = grant(dynamodb, settle_seconds=60)
+        assert dynamodb.release(claim, "TimeoutError") == Released()
+        assert not older.claim()
+
+    def test_what_has_settled_is_theirs(self, dynamodb: DynamoDBStore, raw: Any, older: OlderWorker) -> None:
+        """They know nothing of the time that they leave in the record, which is past."""
+        claim = grant(dynamodb, settle_seconds=60)
+        dynamodb.release(claim, "TimeoutError")
+        raw.update_item(
+            TableName=dynamodb.table,
+            Key={"id": {"S": KEY}},
+            UpdateExpression="SET in_progress_expiration = :past, settled_at = :past",
+            ExpressionAttributeValues={":past": {"N": "1"}},
+        )
+        assert older.claim()
+        assert isinstance(dynamodb.claim(request_by("two")), Busy)
+        assert older.release()
+        assert grant(dynamodb, "two").runs == 3
+
     def test_its_retry_is_reserved_here(self, dynamodb: DynamoDBStore, older: OlderWorker) -> None:
         """Its message's delivery, by this version, is the second run; a renewal of this version holds there."""
         assert older.claim()
@@ -199,6 +229,15 @@ class TestPowertools:
         record = dynamodb.get(SHARED_KEY)
         assert (claim.runs, claim.attempt, record.previous_task_id) == (2, 1, None)
         assert claim.generation == claim.claimed_at
+
+    def test_a_parked_key_is_in_progress_there(self, dynamodb: DynamoDBStore, make_lambda: MakeLambda) -> None:
+        """The function is told so, and does not run."""
+        grant(dynamodb, key=SHARED_KEY, lease_seconds=OVER)
+        dynamodb.park(grant(dynamodb, "two", key=SHARED_KEY), "Rerun")
+        function = make_lambda()
+        with pytest.raises(function.busy):
+            function.deliver(lambda: "theirs")
+        assert dynamodb.get(SHARED_KEY).parked_at is not None
 
     def test_its_late_outcome_over_a_run_of_ours(
         self, dynamodb: DynamoDBStore, make_lambda: MakeLambda, raw: Any

@@ -6,6 +6,7 @@ from itertools import repeat
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from idempotent_tasks import Done, Idempotency, NotDone, Record, Unknown, UnresolvedError
@@ -218,7 +219,7 @@ class TestRecover:
         """It may ask by the key that the dead run has passed on, and it may change what follows."""
         seen: list[Any] = []
 
-        def recover(record: Record, order: int, *, amount: int) -> Done:
+        def recover(record: Record, order: int, amount: int) -> Done:
             seen.append((record.key, record.previous_owner, order, amount, task.idempotency.downstream_key))
             return Done(order)
 
@@ -392,6 +393,41 @@ class TestDeclaration:
         """As for the other hooks."""
         recover: Any = Idempotency(recover="os:getcwd", settle=0).imported().recover
         assert recover is os.getcwd
+
+    @pytest.mark.parametrize(
+        "recover",
+        [
+            lambda record, order, amount=5, *, note=None: NotDone(),
+            lambda record, *args, **kwargs: NotDone(),
+            lambda record, order, amount, note: NotDone(),
+        ],
+        ids=["the same", "anything", "by name too"],
+    )
+    def test_a_function_that_takes_what_the_body_takes(self, app: Celery, recover: Any) -> None:
+        """By position and by name."""
+
+        def charge(order: int, amount: int = 5, *, note: Any = None) -> None: ...
+
+        assert make(app, charge, idempotency=asking(recover)).idempotency_policy.recover is recover
+
+    @pytest.mark.parametrize(
+        "recover",
+        [lambda record: NotDone(), lambda order, amount: NotDone(), lambda record, order, number: NotDone()],
+        ids=["the record only", "no record", "another name"],
+    )
+    def test_a_function_that_takes_something_else(self, app: Celery, recover: Any) -> None:
+        """It would fail in the first rerun, in each of five deliveries."""
+
+        def charge(order: int, amount: int = 5) -> None: ...
+
+        with pytest.raises(ConfigurationError, match=r"declare it as def <lambda>\(record, order, amount\)"):
+            make(app, charge, idempotency=asking(recover)).bind(app)
+
+    def test_a_named_function_that_takes_something_else(self, shop: Shop) -> None:
+        """It is imported later, and refused then."""
+        shop.sells(lambda task: "paid", idempotency=Idempotency(recover="os:getcwd", settle=0))
+        with pytest.raises(ConfigurationError, match="recover=getcwd cannot be called"):
+            shop.task.policy_under(settings_of(shop.app))
 
     def test_a_store_that_cannot_park(self, shop: Shop, store: MemoryStore) -> None:
         """It is refused before the first delivery, not at the first crash."""

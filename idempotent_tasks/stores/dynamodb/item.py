@@ -206,7 +206,8 @@ class ItemSchema:
             values["deferred"] = record.deferred
         if record.dispatched:
             values["dispatched"] = record.dispatched
-        if record.parked:
+        # An update can add a message only to a map that exists.
+        if record.parked or record.parked_at is not None:
             values |= {"parked": record.parked, "parked_bytes": record.parked_bytes}
         return self.key(record.key) | {self.roles[role]: _typed(value) for role, value in values.items()}
 
