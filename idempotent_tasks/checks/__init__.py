@@ -27,6 +27,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     tasks.check_misplaced,
     tasks.check_skipping,
     tasks.check_keys,
+    tasks.check_parked_retries,
     tasks.check_missing_limits,
     broker.check_transport,
     broker.check_acknowledgements,

@@ -1,7 +1,8 @@
 """The context of the checks (an app and the worker that runs its tasks), and checks of its settings."""
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Final, Self
@@ -15,7 +16,15 @@ from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.settings import Settings, changed_settings, settings_of
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["CheckContext", "check_downstream", "check_pickle", "check_prefixes", "check_settings", "own_tasks"]
+__all__ = [
+    "CheckContext",
+    "check_downstream",
+    "check_pickle",
+    "check_prefixes",
+    "check_settings",
+    "names_in_body",
+    "own_tasks",
+]
 
 #: kombu's default visibility timeouts in seconds, by transport.
 VISIBILITY_DEFAULTS: Final = {"redis": 3600.0, "sqs": 1800.0}
@@ -158,6 +167,12 @@ def check_prefixes(context: CheckContext) -> Iterator[Finding]:
             what = f"tasks {one!r} and {other!r} share the prefix {prefix!r} and differ in {options}"
             remedy = f"give each a prefix of its own, or both the same {options}"
             yield Finding(code="prefix-shared", what=what, remedy=remedy, tasks=(one, other))
+
+
+def names_in_body(task: Any) -> Collection[str]:
+    """Return the names that a task's body itself reads or calls; those in functions that it calls are not read."""
+    code = getattr(inspect.unwrap(task.run), "__code__", None)
+    return () if code is None else code.co_names
 
 
 def check_downstream(context: CheckContext) -> Iterator[Finding]:

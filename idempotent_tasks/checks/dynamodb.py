@@ -1,6 +1,5 @@
 """Checks of a DynamoDB table, the permissions on it, and this machine's clock.  Nothing is written."""
 
-import inspect
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from idempotent_tasks.checks.context import CheckContext
+from idempotent_tasks.checks.context import CheckContext, names_in_body
 from idempotent_tasks.checks.findings import Finding, names_of
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
@@ -108,9 +107,7 @@ def check_versions(context: CheckContext) -> Iterator[Finding]:
 
 def _relies_on_runs(policy: Idempotency, task: Any) -> bool:
     """Return whether a task's options, or its body by itself, ask for the runs that left no outcome."""
-    code = getattr(inspect.unwrap(task.run), "__code__", None)
-    counted = code is not None and not _COUNTED.isdisjoint(code.co_names)
-    return counted or policy.parks or "unresolved_for" in policy.given
+    return policy.parks or "unresolved_for" in policy.given or not _COUNTED.isdisjoint(names_in_body(task))
 
 
 def development_remedy(store: DynamoDBStore, error: StoreError) -> str:

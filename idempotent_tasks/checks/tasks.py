@@ -5,7 +5,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Final
 
-from idempotent_tasks.checks.context import CheckContext, own_tasks
+from idempotent_tasks.checks.context import CheckContext, names_in_body, own_tasks
 from idempotent_tasks.checks.findings import Finding, names_of
 from idempotent_tasks.core.declaration import misfit, never_skips
 from idempotent_tasks.core.policy import Idempotency
@@ -15,6 +15,7 @@ __all__ = [
     "check_keys",
     "check_misplaced",
     "check_missing_limits",
+    "check_parked_retries",
     "check_skipping",
     "check_unguarded",
     "unguarded_tasks",
@@ -85,6 +86,24 @@ def check_keys(context: CheckContext) -> Iterator[Finding]:
             what = f"task {task.name!r}: app.conf.idempotency_{problem}"
             remedy = f"idempotency=Idempotency(key=..., validate=...) of its own for {task.name!r}"
             yield Finding(code="key-names-no-parameter", what=what, remedy=remedy, tasks=(task.name,))
+
+
+def check_parked_retries(context: CheckContext) -> Iterator[Finding]:
+    """Find tasks whose ``autoretry_for`` would retry a run that ``on_rerun="park"`` leaves to a person."""
+    parked = tuple(
+        task.name
+        for task in context.heeding("retries-parked")
+        if getattr(task, "autoretry_for", ())
+        and context.policy(task).on_rerun == "park"
+        and "nothing_done" not in names_in_body(task)
+    )
+    if parked:
+        what = f"{names_of(parked)}: autoretry_for= beside on_rerun='park'"
+        remedy = (
+            "call self.idempotency.nothing_done() where an error is certain to come before the effect, or drop "
+            "autoretry_for= there"
+        )
+        yield Finding(code="retries-parked", what=what, remedy=remedy, tasks=parked)
 
 
 def check_missing_limits(context: CheckContext) -> Iterator[Finding]:

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from celery import Celery
 
-from idempotent_tasks import DynamoDBStore
+from idempotent_tasks import Done, DynamoDBStore, Idempotency, IdempotentTask, NotDone
 from idempotent_tasks.core.records import Finished, reservation_owner
 from tests.contract.conftest import MakeStore, MovableClock
 from tests.support.capacity import KEY as LONG_KEY
 from tests.support.capacity import claimed_by, size_of
 from tests.support.guarding import KEY, done, grant, request_by
+from tests.support.inline import InlineWorker
+from tests.support.shop import raising
 from tests.testbed.wire import Wire
 
 COST = Path(__file__).parents[2] / "docs" / "explanation" / "cost.md"
@@ -99,6 +103,53 @@ def test_what_a_claim_costs(
     assert isinstance(store.claim(request_by("three")), Finished)
     assert wire.operations() == ["UpdateItem", *refusal_read]
     assert store.get(KEY).runs == 0
+
+
+REREAD = "re-read"
+#: The requests of each delivery of a key; a refusal without the item is read again.
+COSTS: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
+    "run again": ({}, [["UpdateItem"] * 2, ["UpdateItem"] * 2, ["UpdateItem", REREAD]]),
+    "asked: done": (
+        {"recover": lambda record: Done("paid"), "settle": 0},
+        [["UpdateItem"] * 2, ["UpdateItem", "GetItem", "UpdateItem"], ["UpdateItem", REREAD]],
+    ),
+    "asked: not done": (
+        {"recover": lambda record: NotDone(), "settle": 0},
+        [["UpdateItem"] * 2, ["UpdateItem", "GetItem", "UpdateItem"], ["UpdateItem", REREAD]],
+    ),
+    "parked": (
+        {"on_rerun": "park"},
+        [["UpdateItem"] * 2, ["UpdateItem"] * 3, ["UpdateItem", REREAD, "UpdateItem", REREAD]],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", COSTS)
+def test_what_a_delivery_costs(
+    store: DynamoDBStore, clock: MovableClock, wire: Wire, refusal_read: list[str], way: str
+) -> None:
+    """A run that fails, a rerun, and a delivery after it: asking costs one read, in reruns only, and parking one write."""
+    options, costs = COSTS[way]
+    queue = f"queue-{uuid4().hex}"
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.update(idempotency_store=store, task_default_queue=queue)
+    app.set_current()
+    worker = InlineWorker(app, queue)
+    bodies = iter([raising(TimeoutError()), lambda _: "paid"])
+
+    def charge() -> Any:
+        return next(bodies)(None)
+
+    policy = Idempotency(**options)
+    task = app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
+    for cost in costs:
+        wire.requests.clear()
+        task.apply_async(task_id="one")
+        worker.run_next()
+        clock.advance(2)
+        expected = [each for name in cost for each in (refusal_read if name == REREAD else [name])]
+        assert wire.operations() == expected
+    worker.close()
 
 
 @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)

@@ -153,7 +153,7 @@ WRONG_STORES: Final = (
         " and (claim is None or record.previous_owner != reservation_owner(claim))",
         "",
     ),
-    WrongStore("names-a-run-that-never-began", "without_stale_previous", "record.runs > 1", "record.runs > 0"),
+    WrongStore("names-a-run-that-never-began", "without_stale_previous", "earlier > 0 and", "record.runs > 0 and"),
     WrongStore(
         "keeps-what-is-unresolved-like-an-outcome",
         "granted_record",

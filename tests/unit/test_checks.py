@@ -116,6 +116,11 @@ CASES = {
         fixed_task={"idempotency": {"key": "order"}},
         remedy="idempotency=Idempotency(key=..., validate=...) of its own for 'shop.charge'",
     ),
+    "retries-parked": Case(
+        task={"autoretry_for": (ConnectionError,), "idempotency": {"on_rerun": "park"}},
+        fixed_task={"autoretry_for": ()},
+        remedy="self.idempotency.nothing_done()",
+    ),
     "time-limit-missing": Case(
         conf={"task_time_limit": None}, fixed_task={"time_limit": 300}, remedy="time_limit=300 there"
     ),

@@ -21,6 +21,8 @@ SAMPLES = [
     (events.Committed(**NAMED, fence=9, replayable=True, seconds=1.5), logging.DEBUG),
     (events.Unreplayable(**NAMED, reason="too large"), logging.WARNING),
     (events.Renewed(**NAMED), logging.DEBUG),
+    (events.Parked(**NAMED, reason="Rerun"), logging.ERROR),
+    (events.Recovered(**NAMED, done=True), logging.INFO),
     (events.Released(**NAMED, reason="Retry"), logging.INFO),
     (events.Replayed(**NAMED, holder_task_id="77aa", age_seconds=12.5), logging.INFO),
     (events.Deferred(**NAMED, countdown_seconds=1.25, reason="busy", deferrals=3), logging.INFO),
