@@ -24,8 +24,8 @@ WHY: Final = {
     "skip-without-key": "the key is the task id, and each tick of a schedule has its own: two ticks can run at once",
     "key-names-no-parameter": "every delivery of the task fails with MissingKeyError, or runs unguarded under "
     "missing_key='run'",
-    "retries-parked": "each retry that Celery makes by itself is a rerun, which is parked for a person instead of being "
-    "tried",
+    "retries-parked": "each retry that Celery makes by itself is a rerun, which is parked for a person instead of "
+    "being tried",
     "transport-never-redelivers": "a message whose worker dies is lost, and no guard can bring it back",
     "visibility-below-time-limit": "the broker delivers a message again while its body runs; each such delivery is "
     "deferred, which costs requests and messages until the body ends",

@@ -107,7 +107,6 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "unresolved_since": _iso(record.unresolved_since),
         "settled_at": _iso(record.settled_at),
         "parked_at": _iso(record.parked_at),
-        "parked_messages": sorted(record.parked) or None,
         "parked_bytes": record.parked_bytes or None,
         "previous_task_id": record.previous_task_id,
         "previous_claimed_at": _iso(record.previous_claimed_at),
@@ -121,6 +120,9 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "deferred": dict(record.deferred) or None,
         "dispatched": sorted(record.dispatched) or None,
     }
+    # A list does not fetch the messages.
+    if record.parked or not record.parked_bytes:
+        fields["parked_messages"] = sorted(record.parked) or None
     if data and record.data is not None:
         fields["data"] = _readable(record)
     return fields

@@ -38,7 +38,7 @@ yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @pass_admin_context
 @takes_key("KEY")
 def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
-    """Free the key of a claim, so that the next delivery runs its body now instead of when the claim expires.
+    """Free the key of a claim, so that the next delivery has it now instead of when the claim expires.
 
     Outcomes are never released: see `forget`.  A body that runs is not ended: with --force a second may run beside it.
     """
@@ -53,7 +53,7 @@ def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool)
     _refuse_live(admin, record, force=force)
     confirm(f"Release {key!r}, held by {record.task_id} on {record.worker}?", yes=yes)
     refuse_unless(admin.operations.release(record, REASON, force=force), key)
-    click.echo(f"released {key!r}; the next delivery runs its body")
+    click.echo(f"released {key!r}; the next delivery has it")
 
 
 @click.command()

@@ -4,11 +4,12 @@ import click
 from kombu.utils.json import loads
 
 from idempotent_tasks.cli.context import AdminContext, confirm, pass_admin_context, refuse
+from idempotent_tasks.cli.format import state
 from idempotent_tasks.cli.modify import record_of, refuse_unless, yes_option
 from idempotent_tasks.cli.selection import NOT_JSON, takes_key
 from idempotent_tasks.core.encoding import JSON, NONE, POWERTOOLS, encode_result, size_of
-from idempotent_tasks.core.policy import Idempotency, seconds
-from idempotent_tasks.core.records import Outcome, Record
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.records import Outcome, Record, Status
 from idempotent_tasks.messaging.parking import decoded_message, publish_parked
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.task import IdempotentTask
@@ -28,42 +29,55 @@ def resolve(admin: AdminContext, *, key: str, hint: str, done: str | None, again
     """Decide what came of a run that left no outcome, and publish the messages that wait for it again.
 
     Each goes to its own queue under its own task id, so that its result, its links and its chain go on.  If the broker
-    fails, run the command again: it publishes what is left.
+    or the store fails, run the command again: it publishes what is left.  Where there were messages, the outcome is kept
+    for ``unresolved_for``, because they may wait in their queues.
     """
     if (done is None) is not again:
         raise click.UsageError("say one of --done JSON (--done null for a body that returns None) and --run")
     record = record_of(admin, key, hint)
     if record.parked_at is not None:
         _decide(admin, record, done, yes=yes)
-    elif not record.parked:
-        refuse(f"{key!r} is not parked, there is nothing to decide; `idempotency show` tells what it is")
     else:
-        click.echo(f"{key!r} was decided before; what is left of its messages is published")
+        _accept_state(admin, record, done)
     count = _publish_messages(admin, key)
     click.echo(f"published {count} message" + ("" if count == 1 else "s") + " again")
 
 
+def _accept_state(admin: AdminContext, record: Record, done: str | None) -> None:
+    """Say that a key is not parked any more; exit with `REFUSED` if what it is contradicts the decision."""
+    what = state(record, admin.now())
+    if done is not None and (
+        record.status is not Status.COMPLETED or record.data != _outcome(admin, record, done).data
+    ):
+        refuse(f"{record.key!r} is not parked but {what}, with no such result; `idempotency show --data` tells more")
+    click.echo(f"{record.key!r} is not parked any more, it is {what}")
+
+
 def _decide(admin: AdminContext, record: Record, done: str | None, *, yes: bool) -> None:
-    task = admin.app.tasks.get(record.task)
-    settings = settings_of(admin.app)
-    policy = task.policy_under(settings) if isinstance(task, IdempotentTask) else Idempotency().over(settings.defaults)
-    outcome = None if done is None else _outcome(done, policy)
+    policy = _policy(admin, record)
+    outcome = None if done is None else _outcome(admin, record, done)
     if outcome is not None and size_of(outcome) > admin.store.max_data_bytes - record.parked_bytes:
         refuse("the result is too large for the record; give what fits, such as null")
     what = "has made its effect" if outcome is not None else "has done nothing, so that the body runs"
     confirm(f"Record for {record.key!r} that the run of {record.previous_task_id or record.task_id} {what}?", yes=yes)
-    # The messages must find the outcome, however long they wait in their queues.
-    retention = max(policy.retention_seconds, seconds(policy.reserve))
-    kept = policy.unresolved_seconds if outcome is None else retention
+    kept = policy.unresolved_seconds
+    if outcome is not None and not record.parked:
+        kept = policy.retention_seconds
     refuse_unless(admin.operations.resolve(record, outcome, kept), record.key)
     click.echo(f"resolved {record.key!r}: " + ("its next run is a first one" if outcome is None else "it is completed"))
 
 
-def _outcome(done: str, policy: Idempotency) -> Outcome:
+def _policy(admin: AdminContext, record: Record) -> Idempotency:
+    task, settings = admin.app.tasks.get(record.task), settings_of(admin.app)
+    return task.policy_under(settings) if isinstance(task, IdempotentTask) else Idempotency().over(settings.defaults)
+
+
+def _outcome(admin: AdminContext, record: Record, done: str) -> Outcome:
     try:
         value = loads(done)
     except NOT_JSON:
         raise click.UsageError("--done is not JSON; quote a text twice in a shell: '\"text\"'") from None
+    policy = _policy(admin, record)
     codec = POWERTOOLS if policy.powertools else NONE if policy.codec == NONE else JSON
     return encode_result(value, codec)
 

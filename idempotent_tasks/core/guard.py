@@ -65,6 +65,8 @@ UNLOCKED: Final = "Ended"
 NOT_LOCKED: Final = "NotLocked"
 #: The reason of a key that is parked because its task asks nobody (``on_rerun="park"``).
 RERUN: Final = "Rerun"
+#: The reason of the release of a claim that ended before its body could begin.
+CLAIM_ENDED: Final = "ClaimEnded"
 #: Seconds between two claims of a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -287,9 +289,9 @@ class Guard:
         try:
             # Until the outcome is stored: encoding, compression and an upload take time too.
             with self.lease.renewing(run):
-                unresolved = None if ask is None or not run.rerun else self._recover(run, ask)
-                if unresolved is not None:
-                    return unresolved
+                undecided = None if ask is None or not run.rerun else self._recover(run, ask)
+                if undecided is not None:
+                    return undecided
                 if not run.ended:
                     self._run_body(run, body)
                 verdict = self._settled(run)
@@ -305,8 +307,8 @@ class Guard:
             return verdict or self._settled(run)
         return verdict
 
-    def _recover(self, run: RunContext, ask: Ask) -> Unresolved | None:
-        """Ask what came of an earlier run, and note its result; return None if that is known."""
+    def _recover(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | None:
+        """Ask what came of an earlier run, and note its result; return None if that is known and the claim lives."""
         try:
             answer = ask(run, self.store.get(run.key))
             if isinstance(answer, Done):
@@ -317,6 +319,12 @@ class Guard:
                 # It has published a retry, whose run asks again.
                 raise
             return Unresolved(run, type(error).__name__, error)
+        if not run.ended and (run.claim_lost or run.claim.expires_at <= self.store.clock.now()):
+            # The process stood still, or asking took too long: another delivery may have the key.
+            self.store.release(run.claim, CLAIM_ENDED, began=False)
+            return Unclaimed(
+                StoreUnavailableError("the claim ended before recover answered", run.claim.request.task, run.key)
+            )
         match answer:
             case Done() | NotDone():
                 self._emit(events.Recovered, run.claim.request, done=run.ended)
@@ -377,7 +385,7 @@ class Guard:
         run.ending = True
         try:
             outcome = replace(outcome, continuation=run.continuation)
-            answer = self.store.commit(run, outcome)
+            answer = self._stored(run, outcome)
         except Exception as error:
             if not isinstance(error, self.store.interrupts):
                 self._emit(events.Unrecorded, claim.request, reason=type(error).__name__)
@@ -387,8 +395,8 @@ class Guard:
                 self._emit_commit(run, outcome)
             case Unanswered(store_error):
                 this_process().own(UnrecordedOutcomes).keep(self.store, run.claim, outcome, store_error)
-            case Superseded(record) if record.free:
-                # The effect is done, and there is no holder whose outcome could be replayed.
+            case Superseded(record) if record.free and record.fence == claim.fence:
+                # The effect is done, somebody has freed the key, and no other run has had it since.
                 self._emit(events.Unrecorded, claim.request, reason=events.Released.__name__)
             case Superseded():
                 self._emit(events.Superseded, claim.request, fence=claim.fence)
@@ -396,6 +404,21 @@ class Guard:
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
         return Returned(run.value) if run.failure is None else Failed(run.failure)
+
+    def _stored(self, run: RunContext, outcome: Outcome) -> Committed | Superseded | Unanswered:
+        """Commit; once more under a new claim, where the run that has superseded this one left no outcome."""
+        answer = self.store.commit(run, outcome)
+        if not isinstance(answer, Superseded) or not answer.record.free or answer.record.fence == run.claim.fence:
+            return answer
+        match self.store.claim(run.claim.request.by(this_process().token())):
+            case Granted(claim):
+                run.claim = claim
+                return self.store.commit(run, outcome)
+            case Finished(record) | Parked(record) | Busy(_, record):
+                return Superseded(record)
+            case Unanswered() as unanswered:
+                return unanswered
+        return answer
 
     def _emit_claimed(self, claim: Claim, *, fence: int) -> None:
         self._emit(events.Claimed, claim.request, fence=fence, attempt=claim.attempt)

@@ -133,6 +133,8 @@ class TestStates:
     def one_of_each(self, records: DynamoDBStore, raw: Any) -> DynamoDBStore:
         """A record of each state; those that have expired were each another before."""
         records.claim(request_by(reservation_owner("id-p"), key="shop.charge#reserved", task_id="id-p"))
+        records.park(grant(records, "y", key="shop.charge#parked"), "Rerun")
+        records.release(grant(records, "z", key="shop.charge#settling", settle_seconds=600), "TimeoutError")
         records.commit(grant(records, "x", key="shop.charge#failed"), encode_failure(ValueError(17)), 3600)
         for state, key in (("completed", "shop.charge#expired"), ("running", "shop.charge#expired-while-it-ran")):
             item = raw.get_item(TableName=records.table, Key={"id": {"S": f"shop.charge#{state}"}})["Item"]

@@ -13,7 +13,6 @@ from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordN
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.core.records import Finished, Granted, Parked
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from tests.contract.conftest import MovableClock
 from tests.support.guarding import grant, request_by
 from tests.support.inline import UNREACHABLE, InlineWorker
 from tests.support.shop import raising
@@ -106,15 +105,21 @@ def test_run_is_a_first_run(run: Run, shop: Shop) -> None:
     assert shop.store.get(shop.key).generation is not None
 
 
-@pytest.mark.parametrize("kept", [60, 300], ids=["expires", "reserve"])
-def test_how_long_an_outcome_is_kept(run: Run, shop: Shop, clock: MovableClock, kept: int) -> None:
-    """As long as an outcome, and at least until a message that waits in its queue is due."""
-    task: Any = shop.app.tasks["shop.charge"]
-    type(task).idempotency_policy = Idempotency(key="order", on_rerun="park", expires=60, reserve=kept)
+def test_how_long_an_outcome_is_kept(run: Run, shop: Shop) -> None:
+    """As long as a message may wait in its queue, which would run its body if it found none."""
     shop.park("second")
     run("resolve", shop.key, "--done", "1", "--yes")
     record = shop.store.get(shop.key)
-    assert record.expiration - (record.completed_at or 0) / 1000 == pytest.approx(kept, abs=2)
+    assert record.expiration - (record.completed_at or 0) / 1000 == pytest.approx(14 * 86_400, abs=2)
+
+
+def test_how_long_an_outcome_without_messages_is_kept(run: Run, shop: Shop) -> None:
+    """As long as any other."""
+    grant(shop.store, "dies", key="shop.charge#other", lease_seconds=OVER)
+    shop.store.park(grant(shop.store, "again", key="shop.charge#other"), "Rerun")
+    assert run("resolve", "shop.charge#other", "--done", "1", "--yes").exit_code == 0
+    record = shop.store.get("shop.charge#other")
+    assert record.expiration - (record.completed_at or 0) / 1000 == pytest.approx(60, abs=2)
 
 
 def test_what_is_asked(run: Run, shop: Shop) -> None:
@@ -136,12 +141,26 @@ def test_wrong_usage(run: Run, shop: Shop, words: list[str]) -> None:
     assert shop.store.get(shop.key).parked_at is not None
 
 
-def test_a_key_that_is_not_parked(run: Run, shop: Shop) -> None:
-    """There is nothing to decide."""
+def test_a_command_that_is_repeated(run: Run, shop: Shop) -> None:
+    """Its answer was lost, or its script is careful: it ends well where the key is as it decides."""
+    shop.park("second")
+    for _ in range(2):
+        assert run("resolve", shop.key, "--done", '"paid"', "--yes").exit_code == 0
+    other = run("resolve", shop.key, "--done", '"something else"', "--yes")
+    assert other.exit_code == 1
+    assert "is not parked but completed, with no such result" in other.stderr
+    assert run("resolve", shop.key, "--run", "--yes").stdout.splitlines() == [
+        f"{shop.key!r} is not parked any more, it is completed",
+        "published 0 messages again",
+    ]
+
+
+def test_done_for_a_key_that_runs(run: Run, shop: Shop) -> None:
+    """Its body is about to say itself what it returns."""
     grant(shop.store, key="shop.charge#other")
-    result = run("resolve", "shop.charge#other", "--run", "--yes")
+    result = run("resolve", "shop.charge#other", "--done", "1", "--yes")
     assert result.exit_code == 1
-    assert "is not parked" in result.stderr
+    assert "is not parked but running" in result.stderr
 
 
 def test_a_broker_that_fails(run: Run, shop: Shop) -> None:
@@ -165,8 +184,9 @@ def test_messages_that_are_left(run: Run, shop: Shop) -> None:
     record = shop.store.get(shop.key)
     assert TableAdmin(shop.store).resolve(record, None, 3600)
     assert not TableAdmin(shop.store).resolve(record, None, 3600)
-    result = run("resolve", shop.key, "--done", '"too late"', "--yes")
-    assert "was decided before" in result.stdout
+    assert run("resolve", shop.key, "--done", '"too late"', "--yes").exit_code == 1
+    result = run("resolve", shop.key, "--run", "--yes")
+    assert "is not parked any more, it is free" in result.stdout
     assert shop.worker.drain() == 2
     assert [shop.worker.result(each) for each in ("second", "third")] == ["paid"] * 2
 
@@ -228,3 +248,4 @@ def test_how_it_is_shown(run: Run, shop: Shop) -> None:
     assert "second" in shown
     assert "Rerun" in shown
     assert "9999" not in shown
+    assert "parked_messages" not in run("list", "--json").stdout

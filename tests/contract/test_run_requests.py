@@ -128,7 +128,7 @@ COSTS: dict[str, tuple[dict[str, Any], list[list[str]]]] = {
 def test_what_a_delivery_costs(
     store: DynamoDBStore, clock: MovableClock, wire: Wire, refusal_read: list[str], way: str
 ) -> None:
-    """A run that fails, a rerun, and a delivery after it: asking costs one read, in reruns only, and parking one write."""
+    """A run that fails, a rerun, and a delivery after it: asking costs one read, of reruns only, parking one write."""
     options, costs = COSTS[way]
     queue = f"queue-{uuid4().hex}"
     app = Celery("shop", broker="memory://", set_as_current=False)

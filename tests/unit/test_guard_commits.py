@@ -16,7 +16,7 @@ from idempotent_tasks.core.retry import COMMIT_RETRY_SECONDS
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, Keeping, ManualRenewer, done, grant, make_guard, request_by
-from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile
+from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile, passes
 
 LEASE = 4.0
 
@@ -205,10 +205,10 @@ def test_an_outcome_of_a_run_that_was_released_is_not_recorded(bench: Bench, sto
     assert bench.deliver("two", "second") == Returned("second")
 
 
-def test_an_outcome_after_a_takeover_that_failed_is_not_recorded(
+def test_an_outcome_after_a_takeover_that_failed_is_recorded(
     bench: Bench, store: MemoryStore, clock: FakeClock
 ) -> None:
-    """The successor's body raised, and the key is free: nobody holds it, and the late outcome is not its own."""
+    """The successor's body raised, and nobody has the key: the late run claims it again for its outcome."""
 
     def body(run: RunContext) -> str:
         clock.advance(31)
@@ -217,8 +217,49 @@ def test_an_outcome_after_a_takeover_that_failed_is_not_recorded(
         return "late"
 
     assert bench.deliver("one", body) == Returned("late")
-    assert bench.events() == ["Claimed", "Claimed", "Released", "Unrecorded"]
-    assert store.get(KEY).free
+    assert bench.events() == ["Claimed", "Claimed", "Released", "Committed"]
+    assert store.get(KEY).runs == 0
+    assert bench.deliver("three") == Replayed("late")
+
+
+@pytest.mark.parametrize("who", ["holder", "outcome"])
+def test_an_outcome_after_two_takeovers(broken: Broken, store: MemoryStore, clock: FakeClock, who: str) -> None:
+    """The second one is quicker than the late run's new claim: that one's outcome counts, now or later."""
+    others = Bench(store)
+
+    def take() -> None:
+        claim = grant(store, "three")
+        if who == "outcome":
+            store.commit(claim, done('"third"'), 3600)
+
+    def body(run: RunContext) -> str:
+        clock.advance(31)
+        with pytest.raises(KeyError):
+            others.deliver("two", KeyError())
+        return "late"
+
+    bench = broken(claim=[passes, meanwhile(take)])
+    verdict = bench.deliver("one", body)
+    if who == "outcome":
+        assert verdict == Replayed("third")
+    else:
+        assert isinstance(verdict, Busy)
+    assert "Superseded" in bench.events()
+
+
+def test_an_outcome_whose_new_claim_gets_no_answer(broken: Broken, store: MemoryStore, clock: FakeClock) -> None:
+    """It is kept, and given up where the key is free: whoever comes next runs."""
+    others = Bench(store)
+
+    def body(run: RunContext) -> str:
+        clock.advance(31)
+        with pytest.raises(KeyError):
+            others.deliver("two", KeyError())
+        return "late"
+
+    bench = broken(claim=[passes, *repeat(down(), 200)])
+    assert bench.deliver("one", body) == Returned("late")
+    assert bench.the(events.Unrecorded).kept
 
 
 def test_each_claim_ends_once_for_who_counts(broken: Broken) -> None:

@@ -261,6 +261,36 @@ class TestRecover:
         assert shop.deferrals() == [ConfigurationError.__name__]
         assert shop.runs == 0
 
+    def test_no_body_begins_after_its_claim(self, shop: Shop, clock: FakeClock) -> None:
+        """Where the process stood still while it asked, another delivery may have the key: it is asked again."""
+        asked: list[int] = []
+
+        def recover(record: Record) -> NotDone:
+            asked.append(record.fence)
+            if len(asked) == 1:
+                clock.advance(3600)
+            return NotDone()
+
+        shop.sells(lambda task: "paid", idempotency=asking(recover))
+        crash(shop, clock)
+        shop.deliver()
+        assert (shop.runs, shop.deferrals()) == (0, [StoreUnavailableError.__name__])
+        clock.advance(60)
+        shop.worker.drain()
+        assert (shop.runs, shop.state, len(asked)) == (1, "SUCCESS", 2)
+
+    def test_what_was_done_counts_after_its_claim(self, shop: Shop, clock: FakeClock) -> None:
+        """No body runs, and the commit has its own condition."""
+
+        def recover(record: Record) -> Done:
+            clock.advance(3600)
+            return Done("paid")
+
+        shop.sells(lambda task: "body", idempotency=asking(recover))
+        crash(shop, clock)
+        shop.deliver()
+        assert (shop.runs, shop.result) == (0, "paid")
+
     def test_an_eager_call_gets_what_it_raises(self, shop: Shop, clock: FakeClock) -> None:
         """It cannot be deferred; the key is free for the next one."""
         shop.sells(lambda task: "paid", idempotency=asking(lambda record: 1 / 0))
