@@ -29,8 +29,8 @@ def resolve(admin: AdminContext, *, key: str, hint: str, done: str | None, again
     """Decide what came of a run that left no outcome, and publish the messages that wait for it again.
 
     Each goes to its own queue under its own task id, so that its result, its links and its chain go on.  If the broker
-    or the store fails, run the command again: it publishes what is left.  Where there were messages, the outcome is kept
-    for ``unresolved_for``, because they may wait in their queues.
+    or the store fails, run the command again: it publishes what is left.  Where there were messages, the outcome
+    is kept for ``unresolved_for``, because they may wait in their queues.
     """
     if (done is None) is not again:
         raise click.UsageError("say one of --done JSON (--done null for a body that returns None) and --run")
