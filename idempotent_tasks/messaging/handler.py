@@ -450,12 +450,13 @@ class DeliveryHandler:
     def _handle_busy(self, holder: Record) -> NoReturn:
         """Skip, merge, defer or fail a delivery whose key another holds, as ``on_busy`` says."""
         now = self._store.clock.now()
-        # Nothing runs while a free key settles.
-        runs = holder.task_id != self.delivery.task_id and not holder.free
-        if self.policy.on_busy == "skip" and runs and not self._has_callbacks(failed=False):
+        # Nothing runs while a free key settles: its messages wait.
+        on_busy = "defer" if holder.free else self.policy.on_busy
+        is_own = holder.task_id == self.delivery.task_id
+        if on_busy == "skip" and not is_own and not self._has_callbacks(failed=False):
             self._emit(events.Skipped)
             raise Ignore
-        if self.policy.on_busy == "raise" or not self._is_deferrable:
+        if on_busy == "raise" or not self._is_deferrable:
             raise self._in_progress(holder.held_until, is_free=holder.free)
         copy = self.delivery.copy
         if copy is not None and holder.awaits_successor(copy, now):

@@ -376,9 +376,10 @@ class TestSettle:
         shop.deliver()
         assert leases == [pytest.approx(20 + SETTLE, abs=0.01)]
 
-    def test_a_skipping_task_waits(self, shop: Shop) -> None:
-        """Nothing runs that would make the message superfluous."""
-        policy = Idempotency(key="'all'", on_busy="skip", recover=lambda record: NotDone(), settle=SETTLE, expires=60)
+    @pytest.mark.parametrize("on_busy", ["skip", "raise"])
+    def test_a_task_that_does_not_wait_for_runs_waits(self, shop: Shop, on_busy: Any) -> None:
+        """Nothing runs that would make the message superfluous, or that an error could be about."""
+        policy = Idempotency(key="'all'", on_busy=on_busy, recover=lambda record: NotDone(), settle=SETTLE, expires=60)
         shop.sells(raising(TimeoutError()), idempotency=policy)
         shop.deliver()
         shop.deliver(task_id="another")
