@@ -8,7 +8,7 @@ from idempotent_tasks.core.encoding import as_bytes, text_of
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import Record, Status, is_reservation
 
-__all__ = ["STATES", "as_dict", "columns", "counted", "counted_tasks", "is_live", "state", "written_at"]
+__all__ = ["STATES", "as_dict", "columns", "counted", "is_live", "needs_decision", "state", "written_at"]
 
 #: The states of a record, with what each means: the same word in each command's output, filters and documentation.
 STATES: Final = {
@@ -59,9 +59,9 @@ def counted(records: int) -> str:
     return f"{records} record" + ("" if records == 1 else "s")
 
 
-def counted_tasks(record: Record) -> str:
-    """Return the number of tasks whose messages a record keeps, as text."""
-    return f"{len(record.parked)} task" + ("" if len(record.parked) == 1 else "s")
+def needs_decision(record: Record) -> bool:
+    """Return whether a key is parked, or its messages are to be published again yet."""
+    return record.parked_at is not None or record.parked_bytes > 0
 
 
 def columns(record: Record, now: float) -> tuple[str, str, str, str, str, str]:

@@ -9,7 +9,7 @@ from itertools import islice
 import click
 
 from idempotent_tasks.cli.context import AdminContext, Moment, confirm, pass_admin_context, refuse
-from idempotent_tasks.cli.format import STATES, columns, counted, counted_tasks, is_live, state
+from idempotent_tasks.cli.format import STATES, columns, counted, is_live, needs_decision, state
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record
@@ -65,8 +65,8 @@ def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) 
     """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence."""
     record = record_of(admin, key, hint)
     _refuse_live(admin, record, force=force)
-    if record.parked and not force:
-        refuse(f"{key!r} has messages of {counted_tasks(record)}: resolve it, or delete them too with --force")
+    if needs_decision(record) and not force:
+        refuse(f"{key!r} is parked, or has messages of it: resolve it, or delete all of it with --force")
     confirm(f"Delete the record of {key!r} ({state(record, admin.now())})?", yes=yes)
     refuse_unless(admin.operations.delete(record, force=force), key)
     click.echo(f"forgot {key!r}")
@@ -94,13 +94,14 @@ def purge(
 ) -> None:
     """Delete many records: counts and shows some of them first, then asks.
 
-    Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  Records
-    with messages of parked keys are left, except with --force.  TTL deletes expired records by itself, free of charge.
+    Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  Parked
+    records, and those with messages of theirs, are left, except with --force.  TTL deletes expired records by itself,
+    free of charge.
     """
 
     def selected() -> Iterator[Record]:
         for each in matching(admin, states=states, task=task, before=before):
-            if isinstance(each, Record) and (force or not (is_live(each, admin.now()) or each.parked_bytes)):
+            if isinstance(each, Record) and (force or not (is_live(each, admin.now()) or needs_decision(each))):
                 yield each
 
     records = selected()

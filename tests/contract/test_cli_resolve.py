@@ -232,6 +232,14 @@ def test_other_commands_leave_it_alone(run: Run, shop: Shop, command: str) -> No
     assert list(shop.store.get(shop.key).parked) == ["second"]
 
 
+def test_a_parked_key_without_messages_is_left_alone(run: Run, shop: Shop) -> None:
+    """If it were forgotten, the next call would run the body again."""
+    grant(shop.store, "dies", key="shop.charge#other", lease_seconds=OVER)
+    shop.store.park(grant(shop.store, "again", key="shop.charge#other"), "Rerun")
+    assert run("forget", "shop.charge#other", "--yes").exit_code == 1
+    assert "no such records" in run("purge", "--state", "parked", "--before", "2099-01-01", "--yes").stdout
+
+
 def test_force_deletes_it(run: Run, shop: Shop) -> None:
     """With its messages."""
     shop.park("second")

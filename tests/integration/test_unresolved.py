@@ -4,7 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery.exceptions import TimeLimitExceeded
+from celery import chain, chord
+from celery.exceptions import ChordError, TimeLimitExceeded
 from celery.result import AsyncResult
 from click.testing import CliRunner
 
@@ -89,6 +90,31 @@ def test_a_killed_run_is_asked_about(make_guarded: MakeRig, gate: str) -> None:
     assert recovered["done"] is (gate == "after-effect")
     (released, *_) = rig.journal.entries("Released", id=published.id)
     assert rig.journal.entries("asked")[0]["at"] - released["at"] >= SETTLE - 0.1
+
+
+@on_redis
+def test_the_canvas_of_a_parked_task(make_guarded: MakeRig) -> None:
+    """After the decision a chain goes on; a chord whose member was parked has failed, and stays failed."""
+    rig = make_guarded(visibility_seconds=CHILD_LOSS_SECONDS, tasks={"charge": PARKING})
+    charge, follow, total = (rig.app.tasks[name] for name in ("charge", "follow", "total"))
+    rig.journal.shut("after-effect")
+    worker = rig.start_worker(2)
+    chained = chain(charge.s("ord-1", 17), follow.s("chained")).apply_async()
+    worker.kill_child(rig.journal.wait_for("at-gate")["pid"])
+    joined = chord([charge.s("ord-2", 18), rig.app.tasks["add"].s(1, 2)], total.s()).apply_async()
+    worker.kill_child(rig.journal.wait_for("at-gate", times=2)["pid"])
+    rig.journal.open("after-effect")
+    rig.journal.wait_for("Parked", times=2)
+    with pytest.raises(ChordError):
+        rig.result(rig.app.AsyncResult(joined.id))
+    for parked in rig.journal.entries("Parked"):
+        run(rig, "resolve", parked["key"], "--done", "17" if parked["id"] == chained.parent.id else "18", "--yes")
+    wait_until_succeeded(rig, chained)
+    assert rig.app.AsyncResult(chained.id).result == 17
+    wait_until_succeeded(rig, joined.parent.children[0])
+    assert rig.app.AsyncResult(joined.parent.children[0].id).result == 18
+    assert state_of(rig, joined) == "FAILURE"
+    assert rig.journal.count("effect", task="charge") == 2
 
 
 @on_redis
