@@ -3,12 +3,14 @@
 The limit: a body that dies after its side effect and before its commit runs again.
 """
 
+from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.encoding import register_type
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Record, Status
 from idempotent_tasks.core.recovery import Done, NotDone, Unknown
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import (
+    AtomicWriteError,
     ConfigurationError,
     CrashLoopError,
     DuplicateError,
@@ -35,6 +37,8 @@ from idempotent_tasks.task import IdempotentTask
 from idempotent_tasks.worker import signals as _signals
 
 __all__ = [
+    "Atomic",
+    "AtomicWriteError",
     "ConfigurationError",
     "CrashLoopError",
     "Done",

@@ -10,6 +10,7 @@ The tree::
     ├── InProgressError             another delivery holds the key (on_busy="raise")
     ├── CrashLoopError              the body killed its worker too many times
     ├── UnresolvedError             a run left no outcome, and a person is to say what came of it
+    ├── AtomicWriteError            a write of the body's transaction was refused, and nothing was written
     ├── ResultEncodingError         the body succeeded, its result cannot be stored
     ├── ResultUnavailableError      the result to replay was never stored, or is gone
     │   └── StoredFailureError      the failure to replay cannot be raised again as it was
@@ -25,9 +26,11 @@ An error names the task and the key, never an argument or a result.  All its sta
 Celery's JSON result backends rebuild it as ``type(*args)`` (``celery.backends.base.Backend.exception_to_python``).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 __all__ = [
+    "AtomicWriteError",
     "ConfigurationError",
     "CrashLoopError",
     "DuplicateError",
@@ -122,6 +125,23 @@ class UnresolvedError(IdempotencyError):
     """An earlier run left no outcome, and the next one waits for a person's decision."""
 
     default_message = "An earlier run left no outcome, and the next one waits for a person's decision."
+
+
+class AtomicWriteError(IdempotencyError):
+    """A write of the body's transaction was refused; neither the writes nor the result took effect.
+
+    Attributes:
+        codes: for each write of `Atomic`, in order, DynamoDB's code, such as ``ConditionalCheckFailed``; ``None`` (a
+            text) for one that was not the reason.
+    """
+
+    default_message = "A write of the body's transaction was refused; neither the writes nor the result took effect."
+
+    def __init__(
+        self, message: str = "", task: str | None = None, key: str | None = None, codes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, task, key, list(codes))
+        self.codes = tuple(codes)
 
 
 class ResultEncodingError(IdempotencyError):

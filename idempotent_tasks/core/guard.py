@@ -3,11 +3,12 @@
 No Celery and no DynamoDB here: `messaging` decides what a verdict means for the message.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from idempotent_tasks import events
+from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.encoding import NONE, unreplayable
 from idempotent_tasks.core.lease import Lease, RunContext
 from idempotent_tasks.core.policy import Idempotency, seconds
@@ -20,6 +21,7 @@ from idempotent_tasks.core.records import (
     Committed,
     Finished,
     Granted,
+    Lost,
     Mismatch,
     Outcome,
     Parked,
@@ -27,15 +29,19 @@ from idempotent_tasks.core.records import (
     Status,
     Superseded,
     Unanswered,
+    WritesRefused,
+    was_committed,
 )
 from idempotent_tasks.core.recovery import Done, NotDone, Recovery, Unknown
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.core.store import AtomicStore
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.errors import (
     ConfigurationError,
     CrashLoopError,
     PayloadMismatchError,
+    RecordNotFoundError,
     ResultEncodingError,
     ResultUnavailableError,
     StoreError,
@@ -53,6 +59,7 @@ __all__ = [
     "Unclaimed",
     "Unreadable",
     "Unresolved",
+    "Unwritten",
     "Verdict",
 ]
 
@@ -105,6 +112,13 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwritten:
+    """The body's transaction was not carried out, or is not known to have been, and its claim is released."""
+
+    error: StoreError
+
+
+@dataclass(frozen=True, slots=True)
 class Unresolved:
     """An earlier run left no outcome, and nobody knows what came of it; the body did not run, the key is still held."""
 
@@ -116,7 +130,7 @@ class Unresolved:
 
 
 #: The result of `Guard.deliver`.  `Finished` and `Superseded` have a record to replay.
-Verdict = Returned | Failed | Finished | Superseded | Busy | Parked | Unclaimed | Unresolved | Interrupted
+Verdict = Returned | Failed | Finished | Superseded | Busy | Parked | Unclaimed | Unresolved | Unwritten | Interrupted
 #: Asks what came of an earlier run, for the run that holds the key and with the key's record.
 Ask = Callable[[RunContext, Record], Recovery]
 
@@ -340,12 +354,33 @@ class Guard:
             # No call between these two, so that no interrupt comes between them.
             run.value = body(run)
             run.ended = True
+            if isinstance(run.value, Atomic):
+                self._take_writes(run, run.value)
         except BaseException as error:
             if run.handed_over or not self.results.is_final(error):
                 run.raised = error
                 raise
             run.failure = error
             run.ended = True
+
+    def _take_writes(self, run: RunContext, returned: Atomic) -> None:
+        """Take result and writes from what a body has returned; it has ended only once they can be carried out."""
+        run.ended = False
+        self._transacting(run.claim).check_writes(run.key, returned.writes)
+        run.value, run.writes = returned.result, returned.writes
+        run.ended = True
+
+    def _transacting(self, claim: Claim) -> AtomicStore:
+        """Return the store itself, which no cache answers for, if it has transactions.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        store = self.lease.store
+        if isinstance(store, AtomicStore):
+            return store
+        msg = "the body returned Atomic, and the app's store has no transactions: it is no DynamoDBStore"
+        raise ConfigurationError(msg, claim.request.task, claim.key)
 
     def _release(self, run: RunContext, error: BaseException) -> None:
         # Only the watcher knows whether the body exited by itself or was asked to from outside.
@@ -374,17 +409,12 @@ class Guard:
 
     def _commit(self, run: RunContext) -> Verdict:
         """Store the outcome, and return it as the verdict, or the record that supersedes it."""
-        claim, unwritable = run.claim, None
-        try:
-            if run.failure is None:
-                outcome = self.results.completed(run.value, claim)
-            else:
-                outcome = self.results.failed(run.failure, claim)
-        except ResultEncodingError as error:
-            unwritable, outcome = error, unreplayable(error.message)
+        claim = run.claim
+        outcome, unwritable = self._outcome(run)
         run.ending = True
+        if run.writes is not None:
+            return self._commit_with(run, outcome, run.writes, unwritable)
         try:
-            outcome = replace(outcome, continuation=run.continuation)
             answer = self._stored(run, outcome)
         except Exception as error:
             if not isinstance(error, self.store.interrupts):
@@ -404,6 +434,74 @@ class Guard:
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
         return Returned(run.value) if run.failure is None else Failed(run.failure)
+
+    def _outcome(self, run: RunContext) -> tuple[Outcome, ResultEncodingError | None]:
+        """Encode the outcome of a body that has ended; if that cannot be done, return one without data, and why."""
+        unwritable = None
+        try:
+            if run.failure is None:
+                outcome = self.results.completed(run.value, run.claim)
+            else:
+                outcome = self.results.failed(run.failure, run.claim)
+        except ResultEncodingError as error:
+            unwritable, outcome = error, unreplayable(error.message)
+        return replace(outcome, continuation=run.continuation), unwritable
+
+    def _commit_with(
+        self,
+        run: RunContext,
+        outcome: Outcome,
+        writes: Sequence[Mapping[str, Any]],
+        unwritable: ResultEncodingError | None,
+    ) -> Verdict:
+        """Store the outcome and carry out the body's writes; or neither, and then the key is released."""
+        claim = run.claim
+        if unwritable is not None and not run.result_ignored:
+            return self._without_writes(run, unwritable)
+        run.writing = True
+        try:
+            answer = self.store.commit_with(self._transacting(claim), run, outcome, writes)
+        finally:
+            run.writing = False
+        match answer:
+            case Committed():
+                self._emit_commit(run, outcome)
+                return Returned(run.value)
+            case Superseded(record) if not record.free:
+                self._emit(events.Superseded, run.claim.request, fence=run.claim.fence)
+                return answer
+            case WritesRefused(codes):
+                error = Atomic(run.value, writes).refused(codes, claim.request.task, claim.key)
+                return self._without_writes(run, error)
+            case Unanswered(store_error):
+                return self._without_writes(run, store_error)
+        # It was released, or deleted, under the body.
+        gone = StoreUnavailableError("the claim is gone, and nothing was written", claim.request.task, claim.key)
+        return self._without_writes(run, gone)
+
+    def _without_writes(self, run: RunContext, error: Exception) -> Verdict:
+        """Release the claim, so that no try of the transaction is carried out after this one, and report.
+
+        Raises:
+            Exception: the error, unless it is the store's, once it is certain that nothing was written.
+        """
+        claim, request = run.claim, run.claim.request
+        answer = self.store.release(claim, type(error).__name__)
+        try:
+            if isinstance(answer, Unanswered):
+                raise answer.error
+            if isinstance(answer, Lost) and was_committed(self.store.get(run.key), claim):
+                # A try whose answer was lost.
+                return Returned(run.value)
+        except RecordNotFoundError:
+            pass
+        except StoreError as unknown:
+            return Unwritten(unknown)
+        if isinstance(error, StoreError):
+            return Unwritten(error)
+        if isinstance(error, ResultEncodingError):
+            raise ResultEncodingError(error.message, request.task, claim.key) from None
+        raise error
 
     def _stored(self, run: RunContext, outcome: Outcome) -> Committed | Superseded | Unanswered:
         """Commit; once more under a new claim, where the run that has superseded this one left no outcome."""

@@ -6,7 +6,7 @@ The renewer runs in the body's own process: renewals end when that process dies,
 import heapq
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -85,10 +85,14 @@ class RunContext:
         self.ended = False
         self.value: Any = None
         self.failure: BaseException | None = None
+        #: The writes that are to be carried out with the commit of `value`; None for none.
+        self.writes: Sequence[Mapping[str, Any]] | None = None
         #: What the body has raised instead, such as a retry: the run has no outcome.
         self.raised: BaseException | None = None
         #: The continuation that the body has set instead of its message's; known when the body has ended.
         self.continuation: str | None = None
+        #: Whether a transaction of the run is under way, in which its claim is not renewed.
+        self.writing = False
         #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
         self.result_ignored = False
         self._nothing_done = False
@@ -180,6 +184,10 @@ class _Renewal:
         if self.done:
             return
         clock, claim = self.store.clock, self.run.claim
+        if self.run.writing:
+            # A renewal and the run's own transaction would get into each other's way.
+            self.due = clock.now() + self.terms.lease_seconds * LEASE_PART
+            return
         full_lease = self.terms.lease_seconds
         lease = full_lease if self.last is None else min(full_lease, self.last - clock.now())
         if lease <= 0:

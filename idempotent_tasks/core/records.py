@@ -33,6 +33,7 @@ __all__ = [
     "Superseded",
     "Unanswered",
     "Vanished",
+    "WritesRefused",
     "answer_refusal",
     "claimable",
     "committed_record",
@@ -400,6 +401,14 @@ class Superseded:
 @dataclass(frozen=True, slots=True)
 class Vanished:
     """The record was deleted while the claim was held; nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class WritesRefused:
+    """DynamoDB refused a transaction of a commit because of the body's writes; nothing was written."""
+
+    #: For each write DynamoDB's code, such as ``ConditionalCheckFailed``; ``None`` for one that was not the reason.
+    codes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from idempotent_tasks import events
+from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import (
@@ -33,9 +34,10 @@ from idempotent_tasks.core.records import (
     Superseded,
     Unanswered,
     Vanished,
+    WritesRefused,
     committed_record,
 )
-from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, ParkingStore, ResultStore, Store
+from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, AtomicStore, ParkingStore, ResultStore, Store
 from idempotent_tasks.errors import RecordExistsError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "limited",
     "persistently",
     "time_left",
+    "transacted",
 ]
 
 T = TypeVar("T")
@@ -251,6 +254,31 @@ class RetryingStore:
         except StoreError as error:
             return Unanswered(error)
 
+    def commit_with(
+        self, store: AtomicStore, run: Run, outcome: Outcome, writes: Sequence[Mapping[str, Any]]
+    ) -> Committed | Superseded | Vanished | WritesRefused | Unanswered:
+        """Store an outcome and carry out a body's writes in one transaction, retrying while the claim lives.
+
+        `Unanswered` says nothing of whether that was done; a release of the claim decides it.
+        """
+        retention, begun = run.claim.request.retention_seconds, self.clock.monotonic()
+
+        def left() -> float:
+            lives = run.claim.expires_at - self.clock.now()
+            tried = self.clock.monotonic() - begun
+            return max(min(lives, COMMIT_RETRY_SECONDS - tried, self.deadline.seconds_left), LAST_TRY_SECONDS - tried)
+
+        try:
+            return persistently(
+                lambda: store.commit_with(run.claim, outcome, retention, writes),
+                clock=self.clock,
+                seconds=left,
+                longest_pause=run.claim.request.lease_seconds * LEASE_PART,
+                retried=StoreError,
+            )
+        except StoreError as error:
+            return Unanswered(error)
+
     def _commit_or_restore(self, claim: Claim, outcome: Outcome) -> Committed | Superseded:
         retention = claim.request.retention_seconds
         for _ in range(MOST_ROUNDS):
@@ -270,7 +298,7 @@ class RetryingStore:
 
     def release(
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
-    ) -> None:
+    ) -> Released | Lost | Unanswered:
         """Release a key, retrying while its claim lives; if all tries fail, the claim expires.
 
         Emits `Released` for each end of a run, so that an observer who counts claims misses none.
@@ -287,6 +315,7 @@ class RetryingStore:
         # A claim without a fence may never have been granted.
         if claim.fence or not isinstance(answer, Lost):
             self.observe(events.Released.about(claim.request, reason=_described(reason, answer, claim)))
+        return answer
 
     def park(self, claim: Claim, reason: str) -> Parked | Lost | Unanswered:
         """Park the key of a claim whose run has not begun; see `ParkingStore.park`."""
@@ -392,6 +421,22 @@ class RetryingStore:
             return step()
         except self.interrupts:
             return step()
+
+
+def transacted(store: AtomicStore, atomic: Atomic, token: str) -> WritesRefused | None:
+    """Carry out the writes of a body that has no record, once; return why not, or None.
+
+    Args:
+        store: the app's.
+        atomic: what the body has returned.
+        token: names the transaction in each try.
+
+    Raises:
+        StoreError: there was no answer in time; it may have been carried out.
+    """
+    if not atomic.writes:
+        return None
+    return persistently(lambda: store.write(atomic.writes, token), clock=store.clock, seconds=STORE_RETRY_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,8 +3,8 @@
 A store knows nothing of how keys are derived, of encoding, waiting and retrying.
 """
 
-from collections.abc import Sequence
-from typing import Final, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.records import (
@@ -21,9 +21,18 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    WritesRefused,
 )
 
-__all__ = ["CLOCK_TOLERANCE_SECONDS", "MOST_FORGOTTEN", "MOST_NOTED", "ParkingStore", "ResultStore", "Store"]
+__all__ = [
+    "CLOCK_TOLERANCE_SECONDS",
+    "MOST_FORGOTTEN",
+    "MOST_NOTED",
+    "AtomicStore",
+    "ParkingStore",
+    "ResultStore",
+    "Store",
+]
 
 #: The most deferred copies, and the most dispatched tasks, that a record notes: it must stay a small item.
 MOST_NOTED: Final = 100
@@ -169,6 +178,41 @@ class ParkingStore(Store, Protocol):
             key: the record's key.
             task_id: of the message's task, of which the first message is kept.
             message: the message, encoded.
+        """
+
+
+@runtime_checkable
+class AtomicStore(Store, Protocol):
+    """A store whose outcome and a body's writes take effect together, or not at all: `idempotent_tasks.Atomic`."""
+
+    def check_writes(self, key: str, writes: Sequence[Mapping[str, Any]]) -> None:
+        """Validate that these writes can be in one transaction with the record of a key.
+
+        Raises:
+            ConfigurationError: they cannot, such as one to another Region's table.
+        """
+
+    def commit_with(
+        self, claim: Claim, outcome: Outcome, retention_seconds: float, writes: Sequence[Mapping[str, Any]]
+    ) -> CommitAnswer | WritesRefused:
+        """Store the outcome as `commit` does, and carry out the writes, in one transaction.
+
+        Args:
+            claim, outcome, retention_seconds: as for `commit`.
+            writes: as in `idempotent_tasks.Atomic`.
+
+        Returns:
+            `Committed`, also if an earlier try of this call did it; `Superseded`, `Vanished` or `WritesRefused` if
+            nothing was written, by this try or an earlier one, except one whose request has not arrived yet: that is
+            refused once the claim is released.
+        """
+
+    def write(self, writes: Sequence[Mapping[str, Any]], token: str) -> WritesRefused | None:
+        """Carry out writes in a transaction without a record; return why not, or None.
+
+        Args:
+            writes: as in `idempotent_tasks.Atomic`.
+            token: names the transaction: repeated within ten minutes it is carried out once.
         """
 
 

@@ -17,6 +17,7 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
+from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery, read_delivery
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
@@ -29,6 +30,7 @@ from idempotent_tasks.core.guard import (
     Unclaimed,
     Unreadable,
     Unresolved,
+    Unwritten,
     Verdict,
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
@@ -52,9 +54,10 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.core.recovery import Done, Recovery
 from idempotent_tasks.core.results import Results
-from idempotent_tasks.core.retry import Deadline, RetryingStore
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.retry import Deadline, RetryingStore, transacted
+from idempotent_tasks.core.store import AtomicStore, Store
 from idempotent_tasks.errors import (
+    ConfigurationError,
     IdempotencyError,
     InProgressError,
     MissingKeyError,
@@ -71,7 +74,7 @@ from idempotent_tasks.messaging.parking import encoded_message
 from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings
 
-__all__ = ["NEVER_FINAL", "UnguardedRun", "disabled_run", "handle"]
+__all__ = ["NEVER_FINAL", "UnguardedRun", "carried_out", "disabled_run", "handle"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -173,7 +176,7 @@ def handle(
     except MissingKeyError as error:
         if policy.missing_key == "raise":
             raise
-        return _run_unguarded(delivery, body, UnguardedRun.keyless(delivery, policy, task), error)
+        return _run_unguarded(delivery, settings, body, UnguardedRun.keyless(delivery, policy, task), error)
     try:
         return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body, ask)
     except Exception:
@@ -215,9 +218,33 @@ def _deadline(hard_limit_seconds: float | None) -> Deadline:
     return Deadline(clock, clock.monotonic() + hard_limit_seconds - last)
 
 
-def _run_unguarded(delivery: Delivery, body: Body, run: UnguardedRun, why: Exception) -> Any:
+def _run_unguarded(delivery: Delivery, settings: Settings, body: Body, run: UnguardedRun, why: Exception) -> Any:
     logger.warning("%s[%s] runs unguarded: %s", delivery.task, delivery.task_id, why)
-    return body(run)
+    return carried_out(body(run), settings, delivery.task)
+
+
+def carried_out(value: Any, settings: Settings, task: str) -> Any:
+    """Return the result of a body that ran unguarded; of `Atomic` once its writes are carried out, without a record.
+
+    Args:
+        value: what the body returned.
+        settings: of the app.
+        task: the task's name.
+
+    Raises:
+        AtomicWriteError: DynamoDB has refused the writes.
+        ConfigurationError: the app's store has no transactions.
+        StoreError: there was no answer in time; the writes may have been carried out.
+    """
+    if not isinstance(value, Atomic):
+        return value
+    store = settings.store
+    if not isinstance(store, AtomicStore):
+        raise ConfigurationError("the body returned Atomic, and the app's store has no transactions", task)
+    refused = transacted(store, value, this_process().token())
+    if refused is not None:
+        raise value.refused(refused.codes, task)
+    return value.result
 
 
 @dataclass(eq=False)
@@ -297,16 +324,18 @@ class DeliveryHandler:
                 return self._handle_unclaimed(body, store_error)
             case Unresolved():
                 return self._handle_unresolved(verdict)
-            case Busy() | Parked() | Interrupted():
+            case Busy() | Parked() | Unwritten() | Interrupted():
                 return self._end_without_outcome(verdict)
 
-    def _end_without_outcome(self, verdict: Busy | Parked | Interrupted) -> NoReturn:
+    def _end_without_outcome(self, verdict: Busy | Parked | Unwritten | Interrupted) -> NoReturn:
         """Defer, drop or fail a delivery that gets no outcome now."""
         match verdict:
             case Busy(_, holder):
                 self._handle_busy(holder)
             case Parked(record):
                 self._end_parked(record)
+            case Unwritten(store_error):
+                self._defer_or_raise(store_error)
             case Interrupted(interrupt):
                 self._defer_interrupted(interrupt)
 
@@ -530,7 +559,7 @@ class DeliveryHandler:
 
     def _handle_unclaimed(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
-            return _run_unguarded(self.delivery, body, UnguardedRun.of(self.request), error)
+            return _run_unguarded(self.delivery, self.settings, body, UnguardedRun.of(self.request), error)
         self._unseen.insert(0, self.request.owner)
         # An interrupt can only cut this short: the body will not run.
         with suppress(*INTERRUPTS):

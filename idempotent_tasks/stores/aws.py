@@ -147,6 +147,11 @@ class ProcessClient:
         return None if self.ready_made else place
 
     @property
+    def region(self) -> str:
+        """The Region to which this process's client sends; raises as `client_of_this_process`."""
+        return str(self.client_of_this_process().meta.region_name)
+
+    @property
     def local_port(self) -> int | None:
         """The port of an endpoint on this machine; None for any other, and for a ready-made client."""
         return urlsplit(self._endpoint_url or "").port if _is_loopback(self._endpoint_url) else None

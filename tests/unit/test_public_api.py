@@ -14,6 +14,8 @@ import idempotent_tasks
 from idempotent_tasks import testing
 
 PUBLIC = {
+    "Atomic",
+    "AtomicWriteError",
     "ConfigurationError",
     "CrashLoopError",
     "Done",

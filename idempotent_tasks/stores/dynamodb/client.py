@@ -1,6 +1,6 @@
 """Requests to DynamoDB: one client for each process, expected refusals as values, botocore's errors translated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -68,6 +68,8 @@ class Refused:
 
     #: The item that made the condition false; None where there is none, or the server does not return it.
     item: dict[str, Any] | None
+    #: For each write of a transaction its code; empty for any other request.
+    codes: tuple[str, ...] = ()
 
 
 class Connection(ProcessClient):
@@ -117,7 +119,7 @@ class Connection(ProcessClient):
         request = Request(
             DYNAMODB,
             _action(operation),
-            lambda: f"table {parameters.get('TableName', '')!r} at {self!r}",
+            lambda: f"table {_table_of(parameters)!r} at {self!r}",
             lambda: self.provider,
         )
         if time_left() <= 0:
@@ -140,7 +142,8 @@ class Connection(ProcessClient):
         client = self.client_of_this_process()
         sent_at = self.clock.local_now()
         try:
-            if self._fast_client is None:
+            # Each transaction has another shape, which the fast client would have to learn anew.
+            if self._fast_client is None or "TransactItems" in parameters:
                 answer = getattr(client, operation)(**parameters)
             else:
                 answer = self._fast_client.send(operation, parameters)
@@ -151,7 +154,8 @@ class Connection(ProcessClient):
             self._observe(error.response, sent_at)
             if error_code(error) != refusal:
                 raise
-            return Refused(error.response.get("Item"))
+            reasons = error.response.get("CancellationReasons") or ()
+            return Refused(error.response.get("Item"), tuple(str(each.get("Code")) for each in reasons))
         self._observe(answer, sent_at)
         member = "Attributes" if "ReturnValues" in parameters else _MEMBERS.get(operation)
         if not self._is_own(answer) or (member is not None and member not in answer):
@@ -238,6 +242,13 @@ class Connection(ProcessClient):
 def _action(operation: str) -> str:
     """Return DynamoDB's name of the operation of a client's method, such as ``GetItem`` for ``get_item``."""
     return "".join(part.title() for part in operation.split("_"))
+
+
+def _table_of(parameters: Mapping[str, Any]) -> str:
+    """Return the table that a request is about; of a transaction that of its first write."""
+    for write in parameters.get("TransactItems", ()):
+        return str(next(iter(write.values())).get("TableName", ""))
+    return str(parameters.get("TableName", ""))
 
 
 def _headers(answer: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
@@ -26,6 +27,7 @@ from idempotent_tasks.core.records import (
     Renewed,
     Superseded,
     Vanished,
+    WritesRefused,
     answer_refusal,
     claimable,
     expiration_seconds,
@@ -44,13 +46,21 @@ from idempotent_tasks.errors import (
     RecordCorruptError,
     RecordExistsError,
     RecordNotFoundError,
+    StoreMisconfiguredError,
     StoreUnavailableError,
 )
 from idempotent_tasks.stores.aws import LOCAL_REGION, Credentials
+from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
 from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
-from idempotent_tasks.stores.dynamodb.table import check_table_name, create_table, verify_table
+from idempotent_tasks.stores.dynamodb.table import (
+    check_table_name,
+    create_table,
+    describe,
+    is_strongly_consistent,
+    verify_table,
+)
 
 __all__ = ["LOCAL_PORT", "DynamoDBStore", "local_url"]
 
@@ -76,6 +86,13 @@ _TEXT_ARGUMENTS: Final = (
     "endpoint_url",
 )
 _SWITCHES: Final = ("fast",)
+#: DynamoDB's codes for writes of a transaction that would fail again; others are of contention and of throughput.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html
+_LASTING: Final = frozenset(
+    {"ConditionalCheckFailed", "ItemCollectionSizeLimitExceeded", "ValidationError", "DuplicateItem"}
+)
+#: What is said of a transaction that is none: by DynamoDB, and by boto3 before it sends it.
+_INVALID: Final = frozenset({"ValidationException", "SerializationException", "ParamValidationError"})
 #: The numbers that a grant's answer brings.
 _GRANTED: Final = ("fence", "attempt", "runs", "generation", "parked_bytes")
 
@@ -264,6 +281,80 @@ class DynamoDBStore:
         self._keep_outcome(claim, (old.completed_at or 0) / 1000, retention_seconds)
         return Committed()
 
+    def commit_with(
+        self, claim: Claim, outcome: Outcome, retention_seconds: float, writes: Sequence[Mapping[str, Any]]
+    ) -> CommitAnswer | WritesRefused:
+        """See `idempotent_tasks.stores.AtomicStore.commit_with`.
+
+        Raises:
+            StoreMisconfiguredError: the table is a global one with strong consistency, which has no transactions; or as
+                any other call.
+        """
+        now = self.now(claim.key)
+        update = self.schema.update(updates.commit_update(claim, outcome, now, retention_seconds))
+        own = {"Update": {"TableName": self.table, "Key": self.schema.key(claim.key), **update}}
+        # A token would make DynamoDB repeat the answer of an earlier try; the record tells what became of that.
+        codes = self._transact([own, *writes], token=this_process().token())
+        if codes is None:
+            self._keep_outcome(claim, now, retention_seconds)
+            return Committed()
+        # By itself a refusal says nothing: it may be that of the writes of an earlier try that was carried out.
+        old = self._read(claim.key)
+        if old is None:
+            return Vanished()
+        if was_committed(old, claim):
+            self._keep_outcome(claim, (old.completed_at or 0) / 1000, retention_seconds)
+            return Committed()
+        if held_claim(old, claim) is None:
+            return Superseded(old)
+        if not _LASTING.intersection(codes):
+            msg = f"DynamoDB has cancelled the transaction for now: {', '.join(codes) or 'it does not say why'}"
+            raise StoreUnavailableError(msg, claim.request.task, claim.key)
+        return WritesRefused(codes[1:])
+
+    def write(self, writes: Sequence[Mapping[str, Any]], token: str) -> WritesRefused | None:
+        """See `idempotent_tasks.stores.AtomicStore.write`."""
+        codes = self._transact(list(writes), token)
+        if codes is not None and not _LASTING.intersection(codes):
+            raise StoreUnavailableError(f"DynamoDB has cancelled the transaction for now: {', '.join(codes)}")
+        return None if codes is None else WritesRefused(codes)
+
+    def check_writes(self, key: str, writes: Sequence[Mapping[str, Any]]) -> None:
+        """See `idempotent_tasks.stores.AtomicStore.check_writes`."""
+        region = self.connection.region
+        for number, write in enumerate(writes, 1):
+            ((kind, parameters),) = write.items()
+            table = str(parameters["TableName"])
+            theirs = _region_in(table)
+            if theirs not in (None, region):
+                msg = f"{kind} {number} of Atomic is on a table of {theirs}, and the record's table is in {region}"
+                raise ConfigurationError(msg, key=key)
+            item = parameters.get("Key") or parameters.get("Item")
+            is_own = table.rpartition("/")[2] == self.table.rpartition("/")[2]
+            if is_own and isinstance(item, Mapping) and self.schema.key(key).items() <= item.items():
+                msg = f"{kind} {number} of Atomic is on the record of its own key, which the library writes itself"
+                raise ConfigurationError(msg, key=key)
+
+    def _transact(self, items: list[dict[str, Any] | Mapping[str, Any]], token: str) -> tuple[str, ...] | None:
+        """Send a transaction once; return DynamoDB's code for each write if it is cancelled or refused, else None."""
+        try:
+            answer = self.connection.request(
+                "transact_write_items",
+                refusal="TransactionCanceledException",
+                TransactItems=items,
+                ClientRequestToken=token,
+            )
+        except StoreMisconfiguredError as error:
+            code = error_code(error) or type(error.__cause__).__name__
+            if code not in _INVALID:
+                raise
+            if is_strongly_consistent(describe(self.connection, self.table) or {}):
+                msg = f"table {self.table!r} is a global table with strong consistency, which has no transactions"
+                raise StoreMisconfiguredError(msg) from None
+            # Not a transient one.
+            return ("ValidationError", *(code for _ in items[1:]))
+        return answer.codes if isinstance(answer, Refused) else None
+
     def _keep_outcome(self, claim: Claim, counted_from: float, retention_seconds: float) -> None:
         """Prolong an outcome's retention to count from now, unless ``counted_from`` (epoch seconds) is recent."""
         now = self.connection.clock.now()
@@ -431,6 +522,12 @@ class DynamoDBStore:
 def local_url(table: str, *, host: str = "localhost", port: int = LOCAL_PORT) -> str:
     """Return the URL of a table in a stand-in for DynamoDB, with credentials that are made up, as it takes any."""
     return f"dynamodb://local:local@{f'[{host}]' if ':' in host else host}:{port}/{table}"
+
+
+def _region_in(table: str) -> str | None:
+    """Return the Region in a table's ARN; None for a name."""
+    parts = table.split(":")
+    return parts[3] if len(parts) > 3 else None  # noqa: PLR2004 - arn:partition:service:region:...
 
 
 def _arguments_from_url(url: str) -> dict[str, Any]:
