@@ -130,6 +130,17 @@ class _Facts:
         is_reported = result.get("status") == "FAILURE" and result["result"]["exc_type"] == "TimeLimitExceeded"
         return is_reported and bool(committed) and max(limits, default=-math.inf) > min(committed)
 
+    def fails_with_chain(self, task_id: str) -> bool:
+        """Return whether a group that has replaced a task could not go on, which the last task of its chain reports.
+
+        Celery completes the group like a chord, whose body is the rest of the chain with the replaced task at its head,
+        and a chain's id is that of its last task (``celery.backends.base.Backend.chord_error_from_stack``).
+        """
+        call = self.published[task_id]
+        last = self.result((call.details.get("followers") or (task_id,))[-1])
+        is_reported = last.get("status") == "FAILURE" and last["result"]["exc_type"] == "ChordError"
+        return is_reported and task_id in self.ids_of("replaced")
+
     def ids_of(self, *kinds: str) -> set[str]:
         """Return the task ids of some kinds of entries."""
         names = ("id", "task_id")
@@ -366,7 +377,8 @@ def _nothing_lost(facts: _Facts) -> Iterator[Violation]:
     silent = facts.ids_of("ignored-by-body", "Skipped", "revoked")
     silent |= {entry.details["id"] for entry in facts.history.of("published") if entry.details.get("ignored")}
     for task_id in facts.published:
-        if not facts.may_lose and task_id not in silent and facts.result(task_id).get("status") not in FINAL:
+        has_ended = facts.result(task_id).get("status") in FINAL or facts.fails_with_chain(task_id)
+        if not facts.may_lose and task_id not in silent and not has_ended:
             yield Violation("nothing lost", at, f"{task_id} has no result")
 
 
@@ -471,8 +483,7 @@ _POLLING: Final = ("waits", "raises", "joined", "refused")
 _COSTS: Final = {
     "Claimed": (1, 2),
     "Committed": (1, 2),
-    # A claim that meets a release with a later time than its own is sent once more.
-    "Released": (2, 4),
+    "Released": (1, 2),
     "Replayed": (1, 1),
     "Deferred": (2, 4),
     "Merged": (1, 3),
@@ -515,19 +526,21 @@ def _budget(facts: _Facts) -> Iterator[Violation]:
         alone, locked = _COSTS[entry.kind]
         most += locked if entry.details["task"] in _LOCKED else alone
         most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
-    most += _locks_met(facts) + _renewals_too_late(facts)
+    most += _releases_met(facts) + _renewals_too_late(facts)
     if sent > most:
         yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
 
 
-def _locks_met(facts: _Facts) -> int:
-    """Return how many claims of a lock may have met its release, with a later time than theirs, and are sent again."""
+def _releases_met(facts: _Facts) -> int:
+    """Return how many claims may have met a release with a later time than theirs, for which they are sent again."""
     return sum(
-        call.called_at - START < entry.at < (call.ended_at or math.inf) - START
+        released.at < (call.ended_at or math.inf) - START
+        and (following is None or following.at > call.called_at - START)
+        and until(released.item) > call.called_at - START - CLOCK_SECONDS
         for call in facts.history.calls
-        if call.method == "claim" and is_lock(call.key)
-        for entry in facts.items[call.key]
-        if "owner" not in entry.item
+        if call.method == "claim"
+        for released, following in zip_longest(facts.items[call.key], facts.items[call.key][1:])
+        if text(released.item, "status") == "INPROGRESS" and "owner" not in released.item
     )
 
 
