@@ -23,6 +23,8 @@ class What(StrEnum):
     STARTED = "started"
     #: The body: its side effect.
     EFFECT = "effect"
+    #: The provider: the side effect that a body has asked for, whatever has become of the body meanwhile.
+    CHARGED = "charged"
     #: The body: it returns its value.
     ENDED = "ended"
     #: The library under test: the outcome is stored.
@@ -33,6 +35,12 @@ class What(StrEnum):
     DEFERRED = "deferred"
     REPLAYED = "replayed"
     LOST_CLAIM = "lost claim"
+    #: The library under test: ``recover`` was asked about an earlier run; the state is ``done`` or ``not done``.
+    RECOVERED = "recovered"
+    #: The library under test: a delivery was parked; the state is the reason.
+    PARKED = "parked"
+    #: The operator: a parked key was resolved; the state is ``done`` or ``run``.
+    RESOLVED = "resolved"
     #: The nemesis, just before the signal is sent; with a pid, or with a worker for its whole group.
     KILLED = "killed"
     PAUSED = "paused"
@@ -63,7 +71,7 @@ class Event:
     worker: str = ""
     #: What a body returns, other for each run; or what the result backend holds.
     value: str = ""
-    #: The state in the result backend.
+    #: The state in the result backend; or what else there is to say in a word.
     state: str = ""
 
 
@@ -163,7 +171,7 @@ class History:
                 run = self._by_name[event.run] = self._unsafe[event.run] = Run(event, last_at=event.at)
                 self._latest[event.pid, event.task_id] = run
                 self.runs.setdefault(event.key, []).append(run)
-            case What.EFFECT | What.ENDED:
+            case What.EFFECT | What.CHARGED | What.ENDED:
                 self._progress(event)
             case What.COMMITTED | What.OVER:
                 self._settle(event)
@@ -180,11 +188,13 @@ class History:
 
     def _progress(self, event: Event) -> None:
         run = self._by_name[event.run]
-        run.last_at = event.at
-        if event.what is What.EFFECT:
-            run.effect = event
-        else:
+        # A charge is no sign of life: it is made although the process that has asked for it is gone.
+        if event.what is not What.CHARGED:
+            run.last_at = event.at
+        if event.what is What.ENDED:
             run.ended = event
+        else:
+            run.effect = event
 
     def _settle(self, event: Event) -> None:
         run = self._latest.get((event.pid, event.task_id))
