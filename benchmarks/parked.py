@@ -1,11 +1,14 @@
-"""What a person does about parked keys: lists them, looks at the provider's books, and resolves each."""
+"""What an operator does about parked keys: lists them, looks at the provider's books, and resolves each.
+
+As a program it runs the commands that its input has, because a process for each of them would import Celery each time:
+``python -m benchmarks.parked APP`` reads a JSON list of argument lists, and writes the exit codes and outputs.
+"""
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from benchmarks.provider import Charge
@@ -13,27 +16,28 @@ from tests.testbed.workers import PROJECT_ROOT
 
 __all__ = ["Operator", "Resolution"]
 
-#: Commands at a time; each is a process that imports Celery.
-PARALLEL: Final = 2
 #: A command that found the store or the broker away is repeated, which it may be, at most so often.
 TRIES: Final = 8
 PAUSE_SECONDS: Final = 0.5
-COMMAND_SECONDS: Final = 60.0
+#: For all commands of a try.
+COMMANDS_SECONDS: Final = 120.0
+
+_NOT_PARKED: Final = "is not parked"
 
 #: What the key of a record is about, and what the operator did: ``done`` or ``run``.
 Resolution = tuple[str, str]
 
 
 class Operator:
-    """Runs ``celery idempotency`` as a person does, each command in a process of its own.
+    """Runs ``celery idempotency`` commands, in processes of its own.
 
     Args:
         app: the module that ``celery -A`` loads.
-        environment: of the commands, all of it.
+        environment: of these processes, all of it.
     """
 
     def __init__(self, app: str, environment: Mapping[str, str]) -> None:
-        self._command = [sys.executable, "-m", "celery", "-A", app, "idempotency"]
+        self._command = [sys.executable, "-m", "benchmarks.parked", app]
         self._environment = dict(environment)
 
     def resolve_parked(
@@ -48,35 +52,58 @@ class Operator:
         Raises:
             RuntimeError: a command failed until it was given up.
         """
-
-        def resolve(record: dict[str, Any]) -> Resolution:
+        (listed,) = self._run([["list", "--state", "parked", "--json"]])
+        found, commands = [], []
+        for record in map(json.loads, listed.splitlines()):
             order = order_of(record)
             charges = charges_of(order)
-            decision = ("--done", json.dumps(charges[0]["value"])) if charges else ("--run",)
-            self._run("resolve", record["key"], *decision, "--yes")
-            return order, decision[0].removeprefix("--")
+            decision = ["--done", json.dumps(charges[0]["value"])] if charges else ["--run"]
+            found.append((order, decision[0].removeprefix("--")))
+            commands.append(["resolve", record["key"], *decision, "--yes"])
+        self._run(commands)
+        return found
 
-        with ThreadPoolExecutor(PARALLEL) as threads:
-            return list(threads.map(resolve, list(self._parked())))
-
-    def _parked(self) -> Iterator[dict[str, Any]]:
-        for line in self._run("list", "--state", "parked", "--json").splitlines():
-            yield json.loads(line)
-
-    def _run(self, *arguments: str) -> str:
-        command = [*self._command, *arguments]
+    def _run(self, commands: Sequence[Sequence[str]]) -> list[str]:
+        """Return the output of each command; those that fail are repeated."""
+        outputs: dict[int, str] = {}
         for attempt in range(1, TRIES + 1):
-            ended = subprocess.run(  # noqa: S603 (our own command)
-                command,
-                env=self._environment,
-                cwd=PROJECT_ROOT,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_SECONDS,
-                check=False,
-            )
-            if ended.returncode == 0:
-                return ended.stdout
-            time.sleep(PAUSE_SECONDS * attempt)
-        raise RuntimeError(f"{' '.join(arguments)} failed {TRIES} times: {ended.stderr or ended.stdout}")
+            left = [number for number in range(len(commands)) if number not in outputs]
+            if not left:
+                break
+            for number, (code, output) in zip(left, self._try([commands[each] for each in left]), strict=True):
+                # The try before may have done all of it, and have had no answer to its last step.
+                if code == 0 or (attempt > 1 and _NOT_PARKED in output):
+                    outputs[number] = output
+                elif attempt == TRIES:
+                    raise RuntimeError(f"{' '.join(commands[number])} failed {TRIES} times: {output}")
+            time.sleep(0.0 if len(outputs) == len(commands) else PAUSE_SECONDS * attempt)
+        return [outputs[number] for number in range(len(commands))]
+
+    def _try(self, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
+        ended = subprocess.run(  # noqa: S603 (our own command)
+            self._command,
+            env=self._environment,
+            cwd=PROJECT_ROOT,
+            input=json.dumps(commands),
+            capture_output=True,
+            text=True,
+            timeout=COMMANDS_SECONDS,
+            check=False,
+        )
+        if ended.returncode != 0:
+            raise RuntimeError(f"no command could be run: {ended.stderr}")
+        return [(code, output) for code, output in json.loads(ended.stdout)]
+
+
+def main(app: str) -> None:
+    """Run the commands of ``celery -A APP idempotency`` that the standard input lists."""
+    from celery.bin.celery import celery
+    from click.testing import CliRunner
+
+    ended = [CliRunner().invoke(celery, ["-A", app, "idempotency", *each]) for each in json.load(sys.stdin)]
+    # A list's footer goes to the standard error.
+    json.dump([(each.exit_code, each.stdout if each.exit_code == 0 else each.output) for each in ended], sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

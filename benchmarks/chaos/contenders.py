@@ -16,12 +16,13 @@ from celery import Celery
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Journal
-from benchmarks.chaos.charges import Charge, body_of, charge_at_provider
+from benchmarks.chaos.charges import REQUEST_SECONDS, Charge, body_of, charge_at_provider
 from benchmarks.chaos.checker import Kind
 from benchmarks.chaos.history import What
 from benchmarks.chaos.refusing import declare_refusing
-from idempotent_tasks import Idempotency, IdempotentTask, Store, events
+from idempotent_tasks import Done, Idempotency, IdempotentTask, NotDone, Record, Store, events
 from tests.testbed.elsewhere import store_elsewhere
 
 __all__ = ["CONTENDERS", "REDELIVERED", "Contender", "add_tracing_headers", "build_app", "tracing"]
@@ -40,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 #: Seconds of our lease. A whole worker that is killed cannot release what its children held, so a waiting delivery
 #: takes over when the lease ends; a claim is renewed when a third of it is over, so a body may be starved for the rest.
 LEASE_SECONDS: Final = 4.0
+#: Seconds for which a request of a dead run may still be on its way to the provider: longer than its client waited.
+SETTLE_SECONDS: Final = REQUEST_SECONDS + 1.0
 #: No body is to blame for its crashes here, so none is given up: the default counts five in a row.
 MAX_CRASHES: Final = 1000
 
@@ -219,6 +222,21 @@ def _declare_key(app: Celery, arena: Arena, _: Charge) -> None:
     _declare_on(_store_url(arena), app, arena, charge, downstream="['charge', key]")
 
 
+def _declare_recover(app: Celery, arena: Arena, charge: Charge) -> None:
+    """Ask the provider what it did, before a body runs again."""
+
+    def find(record: Record, key: str, seconds: float, effect_seconds: float) -> Done | NotDone:  # noqa: ARG001
+        charges = provider.ask(arena.provider_url, key)
+        return Done(charges[0]["value"]) if charges else NotDone()
+
+    _declare_on(_store_url(arena), app, arena, charge, recover=find, settle=SETTLE_SECONDS)
+
+
+def _declare_park(app: Celery, arena: Arena, charge: Charge) -> None:
+    """Run no body again: an operator decides."""
+    _declare_on(_store_url(arena), app, arena, charge, on_rerun="park")
+
+
 def _store_url(arena: Arena) -> str:
     return f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}"
 
@@ -235,6 +253,8 @@ _LINES: Final = {
     events.Deferred: What.DEFERRED,
     events.Replayed: What.REPLAYED,
     events.Lost: What.LOST_CLAIM,
+    events.Parked: What.PARKED,
+    events.Recovered: What.RECOVERED,
 }
 
 
@@ -242,7 +262,16 @@ def _observe(event: events.Event) -> None:
     """Write down what the checker, or a reader of the journal, wants to know of the library's events."""
     what = _LINES.get(type(event))
     if what is not None:
-        _journal_of_this_process().append(what, task_id=event.task_id, pid=os.getpid())
+        _journal_of_this_process().append(what, task_id=event.task_id, pid=os.getpid(), state=_state_of(event))
+
+
+def _state_of(event: events.Event) -> str:
+    match event:
+        case events.Parked():
+            return event.reason
+        case events.Recovered():
+            return "done" if event.done else "not done"
+    return ""
 
 
 @cache
@@ -270,6 +299,23 @@ CONTENDERS: Final = {
         ours=True,
         # The provider recognises the request of a zombie too.
         prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
+    ),
+    "ours-recover": Contender(
+        title="IdempotentTask, recover",
+        declare=_declare_recover,
+        has_table=True,
+        needs_provider=True,
+        ours=True,
+        prevents=(Kind.LIMIT,),
+    ),
+    "ours-park": Contender(
+        title="IdempotentTask, park",
+        declare=_declare_park,
+        has_table=True,
+        needs_provider=True,
+        parks=True,
+        ours=True,
+        prevents=(Kind.LIMIT,),
     ),
 }
 

@@ -47,7 +47,7 @@ def recoveries(events: Iterable[Event]) -> list[Recovery]:
     for key, runs in history.runs.items():
         for run in runs if key not in resolved else ():
             blow = run.killed
-            if blow is not None and blow.what is What.KILLED and _unattended(run, blow.at, runs):
+            if blow is not None and blow.what is not What.EXITED and _unattended(run, blow.at, runs):
                 recovery = _recovery(key, blow, runs)
                 # Without a next start it was killed in the instant after its outcome was stored.
                 if recovery.seconds is not None or key not in answered:
@@ -119,7 +119,7 @@ class Figures:
         """Return the cells under `PROMISES`."""
         kinds = (Kind.DUPLICATED, Kind.LOST, Kind.OVERLAP, Kind.CONFLICT, Kind.UNANSWERED)
         excused = (Kind.VANISHED, Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
-        counts = (self.counts[name] for name in ("parked", "resolved", "runs"))
+        counts = (self.counts[name] for name in ("recovered", "parked", "resolved", "runs"))
         return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), *map(str, counts)]
 
     def recovery(self) -> list[str]:
@@ -151,6 +151,7 @@ PROMISES = (
     "(limit)",
     "(zombie runs)",
     "(zombie effects)",
+    "recovered",
     "parked",
     "resolved",
     "runs",

@@ -161,6 +161,8 @@ class Nemesis:
             self.fleet.kill(worker)
         else:
             self.fleet.send(worker, number)
+        if strike.kind.kills:
+            self.journal.append(What.STRUCK, worker=worker, pid=0 if strike.kind.whole_worker else pid)
 
     def _resume(self, elapsed: float) -> None:
         for due in [each for each in self._stopped if each[0] <= elapsed]:

@@ -44,6 +44,8 @@ class What(StrEnum):
     #: The nemesis, just before the signal is sent; with a pid, or with a worker for its whole group.
     KILLED = "killed"
     PAUSED = "paused"
+    #: The nemesis, just after the signal of a kill was sent: on a busy machine the process began another run meanwhile.
+    STRUCK = "struck"
     #: The nemesis, just after the signal was sent.
     RESUMED = "resumed"
     #: The supervisor: a worker ended that nobody killed.
@@ -175,7 +177,7 @@ class History:
                 self._progress(event)
             case What.COMMITTED | What.OVER:
                 self._settle(event)
-            case What.KILLED | What.EXITED:
+            case What.KILLED | What.STRUCK | What.EXITED:
                 for run in [run for run in self._unsafe.values() if run.hit_by(event)]:
                     run.killed = event
                     del self._unsafe[run.started.run]

@@ -13,7 +13,7 @@ from uuid import uuid4
 from celery import Celery
 
 from benchmarks import provider
-from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks import Done, Idempotency, IdempotentTask, NotDone, Record
 from tests.testbed.journal import append_line
 from tests.testbed.workers import WorkerConfig
 
@@ -85,11 +85,18 @@ def build_app(place: Place) -> Celery:
             made = provider.charge(place.provider_url, order, asked, key=key, timeout_seconds=place.timeout_seconds)
         return str(made["value"])
 
+    def find(_: Record, order: str) -> Done | NotDone:
+        charges = provider.ask(place.provider_url, order)
+        return Done(charges[0]["value"]) if charges else NotDone()
+
     # A time-out is an OSError, and the charge may be made.
     retried = partial(app.task, shared=False, autoretry_for=(OSError,), default_retry_delay=0)
     guarded = partial(retried, base=IdempotentTask)
     retried(name=PLAIN, acks_late=True, reject_on_worker_lost=True)(_named(charge))
     guarded(name=GUARDED, idempotency=Idempotency(key="order"))(_named(charge))
+    recover = Idempotency(key="order", recover=find, settle=place.settle_seconds)
+    guarded(name=RECOVER, idempotency=recover)(_named(charge))
+    guarded(name=PARK, idempotency=Idempotency(key="order", on_rerun="park"))(_named(charge))
 
     @guarded(name=KEY, bind=True, idempotency=Idempotency(key="order", downstream="['charge', order]"))
     def with_key(self: Any, order: str) -> str:

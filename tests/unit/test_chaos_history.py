@@ -155,6 +155,20 @@ def test_kill_of_another_process_excuses_nothing() -> None:
     assert book.kinds() == [Kind.DUPLICATED]
 
 
+def test_kill_ends_what_its_process_began_before_the_signal_came() -> None:
+    """The blow is noted first, and the run that it was for may end, and another begin, until the signal is sent."""
+    book = Book()
+    book.published("m1", result="b")
+    about = {"key": "k002", "pid": CHILD, "run": "z", "task_id": "m9"}
+    book.add(What.STARTED, 1.0, worker=W1, **about)
+    book.kill_child(1.5)
+    book.run("a", 2.0)
+    book.add(What.STRUCK, 2.5, pid=CHILD, worker=W1, key="")
+    book.run("b", 3.0, effect=4.0, ended=5.0, pid=OTHER)
+    assert book.findings() == []
+    assert [each.seconds for each in book.recoveries() if each.key == KEY] == [0.5]
+
+
 def test_third_effect_is_judged_by_each_before_it() -> None:
     """One repetition at the limit does not excuse a later one of an effect whose outcome was stored."""
     book = Book()
