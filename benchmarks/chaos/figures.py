@@ -184,10 +184,24 @@ def figures_of(
     missed: int,
 ) -> Figures:
     """Judge one contender's events; see `check` for ``forgetful``."""
+    return Figures(
+        name=name,
+        title=title,
+        settled=settled,
+        seconds=round(seconds, 1),
+        missed=missed,
+        prevents=prevents,
+        counts=_counts(events),
+        findings=tuple(check(events, keys, forgetful=forgetful)),
+        recoveries=tuple(recoveries(events)),
+    )
+
+
+def _counts(events: Sequence[Event]) -> dict[str, int]:
     tally = Counter(event.what for event in events)
     key_of = {event.task_id: event.key for event in events if event.what is What.PUBLISHED}
     blows = [event for event in events if event.what in (What.KILLED, What.PAUSED)]
-    counts = {
+    return {
         "published": tally[What.PUBLISHED],
         "dropped": tally[What.DROPPED],
         "runs": tally[What.STARTED],
@@ -205,17 +219,6 @@ def figures_of(
         "workers_paused": sum(event.what is What.PAUSED and not event.pid for event in blows),
         "workers_exited": tally[What.EXITED],
     }
-    return Figures(
-        name=name,
-        title=title,
-        settled=settled,
-        seconds=round(seconds, 1),
-        missed=missed,
-        prevents=prevents,
-        counts=counts,
-        findings=tuple(check(events, keys, forgetful=forgetful)),
-        recoveries=tuple(recoveries(events)),
-    )
 
 
 def _cells(part: Spread) -> list[str]:
