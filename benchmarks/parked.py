@@ -17,12 +17,10 @@ from tests.testbed.workers import PROJECT_ROOT
 __all__ = ["Operator", "Resolution"]
 
 #: A command that found the store or the broker away is repeated, which it may be, at most so often.
-TRIES: Final = 8
+TRIES: Final = 30
 PAUSE_SECONDS: Final = 0.5
 #: For all commands of a try.
 COMMANDS_SECONDS: Final = 120.0
-
-_NOT_PARKED: Final = "is not parked"
 
 #: What the key of a record is about, and what the operator did: ``done`` or ``run``.
 Resolution = tuple[str, str]
@@ -71,12 +69,11 @@ class Operator:
             if not left:
                 break
             for number, (code, output) in zip(left, self._try([commands[each] for each in left]), strict=True):
-                # The try before may have done all of it, and have had no answer to its last step.
-                if code == 0 or (attempt > 1 and _NOT_PARKED in output):
+                if code == 0:
                     outputs[number] = output
                 elif attempt == TRIES:
                     raise RuntimeError(f"{' '.join(commands[number])} failed {TRIES} times: {output}")
-            time.sleep(0.0 if len(outputs) == len(commands) else PAUSE_SECONDS * attempt)
+            time.sleep(0.0 if len(outputs) == len(commands) else PAUSE_SECONDS)
         return [outputs[number] for number in range(len(commands))]
 
     def _try(self, commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
