@@ -24,7 +24,6 @@ from tests.testbed.servers import MissingServiceError
 
 __all__ = ["main"]
 
-OURS: Final = ("ours", "ours-apart")
 #: Seconds from the last message or blow until a contender that has not come to rest is given up.
 REST_SECONDS: Final = 75.0
 WATCH_SECONDS: Final = 0.5
@@ -36,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     """Play and report.
 
     Returns:
-        0 if `IdempotentTask` kept every promise, or did not play; 1 if it did not; 2 if nothing could be played, or a
-        fault never was.
+        0 if `IdempotentTask` kept every promise, or did not play; 1 if it did not, or repeated an effect that it has a
+        tool for; 2 if nothing could be played, or a fault never was.
     """
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     console = Console()
     plan = draw(
         seed=options.seed,
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         return UNPLAYED
     report.show(console)
     write(options, report, draw_picture)
-    if any(figures.broken for figures in report.figures if figures.name in OURS):
+    if any(figures.broken for figures in report.figures if CONTENDERS[figures.name].ours):
         return BROKEN
     return UNPLAYED if report.unplayed else KEPT
 
@@ -79,7 +78,7 @@ def _play(options: argparse.Namespace, plan: Plan) -> Report:
             plan=plan,
             broker=options.broker,
             pool=options.pool,
-            extras=tuple(name for name in ("pause", "faults", "one_by_one") if getattr(options, name)),
+            extras=tuple(name for name in ("provider", "pause", "faults", "one_by_one") if getattr(options, name)),
             figures=tuple(figures),
             faults=services.faults_played(),
         )
@@ -98,7 +97,8 @@ def _play_round(names: list[str], options: argparse.Namespace, plan: Plan, servi
         stop=stop,
         limit_seconds=plan.last_at + REST_SECONDS,
     )
-    players = [Player(arena=services.arena(name, plan, faults=options.faults), game=game) for name in names]
+    arenas = [services.arena(name, plan, faults=options.faults, at_provider=options.provider) for name in names]
+    players = [Player(arena=arena, game=game) for arena in arenas]
     with tracing(on=plan.traced), ThreadPoolExecutor(len(players)) as threads:
         playing = [threads.submit(player.play) for player in players]
         try:
@@ -125,6 +125,7 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
         CONTENDERS[name].title,
         events,
         [job.key for job in plan.jobs],
+        prevents=CONTENDERS[name].prevents,
         forgetful=player.arena.is_forgetful,
         settled=player.settled,
         seconds=player.seconds,
@@ -132,14 +133,26 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
     )
 
 
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    playable = [name for name, contender in CONTENDERS.items() if options.provider or not contender.needs_provider]
+    options.contenders = options.contenders or playable
+    alien = sorted(set(options.contenders) - set(playable))
+    if alien:
+        parser.error(f"only with --provider: {', '.join(alien)}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="decides the work, the duplicates and the kills")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
+    parser.add_argument("--provider", action="store_true", help="have the effects at a provider, which adds contenders")
     parser.add_argument("--pause", action="store_true", help="also stop processes past their claim, and continue them")
     parser.add_argument("--faults", action="store_true", help="make DynamoDB, a gateway and credentials fail")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
     parser.add_argument("--one-by-one", action="store_true", help="play the contenders one after the other")
     parser.add_argument("--keys", type=int, default=150)
     parser.add_argument("--messages", type=int, default=184)

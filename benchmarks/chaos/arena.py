@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.chaos.history import Event, What
 from tests.testbed.journal import Entry, LineReader, append_line
@@ -24,6 +24,11 @@ class Journal:
     """The writing end; safe to use from any number of processes at once."""
 
     path: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Return the journal in a contender's folder."""
+        return cls(folder / "journal.jsonl")
 
     def append(self, what: What, *, at: float | None = None, **details: Any) -> None:
         """Write one line in one write, so that a killed writer leaves no half of it behind.
@@ -74,6 +79,8 @@ class Arena(WorkerConfig):
     table: str
     #: Where its workers get their AWS credentials from; empty where their environment has them.
     credentials_uri: str
+    #: Where the effects are, or empty where a body has them in its own process.
+    provider_url: str
     #: Whether its messages carry the headers of a tracing SDK.
     traced: bool
     #: Where the journal and the logs are.
@@ -82,7 +89,7 @@ class Arena(WorkerConfig):
     @property
     def journal(self) -> Journal:
         """Where everything about this contender is written down."""
-        return Journal(Path(self.directory) / "journal.jsonl")
+        return Journal.of(Path(self.directory))
 
     @property
     def is_forgetful(self) -> bool:

@@ -156,8 +156,10 @@ def _effects(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
 
 def _excuse(earlier: Run, later: Run, runs: Sequence[Run]) -> Kind:
     """Return why a later effect repeats an earlier one; `Kind.DUPLICATED` where nothing excuses it."""
-    # Two runs that were alive at once are no repetition of a dead run's effect, whatever befell one of them.
-    if earlier.killed is not None and later.started.at >= earlier.killed.at:
+    # Two runs that were alive at once are no repetition of a dead run's effect, whatever befell one of them. A provider
+    # may carry out the request of the dead one after that of its successor.
+    first, second = sorted((earlier, later), key=lambda run: run.started.at)
+    if first.killed is not None and second.started.at >= first.killed.at:
         return Kind.LIMIT
     if _overtaken(earlier, later) or _overtaken(later, earlier):
         return Kind.ZOMBIE_EFFECT

@@ -4,7 +4,6 @@ A contender's package is imported where it is declared, because it may not be in
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ from celery import Celery
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Journal
+from benchmarks.chaos.charges import REQUEST_SECONDS, Charge, body_of, charge_at_provider
+from benchmarks.chaos.checker import Kind
 from benchmarks.chaos.history import What
-from idempotent_tasks import Idempotency, IdempotentTask, Store, events
+from benchmarks.chaos.refusing import declare_refusing
+from idempotent_tasks import Done, Idempotency, IdempotentTask, NotDone, Record, Store, events
 from tests.testbed.elsewhere import store_elsewhere
 
 __all__ = ["CONTENDERS", "REDELIVERED", "Contender", "add_tracing_headers", "build_app", "tracing"]
-
-#: The body: takes the bound task, the key, the seconds that it lasts and the seconds to its effect.
-Charge = Callable[[Any, str, float, float], str]
 
 #: Without these two Celery acknowledges before the body runs, and a kill loses the message: no contender can do
 #: anything about that, so all of them have both.
@@ -41,6 +41,8 @@ RETRY_SECONDS: Final = 1.0
 #: Seconds of our lease. A whole worker that is killed cannot release what its children held, so a waiting delivery
 #: takes over when the lease ends; a claim is renewed when a third of it is over, so a body may be starved for the rest.
 LEASE_SECONDS: Final = 4.0
+#: Seconds for which a request of a dead run may still be on its way to the provider: longer than its client waited.
+SETTLE_SECONDS: Final = REQUEST_SECONDS + 1.0
 #: No body is to blame for its crashes here, so none is given up: the default counts five in a row.
 MAX_CRASHES: Final = 1000
 
@@ -55,6 +57,14 @@ class Contender:
     declare: Callable[[Celery, Arena, Charge], None]
     #: Whether it keeps records in DynamoDB.
     has_table: bool = False
+    #: Whether there is no such contender without a provider.
+    needs_provider: bool = False
+    #: Whether an operator has to resolve its parked keys.
+    parks: bool = False
+    #: Whether it is ours, and must keep every promise.
+    ours: bool = False
+    #: What it must prevent beyond that, because its tool can.
+    prevents: tuple[Kind, ...] = ()
 
 
 def build_app(arena: Arena) -> Celery:
@@ -78,23 +88,8 @@ def build_app(arena: Arena) -> Celery:
         worker_enable_remote_control=False,
         worker_prefetch_multiplier=1,
     )
-    CONTENDERS[arena.contender].declare(app, arena, _charge_into(arena.journal))
+    CONTENDERS[arena.contender].declare(app, arena, body_of(arena))
     return app
-
-
-def _charge_into(journal: Journal) -> Charge:
-    def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
-        """Have one side effect after ``effect_seconds`` of ``seconds``, and return a value that is this run's own."""
-        run, value = uuid4().hex[:8], uuid4().hex[:12]
-        about = {"key": key, "run": run, "task_id": task.request.id, "pid": os.getpid()}
-        journal.append(What.STARTED, worker=task.request.hostname, **about)
-        time.sleep(effect_seconds)
-        journal.append(What.EFFECT, value=value, **about)
-        time.sleep(max(seconds - effect_seconds, 0.0))
-        journal.append(What.ENDED, value=value, **about)
-        return value
-
-    return charge
 
 
 def _register(app: Celery, arena: Arena, charge: Charge, **options: Any) -> None:
@@ -208,6 +203,10 @@ class _FunctionContext:
         return int(IN_PROGRESS_SECONDS * 1000)
 
 
+def _declare_refusing(app: Celery, arena: Arena, charge: Charge) -> None:
+    declare_refusing(app, arena, charge, **REDELIVERED)
+
+
 def _declare_ours(app: Celery, arena: Arena, charge: Charge) -> None:
     _declare_on(_store_url(arena), app, arena, charge)
 
@@ -217,13 +216,34 @@ def _declare_ours_apart(app: Celery, arena: Arena, charge: Charge) -> None:
     _declare_on(store_elsewhere(_store_url(arena), 0), app, arena, charge)
 
 
+def _declare_key(app: Celery, arena: Arena, _: Charge) -> None:
+    """Pass the provider a key, by which it recognises the second request for one effect."""
+    charge = charge_at_provider(arena, key_of=lambda task: task.idempotency.downstream_key)
+    _declare_on(_store_url(arena), app, arena, charge, downstream="['charge', key]")
+
+
+def _declare_recover(app: Celery, arena: Arena, charge: Charge) -> None:
+    """Ask the provider what it did, before a body runs again."""
+
+    def find(record: Record, key: str, seconds: float, effect_seconds: float) -> Done | NotDone:  # noqa: ARG001
+        charges = provider.ask(arena.provider_url, key)
+        return Done(charges[0]["value"]) if charges else NotDone()
+
+    _declare_on(_store_url(arena), app, arena, charge, recover=find, settle=SETTLE_SECONDS)
+
+
+def _declare_park(app: Celery, arena: Arena, charge: Charge) -> None:
+    """Run no body again: an operator decides."""
+    _declare_on(_store_url(arena), app, arena, charge, on_rerun="park")
+
+
 def _store_url(arena: Arena) -> str:
     return f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}"
 
 
-def _declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge) -> None:
+def _declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge, **options: Any) -> None:
     app.conf.update(idempotency_store=store, idempotency_observers=[events.log_event, _observe])
-    policy = Idempotency(key="key", lease=LEASE_SECONDS, max_crashes=MAX_CRASHES)
+    policy = Idempotency(key="key", lease=LEASE_SECONDS, max_crashes=MAX_CRASHES, **options)
     # It brings the late acknowledgement itself.
     _register(app, arena, charge, base=IdempotentTask, idempotency=policy)
 
@@ -233,6 +253,8 @@ _LINES: Final = {
     events.Deferred: What.DEFERRED,
     events.Replayed: What.REPLAYED,
     events.Lost: What.LOST_CLAIM,
+    events.Parked: What.PARKED,
+    events.Recovered: What.RECOVERED,
 }
 
 
@@ -240,7 +262,16 @@ def _observe(event: events.Event) -> None:
     """Write down what the checker, or a reader of the journal, wants to know of the library's events."""
     what = _LINES.get(type(event))
     if what is not None:
-        _journal_of_this_process().append(what, task_id=event.task_id, pid=os.getpid())
+        _journal_of_this_process().append(what, task_id=event.task_id, pid=os.getpid(), state=_state_of(event))
+
+
+def _state_of(event: events.Event) -> str:
+    match event:
+        case events.Parked():
+            return event.reason
+        case events.Recovered():
+            return "done" if event.done else "not done"
+    return ""
 
 
 @cache
@@ -255,8 +286,37 @@ CONTENDERS: Final = {
     "celery-once": Contender(title="celery-once", declare=_declare_once),
     "celery-singleton": Contender(title="celery-singleton", declare=_declare_singleton),
     "powertools": Contender(title="Powertools in a task", declare=_declare_powertools, has_table=True),
-    "ours": Contender(title="IdempotentTask", declare=_declare_ours, has_table=True),
-    "ours-apart": Contender(title="IdempotentTask, machines apart", declare=_declare_ours_apart, has_table=True),
+    "refuse": Contender(title="refused after a crash", declare=_declare_refusing, has_table=True, needs_provider=True),
+    "ours": Contender(title="IdempotentTask", declare=_declare_ours, has_table=True, ours=True),
+    "ours-apart": Contender(
+        title="IdempotentTask, machines apart", declare=_declare_ours_apart, has_table=True, ours=True
+    ),
+    "ours-key": Contender(
+        title="IdempotentTask, key downstream",
+        declare=_declare_key,
+        has_table=True,
+        needs_provider=True,
+        ours=True,
+        # The provider recognises the request of a zombie too.
+        prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
+    ),
+    "ours-recover": Contender(
+        title="IdempotentTask, recover",
+        declare=_declare_recover,
+        has_table=True,
+        needs_provider=True,
+        ours=True,
+        prevents=(Kind.LIMIT,),
+    ),
+    "ours-park": Contender(
+        title="IdempotentTask, park",
+        declare=_declare_park,
+        has_table=True,
+        needs_provider=True,
+        parks=True,
+        ours=True,
+        prevents=(Kind.LIMIT,),
+    ),
 }
 
 

@@ -36,14 +36,18 @@ class Spread:
 
 
 def recoveries(events: Iterable[Event]) -> list[Recovery]:
-    """Return the recovery from every kill that left a key with nobody at work on it and no outcome."""
+    """Return the recovery from every kill that left a key with nobody at work on it and no outcome.
+
+    Keys that an operator resolved are left out.
+    """
     history = History(events)
     answered = {event.key for event in history.of(What.RESULT) if event.state == "SUCCESS"}
+    resolved = {event.key for event in history.of(What.RESOLVED)}
     found = []
     for key, runs in history.runs.items():
-        for run in runs:
+        for run in runs if key not in resolved else ():
             blow = run.killed
-            if blow is not None and blow.what is What.KILLED and _unattended(run, blow.at, runs):
+            if blow is not None and blow.what is not What.EXITED and _unattended(run, blow.at, runs):
                 recovery = _recovery(key, blow, runs)
                 # Without a next start it was killed in the instant after its outcome was stored.
                 if recovery.seconds is not None or key not in answered:
@@ -92,14 +96,16 @@ class Figures:
     seconds: float
     #: Blows that found no victim.
     missed: int
+    #: What it must prevent beyond what a guard could.
+    prevents: tuple[Kind, ...]
     counts: dict[str, int]
     findings: tuple[Finding, ...]
     recoveries: tuple[Recovery, ...]
 
     @property
     def broken(self) -> list[Finding]:
-        """The findings that a guard could have prevented."""
-        return [finding for finding in self.findings if finding.kind.breaks_promise]
+        """The findings that a guard could have prevented, or this one has a tool against."""
+        return [each for each in self.findings if each.kind.breaks_promise or each.kind in self.prevents]
 
     def count(self, kind: Kind) -> int:
         """Return how many findings of a kind there are."""
@@ -113,7 +119,8 @@ class Figures:
         """Return the cells under `PROMISES`."""
         kinds = (Kind.DUPLICATED, Kind.LOST, Kind.OVERLAP, Kind.CONFLICT, Kind.UNANSWERED)
         excused = (Kind.VANISHED, Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
-        return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), str(self.counts["runs"])]
+        counts = (self.counts[name] for name in ("recovered", "parked", "resolved", "runs"))
+        return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), *map(str, counts)]
 
     def recovery(self) -> list[str]:
         """Return the cells under `RECOVERY`."""
@@ -144,6 +151,9 @@ PROMISES = (
     "(limit)",
     "(zombie runs)",
     "(zombie effects)",
+    "recovered",
+    "parked",
+    "resolved",
     "runs",
 )
 RECOVERY = (
@@ -167,19 +177,39 @@ def figures_of(
     events: Sequence[Event],
     keys: Sequence[str],
     *,
+    prevents: tuple[Kind, ...],
     forgetful: bool,
     settled: bool,
     seconds: float,
     missed: int,
 ) -> Figures:
     """Judge one contender's events; see `check` for ``forgetful``."""
+    return Figures(
+        name=name,
+        title=title,
+        settled=settled,
+        seconds=round(seconds, 1),
+        missed=missed,
+        prevents=prevents,
+        counts=_counts(events),
+        findings=tuple(check(events, keys, forgetful=forgetful)),
+        recoveries=tuple(recoveries(events)),
+    )
+
+
+def _counts(events: Sequence[Event]) -> dict[str, int]:
     tally = Counter(event.what for event in events)
+    key_of = {event.task_id: event.key for event in events if event.what is What.PUBLISHED}
     blows = [event for event in events if event.what in (What.KILLED, What.PAUSED)]
-    counts = {
+    return {
         "published": tally[What.PUBLISHED],
         "dropped": tally[What.DROPPED],
         "runs": tally[What.STARTED],
-        "effects": tally[What.EFFECT],
+        "effects": tally[What.EFFECT] + tally[What.CHARGED],
+        "parked": len({key_of.get(event.task_id) for event in events if event.what is What.PARKED}),
+        "resolved": len({event.key for event in events if event.what is What.RESOLVED}),
+        "resolved_done": sum(event.what is What.RESOLVED and event.state == "done" for event in events),
+        "recovered": sum(event.what is What.RECOVERED and event.state == "done" for event in events),
         "deferrals": tally[What.DEFERRED],
         "replays": tally[What.REPLAYED],
         "lost_claims": tally[What.LOST_CLAIM],
@@ -189,16 +219,6 @@ def figures_of(
         "workers_paused": sum(event.what is What.PAUSED and not event.pid for event in blows),
         "workers_exited": tally[What.EXITED],
     }
-    return Figures(
-        name=name,
-        title=title,
-        settled=settled,
-        seconds=round(seconds, 1),
-        missed=missed,
-        counts=counts,
-        findings=tuple(check(events, keys, forgetful=forgetful)),
-        recoveries=tuple(recoveries(events)),
-    )
 
 
 def _cells(part: Spread) -> list[str]:

@@ -13,13 +13,26 @@ from benchmarks.chaos.history import History, Run, What
 from benchmarks.chaos.plan import Strike
 from tests.testbed.workers import CeleryWorker
 
-__all__ = ["POOL_SIZE", "WORKERS", "Fleet", "Nemesis"]
+__all__ = ["POOL_SIZE", "WORKERS", "WORKER_APP", "Fleet", "Nemesis", "environment_of"]
 
 #: Workers of a contender, and children (or threads) of a worker: two workers can carry the load, so that while the
 #: third starts no key waits for anything but its recovery.
 WORKERS: Final = 3
 POOL_SIZE: Final = 4
+#: What ``celery -A`` loads.
+WORKER_APP: Final = "benchmarks.chaos.worker_app"
 STATIC_CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def environment_of(arena: Arena) -> dict[str, str]:
+    """Return the whole environment of a process that loads `WORKER_APP`."""
+    environment = os.environ | arena.environment()
+    if arena.credentials_uri:
+        environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = arena.credentials_uri
+        # The SDKs look there first.
+        for name in STATIC_CREDENTIALS:
+            environment.pop(name, None)
+    return environment
 
 
 class Fleet:
@@ -78,23 +91,14 @@ class Fleet:
         self._started += 1
         name = f"w{self._started}@{self._arena.contender}"
         self._workers[name] = CeleryWorker(
-            "benchmarks.chaos.worker_app",
+            WORKER_APP,
             name,
             self._arena.queue,
             Path(self._arena.directory),
-            self._environment(),
+            environment_of(self._arena),
             pool=self._pool,
             concurrency=POOL_SIZE,
         )
-
-    def _environment(self) -> dict[str, str]:
-        environment = os.environ | self._arena.environment()
-        if self._arena.credentials_uri:
-            environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = self._arena.credentials_uri
-            # The SDKs look there first.
-            for name in STATIC_CREDENTIALS:
-                environment.pop(name, None)
-        return environment
 
 
 #: A blow that finds no victim for so many seconds falls no more.
@@ -157,6 +161,8 @@ class Nemesis:
             self.fleet.kill(worker)
         else:
             self.fleet.send(worker, number)
+        if strike.kind.kills:
+            self.journal.append(What.STRUCK, worker=worker, pid=0 if strike.kind.whole_worker else pid)
 
     def _resume(self, elapsed: float) -> None:
         for due in [each for each in self._stopped if each[0] <= elapsed]:

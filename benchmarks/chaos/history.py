@@ -23,6 +23,8 @@ class What(StrEnum):
     STARTED = "started"
     #: The body: its side effect.
     EFFECT = "effect"
+    #: The provider: the side effect that a body has asked for, whatever has become of the body meanwhile.
+    CHARGED = "charged"
     #: The body: it returns its value.
     ENDED = "ended"
     #: The library under test: the outcome is stored.
@@ -33,9 +35,17 @@ class What(StrEnum):
     DEFERRED = "deferred"
     REPLAYED = "replayed"
     LOST_CLAIM = "lost claim"
+    #: The library under test: ``recover`` was asked about an earlier run; the state is ``done`` or ``not done``.
+    RECOVERED = "recovered"
+    #: The library under test: a delivery was parked; the state is the reason.
+    PARKED = "parked"
+    #: The operator: a parked key was resolved; the state is ``done`` or ``run``.
+    RESOLVED = "resolved"
     #: The nemesis, just before the signal is sent; with a pid, or with a worker for its whole group.
     KILLED = "killed"
     PAUSED = "paused"
+    #: The nemesis, just after the signal of a kill was sent: on a busy machine the process began another run meanwhile.
+    STRUCK = "struck"
     #: The nemesis, just after the signal was sent.
     RESUMED = "resumed"
     #: The supervisor: a worker ended that nobody killed.
@@ -63,7 +73,7 @@ class Event:
     worker: str = ""
     #: What a body returns, other for each run; or what the result backend holds.
     value: str = ""
-    #: The state in the result backend.
+    #: The state in the result backend; or what else there is to say in a word.
     state: str = ""
 
 
@@ -163,11 +173,11 @@ class History:
                 run = self._by_name[event.run] = self._unsafe[event.run] = Run(event, last_at=event.at)
                 self._latest[event.pid, event.task_id] = run
                 self.runs.setdefault(event.key, []).append(run)
-            case What.EFFECT | What.ENDED:
+            case What.EFFECT | What.CHARGED | What.ENDED:
                 self._progress(event)
             case What.COMMITTED | What.OVER:
                 self._settle(event)
-            case What.KILLED | What.EXITED:
+            case What.KILLED | What.STRUCK | What.EXITED:
                 for run in [run for run in self._unsafe.values() if run.hit_by(event)]:
                     run.killed = event
                     del self._unsafe[run.started.run]
@@ -180,11 +190,13 @@ class History:
 
     def _progress(self, event: Event) -> None:
         run = self._by_name[event.run]
-        run.last_at = event.at
-        if event.what is What.EFFECT:
-            run.effect = event
-        else:
+        # A charge is no sign of life: it is made although the process that has asked for it is gone.
+        if event.what is not What.CHARGED:
+            run.last_at = event.at
+        if event.what is What.ENDED:
             run.ended = event
+        else:
+            run.effect = event
 
     def _settle(self, event: Event) -> None:
         run = self._latest.get((event.pid, event.task_id))

@@ -1,20 +1,21 @@
-"""Plays the plan on one contender: publishes, strikes, supervises, and watches until nothing can happen any more."""
+"""Plays the plan on one contender: publishes, strikes, supervises, watches until nothing happens, has keys resolved."""
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from celery.states import READY_STATES
 
+from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Reader, now
-from benchmarks.chaos.contenders import build_app
-from benchmarks.chaos.fleet import WORKERS, Fleet, Nemesis
+from benchmarks.chaos.contenders import CONTENDERS, build_app
+from benchmarks.chaos.fleet import WORKER_APP, WORKERS, Fleet, Nemesis, environment_of
 from benchmarks.chaos.history import Event, History, What
 from benchmarks.chaos.plan import Job, Message, Plan
+from benchmarks.parked import Operator
 from tests.testbed.brokers import messages_held
 
 __all__ = ["Game", "Player"]
@@ -28,6 +29,8 @@ START_SECONDS: Final = 90.0
 QUIET_SECONDS: Final = 3.0
 EMPTY_SECONDS: Final = 6.0
 UNTOLD_SECONDS: Final = 35.0
+#: Seconds for what is published again when parked keys were resolved.
+RESOLVED_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,6 @@ class Player:
     _published: int = 0
 
     def __post_init__(self) -> None:
-        Path(self.arena.directory).mkdir(parents=True)
         self._journal = self.arena.journal
         self._reader = Reader(self._journal.path)
         self._app = build_app(self.arena)
@@ -91,7 +93,8 @@ class Player:
     def _play(self, fleet: Fleet) -> None:
         nemesis = Nemesis(strikes=self.game.plan.strikes, fleet=fleet, journal=self._journal)
         begun = looked = last_sign = now()
-        while not self.game.stop.is_set() and now() - begun < self.game.limit_seconds:
+        give_up_at = begun + self.game.limit_seconds
+        while not self.game.stop.is_set() and now() < give_up_at:
             elapsed = now() - begun
             fleet.fill()
             busy = self._take_news()
@@ -104,14 +107,30 @@ class Player:
             if busy or self.history.running() or not nemesis.done:
                 last_sign = now()
             elif now() - last_sign > self._quiet_seconds():
-                self.settled = True
-                break
+                if not self._resolve_parked():
+                    self.settled = True
+                    break
+                last_sign, give_up_at = now(), now() + RESOLVED_SECONDS
             time.sleep(TICK_SECONDS)
         nemesis.resume_all()
         self.seconds, self.missed = now() - begun, nemesis.missed
         if not messages_held(self._app):
             self._journal.append(What.EMPTY)
         self._read_results(self._message_keys(), at_end=True)
+
+    def _resolve_parked(self) -> bool:
+        """Have an operator resolve what is parked, and return whether anything was."""
+        if not CONTENDERS[self.arena.contender].parks:
+            return False
+        keys = self._message_keys()
+        resolved = Operator(WORKER_APP, environment_of(self.arena)).resolve_parked(
+            lambda record: keys[record["task_id"]], lambda key: provider.ask(self.arena.provider_url, key)
+        )
+        for key, decision in resolved:
+            self._journal.append(What.RESOLVED, key=key, state=decision)
+        # Their publishers had been given an error.
+        self._waiting |= {task_id: key for task_id, key in keys.items() if key in dict(resolved)}
+        return bool(resolved)
 
     def _quiet_seconds(self) -> float:
         if not self._waiting:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.chaos.contenders import CONTENDERS
 from benchmarks.chaos.figures import PROMISES, RECOVERY, Figures, Recovery, spread
 from benchmarks.chaos.plan import Plan
 
@@ -36,7 +37,7 @@ _PACKAGES: Final = (
 _SHOWN: Final = 5
 _CHILD, _WORKER, _MEDIAN = "#4493e0", "#d4a72c", "#1f2328"
 _TICKS: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-#: The columns, by the tally's names.
+#: The columns, by the names of the tally and of the counts.
 _COLUMNS: Final = {
     "duplicated": "duplicated",
     "lost": "lost",
@@ -47,9 +48,18 @@ _COLUMNS: Final = {
     "limit": "(limit)",
     "zombie_run": "(zombie runs)",
     "zombie_effect": "(zombie effects)",
+    "recovered": "recovered",
+    "parked": "parked",
+    "resolved": "resolved",
 }
-#: What only a run with pauses shows.
-_PAUSED_ONLY: Final = ("zombie_run", "zombie_effect")
+#: What only a run with this option shows.
+_ONLY: Final = {
+    "zombie_run": "pause",
+    "zombie_effect": "pause",
+    "recovered": "provider",
+    "parked": "provider",
+    "resolved": "provider",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,15 +208,18 @@ def summary(runs: list[dict[str, Any]]) -> Iterator[str]:
     """
     for about in dict.fromkeys(map(_about, runs)):
         same = [run for run in runs if _about(run) == about]
-        seeds = ", ".join(str(run["seed"]) for run in same)
-        columns = {tally: name for tally, name in _COLUMNS.items() if tally not in _PAUSED_ONLY or "pause" in about}
+        seeds = ", ".join(dict.fromkeys(str(run["seed"]) for run in same))
+        columns = {column: name for column, name in _COLUMNS.items() if _ONLY.get(column, "") in about}
         recovery = "recovery, s: median / p95 (n)"
         yield f"| {about}; seed {seeds} | " + " | ".join([*columns.values(), recovery]) + " |"
         yield "|---|" + "---:|" * (len(columns) + 1)
-        for index, contender in enumerate(same[0]["contenders"]):
-            each = [run["contenders"][index] for run in same]
-            counts = [", ".join(str(one["tally"][tally]) for one in each) for tally in columns]
-            yield f"| {contender['title']} | " + " | ".join([*counts, _recovery(each)]) + " |"
+        # Not all of them may have played in each run.
+        played = [contender for run in same for contender in run["contenders"]]
+        for name in sorted({one["name"] for one in played}, key=list(CONTENDERS).index):
+            each = [one for one in played if one["name"] == name]
+            numbers = [{**one["counts"], **one["tally"]} for one in each]
+            counts = [", ".join(str(one[column]) for one in numbers) for column in columns]
+            yield f"| {each[0]['title']} | " + " | ".join([*counts, _recovery(each)]) + " |"
         yield ""
 
 

@@ -1,5 +1,6 @@
-"""The servers of a run, from tests/testbed: one broker, one DynamoDB stand-in, and the faults in front of it."""
+"""The servers of a run, from tests/testbed: one broker, one DynamoDB stand-in, the faults before it, and providers."""
 
+import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,9 +11,11 @@ from uuid import uuid4
 
 from redis import Redis
 
-from benchmarks.chaos.arena import Arena
+from benchmarks import provider
+from benchmarks.chaos.arena import Arena, Journal
 from benchmarks.chaos.contenders import CONTENDERS
 from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.history import What
 from benchmarks.chaos.plan import Outage, Plan
 from benchmarks.command import own_environment
 from idempotent_tasks import DynamoDBStore
@@ -23,6 +26,8 @@ __all__ = ["Services"]
 
 VISIBILITY_SECONDS: Final = 4
 REGION: Final = "eu-west-1"
+#: How long a provider takes for a request.
+PROVIDER_SECONDS: Final = (0.1, 0.3)
 #: Redis databases; the keys of every contender and run have prefixes of their own.
 RESULTS, LOCKS = 1, 2
 
@@ -67,8 +72,15 @@ class Services:
             stack.callback(services._forget)
             yield services
 
-    def arena(self, contender: str, plan: Plan, *, faults: bool) -> Arena:
-        """Return an arena that nobody else uses, its table created."""
+    def arena(self, contender: str, plan: Plan, *, faults: bool, at_provider: bool) -> Arena:
+        """Return an arena that nobody else uses, its table created.
+
+        Args:
+            contender: its name.
+            plan: the run's.
+            faults: whether it meets them on the way to its table.
+            at_provider: whether its effects are at a provider.
+        """
         prefix = f"chaos-{self.token}.{contender}"
         if self.broker == "redis":
             broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
@@ -83,6 +95,8 @@ class Services:
                 before = self._stack.enter_context(Faults.before(endpoint, plan))
                 self._faults[contender] = before
                 endpoint, credentials_uri = before.endpoint, before.credentials_uri
+        folder = self.folder / contender
+        folder.mkdir(parents=True)
         return Arena(
             contender=contender,
             prefix=prefix,
@@ -94,9 +108,20 @@ class Services:
             region=REGION,
             table=table,
             credentials_uri=credentials_uri,
+            provider_url=self._provider(Journal.of(folder), plan) if at_provider else "",
             traced=plan.traced,
-            directory=str(self.folder / contender),
+            directory=str(folder),
         )
+
+    def _provider(self, journal: Journal, plan: Plan) -> str:
+        """Run a provider that writes its charges into a journal, and return its URL."""
+        chance = random.Random(f"{plan.seed} requests")
+
+        def charged(charge: provider.Charge) -> None:
+            journal.append(What.CHARGED, **charge)
+
+        running = provider.running(lambda: chance.uniform(*PROVIDER_SECONDS), charged=charged)
+        return self._stack.enter_context(running).url
 
     def begin_faults(self, names: Sequence[str], plan: Plan, stop: threading.Event) -> None:
         """Let these contenders meet the planned outages, troubles and rotations, counted from now."""

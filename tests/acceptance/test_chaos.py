@@ -62,6 +62,30 @@ def test_run_with_faults_plays_each_of_them(tmp_path: Path) -> None:
     assert all(f"| {fault} | {count} |" in table for fault, count in report["faults"]["ours"].items())
 
 
+@pytest.mark.timeout(200)
+def test_effects_at_a_provider_are_repeated_by_none_of_the_tools(tmp_path: Path) -> None:
+    """A small run with the effects at a provider: none was repeated or is missing, and what was parked is resolved."""
+    names = ("ours-key", "ours-recover", "ours-park")
+    size = ("--keys", "12", "--messages", "15", "--kills", "8")
+    code, output = run(tmp_path, "--seed", "2", "--provider", "--contenders", *names, *size, "--json", "report.json")
+    assert code == 0, output
+    contenders = {each["name"]: each for each in loads((tmp_path / "report.json").read_text())["contenders"]}
+    assert set(contenders) == set(names)
+    for each in contenders.values():
+        assert each["settled"], output
+        assert each["tally"]["limit"] == each["broken"] == 0, output
+        assert each["counts"]["effects"] == 12
+    counts = contenders["ours-park"]["counts"]
+    assert counts["parked"] == counts["resolved"] > 0, output
+
+
+def test_contender_that_needs_a_provider_is_not_played_without(tmp_path: Path) -> None:
+    """The command says which option is missing."""
+    code, output = run(tmp_path, "--contenders", "ours", "ours-park")
+    assert code == 2
+    assert "only with --provider: ours-park" in output
+
+
 def test_run_that_cannot_be_played_says_why(tmp_path: Path) -> None:
     """A server that is not installed is named with its remedy, and the exit code is neither kept nor broken."""
     nowhere = {MINISTACK_VARIABLE: str(tmp_path / "nowhere"), "REDIS_URL": f"redis://127.0.0.1:{free_port()}"}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.chaos.checker import OVERTAKING_SECONDS, Finding, Kind, check
-from benchmarks.chaos.figures import Recovery, recoveries, spread
+from benchmarks.chaos.figures import Figures, Recovery, figures_of, recoveries, spread
 from benchmarks.chaos.history import Event, History, What
 from benchmarks.chaos.plan import StrikeKind, draw
 
@@ -56,6 +56,10 @@ class Book:
         """Add what the result backend holds."""
         self.add(What.RESULT, at, task_id=message, value=value, state=state)
 
+    def charged(self, run: str, at: float, *, pid: int = CHILD, message: str = "m1") -> Event:
+        """Add a charge that a run has asked a provider for."""
+        return self.add(What.CHARGED, at, run=run, task_id=message, pid=pid, value=run)
+
     def kill_child(self, at: float, pid: int = CHILD, worker: str = W1) -> Event:
         """Add the kill of one process of a pool."""
         return self.add(What.KILLED, at, pid=pid, worker=worker)
@@ -71,6 +75,11 @@ class Book:
     def kinds(self, *, forgetful: bool = False) -> list[Kind]:
         """Return the kinds of the findings."""
         return [finding.kind for finding in self.findings(forgetful=forgetful)]
+
+    def figures(self, prevents: tuple[Kind, ...] = ()) -> Figures:
+        """Return the figures."""
+        about = {"forgetful": False, "settled": True, "seconds": 90.0, "missed": 0}
+        return figures_of("ours", "IdempotentTask", self.events, [KEY], prevents=prevents, **about)  # type: ignore[arg-type]
 
     def recoveries(self) -> Sequence[Recovery]:
         """Return the recoveries."""
@@ -146,6 +155,20 @@ def test_kill_of_another_process_excuses_nothing() -> None:
     assert book.kinds() == [Kind.DUPLICATED]
 
 
+def test_kill_ends_what_its_process_began_before_the_signal_came() -> None:
+    """The blow is noted first, and the run that it was for may end, and another begin, until the signal is sent."""
+    book = Book()
+    book.published("m1", result="b")
+    about = {"key": "k002", "pid": CHILD, "run": "z", "task_id": "m9"}
+    book.add(What.STARTED, 1.0, worker=W1, **about)
+    book.kill_child(1.5)
+    book.run("a", 2.0)
+    book.add(What.STRUCK, 2.5, pid=CHILD, worker=W1, key="")
+    book.run("b", 3.0, effect=4.0, ended=5.0, pid=OTHER)
+    assert book.findings() == []
+    assert [each.seconds for each in book.recoveries() if each.key == KEY] == [0.5]
+
+
 def test_third_effect_is_judged_by_each_before_it() -> None:
     """One repetition at the limit does not excuse a later one of an effect whose outcome was stored."""
     book = Book()
@@ -155,6 +178,87 @@ def test_third_effect_is_judged_by_each_before_it() -> None:
     book.run("b", 3.0, effect=4.0, ended=5.0)
     book.run("c", 6.0, effect=7.0, ended=8.0)
     assert book.kinds() == [Kind.LIMIT, Kind.DUPLICATED]
+
+
+def test_request_outlives_the_process_that_sent_it() -> None:
+    """A charge is made after the kill, and is no sign of life: its repetition is the limit, and nothing overlaps."""
+    for charged_at in (2.2, 4.5):
+        book = Book()
+        book.published("m1", result="b")
+        book.run("a", 1.0)
+        book.kill_child(2.0)
+        book.charged("a", charged_at)
+        book.run("b", 2.1, pid=OTHER)
+        book.charged("b", 4.0, pid=OTHER)
+        about = {"run": "b", "task_id": "m1", "pid": OTHER}
+        book.add(What.ENDED, 5.0, value="b", **about)
+        book.add(What.OVER, 5.1, task_id="m1", pid=OTHER, key="")
+        assert book.kinds() == [Kind.LIMIT], f"charged at {charged_at}"
+
+
+def test_charge_that_recover_finds_is_the_keys_one_effect() -> None:
+    """The key has its effect by the dead run, and its result without another run."""
+    book = Book()
+    book.published("m1", "m2", result="a")
+    book.run("a", 1.0)
+    book.kill_child(2.0)
+    book.charged("a", 2.2)
+    book.add(What.RECOVERED, 8.0, task_id="m1", state="done", key="")
+    assert book.findings() == []
+    assert book.figures().counts["recovered"] == 1
+
+
+def parked() -> Book:
+    """Tell of a run that was killed after its request, and whose key was parked with both of its messages."""
+    book = Book()
+    for message in ("m1", "m2"):
+        book.add(What.PUBLISHED, 0.0, task_id=message)
+    book.run("a", 1.0)
+    book.kill_child(2.0)
+    book.charged("a", 2.2)
+    for message, at in (("m1", 3.0), ("m2", 3.5)):
+        book.add(What.PARKED, at, task_id=message, state="rerun", key="")
+        book.result(message, "UnresolvedError", at=at + 0.1, state="FAILURE")
+    return book
+
+
+def test_parked_key_is_done_once_it_is_resolved() -> None:
+    """Its publishers had an error first, and have the result now; the time that a person took is no recovery."""
+    book = parked()
+    book.add(What.RESOLVED, 20.0, state="done")
+    for message in ("m1", "m2"):
+        book.result(message, "a")
+    assert book.findings() == []
+    figures = book.figures()
+    assert (figures.counts["parked"], figures.counts["resolved"], figures.counts["resolved_done"]) == (1, 1, 1)
+    assert book.recoveries() == []
+
+
+def test_parked_key_that_nobody_resolves_is_lost() -> None:
+    """To park is no outcome."""
+    assert parked().kinds() == [Kind.LOST]
+
+
+def test_wrong_resolution_repeats_the_effect() -> None:
+    """An operator who has it run, although the books have the charge, is found out."""
+    book = parked()
+    book.add(What.RESOLVED, 20.0, state="run")
+    book.run("b", 21.0, pid=OTHER)
+    book.charged("b", 22.0, pid=OTHER)
+    for message in ("m1", "m2"):
+        book.result(message, "b")
+    assert book.kinds() == [Kind.LIMIT]
+
+
+def test_limit_breaks_the_promise_of_those_that_have_a_tool_against_it() -> None:
+    """For others it is what no guard can prevent."""
+    book = Book()
+    book.published("m1", result="b")
+    book.run("a", 1.0, effect=2.0)
+    book.kill_child(2.5)
+    book.run("b", 6.0, effect=7.0, ended=8.0)
+    assert book.figures().broken == []
+    assert [finding.kind for finding in book.figures(prevents=(Kind.LIMIT,)).broken] == [Kind.LIMIT]
 
 
 def test_two_bodies_at_once_overlap() -> None:

@@ -1,0 +1,74 @@
+"""The one body of all contenders: it has one effect, in its own process or at a provider, and says when."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+from uuid import uuid4
+
+from benchmarks import provider
+from benchmarks.chaos.arena import Arena, Journal, now
+from benchmarks.chaos.history import What
+
+__all__ = ["REQUEST_SECONDS", "Charge", "body_of", "charge_at_provider"]
+
+#: How long a body waits for the provider: many times as long as a request takes, even on a busy machine.
+REQUEST_SECONDS: Final = 5.0
+
+
+class Charge(Protocol):
+    """The body."""
+
+    def __call__(self, task: Any, key: str, seconds: float, effect_seconds: float) -> str:
+        """Have one effect after ``effect_seconds`` of about ``seconds``, and return a value that is the effect's own.
+
+        Args:
+            task: the bound task.
+            key: its key.
+            seconds: how long the body lasts; with a request to a provider up to that request longer.
+            effect_seconds: from the start of the body to its effect.
+        """
+
+
+def body_of(arena: Arena) -> Charge:
+    """Return the body whose effect is at the arena's provider, or in its own process if there is none."""
+    return charge_at_provider(arena) if arena.provider_url else _charge_into(arena.journal)
+
+
+def _charge_into(journal: Journal) -> Charge:
+    def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
+        about, value = _about(task, key), uuid4().hex[:12]
+        journal.append(What.STARTED, worker=task.request.hostname, **about)
+        time.sleep(effect_seconds)
+        journal.append(What.EFFECT, value=value, **about)
+        time.sleep(max(seconds - effect_seconds, 0.0))
+        journal.append(What.ENDED, value=value, **about)
+        return value
+
+    return charge
+
+
+def charge_at_provider(arena: Arena, *, key_of: Callable[[Any], str | None] = lambda _: None) -> Charge:
+    """Return the body that asks the arena's provider for its effect, which the provider writes down.
+
+    Args:
+        arena: has the provider.
+        key_of: takes the bound task, and returns the key to pass to the provider.
+    """
+
+    def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
+        about, value = _about(task, key), uuid4().hex[:12]
+        arena.journal.append(What.STARTED, worker=task.request.hostname, **about)
+        over_at = now() + seconds
+        time.sleep(effect_seconds)
+        asked = {**about, "value": value}
+        made = provider.charge(arena.provider_url, key, asked, key=key_of(task), timeout_seconds=REQUEST_SECONDS)
+        time.sleep(max(over_at - now(), 0.0))
+        arena.journal.append(What.ENDED, **{**about, "value": made["value"]})
+        return str(made["value"])
+
+    return charge
+
+
+def _about(task: Any, key: str) -> dict[str, Any]:
+    return {"key": key, "run": uuid4().hex[:8], "task_id": task.request.id, "pid": os.getpid()}

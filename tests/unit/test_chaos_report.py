@@ -1,0 +1,40 @@
+"""The chaos command's tables for the documents, from the JSON reports of several runs."""
+
+from typing import Any
+
+from benchmarks.chaos.report import summary
+
+COLUMNS = ("duplicated", "lost", "overlap", "conflict", "unanswered", "vanished", "limit")
+
+
+def run(seed: int, extras: tuple[str, ...], *names: str) -> dict[str, Any]:
+    """Return the report of a run in which each contender met the limit as often as the seed says."""
+    contenders = [
+        {
+            "name": name,
+            "title": name.upper(),
+            "tally": dict.fromkeys(COLUMNS, 0) | {"limit": seed},
+            "counts": {"recovered": 1, "parked": 2, "resolved": 2},
+            "recoveries": [],
+        }
+        for name in names
+    ]
+    return {"seed": seed, "broker": "redis", "pool": "prefork", "extras": extras, "contenders": contenders}
+
+
+def test_contenders_of_several_runs_of_a_seed_are_in_one_table() -> None:
+    """Each has its counts seed by seed, in the order of the contenders, whoever shared the machine with it."""
+    runs = [run(seed, ("provider",), *names) for seed in (1, 2) for names in (("ours", "ours-park"), ("plain",))]
+    head, _, *rows, end = summary(runs)
+    assert head.startswith("| redis, prefork, provider; seed 1, 2 |")
+    assert head.endswith("| (limit) | recovered | parked | resolved | recovery, s: median / p95 (n) |")
+    zeros = "| 0, 0 " * 6
+    assert rows == [f"| {name} {zeros}| 1, 2 | 1, 1 | 2, 2 | 2, 2 | - |" for name in ("PLAIN", "OURS", "OURS-PARK")]
+    assert end == ""
+
+
+def test_what_an_option_adds_has_a_column_only_with_it() -> None:
+    """A run without a provider has nothing parked, and one without pauses no zombies."""
+    head = next(summary([run(1, (), "ours")]))
+    assert "parked" not in head
+    assert "zombie" not in head
