@@ -96,11 +96,14 @@ def book(path: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(folder)
     book = Book(path, folder, replacements, os.environ)
     modules, app = set(sys.modules), _state.get_current_app()
+    # Celery adds the tasks of each app to every app that is finalised later, also to another document's.
+    shared = set(_state._on_app_finalizers)
     try:
         yield book
     finally:
         book.close()
         _state._set_current_app(app)
+        _state._on_app_finalizers.intersection_update(shared)
         for name in set(sys.modules) - modules:
             if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
                 del sys.modules[name]
