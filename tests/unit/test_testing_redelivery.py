@@ -258,7 +258,7 @@ def test_recover_may_be_the_settings(app: Celery, counting: Counting) -> None:
     assert (Crash.IN_BODY, Crash.IN_RECOVER) in crash_plans(counting.make(app))
 
 
-def never(record: Record) -> NotDone:
+def never(record: Record, order: Any = None, amount: int = 5) -> NotDone:
     """Know of nothing."""
     return NotDone()
 
