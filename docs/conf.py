@@ -86,6 +86,8 @@ def resolve_short_name(
         return None
     python = env.domains.python_domain
     found = python.find_obj(env, None, None, node["reftarget"], None, searchmode=1)
+    # What the package exports is known under the name of its module too.
+    found = [(name, entry) for name, entry in found if not entry.aliased]
     if len(found) > 1:
         # Events and the answers of a store share names; only the events mean each other.
         about_events = node.get("py:module") == EVENTS

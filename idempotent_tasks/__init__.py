@@ -1,6 +1,7 @@
 """Celery tasks that take effect once: a claim in DynamoDB before the body, the stored result on redelivery.
 
-The limit: a body that dies after its side effect and before its commit runs again.
+The limit: a body that dies after its side effect and before its commit runs again, unless its task has another rule for
+reruns (`Idempotency.recover`, `Idempotency.on_rerun`).
 """
 
 from idempotent_tasks.core.atomic import Atomic

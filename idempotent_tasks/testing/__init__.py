@@ -1,6 +1,7 @@
-"""Tools to test guarded tasks: an in-memory store, a manual clock, and `redeliver` for crashes and redeliveries.
+"""Tools to test guarded tasks: an in-memory store, a manual clock, and crashes and redeliveries where you want them.
 
-`StoreConformance` tests a store of your own.
+`redeliver` crashes a task's process; `crash_plans` lists where that can happen.  `StoreConformance` tests a store of
+your own.
 
 The pytest fixtures are in the module ``pytest_idempotent_tasks``.
 """
@@ -9,7 +10,7 @@ from idempotent_tasks.settings import temporary_settings
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.testing.clock import FakeClock
 from idempotent_tasks.testing.conformance import StoreConformance
-from idempotent_tasks.testing.redelivery import Crash, Redelivery, WorkerDied, redeliver
+from idempotent_tasks.testing.redelivery import Crash, Redelivery, WorkerDied, crash_plans, redeliver
 
 __all__ = [
     "Crash",
@@ -18,6 +19,7 @@ __all__ = [
     "Redelivery",
     "StoreConformance",
     "WorkerDied",
+    "crash_plans",
     "redeliver",
     "temporary_settings",
 ]

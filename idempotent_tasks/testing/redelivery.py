@@ -1,4 +1,7 @@
-"""`redeliver`: crash a task's deliveries at chosen points and deliver its message again, in this process."""
+"""`redeliver`: crash a task's deliveries at chosen points and deliver its message again, in this process.
+
+`crash_plans` lists the points of a task, for a test that goes through all of them.
+"""
 
 import functools
 import sys
@@ -11,17 +14,20 @@ from unittest.mock import patch
 from uuid import uuid4
 
 from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Claim, ClaimRequest, CommitAnswer, Lost, Outcome, Renewed
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.events import Event
-from idempotent_tasks.settings import temporary_settings
+from idempotent_tasks.settings import Settings, settings_of, temporary_settings
 from idempotent_tasks.stores.memory import MemoryStore
 from idempotent_tasks.testing.clock import FakeClock
 
-__all__ = ["Crash", "Redelivery", "WorkerDied", "redeliver"]
+__all__ = ["Crash", "Redelivery", "WorkerDied", "crash_plans", "redeliver"]
 
 #: The reason with which a worker's parent process releases the claim of a dead child.
 _LOST: Final = "WorkerLostError"
+#: Seconds after the time at which a key settles.  It is granted a millisecond later, of a time in binary fractions.
+_MOMENT: Final = 0.002
 #: The most deliveries of one message, in case the plan crashes all of them.
 _MOST_DELIVERIES: Final = 100
 
@@ -33,10 +39,13 @@ class Crash(StrEnum):
     BEFORE_CLAIM = "before-claim"
     #: At the first line of the body, after the claim.  To die later, let a test double raise `WorkerDied`.
     IN_BODY = "in-body"
-    #: The body has returned, so its effects are done, but the result is not stored.  No lock closes this window.
+    #: The body, or ``recover``, has returned, so effects are done, but the result is not stored.  No lock closes this
+    #: window.
     BEFORE_COMMIT = "before-commit"
-    #: The result is stored, but the message is not acknowledged.
+    #: The result, of the body or of ``recover``, is stored, but the message is not acknowledged.
     BEFORE_ACK = "before-ack"
+    #: At the first line of the task's ``recover``, so in a rerun only.
+    IN_RECOVER = "in-recover"
 
 
 class WorkerDied(BaseException):
@@ -56,6 +65,8 @@ class Redelivery:
     runs: int
     #: How often it was started as a rerun: an earlier run had begun and left no outcome.
     reruns: int
+    #: How often the task's ``recover`` was called.
+    recoveries: int
     #: The events of all deliveries.
     events: tuple[Event, ...]
     #: The store that holds the record.
@@ -77,7 +88,9 @@ def redeliver(
 ) -> Redelivery:
     """Deliver one message to a task, crash its deliveries as planned, and redeliver until one finishes.
 
-    The task runs in this process (``apply``).  After a crash the claim is released as by a worker's parent process.
+    The task runs in this process (``apply``).  After a crash the claim is released as by a worker's parent process, and
+    the next delivery comes when the task's ``settle`` has passed, for which the store's clock sleeps: a `FakeClock`
+    advances.
 
     Args:
         task: the guarded task.
@@ -108,9 +121,29 @@ def redeliver(
         results=tuple(results),
         runs=process.runs,
         reruns=process.reruns,
+        recoveries=process.recoveries,
         events=tuple(process.events),
         store=process.inner,
     )
+
+
+def crash_plans(task: Any) -> list[tuple[Crash, ...]]:
+    """Return every way in which a task's process may die, as plans for the ``crashes`` of `redeliver`.
+
+    It dies before the claim, before the effects, after them, and after the outcome is stored.  If the task has a
+    ``recover``, it also dies once more in the rerun: in ``recover``, and after what follows that.
+
+    Args:
+        task: the guarded task.
+    """
+    real = task.app.tasks[task.name]
+    with temporary_settings(real.app, store=MemoryStore(clock=FakeClock())):
+        recovers = real.policy_under(settings_of(real.app)).recover is not None
+    plans: list[tuple[Crash, ...]] = [(each,) for each in Crash if each is not Crash.IN_RECOVER]
+    if recovers:
+        begun = (Crash.IN_BODY, Crash.BEFORE_COMMIT)
+        plans += [(first, second) for first in begun for second in (Crash.IN_RECOVER, Crash.BEFORE_COMMIT)]
+    return plans
 
 
 class _Process:
@@ -120,6 +153,7 @@ class _Process:
         self.inner = inner
         self.runs = 0
         self.reruns = 0
+        self.recoveries = 0
         self.events: list[Event] = []
         self._task = task
         self._crash: Crash | None = None
@@ -159,8 +193,8 @@ class _Process:
 
     @contextmanager
     def running(self, task: Any) -> Iterator[None]:
-        """Count the runs of the task's body inside a with block."""
-        body = task.run
+        """Count the runs of the task's body, and the calls of its ``recover``, inside a with block."""
+        body, policy_under = task.run, task.policy_under
 
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -169,8 +203,23 @@ class _Process:
             self._reach(Crash.IN_BODY, task.name)
             return body(*args, **kwargs)
 
-        with patch.object(task, "run", run):
+        def policy_of(settings: Settings) -> Idempotency:
+            policy: Idempotency = policy_under(settings)
+            if policy.recover is None:
+                return policy
+            return Idempotency(**{**policy.given, "recover": self._recover(policy.recover, task.name)})
+
+        with patch.object(task, "run", run), patch.object(task, "policy_under", policy_of):
             yield
+
+    def _recover(self, recover: Any, task: str) -> Any:
+        @functools.wraps(recover)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.recoveries += 1
+            self._reach(Crash.IN_RECOVER, task)
+            return recover(*args, **kwargs)
+
+        return counted
 
     def start(self, crash: Crash | None) -> None:
         """Become a new process that dies at this point."""
@@ -188,9 +237,13 @@ class _Process:
         raise AssertionError(f"this delivery never came to {self._crash.value!r}: it ended with {result.state}")
 
     def release_claims(self) -> None:
-        """Release the claims of the dead process, as the worker's parent process does."""
+        """Release the claims of the dead process, as the worker's parent process does, and wait until they settle."""
         for request in self._requests:
             self.inner.release(Claim.unseen(request), _LOST, crashed=True)
+            record = self.inner.get(request.key)
+            now = self.clock.now()
+            if record is not None and record.settles_at(now):
+                self.clock.sleep(record.held_until - now + _MOMENT)
 
     def _reach(self, window: Crash | None = None, task: str = "") -> None:
         """Raise `WorkerDied` if this process is dead, or is planned to die at this point of the task under test."""

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from celery import _state
+from celery.app import builtins
 from kombu import Connection
 
 from tests.support.documents import Book
@@ -96,6 +97,9 @@ def book(path: Path, replacements: dict[str, str], tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(folder)
     book = Book(path, folder, replacements, os.environ)
     modules, app = set(sys.modules), _state.get_current_app()
+    # Celery adds the tasks of each app to every app that is finalised later, also to another document's.
+    own = {each for each in _state._on_app_finalizers if each.__module__ == builtins.__name__}
+    monkeypatch.setattr(_state, "_on_app_finalizers", own)
     try:
         yield book
     finally:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import _state
 
 from idempotent_tasks import MemoryStore
 
@@ -13,8 +14,10 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
-def shop() -> dict[str, Any]:
+def shop(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the README's first code, over a store in memory."""
+    # Celery would add its task to every app that is finalised later.
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
     (code, *_) = re.findall(r"^```python\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
     namespace: dict[str, Any] = {"__name__": "shop"}
     exec(compile(code, "README.md", "exec", dont_inherit=True), namespace)

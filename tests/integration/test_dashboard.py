@@ -17,6 +17,7 @@ from tests.testbed.waiting import wait_for
 TASKS = {
     "charge": {"time_limit": 60, "idempotency": {"key": "order", "validate": "value"}},
     "die": {"time_limit": 60, "idempotency": {"key": "order", "max_crashes": 1}},
+    "fail": {"time_limit": 60, "idempotency": {"key": "order", "on_rerun": "park"}},
 }
 SCRAPED_SECONDS = 30.0
 #: Twice what DynamoDB takes, and of it half is left when it is compressed.
@@ -26,7 +27,7 @@ QUIET = ("unrecorded", "lost", "superseded")
 
 
 def cause_everything(rig: Rig, worker: Worker) -> None:
-    """Cause a killed child, a deferral, replays, a result too large, a changed payload and a crash loop."""
+    """Cause a killed child, a deferral, replays, a large result, another payload, a crash loop and a parked key."""
     rig.journal.shut("before-effect")
     killed = rig.send("charge", "ord-2", 17)
     worker.kill_child(rig.journal.wait_for("at-gate", gate="before-effect")["pid"])
@@ -36,8 +37,8 @@ def cause_everything(rig: Rig, worker: Worker) -> None:
     rig.journal.open("before-effect")
     assert rig.result(killed) == rig.result(duplicate) == 17
     assert rig.result(rig.send("charge", "ord-5", TOO_LARGE)) == TOO_LARGE
-    for published in (rig.send("charge", "ord-2", 18), rig.send("die", "ord-4")):
-        with pytest.raises(Exception, match=r"payload|in a row"):
+    for published in (rig.send("charge", "ord-2", 18), rig.send("die", "ord-4"), rig.send("fail", "ord-6", 1)):
+        with pytest.raises(Exception, match=r"payload|in a row|left no outcome"):
             rig.result(published)
 
 
@@ -66,13 +67,14 @@ def test_every_query_of_the_dashboard_has_an_answer(
     worker = rig.start_worker(2)
     with prometheus_scraping(port, tmp_path) as prometheus:
         assert rig.result(rig.send("charge", "ord-1", 17)) == 17
-        with pytest.raises(Exception, match="in a row"):
-            rig.result(rig.send("die", "ord-3"))
+        for published in (rig.send("die", "ord-3"), rig.send("fail", "ord-7", 1)):
+            with pytest.raises(Exception, match=r"in a row|left no outcome"):
+                rig.result(published)
         # An increase is one over what was scraped before.
         wait_for(
-            lambda: prometheus.label_values("task", "idempotent_tasks_events_total") == ["charge", "die"],
+            lambda: prometheus.label_values("task", "idempotent_tasks_events_total") == ["charge", "die", "fail"],
             SCRAPED_SECONDS,
-            "Prometheus did not scrape both tasks",
+            "Prometheus did not scrape all tasks",
         )
         cause_everything(rig, worker)
         wait_for(

@@ -6,21 +6,24 @@ from typing import Any, assert_type
 from celery import Celery
 
 from idempotent_tasks import (
+    Done,
     DynamoDBStore,
     Idempotency,
     IdempotencyError,
     IdempotentTask,
     InProgressError,
     MemoryStore,
+    NotDone,
     Record,
     S3Results,
     Status,
     Store,
+    Unknown,
     register_type,
 )
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.events import Deferred, Event, Replayed
-from idempotent_tasks.testing import Crash, FakeClock, Redelivery, redeliver, temporary_settings
+from idempotent_tasks.testing import Crash, FakeClock, Redelivery, crash_plans, redeliver, temporary_settings
 
 app = Celery("shop", task_cls="idempotent_tasks:IdempotentTask")
 app.conf.idempotency_store = "dynamodb://eu-west-1/shop"
@@ -41,6 +44,18 @@ Idempotency(on_busy="drop")  # type: ignore[arg-type]
 Idempotency(at_publish="drop")  # type: ignore[arg-type]
 Idempotency(expires=60, unresolved_for=timedelta(days=30))
 Idempotency(unresolved_for="1h")  # type: ignore[arg-type]
+Idempotency(key="order_id", on_rerun="park")
+Idempotency(on_rerun="ask")  # type: ignore[arg-type]
+Idempotency(key="order_id", recover="shop.bank:find", settle=timedelta(minutes=1))
+
+
+def find(record: Record, order_id: str) -> Done | NotDone | Unknown:
+    """Say what came of an earlier run."""
+    assert_type(record.runs, int)
+    return Done(order_id) if order_id else Unknown("no order") if record.runs > 2 else NotDone()
+
+
+Idempotency(key="order_id", recover=find, settle=60)
 Idempotency(expires="1h")  # type: ignore[arg-type]
 Idempotency(exipres=60)  # type: ignore[call-arg]
 
@@ -120,6 +135,8 @@ def explain(error: IdempotencyError) -> str | None:
 def test_a_charge() -> None:
     """Cut deliveries short, in a store of the test's own."""
     happened = redeliver(charge, ("ord-17",), crashes=[Crash.IN_BODY, "before-commit"], store=MemoryStore())
+    for plan in crash_plans(charge):
+        assert_type(redeliver(charge, ("ord-17",), crashes=plan).recoveries, int)
     assert_type(happened, Redelivery)
     assert_type(happened.runs, int)
     assert_type(happened.events, tuple[Event, ...])

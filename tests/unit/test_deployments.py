@@ -11,12 +11,16 @@ import pytest
 from celery import Celery, Task
 
 from idempotent_tasks import (
+    Done,
     DynamoDBStore,
     Idempotency,
     InProgressError,
     MemoryStore,
+    NotDone,
     PayloadMismatchError,
+    Record,
     ResultUnavailableError,
+    UnresolvedError,
 )
 from idempotent_tasks.core.keys import Selector, downstream_key
 from idempotent_tasks.core.records import Status
@@ -197,6 +201,62 @@ def test_another_retention_of_what_has_no_outcome(deploy: Deploy, clock: FakeClo
     assert 7199 <= kept.expiration - clock.now() <= 7201
 
 
+@row("`on_rerun`")
+@pytest.mark.parametrize("rules", [("run", "park"), ("park", "run")])
+def test_another_rule_for_reruns(deploy: Deploy, rules: tuple[str, str]) -> None:
+    """The new one decides about the next rerun, also of what the old version has run."""
+    deployment = deploy(*(Code({**BY_ORDER, "on_rerun": each}) for each in rules))
+    assert deployment.carried(5) == KEPT
+    leave_no_outcome(deployment.old, "ord-1")
+    again = deployment.new.deliver("ord-1", 5)
+    assert isinstance(again.result, UnresolvedError) is (rules[1] == "park")
+    assert again.state == ("FAILURE" if rules[1] == "park" else "SUCCESS")
+
+
+@row("`on_rerun`")
+def test_what_is_parked(deploy: Deploy) -> None:
+    """It stays parked under a rule that would not park it."""
+    deployment = deploy(Code({**BY_ORDER, "on_rerun": "park"}), OLD)
+    leave_no_outcome(deployment.old, "ord-1")
+    for version in (deployment.old, deployment.new):
+        assert isinstance(version.deliver("ord-1", 5).result, UnresolvedError)
+    assert deployment.new.runs == []
+
+
+def find_nothing(record: Record, order_id: Any, cents: int) -> NotDone:
+    """Say that nothing was done."""
+    return NotDone()
+
+
+def find_charge(record: Record, order_id: Any, cents: int) -> Done:
+    """Say what was done."""
+    return Done(["found", order_id, cents])
+
+
+@row("`recover` or `settle`")
+def test_another_question(deploy: Deploy, clock: FakeClock) -> None:
+    """The old version's run settles for as long as that has said; then the new version asks in its own way."""
+    old, new = ({"recover": find_nothing, "settle": 60}, {"recover": find_charge, "settle": 600})
+    deployment = deploy(Code({**BY_ORDER, **old}), Code({**BY_ORDER, **new}))
+    leave_no_outcome(deployment.old, "ord-1")
+    clock.advance(59)
+    early = deployment.new.deliver("ord-1", 5)
+    assert (early.state, deployment.new.worker.waiting()) == ("PENDING", 1)
+    deployment.new.worker.take()
+    clock.advance(2)
+    assert deployment.new.deliver("ord-1", 5).result == ["found", "ord-1", 5]
+
+
+@row("`recover` or `settle`")
+@pytest.mark.parametrize(
+    "options", [({}, {"recover": find_nothing, "settle": 60}), ({"recover": find_nothing, "settle": 60}, {})]
+)
+def test_the_first_question(deploy: Deploy, options: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Records and messages are those of before."""
+    before, after = options
+    assert deploy(Code({**BY_ORDER, **before}), Code({**BY_ORDER, **after})).carried(5) == KEPT
+
+
 @row("`expires`")
 @pytest.mark.parametrize("seconds", [60, 86_400])
 def test_another_retention(deploy: Deploy, clock: FakeClock, seconds: float) -> None:
@@ -347,6 +407,13 @@ def test_a_codec_that_is_not_accepted_any_more(deploy: Deploy) -> None:
 def fail() -> None:
     """Fail, so that the key has no outcome."""
     raise ValueError
+
+
+def leave_no_outcome(version: Version, order: str) -> None:
+    """Have a run of a version fail."""
+    version.publish(order, 5)
+    version.during = fail
+    version.run_next()
 
 
 class Declined(Exception):  # noqa: N818 - named as users name theirs

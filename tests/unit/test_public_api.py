@@ -54,6 +54,7 @@ PUBLIC_FOR_TESTS = {
     "Redelivery",
     "StoreConformance",
     "WorkerDied",
+    "crash_plans",
     "redeliver",
     "temporary_settings",
 }

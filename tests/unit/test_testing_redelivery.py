@@ -5,8 +5,18 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from idempotent_tasks import CrashLoopError, MemoryStore, Status, events
-from idempotent_tasks.testing import Crash, FakeClock, WorkerDied, redeliver
+from idempotent_tasks import (
+    CrashLoopError,
+    Done,
+    InProgressError,
+    MemoryStore,
+    NotDone,
+    Record,
+    Status,
+    UnresolvedError,
+    events,
+)
+from idempotent_tasks.testing import Crash, FakeClock, WorkerDied, crash_plans, redeliver
 from tests.support.shop import Counting, make
 
 
@@ -144,7 +154,7 @@ def test_a_crash_that_never_comes_fails_the_test(task: Any, crash: str, state: s
         redeliver(task, ("ord-17",), crashes=["before-ack", crash])
 
 
-def test_a_crash_is_one_of_four() -> None:
+def test_a_crash_is_one_of_five() -> None:
     """A typing error is no plan."""
     with pytest.raises(ValueError, match="after-lunch"):
         redeliver(None, crashes=["after-lunch"])
@@ -203,3 +213,126 @@ def test_an_autoretried_body_is_counted_too(app: Celery) -> None:
     task = make(app, charge, bind=True, autoretry_for=(KeyError,), retry_kwargs={"countdown": 0})
     happened = redeliver(task, crashes=["before-commit"])
     assert (happened.get(), happened.runs) == (2, 6)
+
+
+class Bank:
+    """A bank that takes no keys, and can be asked."""
+
+    def __init__(self) -> None:
+        self.transfers: list[str] = []
+        self.questions = 0
+
+    def task(self, app: Celery, **policy: Any) -> Any:
+        """Return a task that transfers, with a ``recover`` that asks."""
+
+        def pay_out(order: str) -> str:
+            self.transfers.append(order)
+            return order
+
+        def find(record: Record, order: str) -> Done | NotDone:
+            assert record.runs > 1
+            self.questions += 1
+            return Done(order) if order in self.transfers else NotDone()
+
+        policy = {"key": "order", "recover": find, "settle": 60, **policy}
+        return make(app, pay_out, name="shop.pay_out", idempotency=policy)
+
+
+def test_the_plans_of_a_task(app: Celery, counting: Counting) -> None:
+    """One with `recover` has a second death in its rerun."""
+    once = [(Crash.BEFORE_CLAIM,), (Crash.IN_BODY,), (Crash.BEFORE_COMMIT,), (Crash.BEFORE_ACK,)]
+    assert crash_plans(counting.make(app)) == once
+    assert crash_plans(counting.make(app, name="shop.parked", idempotency={"on_rerun": "park"})) == once
+    assert crash_plans(Bank().task(app)) == [
+        *once,
+        (Crash.IN_BODY, Crash.IN_RECOVER),
+        (Crash.IN_BODY, Crash.BEFORE_COMMIT),
+        (Crash.BEFORE_COMMIT, Crash.IN_RECOVER),
+        (Crash.BEFORE_COMMIT, Crash.BEFORE_COMMIT),
+    ]
+
+
+def test_recover_may_be_the_settings(app: Celery, counting: Counting) -> None:
+    """The task says nothing of it, the app does."""
+    app.conf.update(idempotency_recover="tests.unit.test_testing_redelivery:never", idempotency_settle=60)
+    assert (Crash.IN_BODY, Crash.IN_RECOVER) in crash_plans(counting.make(app))
+
+
+def never(record: Record, order: Any = None, amount: int = 5) -> NotDone:
+    """Know of nothing."""
+    return NotDone()
+
+
+@pytest.mark.parametrize(
+    ("crashes", "runs_and_calls"),
+    [
+        (["before-claim"], (1, 0)),
+        (["in-body"], (2, 1)),
+        (["before-commit"], (1, 1)),
+        (["before-ack"], (1, 0)),
+        (["in-body", "in-recover"], (2, 2)),
+        (["in-body", "before-commit"], (2, 2)),
+        (["before-commit", "in-recover"], (1, 2)),
+        (["before-commit", "before-commit"], (1, 2)),
+    ],
+)
+def test_recover_wherever_the_process_dies(app: Celery, crashes: list[str], runs_and_calls: tuple[int, int]) -> None:
+    """One transfer; the body runs again only if it was not made; a call that dies is one too."""
+    bank = Bank()
+    happened = redeliver(bank.task(app), ("17",), crashes=crashes)
+    assert (happened.runs, happened.recoveries) == runs_and_calls
+    assert bank.questions == happened.recoveries - crashes.count("in-recover")
+    assert bank.transfers == ["17"]
+    assert happened.get() == "17"
+
+
+def test_settle_passes_between_the_deliveries(app: Celery, store: MemoryStore, clock: FakeClock) -> None:
+    """On the clock of whichever store; a delivery of the test's own may come too early."""
+    began = clock.now()
+    task = Bank().task(app)
+    redeliver(task, ("17",), crashes=["in-body", "in-recover"], store=store)
+    assert 120 <= clock.now() - began < 125
+
+    def charge(order: str) -> None:
+        raise KeyError(order)
+
+    failing = make(app, charge, idempotency={"key": "order", "recover": never, "settle": 60})
+    assert redeliver(failing, ("18",), crashes=(), store=store).results[0].state == "FAILURE"
+    with pytest.raises(InProgressError, match="settle"):
+        redeliver(failing, ("18",), crashes=(), store=store).get()
+
+
+def test_a_task_without_recover_never_comes_to_it(app: Celery, counting: Counting) -> None:
+    """Such a plan proves nothing."""
+    with pytest.raises(AssertionError, match="never came to 'in-recover'"):
+        redeliver(counting.make(app), crashes=["in-body", "in-recover"])
+
+
+def test_a_recover_that_raises_fails_the_delivery(app: Celery) -> None:
+    """There is no queue in which the message could wait for the next time."""
+
+    def away(record: Record, order: str) -> Done:
+        raise ConnectionError("bank")
+
+    happened = redeliver(Bank().task(app, recover=away), ("17",), crashes=["before-commit"])
+    assert (happened.runs, happened.recoveries) == (1, 1)
+    with pytest.raises(ConnectionError, match="bank"):
+        happened.get()
+
+
+@pytest.mark.parametrize(
+    ("crash", "parked"),
+    [(Crash.BEFORE_CLAIM, False), (Crash.IN_BODY, True), (Crash.BEFORE_COMMIT, True), (Crash.BEFORE_ACK, False)],
+)
+def test_a_rerun_is_parked(app: Celery, counting: Counting, crash: Crash, *, parked: bool) -> None:
+    """The body runs once at most, and a key whose run began without an outcome waits."""
+    happened = redeliver(counting.make(app, idempotency={"on_rerun": "park"}), ("17",), crashes=[crash])
+    assert (happened.reruns, happened.recoveries) == (0, 0)
+    (record,) = happened.store.records()  # type: ignore[attr-defined]
+    assert (record.parked_at is not None) is parked
+    if parked:
+        with pytest.raises(UnresolvedError):
+            happened.get()
+        assert isinstance(happened.events[-1], events.Parked)
+    else:
+        assert happened.get()[1] == "17"
