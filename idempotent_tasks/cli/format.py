@@ -85,7 +85,6 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         now: epoch seconds by the store's clock.
         data: whether to include the stored result, and not only its size.
     """
-    size = None if record.data is None else len(record.data if isinstance(record.data, bytes) else record.data.encode())
     fields = {
         "key": record.key,
         "state": state(record, now),
@@ -116,7 +115,7 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "validation": record.validation,
         "validated_by": record.validated_by,
         "codec": record.codec,
-        "data_bytes": size,
+        "data_bytes": None if record.data is None else len(as_bytes(record.data)),
         "deferred": dict(record.deferred) or None,
         "dispatched": sorted(record.dispatched) or None,
     }
