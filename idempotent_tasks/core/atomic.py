@@ -29,7 +29,7 @@ class Atomic:
 
     #: The task's result.
     result: Any
-    #: ``TransactItems`` as of boto3's ``client.transact_write_items``, `MOST_WRITES` at most, to tables of the store's
+    #: ``TransactItems`` as of boto3's ``client.transact_write_items``, 99 at most, to tables of the store's
     #: own account and Region: ``[{"Put": {"TableName": "orders", "Item": {"id": {"S": "17"}}}}]``.
     writes: Sequence[Mapping[str, Any]]
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from billiard.common import TERM_SIGNAL
 from celery import Task
 
+from idempotent_tasks import Atomic
 from tests.testbed.journal import Journal
 from tests.testbed.processes import PR_SET_PDEATHSIG
 
@@ -64,7 +65,9 @@ def bodies(journal: Journal) -> dict[str, Body]:
         begin(self, order)
         raise MemoryError(order)
 
-    own = {body.__name__: body for body in (charge, retry, fail, large, die, exhaust, _heed(journal))}
+    own = {
+        body.__name__: body for body in (charge, retry, fail, large, die, exhaust, _heed(journal), _deposit(journal))
+    }
     return own | _canvas_bodies(journal, begin) | _leaving_bodies(journal, charge)
 
 
@@ -156,6 +159,17 @@ def _heed(journal: Journal) -> Body:
         return value
 
     return heed
+
+
+def _deposit(journal: Journal) -> Body:
+    def deposit(self: Task, order: str, table: str) -> Atomic:
+        """Add 1 to a counter in DynamoDB, in the transaction of the outcome, and return the order."""
+        journal.write("started", **_about(self), key=order)
+        journal.pass_gate("before-effect")
+        add = {"UpdateExpression": "ADD amount :one", "ExpressionAttributeValues": {":one": {"N": "1"}}}
+        return Atomic(order, [{"Update": {"TableName": table, "Key": {"id": {"S": "till"}}, **add}}])
+
+    return deposit
 
 
 def _about(task: Task) -> dict[str, Any]:
