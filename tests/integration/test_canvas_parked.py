@@ -1,7 +1,7 @@
-"""Error callbacks of a parked step, and what Celery says of the steps after it."""
+"""Error callbacks of a parked step, what Celery says of the steps after it, and a chord that is published again."""
 
 import pytest
-from celery import chain
+from celery import chain, chord
 
 from idempotent_tasks import UnresolvedError
 from tests.integration.conftest import MakeRig
@@ -9,7 +9,7 @@ from tests.integration.test_unresolved import PARKING, run, state_of, wait_until
 from tests.support.canvases import Canvases
 from tests.support.rig import Rig
 
-TASKS = {"fail": {**PARKING, "autoretry_for": []}}
+TASKS = {"fail": {**PARKING, "autoretry_for": []}, "charge": {"idempotency": {"key": "order"}}}
 
 pytestmark = pytest.mark.parametrize("broker", ["redis"], indirect=True)
 
@@ -45,3 +45,17 @@ def test_a_chain_goes_on_after_the_decision(make_guarded: MakeRig) -> None:
     assert rig.app.AsyncResult(last.id).result == 17
     make.wait_until_idle()
     assert rig.journal.count("effect", key="errback") == 1
+
+
+def test_a_failed_chord_that_is_published_again(make_guarded: MakeRig) -> None:
+    """After the decision its members replay, and its body runs."""
+    rig = make_guarded(tasks=TASKS)
+    rig.start_worker()
+    key = leave_no_outcome(rig)
+    tasks = rig.app.tasks
+    header = [tasks["fail"].s("ord-1", 1), tasks["charge"].s("ord-2", 18)]
+    with pytest.raises(UnresolvedError):
+        rig.result(chord(header)(tasks["follow"].s("body")))
+    run(rig, "resolve", key, "--done", "17", "--yes")
+    assert rig.result(chord(header)(tasks["follow"].s("body"))) == [17, 18]
+    assert rig.journal.count("effect", task="charge") == 1

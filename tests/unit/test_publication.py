@@ -24,19 +24,21 @@ from idempotent_tasks import (
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
+    UnresolvedError,
 )
 from idempotent_tasks.core.records import is_reservation
 from idempotent_tasks.events import Event, Joined, Refused, Released, Reserved, Unreserved
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import request_by
 from tests.support.inline import UNREACHABLE, InlineWorker
-from tests.support.shop import Counting, make
+from tests.support.shop import Counting, make, raising
 from tests.support.stores import FaultyStore, Step, down, lost_answer, passes
 from tests.testbed.waiting import wait_for
 
 JOIN = {"key": "order", "at_publish": "join"}
 STEPS = {"down": down(), "no-table": down(StoreMisconfiguredError("no table")), "lost-answer": lost_answer()}
 RAISE = {"key": "order", "at_publish": "raise"}
+PARKED = {"key": "'one'", "expires": 60, "on_rerun": "park"}
 
 
 def echo(order: Any = None) -> Any:
@@ -102,6 +104,22 @@ class TestJoin:
         second = task.delay("ord-1")
         worker.drain()
         assert (second.id != first.id, worker.result(second.id)) == (True, [2, "ord-1", 5])
+
+    @pytest.mark.parametrize("at_publish", ["join", "raise"])
+    def test_the_task_of_a_parked_key(self, app: Celery, worker: InlineWorker, at_publish: str) -> None:
+        """It has the key until somebody decides: a publish joins it, or is refused."""
+        task = make(app, raising(TimeoutError()), bind=True, idempotency={**PARKED, "at_publish": at_publish})
+        for _ in range(2):
+            parked = task.delay()
+            worker.drain()
+        assert isinstance(worker.result(parked.id), UnresolvedError)
+        if at_publish == "join":
+            assert task.delay().id == parked.id
+        else:
+            with pytest.raises(DuplicateError, match="parked") as refused:
+                task.delay()
+            assert refused.value.task_id == parked.id
+        assert worker.waiting() == 0
 
     def test_another_key_is_another_task(self, app: Celery, worker: InlineWorker, counting: Counting) -> None:
         """Keys do not meet."""
