@@ -31,6 +31,16 @@ class _Grant:
     #: What has released it, if anything has.
     released: Entry | None = None
 
+    @property
+    def owner(self) -> str | None:
+        """The owner token of its claim."""
+        return text(self.entry.item, "owner")
+
+    @property
+    def requested_at(self) -> int:
+        """When it was requested by the clock of its process, in epoch milliseconds."""
+        return int(text(self.entry.item, "claimed_at") or 0)
+
 
 class RunCounts:
     """The claims of a history's keys, by their fresh starts.
@@ -170,16 +180,17 @@ def generations(counts: RunCounts) -> Iterator[tuple[float, str]]:
 def counted_once(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """No owner is granted a key twice from one fresh start: it would count two runs.
 
-    But where an operator has released the first grant, before its owner had the answer and asked again.
+    But where the first grant was over before its owner had the answer and asked again: an operator has released it, or
+    another claim has taken it over.  Whoever did so cannot know that no body had begun, and the record keeps the count.
     """
     for start in counts.starts:
-        seen: set[str | None] = set()
-        for grant in start:
-            owner = text(grant.entry.item, "owner")
-            if owner in seen:
+        for place, grant in enumerate(start):
+            same = [before for before in range(place) if start[before].owner == grant.owner]
+            if not same or counts.is_released_by_operator(start[same[-1]]):
+                continue
+            # A copy of the first request has the first one's time, however late it comes.
+            if all(grant.requested_at <= other.requested_at for other in start[same[-1] + 1 : place]):
                 yield grant.entry.at, f"one request has counted two runs of {grant.entry.details['key']}"
-            if not counts.is_released_by_operator(grant):
-                seen.add(owner)
 
 
 def kept(counts: RunCounts) -> Iterator[tuple[float, str]]:

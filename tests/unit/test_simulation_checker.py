@@ -65,6 +65,24 @@ def test_a_task_that_was_not_replaced_has_a_result_of_its_own() -> None:
     assert violations(history, "nothing lost") == ["task-0 has no result"]
 
 
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ([("A", 0.0), ("A", 0.0)], True),
+        ([("A", 0.0), ("A", 9.0)], True),
+        ([("A", 0.0), ("B", 5.0), ("A", 0.0)], True),
+        ([("A", 0.0), ("B", 5.0), ("A", 9.0)], False),
+        ([("A", 0.0), ("B", 5.0), ("A", 9.0), ("A", 9.0)], True),
+    ],
+    ids=["a copy", "again", "a late copy", "again after a takeover", "twice after a takeover"],
+)
+def test_a_request_counts_again_only_after_a_takeover_of_its_claim(
+    claims: list[tuple[str, float]], found: bool
+) -> None:
+    """Its owner had no answer and claims anew; to the one that took the key over, a run may have begun."""
+    assert bool(violations(claimed_in_turn(claims), "counted once")) is found
+
+
 def violations(history: History, invariant: str) -> list[str]:
     """Return what a history violates of an invariant."""
     return [each.what for each in check(history) if each.invariant == invariant]
@@ -101,3 +119,14 @@ def replaced_in_a_chain() -> History:
     published = {"id": "task-0", "followers": ("task-0-chain", "task-0-end"), "ignored": False}
     entries = [Entry(0.0, "published", published), Entry(1.0, "replaced", {"id": "task-0"})]
     return History(0, "leased", entries, results={"celery-task-meta-task-0": '{"status": "RETRY"}'}, ended=True)
+
+
+def claimed_in_turn(claims: list[tuple[str, float]]) -> History:
+    """Return a history of claims of one key, by owner and by when each was requested, that were all granted."""
+    entries = []
+    for place, (owner, requested_at) in enumerate(claims):
+        times = {"claimed_at": {"N": str(int((START + requested_at) * 1000))}, "fence": {"N": str(place + 1)}}
+        claimed = {**item(100.0, owner=owner), **times}
+        entries.append(Entry(10.0 + place, "written", {"key": KEY, "item": claimed, "by": f"machine-0/{owner}"}))
+    calls = [Call("claim", KEY, owner, START + requested_at) for owner, requested_at in claims]
+    return History(0, "leased", entries, calls=calls, counts={"doubled": 1}, ended=True)
