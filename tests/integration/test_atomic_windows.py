@@ -54,9 +54,8 @@ def test_killed_after_the_transaction_has_arrived(make_guarded: MakeRig, wire: W
     wire.break_nth(TRANSACTION, 1, hold_answer(pass_on))
     published = rig.send("deposit", "ord-1", store.table)
     rig.journal.wait_until(lambda: TRANSACTION in wire.operations(), 20, "no transaction is sent")
-    rig.journal.wait_until(
-        lambda: store.get(rig.journal.entries("Claimed")[0]["key"]).completed_at is not None, 20, "no"
-    )
+    key = rig.journal.wait_for("Claimed")["key"]
+    rig.journal.wait_until(lambda: store.get(key).completed_at is not None, 20, "it is not carried out")
     worker.kill_child(started(rig))
     pass_on.set()
     assert rig.result(published) == "ord-1"
