@@ -182,6 +182,7 @@ class Guard:
             CrashLoopError: the body crashed ``max_crashes`` times in a row.
             ConfigurationError: the key of the request's lock has an outcome.
             ResultEncodingError: the body succeeded, its result cannot be stored.
+            AtomicWriteError: DynamoDB has refused the body's writes.
         """
         # To release after an interrupt: the claim may be granted before its answer is seen.
         claim = Claim.unseen(request)

@@ -519,7 +519,7 @@ class DeliveryHandler:
         if failures >= MOST_FAILED_RECOVERIES:
             return
         where = self.delivery.task, self.delivery.task_id
-        logger.warning("%s[%s]: recover failed, for the %d. time", *where, failures, exc_info=error)
+        logger.warning("%s[%s]: recover failed (%d of %d)", *where, failures, MOST_FAILED_RECOVERIES, exc_info=error)
         self._store.release(claim, type(error).__name__, began=False)
         if not self._is_deferrable:
             raise error
