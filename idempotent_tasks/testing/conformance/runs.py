@@ -53,6 +53,14 @@ class RunConformance(Conformance):
         assert (second.runs, record.runs) == (2, 2)
         assert _previous(record) == ("one", "id-one", first.claimed_at)
 
+    def test_runs_a_request_repeated_after_a_takeover(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """It claims anew: whoever took the key over was told that its run may have begun, and that count stays."""
+        grant(store)
+        idempotency_clock.advance(LEASE_SECONDS + 2)
+        store.release(grant(store, "two"), "Retry", nothing_done=True)
+        idempotency_clock.advance(1)
+        assert grant(store).runs == 2
+
     def test_runs_a_run_that_was_released(self, store: Store, crashed: bool) -> None:
         """A failure, a retry, a rejection or a seen death: the run began, and has no owner any more."""
         first = grant(store)
