@@ -11,12 +11,16 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     CommitAnswer,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
 )
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import StoreError
 
 __all__ = ["Call", "RecordedStore"]
@@ -52,7 +56,7 @@ class RecordedStore:
         now: returns the simulation's time, in epoch seconds.
     """
 
-    def __init__(self, store: Store, calls: list[Call], now: Callable[[], float]) -> None:
+    def __init__(self, store: ParkingStore, calls: list[Call], now: Callable[[], float]) -> None:
         self.store = store
         self._calls = calls
         self._now = now
@@ -112,6 +116,16 @@ class RecordedStore:
         call = Call("renew", claim.key, claim.owner, self._now(), lease_seconds)
         answer: Renewed | Lost = self._noted(call, lambda: self.store.renew(claim, lease_seconds, retention_seconds))
         return answer
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """See `ParkingStore.park`."""
+        call = Call("park", claim.key, claim.owner, self._now())
+        answer: Parked | Lost = self._noted(call, lambda: self.store.park(claim, reason))
+        return answer
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """See `ParkingStore.keep_message`; it changes neither holder nor outcome."""
+        return self.store.keep_message(key, task_id, message)
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `Store.note_deferral`; it changes neither holder nor outcome."""
