@@ -323,8 +323,10 @@ class Guard:
 
     def _recover(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | None:
         """Ask what came of an earlier run, and note its result; return None if that is known and the claim lives."""
+        run.asking = True
         try:
             answer = ask(run, self.store.get(run.key))
+            run.asking = False
             if isinstance(answer, Done):
                 run.value = answer.result
                 run.ended = True
