@@ -23,8 +23,6 @@ __all__ = ["Person"]
 
 #: Seconds for which an outcome is kept: longer than any history.
 KEPT_SECONDS: Final = 100_000.0
-#: How likely a command is aborted at each of its steps, while things go wrong.
-ABORTED: Final = 0.1
 
 
 class _AbortedError(Exception):
@@ -42,6 +40,10 @@ class Person:
         self._world = world
         self._process = world.new_process(world.draw.choice(world.machines))
         self._decisions = 0
+        #: Returns what the body would have returned; None where it is to run again.
+        self.judge = self._judgement
+        #: Returns for how many seconds the next step waits.
+        self.pause = self._some_seconds
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class Person:
 
     def _decide(self, admin: AdminContext, record: Record) -> None:
         self._think()
-        value = self._judgement(record)
+        value = self.judge(record)
         outcome = None if value is None else encode_result(value, JSON)
         self._world.note("deciding", key=record.key, done=value)
         kept = UNRESOLVED_SECONDS if outcome is None else KEPT_SECONDS
@@ -92,16 +94,17 @@ class Person:
         self._world.note("resolved", key=record.key, done=value, written=is_written)
 
     def _judgement(self, record: Record) -> int | None:
-        """Return what the body would have returned; None where it is to run again."""
         if self._world.history.task in RECOVERING_TASKS:
             return self._world.provider.look_up(record.key)
         self._decisions += 1
         return self._world.draw.choice([None, 1_000 + self._decisions])
 
+    def _some_seconds(self) -> float:
+        return self._world.draw.choice([0.0, self._world.draw.uniform(0, 2)])
+
     def _think(self) -> None:
         """Take a while, or go away."""
         world = self._world
-        world.scheduler.sleep(world.draw.choice([0.0, world.draw.uniform(0, 2)]))
-        if world.faults.active and world.draw.random() < ABORTED:
-            world.faults.counts["resolve-aborted"] += 1
+        world.scheduler.sleep(self.pause())
+        if world.faults.happens("resolve-aborted", shows=True):
             raise _AbortedError

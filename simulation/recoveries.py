@@ -44,6 +44,9 @@ def _fail(world: "World", task: Any, process: Any, kind: str) -> Any:
             raise ConnectionError("simulated: nobody can be asked")
         case "retries":
             raise task.retry(countdown=world.draw.uniform(0, 5), max_retries=None)
+        case "retries-once":
+            if not task.request.retries:
+                raise task.retry(countdown=0)
         case "dies":
             process.kill()
             process.check_alive()

@@ -17,7 +17,7 @@ TASKS: Final = PARKING_TASKS | RECOVERING_TASKS
 #: What has no part here: outcomes in the bucket, payloads, and bodies that say wrongly that they have done nothing.
 _ELSEWHERE: Final = frozenset({"nothing-done", "large-result", "unwritable-result", "small-records", "other-amount"})
 #: Rates of what goes wrong only here, and of a person's early decisions.
-RERUN_RATES: Final = {**dict.fromkeys(PROVIDER_FAULTS, 0.3), "resolved": 0.7}
+RERUN_RATES: Final = {**dict.fromkeys(PROVIDER_FAULTS, 0.3), "resolved": 0.7, "resolve-aborted": 0.1}
 #: What has runs end without an outcome.
 _ENDS: Final = ("child-killed", "worker-killed", "child-stopped", "machine-frozen", "store-away")
 #: Seconds between a person's looks at what is left.
@@ -46,7 +46,7 @@ class RerunWorld(World):
         others = sorted({*RATES} - set(_ENDS) - {"bucket-failed", "bucket-slow", "upload-lost"})
         kinds = {*draw.sample(others, draw.randint(0, MOST_KINDS)), *draw.sample(_ENDS, draw.randint(0, 2))}
         kinds |= {*draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1])), *draw.sample(PROVIDER_FAULTS, draw.randint(0, 2))}
-        kinds |= {"resolved"} if draw.random() < 0.6 else set()
+        kinds |= {"resolved", "resolve-aborted"} if draw.random() < 0.6 else set()
         rates = RATES | RERUN_RATES
         return task, frozenset(features), Faults(draw, {kind: rates[kind] for kind in sorted(kinds)}, LEASE_SECONDS)
 
