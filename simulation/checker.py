@@ -666,7 +666,9 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     "rerun": (
         _counted("rerun", reruns),
-        lambda facts: any(facts.counts.left_unresolved(earlier) for earlier, _ in facts.counts.pairs()),
+        lambda facts: any(
+            facts.counts.left_unresolved(earlier, grant.entry.at) for earlier, grant in facts.counts.pairs()
+        ),
     ),
     "generation": (
         _counted("generation", generations),

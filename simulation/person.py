@@ -40,6 +40,8 @@ class Person:
         self._world = world
         self._process = world.new_process(world.draw.choice(world.machines))
         self._decisions = 0
+        #: How many commands run; one that is killed is never over.
+        self.busy = 0
         #: Returns what the body would have returned; None where it is to run again.
         self.judge = self._judgement
         #: Returns for how many seconds the next step waits.
@@ -60,6 +62,7 @@ class Person:
         self._world.scheduler.after(seconds, lambda: self.look_again(seconds))
 
     def _resolve_some(self, most: int | None) -> None:
+        self.busy += 1
         items = self._world.service.table.items
         keys = [key for key, item in sorted(items.items()) if is_parked(item) or "parked" in item]
         for key in keys if most is None else self._world.draw.sample(keys, min(len(keys), most)):
@@ -68,6 +71,7 @@ class Person:
                     self._resolve(key)
                 except (StoreError, OperationalError) as error:
                     self._world.note("command-failed", why=type(error).__name__)
+        self.busy -= 1
 
     def _resolve(self, key: str) -> None:
         recorded: Any = self._world.store_of(this_process())
@@ -77,7 +81,7 @@ class Person:
             record = store.get(key)
             if record.parked_at is not None:
                 self._decide(admin, record)
-            for task_id, message in store.get(key).parked.items():
+            for task_id, message in {**record.parked, **store.get(key).parked}.items():
                 self._think()
                 publish_parked(app, decoded_message(message))
                 self._world.note("published-again", key=key, id=task_id)

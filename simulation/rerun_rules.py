@@ -78,7 +78,7 @@ def _never_again(reruns: Reruns) -> Found:
     """Where reruns are parked, no body follows one that may have done something, unless a person says so."""
     for earlier, grant in reruns.counts.pairs():
         assert grant.began is not None
-        if reruns.is_own(grant.entry.details["key"]) and reruns.counts.left_unresolved(earlier):
+        if reruns.is_own(grant.entry.details["key"]) and reruns.counts.left_unresolved(earlier, grant.entry.at):
             yield grant.began.at, f"run {grant.began.details['run']} began although an earlier one left no outcome"
 
 
@@ -118,13 +118,16 @@ def _kept_messages(reruns: Reruns) -> Found:
 def _ends_visibly(reruns: Reruns) -> Found:
     """No task is left unresolved once every key is decided: its message was kept, and its copy has an outcome."""
     history = reruns.history
+    # Celery stores no result for these, and what was stored before stays.
+    silent = {each.details["id"] for each in history.of("ignored-by-body")}
+    silent |= {each.details["task_id"] for each in history.of("Skipped")}
     keys: dict[str, set[str]] = defaultdict(set)
     for entry in history.of("Parked"):
         keys[entry.details["task_id"]].add(entry.details["key"])
     for task_id, own in keys.items():
         result = _result(history, task_id)
         is_left = result.get("status") == "FAILURE" and result["result"]["exc_type"] == "UnresolvedError"
-        if is_left and not own & reruns.anew:
+        if is_left and task_id not in silent and not own & reruns.anew:
             yield history.until, f"{task_id} is still unresolved"
 
 
@@ -200,7 +203,7 @@ def _settled(reruns: Reruns) -> Found:
             yield entry.at, f"the claim of {key} lasts {lasts:.1f} s, and nothing is left to settle"
     for start in reruns.starts():
         for grant in start:
-            if grant.began is None or grant.released is None or not reruns.counts.counts(grant):
+            if grant.began is None or grant.released is None or not reruns.counts.counts(grant, grant.released.at):
                 continue
             if reruns.counts.is_released_by_operator(grant):
                 continue

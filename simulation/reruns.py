@@ -64,12 +64,7 @@ class RerunWorld(World):
 
     def is_over(self) -> bool:
         """Return whether nothing goes wrong any more, and nothing is left to do, to a person neither."""
-        waiting = any("parked_at" in item or item.get("parked", {"M": {}})["M"] for item in self.items())
-        return super().is_over() and not waiting
-
-    def items(self) -> list[dict[str, Any]]:
-        """Return the items of all keys."""
-        return list(self.service.table.items.values())
+        return super().is_over() and not self.undecided and not self.person.busy
 
 
 def play(seed: int) -> History:

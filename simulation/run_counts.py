@@ -43,8 +43,8 @@ class Grant:
     began: Entry | None
     #: What has released it, if anything has.
     released: Entry | None = None
-    #: Whether it is no run any more: it has parked its key instead, or a person has said that nothing was done.
-    is_void: bool = False
+    #: From when on it is no run: it has parked its key instead, or a person has said that nothing was done.
+    void_at: float = math.inf
 
 
 class RunCounts:
@@ -80,10 +80,10 @@ class RunCounts:
                     began = self._began.get((key, int(text(item, "fence") or 0)))
                     starts[-1].append(Grant(entry, began))
             elif is_parked(item) and not is_parked(old):
-                starts[-1][-1].is_void = True
+                starts[-1][-1].void_at = entry.at
             elif is_parked(old) and is_free(item):
                 for grant in starts[-1]:
-                    grant.is_void = True
+                    grant.void_at = min(grant.void_at, entry.at)
             elif starts[-1] and is_free(item) and not (is_free(old) or is_reserved(old)):
                 starts[-1][-1].released = entry
         return starts
@@ -95,11 +95,11 @@ class RunCounts:
                 if grant.began is not None:
                     yield start[:place], grant
 
-    def counts(self, grant: Grant) -> bool:
-        """Return whether a claim counts as a run for those after it: unless its body did not begin or did nothing."""
+    def counts(self, grant: Grant, at: float) -> bool:
+        """Return whether a claim counts as a run at a later time: unless its body did not begin or did nothing."""
         released = grant.released
-        if released is None or grant.is_void:
-            return not grant.is_void
+        if released is None or grant.void_at < at:
+            return grant.void_at >= at
         item = released.item
         if grant.began is None:
             return self.is_released_by_operator(grant) or text(item, "error") in _MAY_HAVE_BEGUN
@@ -113,9 +113,9 @@ class RunCounts:
         """Return whether an operator has released a claim, who cannot know whether its body has begun."""
         return grant.released is not None and grant.released.details["by"] == self.history.operator
 
-    def left_unresolved(self, grants: list[Grant]) -> list[Grant]:
-        """Return the claims under which a body began that is a reason to call the next one a rerun."""
-        return [each for each in grants if each.began is not None and self.counts(each)]
+    def left_unresolved(self, grants: list[Grant], at: float) -> list[Grant]:
+        """Return the claims under which a body began that is a reason to call one at a later time a rerun."""
+        return [each for each in grants if each.began is not None and self.counts(each, at)]
 
 
 def _steps(written: list[Entry]) -> Iterator[tuple[dict[str, Any], Entry]]:
@@ -155,7 +155,7 @@ def numbers(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """A body's number is one more than that of the earlier runs that left no outcome."""
     for earlier, grant in counts.pairs():
         assert grant.began is not None
-        details, expected = grant.began.details, 1 + sum(map(counts.counts, earlier))
+        details, expected = grant.began.details, 1 + sum(counts.counts(each, grant.entry.at) for each in earlier)
         if details["number"] != expected:
             yield grant.began.at, f"run {details['run']} has number {details['number']} instead of {expected}"
 
@@ -164,7 +164,7 @@ def reruns(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """A body that follows one without an outcome is a rerun."""
     for earlier, grant in counts.pairs():
         assert grant.began is not None
-        unresolved = counts.left_unresolved(earlier)
+        unresolved = counts.left_unresolved(earlier, grant.entry.at)
         if unresolved and not grant.began.details["rerun"]:
             yield grant.began.at, f"run {grant.began.details['run']} was told that nothing of its key was begun before"
 

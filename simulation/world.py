@@ -24,6 +24,7 @@ from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
 from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
 from simulation.history import TRIED_ON_SECONDS, History, Recorder
+from simulation.items import is_undecided
 from simulation.network import Service, SimulatedClient
 from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
@@ -259,6 +260,11 @@ class World:
         if self.history.of("Unrecorded"):
             self.until += TRIED_ON_SECONDS
             self.scheduler.at(self.until, lambda: None)
+
+    @property
+    def undecided(self) -> int:
+        """How many keys wait for a person."""
+        return sum(map(is_undecided, self.service.table.items.values()))
 
     def is_over(self) -> bool:
         """Return whether nothing goes wrong any more, and nothing is left to do."""
