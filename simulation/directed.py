@@ -799,3 +799,12 @@ def _call_while_settling(world: DirectedWorld) -> None:
 def _delivery_while_settling(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("sleep", SHORT), ("fail", 1))
     world.call(2, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a recover that stands still", "recovers", expected={"began": 2, "asked": 2, "charged": 1}, due=90)
+def _late_answer(world: DirectedWorld) -> None:
+    """When it has answered, another delivery has the key and has had the effect."""
+    world.call(0, "task-0", ("sleep", 1), ("charge", None))
+    world.call(3, "task-1", ("charge", None))
+    _kills_first(world)
+    world.upon("asked", lambda entry: world.stopping(40)(world.process_of(entry)))

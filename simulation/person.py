@@ -1,5 +1,6 @@
 """The person who decides parked keys, with the calls of ``celery idempotency resolve``, in their order."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +44,7 @@ class Person:
         #: How many commands run; one that is killed is never over.
         self.busy = 0
         #: Returns what the body would have returned; None where it is to run again.
-        self.judge = self._judgement
+        self.judge: Callable[[Record], int | None] = self._judgement
         #: Returns for how many seconds the next step waits.
         self.pause = self._some_seconds
 
