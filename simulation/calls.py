@@ -35,7 +35,7 @@ class Call:
     owner: str
     #: When it was made, in epoch seconds of the simulation.
     called_at: float
-    #: Of a claim or renewal: seconds until the claim expires.
+    #: Of a claim or renewal: seconds until the claim expires; of a release: until what its run has done has settled.
     lease_seconds: float = 0.0
     #: Of a claim: the task id; of a commit: the encoded result; of a release: the claim's fence, 0 if unknown.
     task_id: str = ""
@@ -104,7 +104,8 @@ class RecordedStore:
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
     ) -> Released | Lost:
         """See `Store.release`."""
-        call = Call("release", claim.key, claim.owner, self._now(), fence=claim.fence)
+        settles = claim.request.settle_seconds if began and not nothing_done and claim.request.is_for_run else 0.0
+        call = Call("release", claim.key, claim.owner, self._now(), settles, fence=claim.fence)
         answer: Released | Lost = self._noted(
             call,
             lambda: self.store.release(claim, reason, crashed=crashed, began=began, nothing_done=nothing_done),
