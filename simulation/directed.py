@@ -808,3 +808,12 @@ def _late_answer(world: DirectedWorld) -> None:
     world.call(3, "task-1", ("charge", None))
     _kills_first(world)
     world.upon("asked", lambda entry: world.stopping(40)(world.process_of(entry)))
+
+
+@_schedule(
+    "an effect without a result", "recovers", expected={"began": 1, "asked": 1, "charged": 1, "followed": 1}, due=30
+)
+def _effect_without_result(world: DirectedWorld) -> None:
+    """What was done may be nothing that a body returns."""
+    world.call(0, "task-0", ("charge", None), ("sleep", 3), ("ask", ["has-no-result", 1]), linked=True)
+    world.upon("began", lambda entry: world.killing(1.5)(world.process_of(entry)))

@@ -32,7 +32,8 @@ def recover(world: "World", record: Record, plan: "Plan") -> Recovery:
             world.note("answered", **about, answer=type(answer).__name__)
             return answer
     charged = world.provider.ask(run.key)
-    answer = NotDone() if charged is None else Done(charged)
+    # A body may return nothing.
+    answer = NotDone() if charged is None else Done(None if kind == "has-no-result" else charged)
     world.note("answered", **about, answer=type(answer).__name__)
     return answer
 

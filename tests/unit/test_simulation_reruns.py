@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -101,13 +102,13 @@ def named(entry: Entry, task: str) -> Entry:
     return replace(entry, details={**entry.details, "key": f"{task}#{entry.details['key']}"})
 
 
-def item(owner: str = "", **numbers: int) -> dict[str, dict[str, str]]:
+def item(owner: str = "", **numbers: int) -> dict[str, Any]:
     """Return a record in progress as an item."""
     wire = {name: {"N": str(each)} for name, each in {"fence": 1, **numbers}.items()}
     return {"status": {"S": "INPROGRESS"}, **({"owner": {"S": owner}} if owner else {}), **wire}
 
 
-def written(*items: dict[str, dict[str, str]]) -> list[Entry]:
+def written(*items: dict[str, Any]) -> list[Entry]:
     """Return the writes of these items, a second apart."""
     return [
         Entry(float(at), "written", {"key": KEY, "item": each, "by": "machine-0/101"})
