@@ -807,7 +807,7 @@ def _late_answer(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("sleep", 1), ("charge", None))
     world.call(3, "task-1", ("charge", None))
     _kills_first(world)
-    world.upon("asked", lambda entry: world.stopping(40)(world.process_of(entry)))
+    world.upon("looked-up", lambda entry: world.stopping(40)(world.process_of(entry)))
 
 
 @_schedule(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from idempotent_tasks.core.processes import this_process
 from simulation.process import check_alive
 from simulation.scheduler import CLOCK_SECONDS, Event
 
@@ -63,6 +64,7 @@ class Provider:
         self._world.scheduler.sleep(self._world.draw.uniform(*_WAY_SECONDS))
         check_alive()
         found = self.look_up(key)
+        self._world.note("looked-up", key=key, found=found, process=this_process().name())
         self._world.scheduler.sleep(self._world.draw.uniform(*_WAY_SECONDS))
         return found
 

@@ -41,7 +41,8 @@ class Reruns:
 
     def is_own(self, key: str) -> bool:
         """Return whether a key is that of a run of the history's task: no lock, and not of what follows the task."""
-        return key.startswith(f"{self.history.task}#") and not is_lock(key)
+        # In the small world keys have no prefix, and nothing follows.
+        return ("#" not in key or key.startswith(f"{self.history.task}#")) and not is_lock(key)
 
     def starts(self) -> Iterator[list[Grant]]:
         """Yield the claims of the task's keys, by their fresh starts."""
@@ -110,7 +111,7 @@ def _kept_messages(reruns: Reruns) -> Found:
             is_published = any(about.items() <= each.details.items() and since < each.at <= entry.at for each in again)
             if not is_published and not reruns.by_force(entry):
                 yield entry.at, f"the message of {task_id} was removed from {key}, and not published again"
-    for key, item in reruns.history.items.items():
+    for key, item in reruns.history.items.items() if reruns.history.person else ():
         if is_parked(item) or _messages(item):
             yield reruns.history.until, f"{key} was never decided, or its messages were not published again"
 
