@@ -17,6 +17,7 @@ from simulation.planted import PLANTED, plant
 #: By name: the module that plays its histories.
 WORLDS: Final = {
     "whole": "simulation.world",
+    "reruns": "simulation.reruns",
     "small": "simulation.small_random",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",

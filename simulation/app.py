@@ -12,7 +12,7 @@ from celery import Celery, _state
 from celery.backends.base import KeyValueStoreBackend
 
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.store import ParkingStore
 from simulation.broker import Transport
 from simulation.process import check_alive
 
@@ -100,7 +100,7 @@ class _ProcessStore:
     clock: Final = _ProcessClock()
 
     @property
-    def _own(self) -> Store:
+    def _own(self) -> ParkingStore:
         return _current[0].store_of(this_process())
 
     @property
@@ -121,6 +121,12 @@ class _ProcessStore:
 
     def renew(self, *args: Any) -> Any:
         return self._own.renew(*args)
+
+    def park(self, *args: Any) -> Any:
+        return self._own.park(*args)
+
+    def keep_message(self, *args: Any) -> Any:
+        return self._own.keep_message(*args)
 
     def note_deferral(self, *args: Any) -> Any:
         return self._own.note_deferral(*args)

@@ -13,7 +13,7 @@ from simulation.tasks import FinalError, follow
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["BODY_FEATURES", "Run", "new_plan"]
+__all__ = ["BODY_FEATURES", "RECOVERIES", "RERUN_FEATURES", "Run", "new_plan", "new_rerun_plan"]
 
 Plan = list[Any]
 
@@ -31,10 +31,16 @@ BODY_FEATURES: Final[dict[str, tuple[tuple[str, Any], ...]]] = {
     "out-of-memory": (("exhaust", 0.5),),
     "nothing-done": (("do_nothing", 0.5),),
 }
+#: What only some histories' ``recover`` does, beside asking the provider.
+RECOVERIES: Final = ("raises", "retries", "dies", "exits", "knows-nothing", "is-slow", "returns-none")
+#: What only bodies of tasks with ``on_rerun`` or ``recover``, their calls and ``recover`` have.
+RERUN_FEATURES: Final = ("gives-up", "large-message", *(f"recover-{each}" for each in RECOVERIES))
 #: Steps that are done with the likelihood that is their argument, and only while things go wrong.
 _CHANCES: Final = frozenset(
-    {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing"}
+    {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing", "give_up"}
 )
+#: Of a message: not all of them fit into a record, and two do not.
+LARGE_BYTES: Final = (180_000, 180_000, 320_000)
 #: Characters of a result that goes into the bucket.
 LARGE: Final = 200
 
@@ -60,6 +66,23 @@ def new_plan(draw: random.Random, features: frozenset[str]) -> Plan:
     plan.append(("return", draw.choice([None, *results, *results])))
     if "catches-interrupt" in features:
         plan.insert(0, ("catch", draw.choice([True, False])))
+    return plan
+
+
+def new_rerun_plan(draw: random.Random, features: frozenset[str]) -> Plan:
+    """Return the plan of one message of a task with ``on_rerun`` or ``recover``: it has its effect at the provider."""
+    plan = new_plan(draw, features)
+    effect = next(place for place, each in enumerate(plan) if each[0] == "effect")
+    plan.insert(effect + 1, ("charge", None))
+    if "gives-up" in features:
+        # What has no effect yet may say so.
+        plan.insert(draw.randint(0, effect), ("give_up", 0.5, "gives-up"))
+    recoveries = [each for each in RECOVERIES if f"recover-{each}" in features]
+    if recoveries:
+        plan.append(("ask", [draw.choice(recoveries), draw.choice([0.5, 1])]))
+    if "large-message" in features:
+        # With its base 64, some of them fit alone, and none fits twice.
+        plan.append(("carry", draw.randbytes(draw.choice(LARGE_BYTES)).hex(), "large-message"))
     return plan
 
 
@@ -164,6 +187,25 @@ class Run:
     def _do_nothing(self, _: float) -> None:
         self._world.note("nothing-done", run=self._number)
         self._task.idempotency.nothing_done()
+
+    def _give_up(self, _: float) -> None:
+        self._do_nothing(0)
+        raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+
+    def _charge(self, _: None) -> None:
+        try:
+            self._world.provider.request(self._task.idempotency.key, self._number)
+        except TimeoutError:
+            # As with ``autoretry_for``, or without.
+            if self._world.draw.random() < 0.3:
+                raise
+            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None) from None
+
+    def _carry(self, _: str) -> None:
+        """Do nothing with what makes the message large."""
+
+    def _ask(self, _: list[Any]) -> None:
+        """Do nothing: what ``recover`` does is no step of the body."""
 
     def _return(self, kind: str | None) -> None:
         if kind is not None:

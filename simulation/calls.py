@@ -11,12 +11,16 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     CommitAnswer,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
 )
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import StoreError
 
 __all__ = ["Call", "RecordedStore"]
@@ -31,7 +35,7 @@ class Call:
     owner: str
     #: When it was made, in epoch seconds of the simulation.
     called_at: float
-    #: Of a claim or renewal: seconds until the claim expires.
+    #: Of a claim or renewal: seconds until the claim expires; of a release: until what its run has done has settled.
     lease_seconds: float = 0.0
     #: Of a claim: the task id; of a commit: the encoded result; of a release: the claim's fence, 0 if unknown.
     task_id: str = ""
@@ -52,7 +56,7 @@ class RecordedStore:
         now: returns the simulation's time, in epoch seconds.
     """
 
-    def __init__(self, store: Store, calls: list[Call], now: Callable[[], float]) -> None:
+    def __init__(self, store: ParkingStore, calls: list[Call], now: Callable[[], float]) -> None:
         self.store = store
         self._calls = calls
         self._now = now
@@ -100,7 +104,8 @@ class RecordedStore:
         self, claim: Claim, reason: str, *, crashed: bool = False, began: bool = True, nothing_done: bool = False
     ) -> Released | Lost:
         """See `Store.release`."""
-        call = Call("release", claim.key, claim.owner, self._now(), fence=claim.fence)
+        settles = claim.request.settle_seconds if began and not nothing_done and claim.request.is_for_run else 0.0
+        call = Call("release", claim.key, claim.owner, self._now(), settles, fence=claim.fence)
         answer: Released | Lost = self._noted(
             call,
             lambda: self.store.release(claim, reason, crashed=crashed, began=began, nothing_done=nothing_done),
@@ -112,6 +117,16 @@ class RecordedStore:
         call = Call("renew", claim.key, claim.owner, self._now(), lease_seconds)
         answer: Renewed | Lost = self._noted(call, lambda: self.store.renew(claim, lease_seconds, retention_seconds))
         return answer
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """See `ParkingStore.park`."""
+        call = Call("park", claim.key, claim.owner, self._now())
+        answer: Parked | Lost = self._noted(call, lambda: self.store.park(claim, reason))
+        return answer
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """See `ParkingStore.keep_message`; it changes neither holder nor outcome."""
+        return self.store.keep_message(key, task_id, message)
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `Store.note_deferral`; it changes neither holder nor outcome."""

@@ -12,6 +12,7 @@ from idempotent_tasks.core.results import ELSEWHERE
 from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
 from simulation.history import TRIED_ON_SECONDS, Entry, History
 from simulation.items import holder, is_lock, requested_at, text, until
+from simulation.rerun_rules import RERUN_INVARIANTS, Reruns
 from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
 
@@ -111,6 +112,7 @@ class _Facts:
         self.may_lose = history.acks_early and not {*KILLS, *_REFUSALS, "body-rejects"}.isdisjoint(history.counts)
         self.keys = _keys(history)
         self.counts = RunCounts(history)
+        self.reruns = Reruns(history, self.counts, ends, _begun_anew(self))
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -193,7 +195,7 @@ def _subject(facts: _Facts, run: _Run) -> str:
     details = run.began.details
     call = facts.published.get(details["id"])
     explicit = None if call is None else call.details.get("key")
-    return str(explicit or details["id" if details["task"] == "own" else "order"])
+    return str(explicit or details["id" if details["task"].endswith("own") else "order"])
 
 
 def _undisturbed(facts: _Facts) -> Iterator[Violation]:
@@ -460,10 +462,11 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
     stopped = facts.ids_of("callbacks-stopped")
     for entry in facts.history.of("Skipped"):
         task_id = entry.details["task_id"]
+        locks = [key for key in facts.items if is_lock(key)]
         holders = {
             text(written.item, "task_id")
             for key, items in facts.items.items()
-            if is_lock(key)
+            if key in locks or not locks
             for written in items
             if written.at <= entry.at
         }
@@ -477,8 +480,10 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
 
 
 #: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
-_LOCKED: Final = ("exclusive", "skipping")
+_LOCKED: Final = ("exclusive", "skipping", "parks-exclusive", "recovers-exclusive")
 _POLLING: Final = ("waits", "raises", "joined", "refused")
+#: What costs requests beside those of undisturbed runs: a rerun, and what becomes of it.
+_RERUNS: Final = ("Parked", "asked", "deciding")
 #: By event of the library: how many requests it stands for, without a lock and with one.
 _COSTS: Final = {
     "Claimed": (1, 2),
@@ -589,6 +594,13 @@ def _counted(
     return lambda facts: (Violation(name, at, what) for at, what in find(facts.counts))
 
 
+def _of_reruns(
+    name: str, find: Callable[[Reruns], Iterator[tuple[float, str]]], applies: Callable[[Reruns], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the reruns, and its precondition."""
+    return lambda facts: (Violation(name, *each) for each in find(facts.reruns)), lambda facts: applies(facts.reruns)
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "directed": (_directed, lambda facts: bool(facts.history.expected)),
@@ -618,7 +630,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
             and facts.history.counts.keys().isdisjoint({*OPERATOR_KINDS, "retry-without-raise"})
         ),
     ),
-    "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed"))),
+    "one outcome": (_one_outcome, lambda facts: bool(facts.history.of("Committed", "resolved"))),
     "one result": (_one_result, lambda facts: bool(facts.history.of("Committed", "Replayed"))),
     "nothing lost": (_nothing_lost, lambda facts: bool(facts.published)),
     "fences": (_fences, lambda facts: any(len(written) > 1 for written in facts.items.values())),
@@ -640,7 +652,12 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     "budget": (
         _budget,
-        lambda facts: bool(facts.history.requests) and facts.history.task not in _POLLING and facts.is_untroubled,
+        lambda facts: (
+            bool(facts.history.requests)
+            and not facts.history.task.endswith(_POLLING)
+            and facts.is_untroubled
+            and not facts.history.of(*_RERUNS)
+        ),
     ),
     "merged": (_merged, lambda facts: bool(facts.history.of("Merged"))),
     "run number": (
@@ -649,7 +666,9 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     "rerun": (
         _counted("rerun", reruns),
-        lambda facts: any(facts.counts.left_unresolved(earlier) for earlier, _ in facts.counts.pairs()),
+        lambda facts: any(
+            facts.counts.left_unresolved(earlier, grant.entry.at) for earlier, grant in facts.counts.pairs()
+        ),
     ),
     "generation": (
         _counted("generation", generations),
@@ -663,6 +682,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         _counted("unresolved", kept),
         lambda facts: facts.history.unresolved_seconds is not None and bool(facts.counts.starts),
     ),
+    **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
 }
 
 

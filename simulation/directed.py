@@ -18,6 +18,7 @@ from simulation.bodies import Plan
 from simulation.faults import Faults, RequestFault
 from simulation.history import Entry, History
 from simulation.network import SimulatedClient
+from simulation.person import Person
 from simulation.process import SimulatedProcess
 from simulation.producers import Call, Producer
 from simulation.tasks import LEASE_SECONDS, follow
@@ -27,7 +28,15 @@ from simulation.world import World, play_in
 __all__ = ["SCHEDULES", "Schedule", "play"]
 
 #: By kind of request: an operand that no other kind has.
-_OPERANDS: Final = {"claim": ":first_fence", "commit": ":completed_at", "renewal": ":known", "dispatch": ":dispatched"}
+_OPERANDS: Final = {
+    "claim": ":first_fence",
+    "commit": ":completed_at",
+    "renewal": ":known",
+    "dispatch": ":dispatched",
+    "park": ":parked_at",
+    "message": ":room",
+    "removal": ":message",
+}
 #: How many bodies a worker runs at once.
 CHILDREN: Final = 2
 #: Seconds of a body that is only to be over.
@@ -89,6 +98,8 @@ class _Misfortune:
     def is_for(self, operands: Mapping[str, Any], machine: str) -> bool:
         """Return whether a request with these operands is one of them."""
         is_kind = self.request == "any" or _OPERANDS[self.request] in operands
+        # Both name a message; only the one that is to be kept needs room.
+        is_kind = is_kind and not (self.request == "removal" and _OPERANDS["message"] in operands)
         return bool(self.times) and is_kind and self.machine in (None, machine)
 
 
@@ -134,6 +145,7 @@ class DirectedWorld(World):
         self._to_come = 0
         #: Called when the history has ended.
         self.at_end: list[Callable[[], None]] = []
+        self._person: Person | None = None
         super().__init__(seed)
         self.broker.visibility_seconds = None
         self.history.expected, self.history.due = dict(self.schedule.expected), self.schedule.due
@@ -158,7 +170,13 @@ class DirectedWorld(World):
 
     def is_over(self) -> bool:
         """Return whether nothing is left to do."""
-        return not self._to_come and not self.broker.unsettled() and not any(worker.busy for worker in self.workers)
+        return (
+            not self._to_come
+            and not self.undecided
+            and not (self._person is not None and self._person.busy)
+            and not self.broker.unsettled()
+            and not any(worker.busy for worker in self.workers)
+        )
 
     def call(
         self, at: float, task_id: str, *plan: Any, order: str = "order", linked: bool = False, **more: Any
@@ -198,7 +216,7 @@ class DirectedWorld(World):
         """Give the next requests of a kind a course, and do something when each is sent.
 
         Args:
-            request: ``claim``, ``commit``, ``renewal``, ``dispatch``, or ``any``.
+            request: one of `_OPERANDS`, or ``any``.
             fault: the name by which the checker knows what happens to it.
             times: how many requests.
             also: called with the process that sends it.
@@ -206,6 +224,40 @@ class DirectedWorld(World):
             course: as in `RequestFault`.
         """
         self._misfortunes.append(_Misfortune(request, fault, times, course, also, machine))
+
+    def decide(self, *judgements: int | None, after: float = 1.0, pause: float = 0.0) -> None:
+        """Have a person decide the key when it is parked first, second, ...
+
+        Args:
+            judgements: as `Person.judge` returns them.
+            after: seconds after a delivery's end.
+            pause: seconds before each step of a command.
+        """
+        left = list(judgements)
+        person = self._person = Person(self)
+        self.history.person = person.name
+        person.judge = lambda _: left.pop(0)
+        person.pause = lambda: pause
+
+        def resolve(_: Any) -> None:
+            self.scheduler.after(after, person.act)
+
+            if len(left) > 1:
+                self.upon("resolved", lambda _: self.upon("Parked", resolve))
+
+        self.upon("Parked", resolve)
+
+    def resolve(self, at: float) -> None:
+        """Have that person resolve after so many seconds, whatever has happened until then."""
+        assert self._person is not None
+        self.scheduler.after(at, self._person.act)
+
+    def lose_machine(self, machine: str) -> None:
+        """End all processes of a machine, of which nobody tells."""
+        self.faults.counts["worker-killed"] += 1
+        for worker in [each for each in self.workers if each.machine == machine]:
+            worker.kill(orphans=False)
+            self.workers.remove(worker)
 
     def revoke(self, task_id: str) -> None:
         """Let workers drop the messages of a task, as ``control.revoke`` does; for this history only."""
@@ -576,3 +628,192 @@ def _call_beside_the_dying(world: DirectedWorld) -> None:
     """A child that is past its hard limit lives for some more moments."""
     world.call(0, "task-0", ("sleep", 20))
     world.upon("began", lambda _: world.call(8.15, "task-1", ("sleep", SHORT)))
+
+
+def _kills_first(world: DirectedWorld) -> None:
+    world.upon("began", lambda entry: world.killing(0.5)(world.process_of(entry)))
+
+
+def _parked_again(world: DirectedWorld, **pauses: float) -> None:
+    """Have a key parked, decided to run, parked again after that run, and decided."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.decide(None, 7, **pauses)
+    world.upon("resolved", lambda _: _kills_first(world))
+
+
+@_schedule("a rerun is parked, and was done", "parks", expected={"began": 1, "Parked": 1, "followed": 1}, due=8)
+def _parked_and_done(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1), linked=True)
+    _kills_first(world)
+    world.decide(7)
+
+
+@_schedule("a rerun is parked, and runs", "parks", expected={"began": 2, "Parked": 1, "followed": 1}, due=8)
+def _parked_and_run(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1), linked=True)
+    _kills_first(world)
+    world.decide(None)
+
+
+@_schedule("a first crash is parked", "parks-crashing", expected={"began": 1, "Parked": 1, "CrashLooped": 0}, due=8)
+def _parked_crash(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.decide(7)
+
+
+@_schedule("a message that is too large for the record", "parks", expected={"began": 1, "Parked": 0, "Replayed": 1})
+def _large_message(world: DirectedWorld) -> None:
+    """It is deferred until a person has decided."""
+    world.call(0, "task-0", ("sleep", 1), ("carry", world.draw.randbytes(320_000).hex()))
+    _kills_first(world)
+    world.decide(7)
+    world.resolve(10)
+
+
+@_schedule("a message whose keeping gets no answer", "parks", expected={"began": 1, "Parked": 1, "Replayed": 1})
+def _unanswered_keeping(world: DirectedWorld) -> None:
+    """It is deferred, and kept by its next delivery."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.befall("message", "request-lost", times=9, lost=True)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.decide(7)
+
+
+@_schedule("a decision before a message is kept", "parks", expected={"began": 1, "Parked": 0, "Replayed": 1}, due=20)
+def _early_decision(world: DirectedWorld) -> None:
+    """The message is on its way to the record, which is decided when it arrives."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.befall("message", "request-late", request_seconds=1.5)
+    world.decide(7)
+    world.upon("stopped", lambda _: world.resolve(1.5))
+
+
+@_schedule("a park that gets no answer", "parks", expected={"began": 1, "Parked": 1, "Replayed": 1}, due=60)
+def _unanswered_park(world: DirectedWorld) -> None:
+    """It was parked all the same, which the deferred message finds."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.befall("park", "answer-lost", times=9, answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.decide(7)
+
+
+@_schedule("a park that does not arrive", "parks", expected={"began": 1, "Parked": 1, "Replayed": 1}, due=60)
+def _lost_park(world: DirectedWorld) -> None:
+    """The deferred message frees the claim that its first delivery had, and parks the key itself."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.befall("park", "request-lost", times=9, lost=True)
+    world.upon("Deferred", lambda _: world.get_well())
+    world.decide(7)
+
+
+@_schedule("a park whose process stands still", "parks", expected={"began": 1, "Parked": 1, "Replayed": 2}, due=30)
+def _late_park(world: DirectedWorld) -> None:
+    """Another delivery has the claim by then, and parks the key; the first one finds that it is decided."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.call(3, "task-1", ("sleep", SHORT))
+    _kills_first(world)
+    world.befall("park", "child-stopped", also=world.stopping(14), request_seconds=13)
+    world.decide(7)
+
+
+@_schedule("a key that is parked twice", "parks", expected={"began": 2, "Parked": 2, "Replayed": 1}, due=30)
+def _parked_twice(world: DirectedWorld) -> None:
+    """The removal of its message after the first decision arrives when it is parked again."""
+    _parked_again(world, after=4)
+    world.upon("published-again", lambda _: world.befall("removal", "request-late", request_seconds=3.5))
+
+
+@_schedule("a key that is decided twice", "parks", expected={"began": 2, "Parked": 2, "Replayed": 1}, due=30)
+def _decided_twice(world: DirectedWorld) -> None:
+    """The removal after the first decision arrives after the second, and before its message is published again."""
+    _parked_again(world, after=3, pause=1.5)
+    world.upon("published-again", lambda _: world.befall("removal", "request-late", request_seconds=5.4))
+
+
+@_schedule("a recover that fails each time", "recovers", expected={"began": 1, "asked": 5, "Parked": 1, "Replayed": 1})
+def _failing_recover(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1), ("ask", ["raises", 1]))
+    _kills_first(world)
+    world.decide(7)
+
+
+@_schedule("a recover that knows nothing", "recovers", expected={"began": 1, "asked": 1, "Parked": 1, "Replayed": 1})
+def _ignorant_recover(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 1), ("ask", ["knows-nothing", 1]))
+    _kills_first(world)
+    world.decide(7)
+
+
+@_schedule("a recover that retries once", "recovers", expected={"began": 2, "asked": 2, "Parked": 0}, due=40)
+def _retrying_recover(world: DirectedWorld) -> None:
+    """No run is counted for it."""
+    world.call(0, "task-0", ("sleep", 1), ("ask", ["retries-once", 1]))
+    _kills_first(world)
+
+
+@_schedule(
+    "an effect that was made", "recovers", expected={"began": 1, "asked": 1, "charged": 1, "followed": 1}, due=30
+)
+def _made_effect(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("charge", None), ("sleep", 3), linked=True)
+    world.upon("began", lambda entry: world.killing(1.5)(world.process_of(entry)))
+
+
+@_schedule("an effect that comes late", "recovers", expected={"began": 1, "asked": 1, "charged": 1}, due=60)
+def _late_effect(world: DirectedWorld) -> None:
+    """Its run dies with its request on the way, which arrives before the provider is asked."""
+    world.during(5, "provider-late")(None)
+    world.call(0, "task-0", ("charge", None), ("sleep", 3))
+    world.upon("began", lambda entry: world.killing(0.2)(world.process_of(entry)))
+
+
+@_schedule(
+    "a late effect of a lost machine",
+    "recovers",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 1, "asked": 1, "charged": 1},
+    due=60,
+)
+def _late_effect_of_lost_machine(world: DirectedWorld) -> None:
+    """Nobody releases the key; the claim ends later than the request arrives."""
+    world.during(9, "provider-late")(None)
+    world.call(0, "task-0", ("sleep", 4), ("charge", None), ("sleep", 3))
+    world.upon("requested", lambda _: world.lose_machine("machine-0"))
+
+
+@_schedule("a call while a key settles", "recovers-joined", expected={"began": 2, "Joined": 0, "asked": 1}, due=30)
+def _call_while_settling(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", SHORT), ("fail", 1))
+    world.call(2, "task-1", ("sleep", SHORT))
+
+
+@_schedule(
+    "another task while a key settles", "recovers-skips", expected={"began": 2, "Skipped": 0, "asked": 1}, due=30
+)
+def _delivery_while_settling(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", SHORT), ("fail", 1))
+    world.call(2, "task-1", ("sleep", SHORT))
+
+
+@_schedule("a recover that stands still", "recovers", expected={"began": 2, "asked": 2, "charged": 1}, due=90)
+def _late_answer(world: DirectedWorld) -> None:
+    """When it has answered, another delivery has the key and has had the effect."""
+    world.call(0, "task-0", ("sleep", 1), ("charge", None))
+    world.call(3, "task-1", ("charge", None))
+    _kills_first(world)
+    world.upon("looked-up", lambda entry: world.stopping(40)(world.process_of(entry)))
+
+
+@_schedule(
+    "an effect without a result", "recovers", expected={"began": 1, "asked": 1, "charged": 1, "followed": 1}, due=30
+)
+def _effect_without_result(world: DirectedWorld) -> None:
+    """What was done may be nothing that a body returns."""
+    world.call(0, "task-0", ("charge", None), ("sleep", 3), ("ask", ["has-no-result", 1]), linked=True)
+    world.upon("began", lambda entry: world.killing(1.5)(world.process_of(entry)))

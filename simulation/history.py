@@ -54,6 +54,8 @@ class History:
     #: For how many seconds a record without an outcome is kept from its last claim or renewal; None where that is not
     #: known.
     unresolved_seconds: float | None = None
+    #: For how many seconds after a run without an outcome nobody is granted its key.
+    settle_seconds: float = 0.0
     #: The bucket's objects at the end, by their addresses.
     objects: dict[str, bytes] = field(default_factory=dict)
     #: By process: how many requests DynamoDB has carried out.
@@ -62,6 +64,8 @@ class History:
     failed: set[str] = field(default_factory=set)
     #: The name of the operator's process.
     operator: str = ""
+    #: That of the person's who decides parked keys.
+    person: str = ""
     #: Whether the claims of children that end are released by their parent processes.
     watched: bool = True
     #: By kind of entry, or by kind and task: how many there must be in a directed history.

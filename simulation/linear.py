@@ -19,6 +19,7 @@ from idempotent_tasks.core.records import (
     Finished,
     Granted,
     Lost,
+    Parked,
     Record,
     Released,
     Renewed,
@@ -38,20 +39,27 @@ class Register:
     """What a key holds."""
 
     exists: bool = False
-    #: Of the claim, or of the outcome; None when the key was released.
+    #: Of the claim, of the outcome, or of a parked key; None when the key was released.
     owner: str | None = None
     #: None if only a claim without an answer has begun to count.
     fence: int | None = None
-    #: Between which times the claim expires, in epoch seconds.
+    #: Between which times the claim expires, or a free key has settled, in epoch seconds.
     expires_from: float = 0.0
     expires_by: float = 0.0
     #: The outcome's data, in a tuple; None while there is no outcome.
     outcome: tuple[Any] | None = None
+    #: Whether its next run waits for a person, whose decision is no call.
+    parked: bool = False
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody has claimed the key and neither released nor finished it."""
-        return self.owner is not None and self.outcome is None
+        """Whether somebody has claimed the key and neither released, finished nor parked it."""
+        return self.owner is not None and self.outcome is None and not self.parked
+
+    @property
+    def is_claimable_in_time(self) -> bool:
+        """Whether the key is held, or free and yet to settle: each ends by itself."""
+        return self.exists and self.outcome is None and not self.parked
 
 
 #: What a call may do: not before a time, not after one, and what the register is then.
@@ -69,6 +77,8 @@ def effects(register: Register, call: Call) -> Iterator[Effect]:
             yield from _release_effects(register, call)
         case "renew":
             yield from _renew_effects(register, call)
+        case "park":
+            yield from _park_effects(register, call)
         case _:
             # A restored record returns nothing: it may have been written.
             if not register.exists:
@@ -76,34 +86,46 @@ def effects(register: Register, call: Call) -> Iterator[Effect]:
 
 
 def _claim_effects(register: Register, call: Call) -> Iterator[Effect]:
-    mine = register.is_held and register.owner == call.owner
     match call.answer:
         case Finished(record):
             if register.outcome == (record.data,):
                 yield -inf, inf, register
         case Busy(_, holder):
-            if register.is_held and holder.owner == register.owner:
+            if register.is_claimable_in_time and holder.owner == register.owner:
                 yield -inf, register.expires_by + CLOCK_SECONDS, register
-        case Granted(claim) if register.outcome is None:
-            # An earlier request of the same owner was granted; or this one is.
-            if mine and register.fence in (None, claim.fence):
-                yield -inf, inf, _prolonged(register, claim)
-            if register.fence in (None, claim.fence - 1):
-                granted = Register(True, call.owner, claim.fence, claim.expires_at, claim.expires_at)
-                yield _claimable_from(register, call), inf, granted
-        case None if register.outcome is None:
-            fence = None if register.fence is None else register.fence + 1
-            yield _claimable_from(register, call), inf, Register(True, call.owner, fence, *_expiry(call))
-            if mine:
-                # It prolongs an earlier request's claim, if that is too short.
-                earliest, latest = _expiry(call)
-                yield -inf, inf, replace(register, expires_from=earliest, expires_by=max(register.expires_by, latest))
+        case Parked(record):
+            if register.parked and record.owner == register.owner:
+                yield -inf, inf, register
+        case Granted(claim) if register.outcome is None and not register.parked:
+            yield from _grants(register, call, claim)
+        case None if register.outcome is None and not register.parked:
+            yield from _unseen_grants(register, call)
+
+
+def _grants(register: Register, call: Call, claim: Claim) -> Iterator[Effect]:
+    # An earlier request of the same owner was granted; or this one is.
+    if register.is_held and register.owner == call.owner and register.fence in (None, claim.fence):
+        yield -inf, inf, _prolonged(register, claim)
+    if register.fence in (None, claim.fence - 1):
+        granted = Register(True, call.owner, claim.fence, claim.expires_at, claim.expires_at)
+        yield _claimable_from(register, call), inf, granted
+
+
+def _unseen_grants(register: Register, call: Call) -> Iterator[Effect]:
+    fence, (earliest, latest) = None if register.fence is None else register.fence + 1, _expiry(call)
+    yield _claimable_from(register, call), inf, Register(True, call.owner, fence, earliest, latest)
+    if register.is_held and register.owner == call.owner:
+        # It prolongs an earlier request's claim, if that is too short.
+        yield -inf, inf, replace(register, expires_from=earliest, expires_by=max(register.expires_by, latest))
 
 
 def _claimable_from(register: Register, call: Call) -> float:
-    """Return from when on a claim is granted: at any time where nobody holds the key, or a reservation for its task."""
-    is_free = not register.is_held or register.owner == reservation_owner(call.task_id)
-    return -inf if is_free else register.expires_from - CLOCK_SECONDS
+    """Return from when on a claim is granted: at any time where a reservation for its task holds the key.
+
+    Else when the claim that holds it has expired, or what was released has settled.
+    """
+    is_reserved = register.is_held and register.owner == reservation_owner(call.task_id)
+    return register.expires_from - CLOCK_SECONDS if register.exists and not is_reserved else -inf
 
 
 def _prolonged(register: Register, claim: Claim) -> Register:
@@ -143,12 +165,17 @@ def _shows(register: Register, record: Record) -> bool:
 
 def _release_effects(register: Register, call: Call) -> Iterator[Effect]:
     mine = register.is_held and register.owner == call.owner
-    released = replace(register, owner=None)
+    # At once, where nothing has to settle.
+    latest = inf if call.ended_at is None else call.ended_at
+    settles = (call.called_at + call.lease_seconds, latest + call.lease_seconds) if call.lease_seconds else (0.0, 0.0)
+    released = replace(register, owner=None, expires_from=settles[0], expires_by=settles[1])
     is_free = register.exists and register.owner is None
     match call.answer:
         case Released():
-            if mine or (is_free and register.fence in (None, call.fence)):
+            if mine:
                 yield -inf, inf, released
+            elif is_free and register.fence in (None, call.fence):
+                yield -inf, inf, register
         case Lost():
             if not mine and not (is_free and register.fence == call.fence):
                 yield -inf, inf, register
@@ -171,6 +198,22 @@ def _renew_effects(register: Register, call: Call) -> Iterator[Effect]:
         case None if mine:
             earliest, latest = _expiry(call)
             yield -inf, inf, replace(register, expires_from=earliest, expires_by=max(register.expires_by, latest))
+
+
+def _park_effects(register: Register, call: Call) -> Iterator[Effect]:
+    mine, owner = register.is_held and register.owner == call.owner, f"parked after {call.owner}"
+    parked = replace(register, owner=owner, parked=True, expires_from=inf, expires_by=inf)
+    match call.answer:
+        case Parked():
+            if mine:
+                yield -inf, inf, parked
+            elif register.parked and register.owner == owner:
+                yield -inf, inf, register
+        case Lost():
+            if not mine and not (register.parked and register.owner == owner):
+                yield -inf, inf, register
+        case None if mine:
+            yield -inf, inf, parked
 
 
 def is_linearizable(calls: Sequence[Call], *, doubled: bool = False) -> bool:

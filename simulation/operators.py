@@ -44,7 +44,7 @@ class Operator:
             found = [each for each in matching(admin, states=(), task=None, before=None) if isinstance(each, Record)]
             self._world.scheduler.sleep(self._world.draw.uniform(0, 2))
             for record in found if kind == "purged" else self._world.draw.sample(found, min(len(found), 1)):
-                if force or not is_live(record, admin.now()):
+                if force or not (is_live(record, admin.now()) or record.parked_bytes or record.parked_at is not None):
                     self._change(admin, kind, record, force=force)
         except StoreError as error:
             self._world.note("command-failed", why=type(error).__name__)

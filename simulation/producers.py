@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import chain, chord, group
 
 from simulation.app import app
-from simulation.bodies import Plan, new_plan
+from simulation.bodies import Plan
 from simulation.tasks import EARLY, TASKS, apologise, follow
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Producer:
         return Call(
             task_id=task_id,
             order=self._draw.choice(self._orders),
-            plan=new_plan(self._draw, self._world.features),
+            plan=self._world.new_plan(),
             amount=self._draw.randint(1, 2) if self._has("other-amount") else 0,
             options=options,
             stamped=self._has("stamped"),
@@ -170,7 +170,7 @@ class Producer:
             return chain(self._signature(call), *following).apply_async, [call]
         if canvas is None:
             return self._signature(call).apply_async, [call]
-        calls = [call, replace(call, task_id=f"{of}-b", plan=new_plan(self._draw, self._world.features), followers=())]
+        calls = [call, replace(call, task_id=f"{of}-b", plan=self._world.new_plan(), followers=())]
         members = [self._signature(each) for each in calls]
         if canvas == "group":
             return group(members).apply_async, calls

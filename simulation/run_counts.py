@@ -8,10 +8,23 @@ from typing import Any, Final
 
 from idempotent_tasks.core.guard import HOLDER_ENDED
 from simulation.history import Entry, History
-from simulation.items import is_lock, requested_at, text
+from simulation.items import is_lock, is_parked, requested_at, text
 from simulation.scheduler import CLOCK_SECONDS
 
-__all__ = ["RunCounts", "asked_twice", "counted_once", "generations", "kept", "numbers", "reruns"]
+__all__ = [
+    "LONGEST_LEASE_SECONDS",
+    "Grant",
+    "RunCounts",
+    "asked_twice",
+    "counted_once",
+    "generations",
+    "is_claim",
+    "is_free",
+    "is_reserved",
+    "kept",
+    "numbers",
+    "reruns",
+]
 
 #: Why somebody else releases a claim whose body may have begun; after any other reason it has not.
 _MAY_HAVE_BEGUN: Final = frozenset(
@@ -22,7 +35,7 @@ LONGEST_LEASE_SECONDS: Final = 10.0
 
 
 @dataclass(eq=False, slots=True)
-class _Grant:
+class Grant:
     """A claim for a run, as the store has written it."""
 
     entry: Entry
@@ -30,6 +43,8 @@ class _Grant:
     began: Entry | None
     #: What has released it, if anything has.
     released: Entry | None = None
+    #: From when on it is no run: it has parked its key instead, or a person has said that nothing was done.
+    void_at: float = math.inf
 
     @property
     def owner(self) -> str | None:
@@ -64,8 +79,8 @@ class RunCounts:
     def _numbered(self) -> list[Entry]:
         return [entry for entry in self.history.of("began") if entry.details.get("grant")]
 
-    def _starts_of(self, key: str) -> list[list[_Grant]]:
-        starts: list[list[_Grant]] = [[]]
+    def _starts_of(self, key: str) -> list[list[Grant]]:
+        starts: list[list[Grant]] = [[]]
         for old, entry in _steps(self.written[key]):
             item = entry.item
             if is_claim(old, item):
@@ -73,23 +88,28 @@ class RunCounts:
                     starts.append([])
                 if not is_reserved(item):
                     began = self._began.get((key, int(text(item, "fence") or 0)))
-                    starts[-1].append(_Grant(entry, began))
+                    starts[-1].append(Grant(entry, began))
+            elif is_parked(item) and not is_parked(old):
+                starts[-1][-1].void_at = entry.at
+            elif is_parked(old) and is_free(item):
+                for grant in starts[-1]:
+                    grant.void_at = min(grant.void_at, entry.at)
             elif starts[-1] and is_free(item) and not (is_free(old) or is_reserved(old)):
                 starts[-1][-1].released = entry
         return starts
 
-    def pairs(self) -> Iterator[tuple[list[_Grant], _Grant]]:
+    def pairs(self) -> Iterator[tuple[list[Grant], Grant]]:
         """Yield each claim under which a body began, with the claims of its start before it."""
         for start in self.starts:
             for place, grant in enumerate(start):
                 if grant.began is not None:
                     yield start[:place], grant
 
-    def counts(self, grant: _Grant) -> bool:
-        """Return whether a claim counts as a run for those after it: unless its body did not begin or did nothing."""
+    def counts(self, grant: Grant, at: float) -> bool:
+        """Return whether a claim counts as a run at a later time: unless its body did not begin or did nothing."""
         released = grant.released
-        if released is None:
-            return True
+        if released is None or grant.void_at < at:
+            return grant.void_at >= at
         item = released.item
         if grant.began is None:
             return self.is_released_by_operator(grant) or text(item, "error") in _MAY_HAVE_BEGUN
@@ -99,13 +119,13 @@ class RunCounts:
         is_own = released.details["by"] == details["process"] and text(item, "attempt") == "0"
         return not (is_own and said_at <= released.at)
 
-    def is_released_by_operator(self, grant: _Grant) -> bool:
+    def is_released_by_operator(self, grant: Grant) -> bool:
         """Return whether an operator has released a claim, who cannot know whether its body has begun."""
         return grant.released is not None and grant.released.details["by"] == self.history.operator
 
-    def left_unresolved(self, grants: list[_Grant]) -> list[_Grant]:
-        """Return the claims under which a body began that is a reason to call the next one a rerun."""
-        return [each for each in grants if each.began is not None and self.counts(each)]
+    def left_unresolved(self, grants: list[Grant], at: float) -> list[Grant]:
+        """Return the claims under which a body began that is a reason to call one at a later time a rerun."""
+        return [each for each in grants if each.began is not None and self.counts(each, at)]
 
 
 def _steps(written: list[Entry]) -> Iterator[tuple[dict[str, Any], Entry]]:
@@ -129,7 +149,7 @@ def is_reserved(item: dict[str, Any]) -> bool:
 def is_claim(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return whether a write has claimed a key."""
     names = ("owner", "fence")
-    changed = [text(new, name) for name in names] != [text(old, name) for name in names]
+    changed = [text(new, name) for name in names] != [text(old, name) for name in names] and not is_parked(new)
     return text(new, "status") == "INPROGRESS" and "owner" in new and changed
 
 
@@ -145,7 +165,7 @@ def numbers(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """A body's number is one more than that of the earlier runs that left no outcome."""
     for earlier, grant in counts.pairs():
         assert grant.began is not None
-        details, expected = grant.began.details, 1 + sum(map(counts.counts, earlier))
+        details, expected = grant.began.details, 1 + sum(counts.counts(each, grant.entry.at) for each in earlier)
         if details["number"] != expected:
             yield grant.began.at, f"run {details['run']} has number {details['number']} instead of {expected}"
 
@@ -154,7 +174,7 @@ def reruns(counts: RunCounts) -> Iterator[tuple[float, str]]:
     """A body that follows one without an outcome is a rerun."""
     for earlier, grant in counts.pairs():
         assert grant.began is not None
-        unresolved = counts.left_unresolved(earlier)
+        unresolved = counts.left_unresolved(earlier, grant.entry.at)
         if unresolved and not grant.began.details["rerun"]:
             yield grant.began.at, f"run {grant.began.details['run']} was told that nothing of its key was begun before"
 
@@ -206,9 +226,10 @@ def kept(counts: RunCounts) -> Iterator[tuple[float, str]]:
                 continue
             if is_claim(old, item):
                 least = int(text(item, "claimed_at") or 0) / 1000 + seconds
-            elif not is_free(item) and not is_reserved(item):
+            elif not is_free(item) and not is_reserved(item) and not is_parked(item):
                 renewed_until = int(text(item, "in_progress_expiration") or 0) / 1000
-                least = max(least, renewed_until - LONGEST_LEASE_SECONDS + seconds)
+                longest = LONGEST_LEASE_SECONDS + counts.history.settle_seconds
+                least = max(least, renewed_until - longest + seconds)
             short = least - int(text(item, "expiration") or 0)
             if short > CLOCK_SECONDS:
                 yield entry.at, f"the unresolved record of {key} is kept {short:.0f} s too briefly"

@@ -25,6 +25,7 @@ from simulation.history import History
 from simulation.linear import unexplained
 from simulation.network import ENDPOINT, READ_SECONDS, DirectClient, Service
 from simulation.process import SimulatedProcess, check_alive
+from simulation.provider import SETTLE_SECONDS
 from simulation.scheduler import START, Scheduler, Strand
 from simulation.small import HARD_LIMIT_SECONDS, Message, SmallTask, SmallWorld
 
@@ -42,7 +43,7 @@ FAULTS: Final = {
     "interrupt": "soft-limit",
 }
 #: The kinds of entries whose order the checker reads.
-JUDGED: Final = frozenset({"began", "over", "stopped", "written"})
+JUDGED: Final = frozenset({"began", "over", "stopped", "written", "asked", "answered"})
 #: A schedule that has not ended after so many seconds has lost something, or runs in circles.
 GIVE_UP: Final = 600.0
 
@@ -69,6 +70,10 @@ _LIMITED: Final = SmallTask("limited", Idempotency(key="order", grace=2), HARD_L
 _LEASED: Final = SmallTask("leased", Idempotency(key="order", lease=6))
 _OWN: Final = SmallTask("own", Idempotency(lease=6), by_id=True)
 _LOCKED: Final = SmallTask("exclusive", Idempotency.exclusive(lease=6, on_busy="defer"), by_id=True, locked=True)
+_PARKS: Final = SmallTask("parks", Idempotency(key="order", grace=2, on_rerun="park"), HARD_LIMIT_SECONDS)
+_RECOVERS: Final = SmallTask(
+    "recovers", Idempotency(key="order", grace=2, recover=print, settle=SETTLE_SECONDS), HARD_LIMIT_SECONDS
+)
 SCENARIOS: Final = (
     Scenario("a claim for the time limit", _LIMITED),
     Scenario("a claim that is renewed", _LEASED, body_seconds=3.0),
@@ -76,6 +81,8 @@ SCENARIOS: Final = (
     Scenario("a reaper", _LIMITED, machines=("machine-0", "machine-0"), watched=True),
     Scenario("no reaper, one machine", _LIMITED, machines=("machine-0", "machine-0")),
     Scenario("one message twice", _OWN, ids=("task-0", "task-0")),
+    Scenario("a rerun is parked", _PARKS, machines=("machine-0", "machine-0"), watched=True, failures=1),
+    Scenario("a rerun is asked about", _RECOVERS, machines=("machine-0", "machine-0"), watched=True, failures=1),
     Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.

@@ -23,11 +23,24 @@ from idempotent_tasks.core.guard import (
     Returned,
     Unclaimed,
     Unreadable,
+    Unresolved,
     Verdict,
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.records import Busy, ClaimRequest, Finished, Released, Superseded, Unanswered
+from idempotent_tasks.core.records import (
+    Busy,
+    ClaimRequest,
+    Finished,
+    Lost,
+    MessageKept,
+    Parked,
+    Record,
+    Released,
+    Superseded,
+    Unanswered,
+)
+from idempotent_tasks.core.recovery import Done, NotDone, Recovery
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
@@ -138,6 +151,7 @@ class SmallWorld(ABC):
         self.task = task
         self.watched = history.watched = watched
         history.unresolved_seconds = UNRESOLVED_SECONDS
+        history.settle_seconds = task.policy.settle_seconds
         self.service = Service(lambda: scheduler.now)
         recorder = Recorder(history, scheduler, self.service)
         self.note, self.observe = recorder.note, recorder.observe
@@ -213,6 +227,7 @@ class SmallWorld(ABC):
             task=task.name,
             task_id=message.id,
             process=child.name(parent.pid if self.watched else None),
+            settle_seconds=task.policy.settle_seconds,
         )
         return request.locking(message.id) if task.locked else request
 
@@ -254,10 +269,9 @@ class SmallWorld(ABC):
         message, interrupted = self._release_unseen(message, request, store)
         if interrupted is not None:
             return self._again(delivery, message, None)
-        guard = self._guard(store)
-        verdict: Verdict | Replay = guard.deliver(request, lambda run: self._run(run, delivery))
-        if isinstance(verdict, Finished | Superseded):
-            verdict = guard.replay(request, verdict.record)
+        verdict = self._verdict(delivery, self._guard(store))
+        if isinstance(verdict, Unresolved | Parked):
+            return self._park(delivery, message, verdict, store)
         match verdict:
             case Returned(value) | Replayed(value):
                 self._end(delivery, "SUCCESS", value)
@@ -276,6 +290,36 @@ class SmallWorld(ABC):
             case Unreadable():
                 self._again(delivery, message, None)
         return None
+
+    def _verdict(self, delivery: _Delivery, guard: Guard) -> Verdict | Replay:
+        ask = None if self.task.policy.recover is None else lambda run, record: self._ask(run, record, delivery)
+        verdict = guard.deliver(delivery.request, lambda run: self._run(run, delivery), ask)
+        return guard.replay(delivery.request, verdict.record) if isinstance(verdict, Finished | Superseded) else verdict
+
+    def _park(self, delivery: _Delivery, message: Message, verdict: Unresolved | Parked, store: RetryingStore) -> None:
+        """Do what the handler does with a key that waits for a person, who never comes."""
+        if isinstance(verdict, Unresolved):
+            claim = verdict.run.claim
+            match store.despite_interrupts(lambda: store.park(claim, verdict.reason)):
+                case Lost():
+                    return self._again(delivery, message, None)
+                case Unanswered():
+                    message = replace(message, unseen=(claim.owner, *message.unseen))
+                    return self._again(delivery, message, None)
+        key = delivery.request.key
+        kept = store.despite_interrupts(lambda: store.keep_message(key, message.id, b"kept"))
+        if isinstance(kept, MessageKept):
+            return self._end(delivery, "FAILURE", {"exc_type": "UnresolvedError"})
+        return self._again(delivery, message, None)
+
+    def _ask(self, run: RunContext, record: Record, delivery: _Delivery) -> Recovery:
+        """Be a ``recover`` whose answer is true: a body has its effect when it begins."""
+        about = {"key": run.key, "grant": run.claim.fence, "id": delivery.message.id, "process": delivery.child.name()}
+        self.note("asked", **about, number=run.run, rerun=run.rerun, owner=record.owner)
+        done = [each.details["run"] for each in self.history.of("charged") if each.details["key"] == run.key]
+        answer = Done(done[0]) if done else NotDone()
+        self.note("answered", **about, answer=type(answer).__name__)
+        return answer
 
     def _release_unseen(
         self, message: Message, request: ClaimRequest, store: RetryingStore
@@ -310,6 +354,9 @@ class SmallWorld(ABC):
         about |= {"task": self.task.name, "order": message.order, "owner": run.claim.owner}
         about["lock"] = None if run.lock is None else run.lock.key
         self.note("began", **about, grant=run.claim.fence, number=run.run, rerun=run.rerun)
+        if self.task.policy.recover is not None:
+            self.note("requested", key=run.key, run=number)
+            self.note("charged", key=run.key, run=number)
         try:
             return self.body(run, message, number)
         finally:

@@ -3,12 +3,17 @@
 from typing import Any, Final
 
 from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.recovery import Recovery
 from simulation.app import app, world
+from simulation.provider import SETTLE_SECONDS
 
 __all__ = [
     "DIRECTED_TASKS",
     "EARLY",
     "LEASE_SECONDS",
+    "PARKING_TASKS",
+    "RECOVERING_TASKS",
     "TASKS",
     "UNRESOLVED_SECONDS",
     "FinalError",
@@ -69,6 +74,58 @@ TASKS: Final = {
     "exclusive": _declare("exclusive", _EXCLUSIVE, soft_time_limit=SOFT_LIMIT_SECONDS),
     "skipping": _declare("skipping", _PER_ORDER, time_limit=HARD_LIMIT_SECONDS),
     EARLY: _declare(EARLY, _by_order(), acks_late=False),
+}
+
+
+def _ask(record: Record, order: str, plan: list[Any], amount: int = 0) -> Recovery:  # noqa: ARG001 - as the body's
+    return world().recover(record, plan)
+
+
+def _parking(**more: Any) -> Idempotency:
+    return _by_order(on_rerun="park", **more)
+
+
+def _recovering(**more: Any) -> Idempotency:
+    return _by_order(recover=_ask, settle=SETTLE_SECONDS, **more)
+
+
+_PARKED_ONE: Final = Idempotency.exclusive(
+    key="order", lease=LEASE_SECONDS, store_failures=FinalError, on_rerun="park", on_busy="defer"
+)
+_RECOVERED_ONE: Final = Idempotency.exclusive(
+    key="order", lease=LEASE_SECONDS, store_failures=FinalError, recover=_ask, settle=SETTLE_SECONDS
+)
+#: Those whose reruns wait for a person.
+PARKING_TASKS: Final = {
+    "parks": _declare("parks", _parking()),
+    "parks-limited": _declare("parks-limited", _limited(on_rerun="park"), time_limit=HARD_LIMIT_SECONDS),
+    "parks-soft": _declare("parks-soft", _parking(), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "parks-own": _declare("parks-own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError, on_rerun="park")),
+    "parks-waits": _declare("parks-waits", _parking(on_busy="wait", wait_timeout=5)),
+    "parks-joined": _declare("parks-joined", _parking(at_publish="join", reserve=30)),
+    "parks-refused": _declare("parks-refused", _parking(at_publish="raise", reserve=30)),
+    "parks-exclusive": _declare("parks-exclusive", _PARKED_ONE),
+    "parks-crashing": _declare("parks-crashing", _parking(max_crashes=1)),
+}
+#: Those whose reruns ask first.
+RECOVERING_TASKS: Final = {
+    "recovers": _declare("recovers", _recovering()),
+    "recovers-limited": _declare(
+        "recovers-limited",
+        _limited(recover=_ask, settle=SETTLE_SECONDS),
+        time_limit=HARD_LIMIT_SECONDS,
+        soft_time_limit=SOFT_LIMIT_SECONDS,
+    ),
+    "recovers-soft": _declare("recovers-soft", _recovering(), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "recovers-own": _declare(
+        "recovers-own",
+        Idempotency(lease=LEASE_SECONDS, store_failures=FinalError, recover=_ask, settle=SETTLE_SECONDS),
+    ),
+    "recovers-waits": _declare("recovers-waits", _recovering(on_busy="wait", wait_timeout=5)),
+    "recovers-raises": _declare("recovers-raises", _recovering(on_busy="raise", on_store_error="raise")),
+    "recovers-skips": _declare("recovers-skips", _recovering(on_busy="skip")),
+    "recovers-joined": _declare("recovers-joined", _recovering(at_publish="join", reserve=30)),
+    "recovers-exclusive": _declare("recovers-exclusive", _RECOVERED_ONE),
 }
 
 #: Those of directed histories only.

@@ -11,23 +11,28 @@ from celery import current_task
 
 from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.recovery import Recovery
+from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.events import Merged
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
 from simulation.app import app, enter, playing
-from simulation.bodies import BODY_FEATURES, Plan, Run
+from simulation.bodies import BODY_FEATURES, Plan, Run, new_plan
 from simulation.broker import Broker
 from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
 from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
 from simulation.history import TRIED_ON_SECONDS, History, Recorder
+from simulation.items import is_undecided
 from simulation.network import Service, SimulatedClient
 from simulation.operators import Operator
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.producers import CALL_FEATURES, Producer
+from simulation.provider import SETTLE_SECONDS, Provider
+from simulation.recoveries import recover
 from simulation.scheduler import START, Scheduler
-from simulation.tasks import LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
+from simulation.tasks import LEASE_SECONDS, RECOVERING_TASKS, TASKS, UNRESOLVED_SECONDS
 from simulation.worker import Worker
 
 __all__ = ["World", "play", "play_in"]
@@ -121,7 +126,7 @@ class World:
         self._recorder = Recorder(self.history, self.scheduler, self.service)
         self.note = self._recorder.note
         self.results: dict[str, Any] = {}
-        self._stores: dict[int, Store] = {}
+        self._stores: dict[int, ParkingStore] = {}
         self._living: dict[str, SimulatedProcess] = {}
         self._pids, self._runs = 100, 0
         self.workers: list[Worker] = []
@@ -134,6 +139,8 @@ class World:
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
+        self.history.settle_seconds = SETTLE_SECONDS if task in RECOVERING_TASKS else 0.0
+        self.provider = Provider(self)
         enter(self)
 
     def _subject(self) -> tuple[str, frozenset[str], Faults]:
@@ -143,6 +150,10 @@ class World:
         features = _some_features(draw, task)
         rates = {kind: RATES[kind] for kind in _some_kinds(draw, features)}
         return task, features, Faults(draw, rates, LEASE_SECONDS)
+
+    def new_plan(self) -> Plan:
+        """Return the plan of one message."""
+        return new_plan(self.draw, self.features)
 
     def _new_clock(self) -> tuple[float, float]:
         offset = self.draw.choice([0.0, 0.0, self.draw.uniform(-600, 600)])
@@ -159,7 +170,7 @@ class World:
         offset, _ = self._clocks[getattr(process, "machine", "producer")]
         return self.scheduler.now + offset
 
-    def store_of(self, process: Process) -> Store:
+    def store_of(self, process: Process) -> ParkingStore:
         """Return a process's own store."""
         store = self._stores.get(process.pid)
         if store is None:
@@ -199,6 +210,10 @@ class World:
             return Run(self, task, self._runs).follow(plan)
         finally:
             self.note("stopped" if not process.alive else "over", **about)
+
+    def recover(self, record: Record, plan: Plan) -> Recovery:
+        """Be the task's ``recover``."""
+        return recover(self, record, plan)
 
     def on_follow(self, kind: str, of: str, task_id: str, value: Any) -> None:
         """Note that what follows a task runs."""
@@ -245,6 +260,11 @@ class World:
         if self.history.of("Unrecorded"):
             self.until += TRIED_ON_SECONDS
             self.scheduler.at(self.until, lambda: None)
+
+    @property
+    def undecided(self) -> int:
+        """How many keys wait for a person."""
+        return sum(map(is_undecided, self.service.table.items.values()))
 
     def is_over(self) -> bool:
         """Return whether nothing goes wrong any more, and nothing is left to do."""

@@ -24,7 +24,11 @@ from idempotent_tasks.core.records import (
     Committed,
     Granted,
     Lost,
+    MessageKept,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Released,
     Renewed,
     Superseded,
@@ -35,9 +39,12 @@ from idempotent_tasks.core.records import (
     granted_record,
     held_claim,
     is_first_try,
+    kept_message,
     outcome_record,
+    parked_record,
     released_record,
     was_committed,
+    was_parked,
     was_released,
 )
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
@@ -63,6 +70,7 @@ class Row:
             values["status"] = Status(values["status"])
             values["deferred"] = json.loads(values["deferred"])
             values["dispatched"] = frozenset(json.loads(values["dispatched"]))
+            values["parked"] = {name: bytes.fromhex(each) for name, each in json.loads(values["parked"]).items()}
             return Record(**values)
         except (TypeError, ValueError) as error:
             raise RecordCorruptError("the row is no record; delete it", key=self.key) from error
@@ -73,6 +81,7 @@ class Row:
         values["status"] = record.status.value
         values["deferred"] = json.dumps(dict(record.deferred))
         values["dispatched"] = json.dumps(sorted(record.dispatched))
+        values["parked"] = json.dumps({name: each.hex() for name, each in record.parked.items()})
         self.connection.execute(WRITE, list(values.values()))
 
     def held_by(self, owner: str) -> Record | None:
@@ -164,6 +173,24 @@ class SQLiteStore:
             expiration = expiration_seconds(retention_seconds, until, now)
             row.write(replace(row.record, in_progress_expiration=until, expiration=expiration))
             return Renewed(replace(claim, in_progress_expiration=until))
+
+    def park(self, claim: Claim, reason: str) -> Parked | Lost:
+        """See `idempotent_tasks.stores.ParkingStore.park`."""
+        with self._locked(claim.key) as row:
+            held, record = row.held_by(claim.owner), row.record
+            if held is not None:
+                record = parked_record(held, claim, reason, self.clock.now())
+                row.write(record)
+            return Parked(record) if record and was_parked(record, claim) else Lost()
+
+    def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
+        """See `idempotent_tasks.stores.ParkingStore.keep_message`."""
+        with self._locked(key) as row:
+            answer = kept_message(row.record, task_id, message)
+            if not isinstance(answer, Record):
+                return answer
+            row.write(answer)
+            return MessageKept()
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.Store.note_deferral`."""

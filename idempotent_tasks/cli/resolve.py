@@ -39,7 +39,7 @@ def resolve(admin: AdminContext, *, key: str, hint: str, done: str | None, again
         _decide(admin, record, done, yes=yes)
     else:
         _accept_state(admin, record, done)
-    count = _publish_messages(admin, key)
+    count = _publish_messages(admin, record)
     click.echo(f"published {count} message" + ("" if count == 1 else "s") + " again")
 
 
@@ -82,10 +82,12 @@ def _outcome(admin: AdminContext, record: Record, done: str) -> Outcome:
     return encode_result(value, codec)
 
 
-def _publish_messages(admin: AdminContext, key: str) -> int:
-    """Publish each message that the record keeps, and remove it then; return how many."""
-    # Read again: deliveries may have added theirs until the decision.
-    messages = admin.store.get(key).parked
+def _publish_messages(admin: AdminContext, shown: Record) -> int:
+    """Publish each message that the record keeps, or was shown with, and remove it then; return how many."""
+    key = shown.key
+    # Deliveries may have added theirs until the decision; and after it the removal of an earlier one's message, which
+    # was long on its way, may take away what a delivery since then relies on.
+    messages = {**shown.parked, **admin.store.get(key).parked}
     for published, (task_id, message) in enumerate(messages.items()):
         try:
             publish_parked(admin.app, decoded_message(message))

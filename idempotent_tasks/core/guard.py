@@ -324,8 +324,10 @@ class Guard:
 
     def _recover(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | None:
         """Ask what came of an earlier run, and note its result; return None if that is known and the claim lives."""
+        run.asking = True
         try:
             answer = ask(run, self.store.get(run.key))
+            run.asking = False
             if isinstance(answer, Done):
                 run.value = answer.result
                 run.ended = True
@@ -334,7 +336,9 @@ class Guard:
                 # It has published a retry, whose run asks again.
                 raise
             return Unresolved(run, type(error).__name__, error)
-        if not run.ended and (run.claim_lost or run.claim.expires_at <= self.store.clock.now()):
+        # Its own requests will have to settle before the claim ends.
+        ends_at = run.claim.expires_at - run.claim.request.settle_seconds
+        if not run.ended and (run.claim_lost or ends_at <= self.store.clock.now()):
             # The process stood still, or asking took too long: another delivery may have the key.
             self.store.release(run.claim, CLAIM_ENDED, began=False)
             return Unclaimed(

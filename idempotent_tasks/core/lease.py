@@ -95,6 +95,8 @@ class RunContext:
         self.writing = False
         #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
         self.result_ignored = False
+        #: Whether ``recover`` is being asked, so that the body has not begun.
+        self.asking = False
         self._nothing_done = False
         self._store = store
 
@@ -153,7 +155,9 @@ class RunContext:
         """Release the key without an outcome: the body failed, or a message that will claim it is to be published."""
         if not self.handed_over:
             self.handed_over = self.ending = True
-            self._store.release(self.claim, reason, crashed=crashed, nothing_done=self._nothing_done and not crashed)
+            # A crash counts, wherever it was: nobody tries for ever what kills its process.
+            began, nothing_done = crashed or not self.asking, self._nothing_done and not crashed
+            self._store.release(self.claim, reason, crashed=crashed, began=began, nothing_done=nothing_done)
         if self.lock is not None:
             self.lock.hand_over(reason, crashed=crashed)
 

@@ -10,7 +10,7 @@ from celery import Celery
 from click.testing import CliRunner, Result
 
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask, RecordNotFoundError, Status
-from idempotent_tasks.cli import idempotency
+from idempotent_tasks.cli import context, idempotency
 from idempotent_tasks.core.records import Finished, Granted, Parked
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.support.guarding import grant, request_by
@@ -205,6 +205,25 @@ def test_a_message_is_not_removed_from_a_key_that_is_parked_again(shop: Shop) ->
     assert operations.remove_message(shop.key, "second", record.parked["second"])
     assert not operations.remove_message(shop.key, "second", record.parked["second"])
     assert store.get(shop.key).parked_bytes == 0
+
+
+def test_a_late_removal_takes_no_message_away(run: Run, shop: Shop) -> None:
+    """That of a message of the decision before may land right after this one."""
+    shop.park("second")
+
+    class Landing(TableAdmin):
+        def resolve(self, *given: Any) -> bool:
+            done = super().resolve(*given)
+            for task_id, message in shop.store.get(shop.key).parked.items():
+                assert self.remove_message(shop.key, task_id, message)
+            return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "TableAdmin", Landing)
+        answer = run("resolve", shop.key, "--done", "5", "--yes")
+    assert answer.output.endswith("published 1 message again\n")
+    shop.worker.drain()
+    assert shop.worker.result("second") == 5
 
 
 def test_a_claim_keeps_what_is_to_be_published(shop: Shop) -> None:

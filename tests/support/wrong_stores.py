@@ -278,6 +278,62 @@ WRONG_STORES: Final = (
     WrongStore("releases-an-unseen-claim-too-early", "release_time", " + spread", ""),
     WrongStore("forgets-the-reason", "released_record", "error=reason,", ""),
     WrongStore("releases-an-outcome", "release", "held = self._held(claim)", "held = self._records.get(claim.key)"),
+    # Settling.
+    WrongStore("grants-a-settling-key", "claimable", " or record.settles_at(now)", ""),
+    WrongStore("lets-nothing-settle", "settling_milliseconds", "if settles else 0", "if False else 0"),
+    WrongStore("lets-a-run-settle-that-did-nothing", "settling_milliseconds", " and not nothing_done", ""),
+    WrongStore("lets-a-run-settle-that-never-began", "settling_milliseconds", "began and not", "not"),
+    WrongStore("lets-a-reservation-settle", "settling_milliseconds", " and claim.request.is_for_run", ""),
+    WrongStore(
+        "frees-a-settling-key-at-once",
+        "released_record",
+        "in_progress_expiration=at + settles",
+        "in_progress_expiration=at",
+    ),
+    WrongStore("does-not-say-until-when-a-key-settles", "released_record", "at + settles if settles else None", "None"),
+    # Parking.
+    WrongStore(
+        "parks-for-anybody", "park", "self._held(claim), self._records", "self._records.get(claim.key), self._records"
+    ),
+    WrongStore("parks-under-the-claims-owner", "parked_owner", "parked after {claim.owner}", "{claim.owner}"),
+    WrongStore("parks-until-the-claim-ends", "parked_record", "in_progress_expiration=PARKED_UNTIL * 1000,", ""),
+    WrongStore("keeps-a-parked-key-for-its-retention", "parked_record", "expiration=PARKED_UNTIL,", ""),
+    WrongStore("counts-the-run-that-parks", "parked_record", "max(held.runs - counted, 0)", "held.runs"),
+    WrongStore("counts-the-attempt-that-parks", "parked_record", "max(held.attempt - counted, 0)", "held.attempt"),
+    WrongStore("does-not-say-why-it-parks", "parked_record", "error=reason,", ""),
+    WrongStore("keeps-notes-of-a-parked-key", "parked_record", "deferred={},", ""),
+    WrongStore("parks-for-nobody-again", "park", "was_parked(old, claim)", "held is not None"),
+    WrongStore("takes-any-parked-key-for-its-own", "was_parked", " and record.owner == parked_owner(claim)", ""),
+    WrongStore(
+        "is-busy-where-it-is-parked",
+        "answer_refusal",
+        "if record.parked_at is None else Parked(record)",
+        "if True else None",
+    ),
+    WrongStore(
+        "names-no-run-of-a-parked-key",
+        "without_stale_previous",
+        "record.runs - (record.parked_at is None)",
+        "record.runs - 1",
+    ),
+    WrongStore(
+        "keeps-messages-of-any-key", "kept_message", "record is None or record.parked_at is None", "record is None"
+    ),
+    WrongStore("keeps-the-last-message-of-a-task", "kept_message", "if task_id in record.parked:", "if False:"),
+    WrongStore("keeps-any-number-of-messages", "kept_message", "taken > MAX_PARKED_BYTES", "False"),
+    WrongStore(
+        "leaves-no-room-for-the-last-byte", "kept_message", "taken > MAX_PARKED_BYTES", "taken >= MAX_PARKED_BYTES"
+    ),
+    WrongStore("does-not-count-task-ids", "message_bytes", " + len(task_id.encode())", ""),
+    WrongStore("keeps-one-message-of-all", "kept_message", "{**record.parked, task_id: message}", "{task_id: message}"),
+    WrongStore("forgets-how-much-it-keeps", "kept_message", ", parked_bytes=taken", ""),
+    WrongStore("forgets-messages-with-a-claim", "granted_record", "parked={} if old is None else old.parked,", ""),
+    WrongStore(
+        "forgets-messages-of-an-expired-outcome",
+        "granted_record",
+        "parked={} if old is None else old.parked,",
+        "parked={} if live is None else live.parked,",
+    ),
     # Renewal.
     WrongStore("renews-what-is-free", "renew", " or not held.in_progress_expiration", ""),
     WrongStore(

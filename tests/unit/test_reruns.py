@@ -253,6 +253,23 @@ class TestRecover:
         assert isinstance(shop.result, UnresolvedError)
         assert (shop.record.error, shop.record.runs, shop.runs) == (type(error).__name__, 1, 0)
 
+    def test_a_retry_that_it_asks_for_is_no_run(self, shop: Shop, clock: FakeClock) -> None:
+        """Its body has not begun: there is nothing to settle, and the next delivery is the second run still."""
+        asked: list[int] = []
+
+        def recover(record: Record) -> NotDone:
+            asked.append(record.runs)
+            if len(asked) < 3:
+                raise shop.task.retry(countdown=0)
+            return NotDone()
+
+        shop.sells(lambda task: task.idempotency.run, idempotency=asking(recover))
+        crash(shop, clock)
+        shop.deliver()
+        assert shop.record.settled_at is None
+        shop.worker.drain()
+        assert (asked, shop.result) == ([2, 2, 2], 2)
+
     def test_anything_else_is_a_failure_of_recover(self, shop: Shop, clock: FakeClock) -> None:
         """A forgotten ``return`` runs no body."""
         shop.sells(lambda task: "paid", idempotency=asking(lambda record: None))
@@ -261,14 +278,15 @@ class TestRecover:
         assert shop.deferrals() == [ConfigurationError.__name__]
         assert shop.runs == 0
 
-    def test_no_body_begins_after_its_claim(self, shop: Shop, clock: FakeClock) -> None:
-        """Where the process stood still while it asked, another delivery may have the key: it is asked again."""
+    @pytest.mark.parametrize("left", [-3600.0, SETTLE - 1.0], ids=["over", "only what has to settle is left"])
+    def test_no_body_begins_after_its_claim(self, shop: Shop, clock: FakeClock, left: float) -> None:
+        """Where the process stood still while it asked, another delivery may have the key, or soon: the next asks."""
         asked: list[int] = []
 
         def recover(record: Record) -> NotDone:
             asked.append(record.fence)
             if len(asked) == 1:
-                clock.advance(3600)
+                clock.advance(record.held_until - clock.now() - left)
             return NotDone()
 
         shop.sells(lambda task: "paid", idempotency=asking(recover))

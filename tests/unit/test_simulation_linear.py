@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from idempotent_tasks.core.records import Busy, Claim, ClaimRequest, Committed, Granted, Lost, Record, Released, Status
+from idempotent_tasks.core.records import (
+    Busy,
+    Claim,
+    ClaimRequest,
+    Committed,
+    Granted,
+    Lost,
+    Parked,
+    Record,
+    Released,
+    Status,
+)
 from simulation.agreement import judge
 from simulation.calls import Call
 from simulation.linear import is_linearizable
@@ -16,9 +27,10 @@ LEASE_SECONDS = 10.0
 
 def test_both_checkers_find_nothing_in_the_shipped_code() -> None:
     """What one of them finds and the other does not would be a fault of one of them."""
-    agreement = judge("small", range(150))
-    assert (agreement.first, agreement.second) == ([], [])
-    assert agreement.calls > 1_000
+    for world, seeds in (("small", range(150)), ("reruns", range(40))):
+        agreement = judge(world, seeds)
+        assert (agreement.first, agreement.second) == ([], [])
+        assert agreement.calls > 1_000
 
 
 def test_a_grant_beside_a_living_claim_has_no_explanation() -> None:
@@ -66,6 +78,29 @@ def test_a_second_copy_of_a_claim_request_may_take_effect_later() -> None:
     assert is_linearizable(calls, doubled=True)
 
 
+def test_a_key_that_settles_is_busy_and_then_granted() -> None:
+    """Not before, however the run has ended."""
+    first = granted("A", 0.0, fence=1)
+    released = Call("release", "k", "A", START + 1.0, 8.0, fence=1, ended_at=START + 2.0, answer=Released())
+    assert is_linearizable([first, released, busy("B", 5.0, holder=None), granted("B", 10.0, fence=2)])
+    assert not is_linearizable([first, released, granted("B", 4.0, fence=2)])
+    assert not is_linearizable([first, replace(released, lease_seconds=0.0), busy("B", 7.0, holder=None)])
+
+
+def test_a_parked_key_is_granted_to_nobody() -> None:
+    """Only its holder parks it."""
+    first = granted("A", 0.0, fence=1)
+    record = Record(key="k", status=Status.INPROGRESS, expiration=0, owner="parked after A")
+    parked = Call("park", "k", "A", START + 1.5, ended_at=START + 2.0, answer=Parked(record))
+    told = _claim("B", 20.0, Parked(record))
+    assert is_linearizable([first, parked, told])
+    assert is_linearizable([first, replace(parked, answer=None), told])
+    assert not is_linearizable([first, told])
+    assert not is_linearizable([first, parked, granted("B", 20.0, fence=2)])
+    assert not is_linearizable([first, replace(parked, owner="B"), told])
+    assert not is_linearizable([first, replace(parked, answer=Lost())])
+
+
 def granted(owner: str, at: float, *, fence: int) -> Call:
     """Return a claim that is granted within a second."""
     request = ClaimRequest(key="k", owner=owner, lease_seconds=LEASE_SECONDS, retention_seconds=3600)
@@ -74,8 +109,8 @@ def granted(owner: str, at: float, *, fence: int) -> Call:
     return _claim(owner, at, Granted(claim))
 
 
-def busy(owner: str, at: float, *, holder: str) -> Call:
-    """Return a claim that is refused because another owner has the key."""
+def busy(owner: str, at: float, *, holder: str | None) -> Call:
+    """Return a claim that is refused because another owner has the key, or it settles."""
     record = Record(key="k", status=Status.INPROGRESS, expiration=0, owner=holder)
     return _claim(owner, at, Busy(START + at + LEASE_SECONDS, record))
 

@@ -6,6 +6,7 @@ Its parts are classes of their own, one for each subject.
 from idempotent_tasks.testing.conformance.claims import ClaimConformance
 from idempotent_tasks.testing.conformance.notes import NoteConformance
 from idempotent_tasks.testing.conformance.outcomes import OutcomeConformance
+from idempotent_tasks.testing.conformance.parking import ParkingConformance, SettlingConformance
 from idempotent_tasks.testing.conformance.races import RaceConformance
 from idempotent_tasks.testing.conformance.releases import ReleaseConformance
 from idempotent_tasks.testing.conformance.reservations import ReservationConformance
@@ -21,9 +22,11 @@ class CallConformance(
     RunConformance,
     OutcomeConformance,
     ReleaseConformance,
+    SettlingConformance,
+    ParkingConformance,
     NoteConformance,
 ):
-    """What each call of a `Store` does, one after the other."""
+    """What each call of a `Store`, or of a `ParkingStore`, does, one after the other."""
 
 
 class StoreConformance(CallConformance, SequenceConformance, RaceConformance):

@@ -10,9 +10,11 @@ that it is named after.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import floor
+from math import ceil, floor
 
 from idempotent_tasks.core.records import (
+    MAX_PARKED_BYTES,
+    PARKED_UNTIL,
     Busy,
     Claim,
     ClaimRequest,
@@ -20,8 +22,12 @@ from idempotent_tasks.core.records import (
     Finished,
     Granted,
     Lost,
+    MessageKept,
     Mismatch,
+    NoRoom,
+    NotParked,
     Outcome,
+    Parked,
     Record,
     Released,
     Renewed,
@@ -32,7 +38,19 @@ from idempotent_tasks.core.records import (
 from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, MOST_FORGOTTEN, MOST_NOTED
 from idempotent_tasks.errors import RecordExistsError, RecordNotFoundError
 
-__all__ = ["Permitted", "claim", "commit", "get", "note_deferral", "note_dispatch", "release", "renew", "restore"]
+__all__ = [
+    "Permitted",
+    "claim",
+    "commit",
+    "get",
+    "keep_message",
+    "note_deferral",
+    "note_dispatch",
+    "park",
+    "release",
+    "renew",
+    "restore",
+]
 
 #: By how many seconds a store may keep a record for longer than it has to, for whole seconds and a margin.
 _LONGER_SECONDS = 3
@@ -72,10 +90,17 @@ def claim(record: Record | None, now: float, request: ClaimRequest) -> Sequence[
         return [_granted(record, request, now)]
     if record.owner == request.owner:
         return _granted_again(record, request, now)
+    return [Permitted(_unavailable(record), record)]
+
+
+def _unavailable(record: Record) -> Busy | Parked:
+    """Return why a key in progress is not granted: it is held, settles, or is parked."""
+    if record.parked_at is not None:
+        return Parked(record)
     ends = float(record.expiration)
     if record.in_progress_expiration is not None:
         ends = min(ends, record.in_progress_expiration / 1000)
-    return [Permitted(Busy(ends, record), record)]
+    return Busy(ends, record)
 
 
 def _other_payload(record: Record, request: ClaimRequest) -> Mismatch | None:
@@ -88,9 +113,12 @@ def _other_payload(record: Record, request: ClaimRequest) -> Mismatch | None:
 def _may_be_taken(record: Record, request: ClaimRequest, now: float) -> bool:
     """Return whether a key in progress, which has not expired, is granted to a request with the same payload."""
     ends = record.in_progress_expiration
-    if ends is None:
+    if ends is None or record.parked_at is not None:
         return False
     is_free = ends == 0 or (record.owner is None and record.fence > 0)
+    if is_free and record.settled_at is not None and floor(now * 1000) <= record.settled_at:
+        # Not even to the task that it is reserved for.
+        return False
     if is_free or record.owner == f"reserved for {request.task_id}":
         return True
     # Its own request, repeated, is no other claim, however late it comes.
@@ -130,6 +158,8 @@ def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted
         process=request.process,
         claimed_at=asked_at,
         stands_in_until=request.stands_in_until,
+        parked={} if old is None else old.parked,
+        parked_bytes=0 if old is None else old.parked_bytes,
     )
     if live is not None:
         record = _preceded(record, live)
@@ -175,6 +205,7 @@ def _claim_in(record: Record, request: ClaimRequest) -> Claim:
         claimed_at=record.claimed_at or 0,
         runs=record.runs,
         generation=record.generation or 0,
+        parked_bytes=record.parked_bytes,
     )
 
 
@@ -276,8 +307,19 @@ def release(
     if held.fence == 0:
         # The claim was not seen: its request may carry a time that is a second later than this process's.
         at += 1000
+    settled_at = None
+    if held.request.settle_seconds and began and not nothing_done and _counts(held.request):
+        # What the run has requested elsewhere may arrive until then.
+        at = settled_at = at + ceil(held.request.settle_seconds * 1000)
     freed = replace(
-        record, owner=None, deferred={}, in_progress_expiration=at, attempt=attempt, runs=runs, error=reason
+        record,
+        owner=None,
+        deferred={},
+        in_progress_expiration=at,
+        settled_at=settled_at,
+        attempt=attempt,
+        runs=runs,
+        error=reason,
     )
     if runs <= 1:
         # At most the run of this claim is left: none before it.
@@ -328,6 +370,42 @@ def note_dispatch(record: Record | None, _: float, task_id: str) -> Sequence[Per
     if len(record.dispatched - {task_id}) >= MOST_NOTED:
         return [Permitted(None, record)]
     return [Permitted(None, replace(record, dispatched=record.dispatched | {task_id}))]
+
+
+def park(record: Record | None, now: float, held: Claim, reason: str) -> Sequence[Permitted]:
+    """Return what parking a claim may come to."""
+    parked_by = f"parked after {held.owner}"
+    if record is None or record.status is not Status.INPROGRESS or record.owner != held.owner:
+        is_parked = record is not None and record.parked_at is not None and record.owner == parked_by
+        return [Permitted(Parked(record) if record is not None and is_parked else Lost(), record)]
+    parked = replace(
+        record,
+        owner=parked_by,
+        parked_at=floor(now * 1000),
+        expiration=PARKED_UNTIL,
+        in_progress_expiration=PARKED_UNTIL * 1000,
+        # No body began under the claim.
+        attempt=max(record.attempt - _counts(held.request), 0),
+        runs=max(record.runs - _counts(held.request), 0),
+        error=reason,
+        deferred={},
+    )
+    if parked.runs == 0:
+        parked = replace(parked, previous_owner=None, previous_task_id=None, previous_claimed_at=None)
+    return [Permitted(Parked(parked), parked)]
+
+
+def keep_message(record: Record | None, _: float, task_id: str, message: bytes) -> Sequence[Permitted]:
+    """Return what keeping a message of a parked key may come to."""
+    if record is None or record.parked_at is None:
+        return [Permitted(NotParked(), record)]
+    if task_id in record.parked:
+        return [Permitted(MessageKept(), record)]
+    size = record.parked_bytes + len(task_id.encode()) + len(message)
+    if size > MAX_PARKED_BYTES:
+        return [Permitted(NoRoom(), record)]
+    kept = replace(record, parked={**record.parked, task_id: message}, parked_bytes=size)
+    return [Permitted(MessageKept(), kept)]
 
 
 def get(record: Record | None, _: float) -> Sequence[Permitted]:

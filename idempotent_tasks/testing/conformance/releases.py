@@ -108,6 +108,17 @@ class ReleaseConformance(Conformance):
         assert store.get(KEY) == released
         assert grant(store, "two").fence == claim.fence + 1
 
+    def test_release_names_no_run_before_the_first(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """Once the second run is taken back, the run that is left is the first, and nobody was before it."""
+        grant(store)
+        idempotency_clock.advance(LEASE_SECONDS + 2)
+        second = grant(store, "two")
+        assert store.get(KEY).previous_task_id == "id-one"
+        store.release(second, "Retry", nothing_done=True)
+        record = store.get(KEY)
+        named = record.previous_owner, record.previous_task_id, record.previous_claimed_at
+        assert (record.runs, named) == (1, (None, None, None))
+
     def test_release_for_a_dead_process_it_forgets_nothing(self, store: Store) -> None:
         """A release in the name of a process that crashed frees the key and lets the crash count."""
         for attempt, owner in enumerate(("one", "two", "three"), start=1):

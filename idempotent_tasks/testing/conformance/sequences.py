@@ -10,6 +10,7 @@ from math import floor
 from typing import Any, ClassVar, Final
 
 from idempotent_tasks.core.records import (
+    MAX_PARKED_BYTES,
     Claim,
     ClaimRequest,
     Granted,
@@ -19,7 +20,7 @@ from idempotent_tasks.core.records import (
     Status,
     reservation_owner,
 )
-from idempotent_tasks.core.store import MOST_NOTED, Store
+from idempotent_tasks.core.store import MOST_NOTED, ParkingStore, Store
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.testing.clock import FakeClock
 from idempotent_tasks.testing.conformance import model
@@ -32,6 +33,7 @@ __all__ = ["SequenceConformance", "failing_sequence"]
 _KEYS: Final = ("shop.charge#1", "shop.charge#2")
 _LEASES: Final = (0.25, 5.0, 30.0, 900.0)
 _RETENTIONS: Final = (1.0, 40.0, 3600.0)
+_SETTLES: Final = (0.0, 0.0, 0.0, 0.25, 20.0)
 _PAYLOADS: Final = (None, None, "p", "p", "q")
 _EXPRESSIONS: Final = (None, "x", "x", "y")
 _TASK_IDS: Final = ("id-1", "id-2")
@@ -40,6 +42,15 @@ _TOKENS: Final = ("one", "two", "three", "0", "1")
 _EPOCH: Final = 1_000_000_000_000
 #: Some epoch milliseconds: a store keeps them and looks at none.
 _DUE: Final = 1_800_000_000_000
+#: Small ones, one that is half of what a record takes, and one more and one less than there is room for.
+_MESSAGES: Final = (
+    b"\x00",
+    b"one",
+    b"two",
+    b"h" * (MAX_PARKED_BYTES // 2),
+    b"l" * (MAX_PARKED_BYTES - len(_TASK_IDS[0])),
+    b"l" * (MAX_PARKED_BYTES - len(_TASK_IDS[0]) + 1),
+)
 _OUTCOMES: Final = (
     Outcome(status=Status.COMPLETED, codec="json", data="1"),
     Outcome(status=Status.COMPLETED, codec="x", data=b"\x00", continuation="{}"),
@@ -70,10 +81,13 @@ _WEIGHTS: Final = {
     "again": 14,
     "advance": 20,
 }
+#: The same for what only a `ParkingStore` has.
+_PARKING_WEIGHTS: Final = {"park": 6, "keep_message": 8}
 #: The calls whose first argument is the key.
-_BY_KEY: Final = ("get", "note_deferral", "note_dispatch")
-#: The most entries of a map or set that a message shows.
+_BY_KEY: Final = ("get", "note_deferral", "note_dispatch", "keep_message")
+#: The most entries of a map or set that a message shows, and the most bytes.
 _MOST_SHOWN: Final = 12
+_MOST_BYTES: Final = 40
 #: The most sequences that are played to shorten one.
 _MOST_PLAYS: Final = 400
 
@@ -177,6 +191,11 @@ class _Play:
             raise AssertionError(f"the store's clock shows {seen}, and idempotency_clock {shown}")
 
     @property
+    def parks(self) -> bool:
+        """Whether the store can park keys."""
+        return isinstance(self._store, ParkingStore)
+
+    @property
     def now(self) -> int:
         """The time in epoch milliseconds."""
         return floor(self._clock.now() * 1000)
@@ -216,8 +235,9 @@ class _Play:
         if not isinstance(argument, _Held):
             return argument
         record = self.records[key]
-        if argument.shown and record is not None and record.owner is not None:
-            return Claim.shown_by(record)
+        # Nobody holds a key that is parked.
+        if argument.shown and record is not None and record.owner is not None and record.parked_at is None:
+            return Claim.shown_by(record, argument.request.settle_seconds)
         versions = self.claims.get((key, argument.request.owner), [])
         if argument.version is None or not versions:
             return Claim.unseen(argument.request)
@@ -254,6 +274,7 @@ class _Author:
     def __init__(self, rng: random.Random, play: _Play) -> None:
         self._rng = rng
         self._play = play
+        self._weights = _WEIGHTS | (_PARKING_WEIGHTS if play.parks else {})
         self._requests = {key: [*self._deliveries(key), *self._reservations(key)] for key in _KEYS}
         self._taken: list[_Step] = []
         self._planned: list[_Step] = []
@@ -266,7 +287,7 @@ class _Author:
             record = self._play.records[key]
             if record is not None:
                 self._seen[key].append(record)
-            [kind] = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
+            [kind] = self._rng.choices(list(self._weights), list(self._weights.values()))
             step: _Step = self._planned.pop() if self._planned else getattr(self, f"_{kind}")(key)
             self._taken.append(step)
             yield step
@@ -286,6 +307,7 @@ class _Author:
                 process=self._rng.choice((None, "host/1@2")),
                 unresolved_seconds=self._rng.choice((None, *_RETENTIONS)),
                 locks=self._rng.random() < 0.1,
+                settle_seconds=self._rng.choice(_SETTLES),
             )
 
     def _reservations(self, key: str) -> Iterator[ClaimRequest]:
@@ -334,6 +356,15 @@ class _Author:
         arguments = (self._held(key), self._rng.choice(_LEASES), self._rng.choice(_RETENTIONS))
         return _Step(name="renew", key=key, arguments=arguments)
 
+    def _park(self, key: str) -> _Step:
+        held = self._held(key)
+        # Only a run is parked: neither a reservation nor a lock.
+        is_run = held.request.is_for_run and not held.shown
+        return _Step(name="park", key=key, arguments=(held, "Rerun")) if is_run else self._claim(key)
+
+    def _keep_message(self, key: str) -> _Step:
+        return _Step(name="keep_message", key=key, arguments=(self._rng.choice(_TASK_IDS), self._rng.choice(_MESSAGES)))
+
     def _note_deferral(self, key: str) -> _Step:
         past = self._rng.sample([str(number) for number in range(12)], self._rng.choice((0, 1, 12)))
         arguments = (self._request(key).owner, self._rng.choice(_TOKENS), _DUE + self._rng.randrange(3), past)
@@ -359,7 +390,8 @@ class _Author:
         """Move to an edge of the record's expiries, or by a little."""
         now, record = self._play.now, self._play.records[key]
         moves = [0, 1, 125, 1000, 2000, 2001, 3000]
-        if record is not None:
+        # No calendar has the day after a parked key's last one.
+        if record is not None and record.parked_at is None:
             edges = [record.in_progress_expiration or 0, record.expiration * 1000, record.expiration * 1000 + 1000]
             moves += [edge + off - now for edge in edges for off in (-1, 0, 1)] * 2
         return _Step(name="advance", key=key, milliseconds=self._rng.choice([move for move in moves if move >= 0]))
@@ -386,7 +418,14 @@ class _Author:
         outcome = self._rng.choice(_OUTCOMES)
         finished = model.commit(granted.record, now, granted.answer.claim, outcome, request.retention_seconds)[0].record
         assert finished is not None
-        return replace(finished, dispatched=frozenset(str(number) for number in range(count)))
+        messages = self._rng.sample((b"one", b"two"), self._rng.choice((0, 0, 1, 2)))
+        return replace(
+            finished,
+            dispatched=frozenset(str(number) for number in range(count)),
+            # Of a key that was parked before, they are yet to be published again.
+            parked=dict(zip(_TASK_IDS, messages, strict=False)),
+            parked_bytes=sum(len(each) + len(_TASK_IDS[0]) for each in messages),
+        )
 
     def _of_others(self, key: str) -> Record:
         """Return a record of Powertools, or one that an older version of this library has released."""
@@ -421,7 +460,8 @@ class _Author:
             claimed_at=now,
         )
         yield first
-        for seen in self._seen[key][-1:]:
+        # None is granted a key that is parked.
+        for seen in [each for each in self._seen[key][-1:] if each.parked_at is None]:
             # Its writes keep the attributes that it does not know.
             yield replace(first, **{name: getattr(seen, name) for name in _COUNTING}, fence=seen.fence + 1)
 
@@ -505,10 +545,17 @@ def _moved(record: Record, milliseconds: int) -> Record:
     def moved(time: int | None) -> int | None:
         return time and time + milliseconds
 
+    if record.parked_at is None:
+        # A parked key's do not depend on when it was parked.
+        record = replace(
+            record,
+            expiration=record.expiration + milliseconds // 1000,
+            in_progress_expiration=moved(record.in_progress_expiration),
+        )
     return replace(
         record,
-        expiration=record.expiration + milliseconds // 1000,
-        in_progress_expiration=moved(record.in_progress_expiration),
+        parked_at=moved(record.parked_at),
+        settled_at=moved(record.settled_at),
         claimed_at=moved(record.claimed_at),
         completed_at=moved(record.completed_at),
         fence=record.fence + milliseconds if record.completed_at or record.claimed_at else record.fence,
@@ -534,8 +581,8 @@ def _brief(value: object) -> str:
             return "the holder's claim"
         which = "the unseen claim" if value.version is None else f"claim {value.version}"
         return f"{which} of {value.request.owner!r}"
-    if isinstance(value, Mapping | frozenset) and len(value) > _MOST_SHOWN:
-        return f"<{len(value)} entries>"
+    if isinstance(value, Mapping | frozenset | bytes):
+        return _brief_content(value)
     if isinstance(value, type) or not is_dataclass(value):
         return value.__name__ if isinstance(value, type) else str(value) if isinstance(value, Status) else repr(value)
     given = [
@@ -546,3 +593,14 @@ def _brief(value: object) -> str:
         if each.default_factory is MISSING or content != each.default_factory()
     ]
     return f"{type(value).__name__}({', '.join(given)})"
+
+
+def _brief_content(value: "Mapping[str, object] | frozenset[str] | bytes") -> str:
+    """Return notes, messages or one message as text; of much only how much it is."""
+    if isinstance(value, bytes):
+        return repr(value) if len(value) <= _MOST_BYTES else f"<{len(value)} bytes>"
+    if len(value) > _MOST_SHOWN:
+        return f"<{len(value)} entries>"
+    if isinstance(value, frozenset):
+        return repr(value)
+    return f"{{{', '.join(f'{name!r}: {_brief(each)}' for name, each in value.items())}}}"

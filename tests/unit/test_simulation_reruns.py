@@ -1,0 +1,116 @@
+"""Reruns in the simulation: the shipped code parks, asks and settles as promised, and every fault is met."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from simulation.bodies import RERUN_FEATURES
+from simulation.checker import check
+from simulation.history import Entry, History
+from simulation.rerun_rules import RERUN_INVARIANTS
+from simulation.reruns import RERUN_RATES, TASKS, play
+
+#: Histories of the shipped code that are played each time; ``python -m simulation --world reruns`` plays more.
+SEEDS = range(60)
+#: By these, the rarest fault, feature and precondition have been met at the latest.
+MOST_SEEDS = range(1000, 1600)
+
+
+def test_a_seed_plays_the_same_history_again() -> None:
+    """Times, faults, writes, effects and results: what was found once can be looked at again."""
+    first, again = play(3), play(3)
+    assert first.entries == again.entries
+    assert (first.counts, first.results) == (again.counts, again.results)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_shipped_code_keeps_its_promise(seed: int) -> None:
+    """No invariant is violated, nothing in the simulation fails, every message ends and every key is decided."""
+    history = play(seed)
+    assert history.failures == []
+    assert check(history) == []
+
+
+@pytest.mark.timeout(600)
+def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None:
+    """What never happens proves nothing."""
+    missing, tasks = {*RERUN_RATES, *RERUN_FEATURES}, set(TASKS)
+    met: Counter[str] = Counter()
+    for seed in MOST_SEEDS:
+        history = play(seed)
+        check(history, met)
+        missing -= history.counts.keys()
+        tasks.discard(history.task)
+        if not missing and not tasks and RERUN_INVARIANTS.keys() <= met.keys():
+            break
+    assert (missing, tasks, RERUN_INVARIANTS.keys() - met.keys()) == (set(), set(), set())
+
+
+class TestWhatIsFound:
+    """By the invariants, in histories that no shipped code plays."""
+
+    def found(self, task: str, *entries: Entry) -> list[str]:
+        """Return the invariants that a history violates."""
+        history = History(0, task, [named(each, task) for each in entries], ended=True, settle_seconds=8.0)
+        return [each.invariant for each in check(history) if each.invariant in RERUN_INVARIANTS]
+
+    def test_a_parked_key_that_changes(self) -> None:
+        """Its owner, for example, by a late renewal."""
+        parked = item(owner="parked after a", parked_at=2)
+        changed = {**parked, "in_progress_expiration": {"N": "5"}}
+        assert self.found("parks", *written(item(owner="a"), parked, changed)) == ["stays parked"]
+
+    def test_a_key_that_another_has_parked(self) -> None:
+        """Who has lost the claim parks nothing."""
+        parked = item(owner="parked after b", parked_at=2)
+        assert self.found("parks", *written(item(owner="a"), parked)) == ["stays parked"]
+
+    def test_a_message_that_is_gone(self) -> None:
+        """Or was replaced by another."""
+        parked = item(owner="parked after a", parked_at=2)
+        kept = {**parked, "parked": {"M": {"id-1": {"B": b"x"}}}}
+        other = {**parked, "parked": {"M": {"id-1": {"B": b"y"}}}}
+        assert self.found("parks", *written(item(owner="a"), kept, parked)) == ["kept messages"]
+        assert self.found("parks", *written(item(owner="a"), kept, other)) == ["kept messages"]
+
+    def test_an_effect_that_happens_twice(self) -> None:
+        """Under a claim that lives for long enough."""
+        asked = Entry(3.0, "asked", {"key": KEY, "grant": 1, "rerun": True})
+        charged = [Entry(4.0 + each, "charged", {"key": KEY, "run": each}) for each in range(2)]
+        assert self.found("recovers", *written(item(owner="a")), asked, *charged) == ["one effect"]
+
+    def test_a_first_run_that_asks(self) -> None:
+        """Nothing was begun that could be asked about."""
+        asked = Entry(3.0, "asked", {"key": KEY, "grant": 1, "rerun": False})
+        assert self.found("recovers", *written(item(owner="a")), asked) == ["asked first"]
+
+    def test_a_claim_before_the_key_has_settled(self) -> None:
+        """The provider would be asked too early."""
+        free = item(settled_at=1_700_000_010_000)
+        taken = item(owner="b", fence=2, claimed_at=1_700_000_003_000, in_progress_expiration=1_700_000_021_000)
+        first = item(owner="a", claimed_at=1_700_000_000_000, in_progress_expiration=1_700_000_018_000)
+        assert self.found("recovers", *written(first, free, taken)) == ["settled"]
+
+
+KEY = "order"
+
+
+def named(entry: Entry, task: str) -> Entry:
+    """Return an entry about the key of a task."""
+    return replace(entry, details={**entry.details, "key": f"{task}#{entry.details['key']}"})
+
+
+def item(owner: str = "", **numbers: int) -> dict[str, Any]:
+    """Return a record in progress as an item."""
+    wire = {name: {"N": str(each)} for name, each in {"fence": 1, **numbers}.items()}
+    return {"status": {"S": "INPROGRESS"}, **({"owner": {"S": owner}} if owner else {}), **wire}
+
+
+def written(*items: dict[str, Any]) -> list[Entry]:
+    """Return the writes of these items, a second apart."""
+    return [
+        Entry(float(at), "written", {"key": KEY, "item": each, "by": "machine-0/101"})
+        for at, each in enumerate(items, start=1)
+    ]
