@@ -642,7 +642,7 @@ def _parked_again(world: DirectedWorld, **pauses: float) -> None:
     world.upon("resolved", lambda _: _kills_first(world))
 
 
-@_schedule("a rerun is parked, and was done", "parks", expected={"began": 1, "Parked": 1, "followed": 1}, due=8)
+@_schedule("a rerun is parked, and was done", "parks", expected={"began": 1, "Parked": 1, "followed": 1}, due=10)
 def _parked_and_done(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("sleep", 1), linked=True)
     _kills_first(world)
