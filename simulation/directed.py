@@ -642,7 +642,7 @@ def _parked_again(world: DirectedWorld, **pauses: float) -> None:
     world.upon("resolved", lambda _: _kills_first(world))
 
 
-@_schedule("a rerun is parked, and was done", "parks", expected={"began": 1, "Parked": 1, "followed": 1}, due=10)
+@_schedule("a rerun is parked, and was done", "parks", expected={"began": 1, "Parked": 1, "followed": 1}, due=12)
 def _parked_and_done(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("sleep", 1), linked=True)
     _kills_first(world)
@@ -784,7 +784,11 @@ def _late_effect_of_lost_machine(world: DirectedWorld) -> None:
     """Nobody releases the key; the claim ends later than the request arrives."""
     world.during(9, "provider-late")(None)
     world.call(0, "task-0", ("sleep", 4), ("charge", None), ("sleep", 3))
-    world.upon("requested", lambda _: world.lose_machine("machine-0"))
+
+    def lose(began: Entry) -> None:
+        world.upon("requested", lambda _: world.lose_machine(world.process_of(began).machine))
+
+    world.upon("began", lose)
 
 
 @_schedule("a call while a key settles", "recovers-joined", expected={"began": 2, "Joined": 0, "asked": 1}, due=30)
@@ -817,3 +821,17 @@ def _effect_without_result(world: DirectedWorld) -> None:
     """What was done may be nothing that a body returns."""
     world.call(0, "task-0", ("charge", None), ("sleep", 3), ("ask", ["has-no-result", 1]), linked=True)
     world.upon("began", lambda entry: world.killing(1.5)(world.process_of(entry)))
+
+
+@_schedule(
+    "a process that dies between the park and its message",
+    "parks",
+    expected={"began": 1, "Parked": 1, "Replayed": 1, "deciding": 1},
+    due=30,
+)
+def _dying_parker(world: DirectedWorld) -> None:
+    """The next delivery finds the key parked, and has its message kept."""
+    world.call(0, "task-0", ("sleep", 1))
+    _kills_first(world)
+    world.befall("message", "request-lost", lost=True, also=world.killing(0.01))
+    world.decide(7)
