@@ -88,9 +88,7 @@ SCENARIOS: Final = (
     Scenario("no reaper, one machine", _LIMITED, machines=("machine-0", "machine-0")),
     Scenario("one message twice", _OWN, ids=("task-0", "task-0")),
     Scenario("a rerun is parked", _PARKS, machines=("machine-0", "machine-0"), watched=True, failures=1),
-    Scenario(
-        "a rerun is asked about", _RECOVERS, machines=("machine-0", "machine-0"), watched=True, failures=1, long=True
-    ),
+    Scenario("a rerun is asked about", _RECOVERS, machines=("machine-0", "machine-0"), watched=True, failures=1),
     Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.
