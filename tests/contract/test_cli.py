@@ -131,7 +131,9 @@ class TestStates:
 
     @pytest.fixture
     def one_of_each(self, records: DynamoDBStore, raw: Any) -> DynamoDBStore:
-        """A record of each state; those that have expired were each another before."""
+        """A record of each state; those that have expired were each another before, and are not swept."""
+        swept = {"Enabled": False, "AttributeName": "expiration"}
+        raw.update_time_to_live(TableName=records.table, TimeToLiveSpecification=swept)
         records.claim(request_by(reservation_owner("id-p"), key="shop.charge#reserved", task_id="id-p"))
         records.park(grant(records, "y", key="shop.charge#parked"), "Rerun")
         records.release(grant(records, "z", key="shop.charge#settling", settle_seconds=600), "TimeoutError")
