@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from idempotent_tasks.core.store import AtomicStore, Store
 from idempotent_tasks.errors import AtomicWriteError, ConfigurationError
 
-__all__ = ["MOST_WRITES", "Atomic"]
+__all__ = ["MOST_WRITES", "Atomic", "transacting"]
 
 #: The most writes beside the record's own; a transaction has 100 at most
 #: (https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html).
@@ -57,6 +58,18 @@ class Atomic:
                 reasons.append(f"{kind} {number} on {parameters['TableName']!r}: {code}")
         msg = "DynamoDB refused the body's transaction, and nothing was written"
         return AtomicWriteError("; ".join([msg, *reasons]), task, key, codes)
+
+
+def transacting(store: Store, task: str, key: str | None = None) -> AtomicStore:
+    """Return a store that can carry out the writes of `Atomic`; ``task`` and ``key`` are the delivery's.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if isinstance(store, AtomicStore):
+        return store
+    msg = "the body returned Atomic, and the app's store has no transactions: it is no DynamoDBStore"
+    raise ConfigurationError(msg, task, key)
 
 
 def _is_write(write: object) -> bool:

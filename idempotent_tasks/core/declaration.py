@@ -2,6 +2,7 @@
 
 import inspect
 
+from idempotent_tasks.core.keys import calls_of, parameter_names, signature_of
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.errors import ConfigurationError
 
@@ -45,26 +46,18 @@ def misfit(policy: Idempotency, body: inspect.Signature) -> str | None:
 
 def uncallable(policy: Idempotency, body: inspect.Signature) -> str | None:
     """Return why ``recover`` cannot be called with what a body is called with; None if it can, or is only named yet."""
-    if not callable(policy.recover):
+    asked = signature_of(policy.recover) if callable(policy.recover) else None
+    if asked is None:
         return None
     try:
-        asked = inspect.signature(policy.recover)
-    except (TypeError, ValueError):
-        return None
-    takes = [each for each in body.parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
-    # As a caller may give them: as many as can be by position, or by name.
-    named = {each.name for each in takes if each.kind is not each.POSITIONAL_ONLY}
-    positional = [each.name for each in takes if each.kind is not each.KEYWORD_ONLY]
-    only_named = {name for name in named if name not in positional}
-    only_positional = [name for name in positional if name not in named]
-    try:
-        asked.bind("record", *positional, **dict.fromkeys(only_named))
-        asked.bind("record", *only_positional, **dict.fromkeys(named))
+        # It is called as the body is, so that each way must do.
+        for args, kwargs in calls_of(body):
+            asked.bind("record", *args, **kwargs)
     except TypeError as error:
         name = getattr(policy.recover, "__name__", type(policy.recover).__name__)
         return (
-            f"recover={name} cannot be called with the record and the arguments of the body, {body}: {error}; "
-            f"declare it as def {name}(record, {', '.join(body.parameters)})"
+            f"recover={name} cannot be called with the record and the arguments of the body, {parameter_names(body)}: "
+            f"{error}; declare it as def {name}(record, {', '.join(body.parameters)})"
         )
     return None
 

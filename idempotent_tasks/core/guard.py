@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from idempotent_tasks import events
-from idempotent_tasks.core.atomic import Atomic
+from idempotent_tasks.core.atomic import Atomic, transacting
 from idempotent_tasks.core.encoding import NONE, unreplayable
 from idempotent_tasks.core.lease import Lease, RunContext
 from idempotent_tasks.core.policy import Idempotency, seconds
@@ -50,6 +50,7 @@ from idempotent_tasks.errors import (
 
 __all__ = [
     "PROCESS_ENDS",
+    "Ask",
     "Failed",
     "Guard",
     "Interrupted",
@@ -376,16 +377,8 @@ class Guard:
         run.ended = True
 
     def _transacting(self, claim: Claim) -> AtomicStore:
-        """Return the store itself, which no cache answers for, if it has transactions.
-
-        Raises:
-            ConfigurationError: it has none.
-        """
-        store = self.lease.store
-        if isinstance(store, AtomicStore):
-            return store
-        msg = "the body returned Atomic, and the app's store has no transactions: it is no DynamoDBStore"
-        raise ConfigurationError(msg, claim.request.task, claim.key)
+        # Not `store`, which a cache may answer for.
+        return transacting(self.lease.store, claim.request.task, claim.key)
 
     def _release(self, run: RunContext, error: BaseException) -> None:
         # Only the watcher knows whether the body exited by itself or was asked to from outside.

@@ -1,7 +1,7 @@
 """Derive a record's key, its payload's digest and the key for downstream systems from a delivery."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,12 +25,15 @@ __all__ = [
     "KnownPart",
     "Selector",
     "arguments_digest",
+    "calls_of",
     "check_explicit_key",
     "check_prefix",
     "check_task_id",
     "downstream_key",
+    "parameter_names",
     "payload_digest",
     "record_key",
+    "signature_of",
     "task_id_key",
 ]
 
@@ -278,16 +281,16 @@ class Selector:
             return True
         if self._call is None:
             return not names_read(self._parsed)
-        taken = _signature(self._call)
+        taken = signature_of(self._call)
         return taken is not None and not taken.parameters
 
     def _untaken(self, call: Callable[..., Any], body: inspect.Signature) -> str | None:
-        taken = _signature(call)
+        taken = signature_of(call)
         if taken is None or _takes(taken, body):
             return None
         return (
-            f"{self.option}={self.text} takes {_names(taken)} and is called with the arguments of the body, "
-            f"{_names(body)}; give it the same parameters, or **_ for those that it does not need"
+            f"{self.option}={self.text} takes {parameter_names(taken)} and is called with the arguments of the body, "
+            f"{parameter_names(body)}; give it the same parameters, or **_ for those that it does not need"
         )
 
     def _missing(self, delivery: Delivery, signature: inspect.Signature, part: str = "") -> MissingKeyError:
@@ -450,15 +453,15 @@ def _hint(name: str, body: inspect.Signature) -> str:
     collecting = [each.name for each in body.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
     if collecting:
         return f"what **{collecting[0]} collects is read as {collecting[0]}.{name}"
-    return f"it takes {_names(body)}"
+    return f"it takes {parameter_names(body)}"
 
 
-def _names(signature: inspect.Signature) -> str:
+def parameter_names(signature: inspect.Signature) -> str:
     """Return the names of parameters, without their defaults, which may be secrets."""
     return f"({', '.join(signature.parameters)})"
 
 
-def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
+def signature_of(call: Callable[..., Any]) -> inspect.Signature | None:
     """Return a callable's signature; None for a builtin that has none."""
     try:
         return inspect.signature(call)
@@ -468,17 +471,29 @@ def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
 
 def _takes(callee: inspect.Signature, body: inspect.Signature) -> bool:
     """Return whether a callable takes all arguments of a body, by position or by name."""
-    kinds = inspect.Parameter
-    named = [each for each in body.parameters.values() if each.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
     # What *args and **kwargs collect may be what the callable needs besides.
-    bind = callee.bind if len(named) == len(body.parameters) else callee.bind_partial
-    for by_position in ((kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD), (kinds.POSITIONAL_ONLY,)):
-        args = [each.name for each in named if each.kind in by_position]
-        kwargs = {each.name: each.name for each in named if each.kind not in by_position}
+    bind = callee.bind if len(_named(body)) == len(body.parameters) else callee.bind_partial
+    for args, kwargs in calls_of(body):
         with suppress(TypeError):
             bind(*args, **kwargs)
             return True
     return False
+
+
+def calls_of(body: inspect.Signature) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Yield the calls of a body: all that can be by position, then all that can be by name; each argument is its name.
+
+    What ``*args`` and ``**kwargs`` collect is not in them.
+    """
+    kinds, named = inspect.Parameter, _named(body)
+    for by_position in ((kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD), (kinds.POSITIONAL_ONLY,)):
+        args = [each.name for each in named if each.kind in by_position]
+        yield args, {each.name: each.name for each in named if each.kind not in by_position}
+
+
+def _named(body: inspect.Signature) -> list[inspect.Parameter]:
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each for each in body.parameters.values() if each.kind not in collecting]
 
 
 def _bound(signature: inspect.Signature, delivery: Delivery) -> dict[str, Any]:

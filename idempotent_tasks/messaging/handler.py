@@ -17,10 +17,11 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
-from idempotent_tasks.core.atomic import Atomic
+from idempotent_tasks.core.atomic import Atomic, transacting
 from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery, read_delivery
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
+    Ask,
     Failed,
     Guard,
     Interrupted,
@@ -55,9 +56,8 @@ from idempotent_tasks.core.records import (
 from idempotent_tasks.core.recovery import Done, Recovery
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore, transacted
-from idempotent_tasks.core.store import AtomicStore, Store
+from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import (
-    ConfigurationError,
     IdempotencyError,
     InProgressError,
     MissingKeyError,
@@ -144,8 +144,6 @@ class UnguardedRun:
 
 
 Body = Callable[[RunContext | UnguardedRun], Any]
-#: Calls the policy's ``recover``.
-Ask = Callable[[RunContext, Record], Recovery]
 
 
 def handle(
@@ -238,10 +236,7 @@ def carried_out(value: Any, settings: Settings, task: str) -> Any:
     """
     if not isinstance(value, Atomic):
         return value
-    store = settings.store
-    if not isinstance(store, AtomicStore):
-        raise ConfigurationError("the body returned Atomic, and the app's store has no transactions", task)
-    refused = transacted(store, value, this_process().token())
+    refused = transacted(transacting(settings.store, task), value, this_process().token())
     if refused is not None:
         raise value.refused(refused.codes, task)
     return value.result

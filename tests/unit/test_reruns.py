@@ -17,7 +17,7 @@ from idempotent_tasks.messaging.handler import MOST_FAILED_RECOVERIES
 from idempotent_tasks.messaging.parking import decoded_message, publish_parked
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import FakeClock, MemoryStore
-from tests.support.shop import Shop, make, raising
+from tests.support.shop import SECRET, Shop, make, raising
 from tests.support.stores import FaultyStore, down
 
 SETTLE = 30.0
@@ -467,10 +467,11 @@ class TestDeclaration:
     def test_a_function_that_takes_something_else(self, app: Celery, recover: Any) -> None:
         """It would fail in the first rerun, in each of five deliveries."""
 
-        def charge(order: int, amount: int = 5) -> None: ...
+        def charge(order: int, amount: int = int(SECRET)) -> None: ...
 
-        with pytest.raises(ConfigurationError, match=r"declare it as def <lambda>\(record, order, amount\)"):
+        with pytest.raises(ConfigurationError, match=r"declare it as def <lambda>\(record, order, amount\)") as raised:
             make(app, charge, idempotency=asking(recover)).bind(app)
+        assert SECRET not in str(raised.value)
 
     def test_a_named_function_that_takes_something_else(self, shop: Shop) -> None:
         """It is imported later, and refused then."""

@@ -91,7 +91,7 @@ class TableAdmin:
         update = Update(
             values=values, remove=("owner", "deferred", "settled_at"), condition=condition, operands=operands
         )
-        return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+        return self._updated(record.key, update)
 
     def resolve(self, record: Record, outcome: Outcome | None, kept_seconds: float) -> bool:
         """Give a parked key an outcome, or free it for a first run; return whether the record was still as shown.
@@ -106,12 +106,12 @@ class TableAdmin:
         condition, operands = self._unchanged(record, force=False)
         now = self._store.now(record.key)
         update = resolve_update(outcome, now, kept_seconds, condition, operands)
-        return self._written("update_item", Key=self._schema.key(record.key), **self._schema.update(update))
+        return self._updated(record.key, update)
 
     def remove_message(self, key: str, task_id: str, message: bytes) -> bool:
         """Remove a message that was published again; return whether it was there, and its key not parked again."""
         update = message_removal(task_id, message)
-        return self._written("update_item", Key=self._schema.key(key), **self._schema.update(update))
+        return self._updated(key, update)
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
         """Delete a record, and return whether it was still as shown; arguments as for `release`."""
@@ -140,6 +140,9 @@ class TableAdmin:
     def _unchanged(self, record: Record, *, force: bool) -> tuple[str, dict[str, Value]]:
         roles = ("status", "owner", "fence")
         return unchanged(record, roles if force else (*roles, "in_progress_expiration"))
+
+    def _updated(self, key: str, update: Update) -> bool:
+        return self._written("update_item", Key=self._schema.key(key), **self._schema.update(update))
 
     def _written(self, operation: str, **parameters: Any) -> bool:
         answer = self._store.connection.request(operation, TableName=self._store.table, **parameters)
