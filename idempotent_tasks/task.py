@@ -26,9 +26,10 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import ConfigurationError
-from idempotent_tasks.messaging.handler import NEVER_FINAL, UnguardedRun, carried_out, disabled_run, handle
+from idempotent_tasks.messaging.handler import NEVER_FINAL, handle
 from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
 from idempotent_tasks.messaging.request_state import state_of
+from idempotent_tasks.messaging.unguarded import UnguardedRun, disabled_run
 from idempotent_tasks.settings import Settings, codec_of, settings_of
 
 __all__ = ["IdempotentTask", "guarded_tasks"]
@@ -145,8 +146,9 @@ class IdempotentTask(Task):
         state.received = True
         settings = settings_of(self.app)
         if settings.disabled:
-            run = disabled_run(self, settings, request, tuple(args), kwargs)
-            return carried_out(self._run_body(run, call, args, kwargs), settings, self.name)
+            disabled = disabled_run(self, settings, request, tuple(args), kwargs)
+            declared = self.idempotency_policy.over(settings.defaults).imported()
+            return disabled.perform(lambda run: self._run_body(run, call, args, kwargs), declared, settings, self.name)
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
         recover: Any = policy.recover

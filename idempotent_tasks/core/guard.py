@@ -13,6 +13,7 @@ from idempotent_tasks.core.encoding import NONE, unreplayable
 from idempotent_tasks.core.lease import Lease, RunContext
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.receipts import Following, Receipt
 from idempotent_tasks.core.records import (
     Busy,
     Claim,
@@ -30,12 +31,14 @@ from idempotent_tasks.core.records import (
     Superseded,
     Unanswered,
     WritesRefused,
+    committed_record,
     was_committed,
 )
 from idempotent_tasks.core.recovery import Done, NotDone, Recovery, Unknown
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.core.store import AtomicStore
+from idempotent_tasks.core.transaction import TransactedRun, has_receipt
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.errors import (
     ConfigurationError,
@@ -54,6 +57,7 @@ __all__ = [
     "Failed",
     "Guard",
     "Interrupted",
+    "Received",
     "Replay",
     "Replayed",
     "Returned",
@@ -113,6 +117,13 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """An earlier run has left its receipt, whose outcome is the key's now; the body did not run."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
 class Unwritten:
     """The body's transaction was not carried out, or is not known to have been, and its claim is released."""
 
@@ -130,8 +141,20 @@ class Unresolved:
     error: Exception | None = None
 
 
-#: The result of `Guard.deliver`.  `Finished` and `Superseded` have a record to replay.
-Verdict = Returned | Failed | Finished | Superseded | Busy | Parked | Unclaimed | Unresolved | Unwritten | Interrupted
+#: The result of `Guard.deliver`.  `Finished`, `Received` and `Superseded` have a record to replay.
+Verdict = (
+    Returned
+    | Failed
+    | Finished
+    | Received
+    | Superseded
+    | Busy
+    | Parked
+    | Unclaimed
+    | Unresolved
+    | Unwritten
+    | Interrupted
+)
 #: Asks what came of an earlier run, for the run that holds the key and with the key's record.
 Ask = Callable[[RunContext, Record], Recovery]
 
@@ -168,6 +191,8 @@ class Guard:
     results: Results
     #: Whether another process releases the claim when this one ends.
     watched: bool = False
+    #: Sends what must follow the transaction of a run with a receipt; None where the policy has no receipts.
+    following: Following | None = None
 
     def deliver(self, request: ClaimRequest, body: Callable[[RunContext], Any], ask: Ask | None = None) -> Verdict:
         """Claim the key, run the body, commit its outcome; return the verdict.
@@ -191,8 +216,9 @@ class Guard:
             answer = self._claim(request, self.store)
             if isinstance(answer, Granted):
                 claim = answer.claim
-                if self.policy.on_rerun == "park" and RunContext(claim, self.store).rerun:
-                    return Unresolved(RunContext(claim, self.store), RERUN)
+                undecided = self._left_to_a_person(RunContext(claim, self.store))
+                if undecided is not None:
+                    return undecided
                 self._refuse_crash_loop(claim)
                 if request.lock is None:
                     self._emit_claimed(claim, fence=claim.fence)
@@ -211,6 +237,15 @@ class Guard:
                 return Unclaimed(store_error)
             case Finished() | Busy() | Parked():
                 return answer
+
+    def _left_to_a_person(self, run: RunContext) -> Unresolved | Unwritten | None:
+        """Return why a body does not run that would run again; None if it may, or its earlier run left a receipt."""
+        if self.policy.on_rerun != "park" or not run.rerun:
+            return None
+        found = self._found(run)
+        if isinstance(found, Unwritten):
+            return found
+        return None if found else Unresolved(run, RERUN)
 
     def _run_locked(
         self, run: RunContext, request: ClaimRequest, body: Callable[[RunContext], Any], ask: Ask | None
@@ -305,11 +340,10 @@ class Guard:
         try:
             # Until the outcome is stored: encoding, compression and an upload take time too.
             with self.lease.renewing(run):
-                undecided = None if ask is None or not run.rerun else self._recover(run, ask)
+                undecided = None if ask is None or not run.rerun else self._asked(run, ask)
+                undecided = undecided or self._perform(run, body)
                 if undecided is not None:
                     return undecided
-                if not run.ended:
-                    self._run_body(run, body)
                 verdict = self._settled(run)
         except BaseException as error:
             is_interrupt = isinstance(error, self.store.interrupts)
@@ -322,6 +356,48 @@ class Guard:
             # An interrupt after the body's end is too late to matter.
             return verdict or self._settled(run)
         return verdict
+
+    def _found(self, run: RunContext) -> bool | Unwritten:
+        """Return whether an earlier run has left its receipt; if nobody can tell, release the claim."""
+        receipts = self.policy.imported_receipts
+        if receipts is None:
+            return False
+        try:
+            return has_receipt(receipts, run, self.store)
+        except StoreError as error:
+            return self._unwritten(run, error, began=False)
+
+    def _unwritten(self, run: RunContext, error: StoreError, *, began: bool) -> Unwritten:
+        self.store.release(run.claim, type(error).__name__, began=began)
+        return Unwritten(error)
+
+    def _perform(self, run: RunContext, body: Callable[[RunContext], Any]) -> Unwritten | None:
+        """Run the body, unless the outcome is known; with receipts, have that committed in the body's database."""
+        receipts, following = self.policy.imported_receipts, self.following
+        if receipts is None or following is None:
+            if not run.ended:
+                self._run_body(run, body)
+            return None
+        transacted = TransactedRun(
+            run=run,
+            receipts=receipts,
+            following=following,
+            store=self.store,
+            body=body,
+            run_body=self._run_body,
+            encode=lambda: self._outcome(run),
+            is_final=self.results.is_final,
+            is_repeatable=not self.policy.parks,
+        )
+        answer = transacted.perform()
+        return None if answer is None else self._unwritten(run, answer.error, began=not run.asking)
+
+    def _asked(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | Unwritten | None:
+        """Ask what came of an earlier run, unless that has left its receipt."""
+        found = self._found(run)
+        if isinstance(found, Unwritten):
+            return found
+        return None if found else self._recover(run, ask)
 
     def _recover(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | None:
         """Ask what came of an earlier run, and note its result; return None if that is known and the claim lives."""
@@ -372,6 +448,12 @@ class Guard:
     def _take_writes(self, run: RunContext, returned: Atomic) -> None:
         """Take result and writes from what a body has returned; it has ended only once they can be carried out."""
         run.ended = False
+        if run.transaction is not None:
+            msg = (
+                "the body returned Atomic in a transaction of its receipts, and no transaction spans two databases: "
+                "have one of the two effects made by another task, which after_commit() sends"
+            )
+            raise ConfigurationError(msg, run.claim.request.task, run.key)
         self._transacting(run.claim).check_writes(run.key, returned.writes)
         run.value, run.writes = returned.result, returned.writes
         run.ended = True
@@ -431,10 +513,14 @@ class Guard:
                 return answer
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, claim.request.task, claim.key) from None
+        if run.is_replay:
+            return Received(committed_record(claim, outcome, claim.request.retention_seconds, self.store.clock.now()))
         return Returned(run.value) if run.failure is None else Failed(run.failure)
 
     def _outcome(self, run: RunContext) -> tuple[Outcome, ResultEncodingError | None]:
         """Encode the outcome of a body that has ended; if that cannot be done, return one without data, and why."""
+        if run.receipt is not None:
+            return _received(run.receipt, run.claim), None
         unwritable = None
         try:
             if run.failure is None:
@@ -569,3 +655,10 @@ class Guard:
 
     def _emit(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.store.observe(kind.about(request, **details))
+
+
+def _received(receipt: Receipt, claim: Claim) -> Outcome:
+    """Return the outcome in a receipt, for the record of a claim."""
+    assert receipt.outcome is not None  # noqa: S101 - a row that is found has one
+    # What a body has changed about what follows is about the message of its own task id.
+    return receipt.outcome if receipt.task_id == claim.request.task_id else replace(receipt.outcome, continuation=None)

@@ -16,10 +16,17 @@ from idempotent_tasks import events
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.receipts import (
+    NO_SESSION,
+    NO_TRANSACTION,
+    Receipt,
+    ReceiptTransaction,
+    check_signature,
+)
 from idempotent_tasks.core.records import Claim, Lost
 from idempotent_tasks.core.retry import LEASE_PART, RetryingStore, limited
 from idempotent_tasks.core.store import Store
-from idempotent_tasks.errors import StoreError
+from idempotent_tasks.errors import ConfigurationError, StoreError
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "RenewalQueue", "RunContext", "lease_terms"]
 
@@ -95,8 +102,17 @@ class RunContext:
         self.writing = False
         #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
         self.result_ignored = False
-        #: Whether ``recover`` is being asked, so that the body has not begun.
+        #: Whether ``recover``, or the receipts' database, is being asked, so that the body has not begun.
         self.asking = False
+        #: The transaction of the body's database, while it is open; None without receipts.
+        self.transaction: ReceiptTransaction | None = None
+        #: How often the body's transaction was rolled back, and the body run again at once.
+        self.tries = 0
+        #: The signatures that are to be sent once it is committed.
+        self.following: list[Any] = []
+        #: The row that it is committed with; or that another run has left, and then the run is a replay of that one.
+        self.receipt: Receipt | None = None
+        self.is_replay = False
         self._nothing_done = False
         self._store = store
 
@@ -150,6 +166,41 @@ class RunContext:
         takes effect with the release of the key and sends no request; a crash before that counts as a run.
         """
         self._nothing_done = True
+
+    @property
+    def session(self) -> Any:
+        """The SQLAlchemy session in the transaction of ``Idempotency(receipts=)``.
+
+        Raises:
+            ConfigurationError: there is none, because the task has no such receipts, or the body is over.
+        """
+        if self.transaction is None or self.transaction.session is None:
+            raise ConfigurationError(NO_SESSION, self.claim.request.task, self.key)
+        return self.transaction.session
+
+    def after_commit(self, signature: Any) -> None:
+        """Have a Celery signature sent once the body's transaction is committed, at least once, whoever dies meanwhile.
+
+        It is stored in the receipt, and sent by every run that finds it, under task ids that are the same each time:
+        a guarded task runs once for it.  ``ignore_result`` and links of the signature are kept.
+
+        Args:
+            signature: as of ``task.s(...)``; its arguments must have a JSON form.
+
+        Raises:
+            ConfigurationError: the task has no ``receipts``, or this is no signature.
+        """
+        if self.transaction is None:
+            raise ConfigurationError(NO_TRANSACTION, self.claim.request.task, self.key)
+        check_signature(signature, self.claim.request.task, self.key)
+        self.following.append(signature)
+
+    def begin_again(self) -> None:
+        """Forget what a body has left whose transaction was rolled back, because it runs again at once."""
+        self.tries += 1
+        self.value = self.failure = self.raised = self.continuation = self.writes = None
+        self._nothing_done = self.result_ignored = False
+        self.following = []
 
     def hand_over(self, reason: str, *, crashed: bool = False) -> None:
         """Release the key without an outcome: the body failed, or a message that will claim it is to be published."""

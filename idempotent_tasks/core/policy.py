@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Self, get_args
 from idempotent_tasks.core.encoding import CODECS, JSON, NONE, is_codec
 from idempotent_tasks.core.keys import KeySource, Selector, check_prefix
 from idempotent_tasks.core.powertools import DEFAULT_HASH, HASHES
+from idempotent_tasks.core.receipts import Receipts
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.recovery import Recover
 from idempotent_tasks.errors import ConfigurationError
@@ -98,6 +99,10 @@ class Idempotency:
         settle: for how long what a dead run has requested elsewhere may still be on its way, in seconds: longer than
             the client's time-out.  So long does nobody get the key after a run without an outcome.  Required by
             ``recover``.
+        receipts: where the body's rows are, and a receipt of its result beside them, in one transaction that the
+            library opens: ``DjangoReceipts(using="default")`` or ``SQLAlchemyReceipts(engine)``, or its name as
+            ``module:name``.  A run that finds the receipt of an earlier one takes its result, whatever ended that one.
+            None for no such transaction.
         on_store_error: what a delivery does if the store does not answer its claim: ``defer``, ``raise`` the
             `StoreError`, or ``run`` the body unguarded.
         missing_key: what a delivery does if its key or its ``downstream``, or a part of one, selects nothing: ``raise``
@@ -140,6 +145,7 @@ class Idempotency:
     on_rerun: OnRerun = "run"
     recover: Recover | None = None
     settle: Duration | None = None
+    receipts: Receipts | str | None = None
     on_store_error: OnStoreError = "defer"
     missing_key: MissingKey = "raise"
     lease: Duration | None = None
@@ -185,6 +191,7 @@ class Idempotency:
             _check_failure(each)
         for name in ("on_replay", "recover"):
             _check_hook(name, getattr(self, name))
+        _check_receipts(self.receipts)
         check_codes("silenced_checks", self.silenced_checks)
         self._check_reruns()
         self._check_powertools()
@@ -219,8 +226,8 @@ class Idempotency:
             problem = "settle= has no effect without recover=: nobody asks what came of an earlier run"
         elif self.settle_seconds > self.unresolved_seconds:
             problem = "settle= is longer than unresolved_for=: by then the record of the earlier run is gone"
-        elif self.parks and self.on_store_error == "run":
-            given = "recover=" if self.recover is not None else "on_rerun='park'"
+        elif (self.parks or self.receipts is not None) and self.on_store_error == "run":
+            given = "recover=" if self.recover is not None else "on_rerun='park'" if self.parks else "receipts="
             problem = f"{given} cannot be had with on_store_error='run', which runs the body whatever came before it"
         if problem is not None:
             raise ConfigurationError(problem)
@@ -311,6 +318,11 @@ class Idempotency:
         """The exception types of `store_failures`, without those named as text: see `imported`."""
         return tuple(each for each in self._failures() if isinstance(each, type))
 
+    @property
+    def imported_receipts(self) -> Receipts | None:
+        """`receipts`; None where they are named as text: see `imported`."""
+        return None if isinstance(self.receipts, str) else self.receipts
+
     def imported(self) -> "Idempotency":
         """Return this policy with every ``module:name`` imported.
 
@@ -321,6 +333,7 @@ class Idempotency:
             "store_failures": tuple(_imported("store_failures", each) for each in self._failures()),
             "on_replay": _imported("on_replay", self.on_replay),
             "recover": _imported("recover", self.recover),
+            "receipts": _imported("receipts", self.receipts),
         }
         named = {name: each for name, each in found.items() if each != getattr(self, name) and name in self.given}
         return Idempotency(**{**self.given, **named}) if named else self
@@ -413,6 +426,13 @@ def _check_codec(codec: object) -> None:
 def _check_hook(name: str, hook: object) -> None:
     if not (hook is None or callable(hook) or isinstance(hook, str)):
         raise ConfigurationError(f"{name}={hook!r} is neither callable nor a 'module:name'")
+
+
+def _check_receipts(receipts: object) -> None:
+    if not (receipts is None or isinstance(receipts, Receipts | str)):
+        kind = type(receipts).__name__
+        msg = f"receipts= takes DjangoReceipts(...), SQLAlchemyReceipts(...) or a 'module:name', not a {kind}"
+        raise ConfigurationError(msg)
 
 
 def _check_failure(kind: object) -> None:

@@ -10,12 +10,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from idempotent_tasks import events
 from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.processes import this_process
+from idempotent_tasks.core.receipts import TransactionLost
 from idempotent_tasks.core.records import (
     Claim,
     ClaimAnswer,
@@ -50,6 +51,7 @@ __all__ = [
     "persistently",
     "time_left",
     "transacted",
+    "while_lost",
 ]
 
 T = TypeVar("T")
@@ -72,6 +74,8 @@ COMMIT_RETRY_SECONDS: Final = 60.0
 LAST_TRY_SECONDS: Final = 0.5
 #: Seconds for which a note is retried: it only saves others some work.
 NOTE_RETRY_SECONDS: Final = 1.0
+#: How often a transaction is tried that its database loses.
+MOST_TRANSACTIONS: Final = 5
 #: How often a key is claimed that is granted too late, or a record restored that is deleted again.
 MOST_ROUNDS: Final = 5
 #: Seconds for which a call of the bucket is retried.
@@ -163,6 +167,24 @@ def persistently(
         reraise=True,
     )
     return retrying(attempt)
+
+
+def while_lost(transaction: Callable[[], T], clock: Clock) -> T:
+    """Run a transaction again while its database loses it, `MOST_TRANSACTIONS` times at most.
+
+    Raises:
+        TransactionLost: the last try's.
+    """
+    grown = wait_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
+    retrying = Retrying(
+        retry=retry_if_exception_type(TransactionLost),
+        # What meets in a deadlock must not meet again at once.
+        wait=lambda state: this_process().random.uniform(0, grown(state)),
+        stop=stop_after_attempt(MOST_TRANSACTIONS),
+        sleep=clock.sleep,
+        reraise=True,
+    )
+    return retrying(transaction)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ __all__ = [
     "UNRECORDED",
     "assign_task_ids",
     "changed",
+    "derive_task_ids",
     "follows",
     "notify_when_sent",
     "recorded",
@@ -201,10 +202,16 @@ def assign_task_ids(request: Any, key: str, *, failed: bool = False) -> None:
     and another task with the key assigns others.
     """
     for name in ("errbacks",) if failed else ("callbacks", "chain"):
-        _assign(getattr(request, name) or (), f"{key}/{request.id}/{name}")
+        derive_task_ids(getattr(request, name) or (), f"{key}/{request.id}/{name}")
 
 
-def _assign(signatures: Iterable[Any], place: str) -> None:
+def derive_task_ids(signatures: Iterable[Any], place: str) -> None:
+    """Assign a task id to each signature, and to each part of a canvas, that has none.
+
+    Args:
+        signatures: changed in place.
+        place: from which the ids are derived, with the place of each signature among them.
+    """
     for index, signature in enumerate(signatures):
         parts = [signature["kwargs"].get(name) for name in ("tasks", "header", "body")]
         if not signature.get("subtask_type") or not any(parts):
@@ -212,4 +219,4 @@ def _assign(signatures: Iterable[Any], place: str) -> None:
             continue
         for number, part in enumerate(parts):
             if part:
-                _assign([part] if "task" in part else part, f"{place}/{index}/{number}")
+                derive_task_ids([part] if "task" in part else part, f"{place}/{index}/{number}")

@@ -1,11 +1,10 @@
 """Delivery handler: turns the guard's verdict into a result, a deferral, ``Ignore``, ``Reject`` or an error."""
 
 import logging
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn
 
 from celery.exceptions import (
     Ignore,
@@ -17,14 +16,14 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
-from idempotent_tasks.core.atomic import Atomic, transacting
-from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery, read_delivery
+from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Ask,
     Failed,
     Guard,
     Interrupted,
+    Received,
     Replay,
     Replayed,
     Returned,
@@ -55,7 +54,7 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.core.recovery import Done, Recovery
 from idempotent_tasks.core.results import Results
-from idempotent_tasks.core.retry import Deadline, RetryingStore, transacted
+from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import (
     IdempotencyError,
@@ -67,14 +66,16 @@ from idempotent_tasks.errors import (
     UnresolvedError,
 )
 from idempotent_tasks.messaging import callbacks
-from idempotent_tasks.messaging.claim_request import claim_request, downstream_of, has_shared_key
+from idempotent_tasks.messaging.claim_request import claim_request, has_shared_key
 from idempotent_tasks.messaging.confirms import confirm_publishes
 from idempotent_tasks.messaging.deferral import Publisher
+from idempotent_tasks.messaging.following import SignaturesToFollow
 from idempotent_tasks.messaging.parking import encoded_message
 from idempotent_tasks.messaging.result_backend import ResultBackend
+from idempotent_tasks.messaging.unguarded import Body, UnguardedRun
 from idempotent_tasks.settings import Settings
 
-__all__ = ["NEVER_FINAL", "UnguardedRun", "carried_out", "disabled_run", "handle"]
+__all__ = ["NEVER_FINAL", "handle"]
 
 logger = logging.getLogger("idempotent_tasks")
 
@@ -110,42 +111,6 @@ NEVER_FINAL: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class UnguardedRun:
-    """``self.idempotency`` in a body that runs without a claim: called directly, or as a policy or setting allows."""
-
-    key: str | None = None
-    fence: int = 0
-    attempt: int = 0
-    lost: bool = False
-    downstream_key: str | None = None
-    run: int = 1
-    rerun: bool = False
-
-    @classmethod
-    def of(cls, request: ClaimRequest) -> Self:
-        """Return the run of a delivery that does not request its claim, with the keys that the claim would have had."""
-        return cls(request.key, downstream_key=request.downstream_key)
-
-    @classmethod
-    def keyless(cls, delivery: Delivery, policy: Idempotency, task: Any) -> Self:
-        """Return the run of a delivery that has no record's key; it may have one for downstream systems.
-
-        Raises:
-            KeyEncodingError, TypeError: as `claim_request`.
-        """
-        try:
-            return cls(downstream_key=downstream_of(delivery, policy, task.run_signature))
-        except MissingKeyError:
-            return cls()
-
-    def nothing_done(self) -> None:
-        """Do nothing: without a claim, no run is counted."""
-
-
-Body = Callable[[RunContext | UnguardedRun], Any]
-
-
 def handle(
     task: Any, delivery: Delivery, policy: Idempotency, settings: Settings, body: Body, *, ask: Ask | None = None
 ) -> Any:
@@ -174,7 +139,8 @@ def handle(
     except MissingKeyError as error:
         if policy.missing_key == "raise":
             raise
-        return _run_unguarded(delivery, settings, body, UnguardedRun.keyless(delivery, policy, task), error)
+        logger.warning("%s[%s] runs unguarded: %s", delivery.task, delivery.task_id, error)
+        return UnguardedRun.keyless(delivery, policy, task).perform(body, policy, settings, delivery.task)
     try:
         return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body, ask)
     except Exception:
@@ -184,29 +150,6 @@ def handle(
         raise
 
 
-def disabled_run(
-    task: Any, settings: Settings, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> UnguardedRun:
-    """Return the run of a delivery under the kill switch, with the keys that it would have had.
-
-    A service that takes a key must not take this run for another piece of work.
-
-    Args:
-        task: the bound `IdempotentTask`.
-        settings: of its app.
-        context: the delivery's ``celery.app.task.Context``.
-        args, kwargs: the body's arguments.
-    """
-    with suppress(Exception):
-        delivery = read_delivery(task.name, context, args, kwargs)
-        policy = task.policy_under(settings)
-        try:
-            return UnguardedRun.of(claim_request(delivery, policy, task.run_signature))
-        except MissingKeyError:
-            return UnguardedRun.keyless(delivery, policy, task)
-    return UnguardedRun()
-
-
 def _deadline(hard_limit_seconds: float | None) -> Deadline:
     """Return the time by which a delivery that begins now must have deferred or given back its message."""
     if hard_limit_seconds is None:
@@ -214,32 +157,6 @@ def _deadline(hard_limit_seconds: float | None) -> Deadline:
     clock = this_process().clock
     last = min(LAST_SECONDS, LAST_PART * hard_limit_seconds)
     return Deadline(clock, clock.monotonic() + hard_limit_seconds - last)
-
-
-def _run_unguarded(delivery: Delivery, settings: Settings, body: Body, run: UnguardedRun, why: Exception) -> Any:
-    logger.warning("%s[%s] runs unguarded: %s", delivery.task, delivery.task_id, why)
-    return carried_out(body(run), settings, delivery.task)
-
-
-def carried_out(value: Any, settings: Settings, task: str) -> Any:
-    """Return the result of a body that ran unguarded; of `Atomic` once its writes are carried out, without a record.
-
-    Args:
-        value: what the body returned.
-        settings: of the app.
-        task: the task's name.
-
-    Raises:
-        AtomicWriteError: DynamoDB has refused the writes.
-        ConfigurationError: the app's store has no transactions.
-        StoreError: there was no answer in time; the writes may have been carried out.
-    """
-    if not isinstance(value, Atomic):
-        return value
-    refused = transacted(transacting(settings.store, task), value, this_process().token())
-    if refused is not None:
-        raise value.refused(refused.codes, task)
-    return value.result
 
 
 @dataclass(eq=False)
@@ -287,6 +204,7 @@ class DeliveryHandler:
                 never_final=NEVER_FINAL,
             ),
             watched=delivery.watcher is not None,
+            following=SignaturesToFollow(self.task.app),
         )
 
     @property
@@ -313,7 +231,7 @@ class DeliveryHandler:
                 if left > 0:
                     self._defer(left, "sending")
                 return self._replay(record)
-            case Superseded(record):
+            case Superseded(record) | Received(record):
                 return self._replay(record)
             case Unclaimed(store_error):
                 return self._handle_unclaimed(body, store_error)
@@ -355,6 +273,9 @@ class DeliveryHandler:
     def _run(self, body: Body, run: RunContext) -> Any:
         """Run the body, and note for its commit whether its result is ignored and its callbacks changed."""
         if not self.delivery.eager:
+            if run.tries:
+                # Its first try may have changed them, and was rolled back.
+                callbacks.restore(self.task.request, None)
             callbacks.remember(self.task.request)
         try:
             value = body(run)
@@ -554,7 +475,8 @@ class DeliveryHandler:
 
     def _handle_unclaimed(self, body: Body, error: StoreError) -> Any:
         if self.policy.on_store_error == "run":
-            return _run_unguarded(self.delivery, self.settings, body, UnguardedRun.of(self.request), error)
+            logger.warning("%s[%s] runs unguarded: %s", self.delivery.task, self.delivery.task_id, error)
+            return UnguardedRun.of(self.request).perform(body, self.policy, self.settings, self.delivery.task)
         self._unseen.insert(0, self.request.owner)
         # An interrupt can only cut this short: the body will not run.
         with suppress(*INTERRUPTS):

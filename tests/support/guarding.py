@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from idempotent_tasks.core.guard import Guard, Replay, Verdict
+from idempotent_tasks.core.guard import Guard, Received, Replay, Verdict
 from idempotent_tasks.core.lease import Lease, LeaseRenewer, LeaseTerms, RunContext, lease_terms
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.receipts import Following
 from idempotent_tasks.core.records import ClaimRequest, Finished, Superseded
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
@@ -52,7 +53,7 @@ def deliver(
 ) -> Verdict | Replay:
     """Deliver once, and replay what is on record, as a handler does."""
     verdict = guard.deliver(asked, body)
-    if isinstance(verdict, Finished | Superseded):
+    if isinstance(verdict, Finished | Received | Superseded):
         return guard.replay(asked, verdict.record, recalled)
     return verdict
 
@@ -86,6 +87,7 @@ def make_guard(
     bucket: ResultStore | None = None,
     never_final: tuple[type[BaseException], ...] = (),
     watched: bool = False,
+    following: Following | None = None,
 ) -> Guard:
     """Return a guard over a store that `Interrupt` can interrupt, and whose process dies at an epoch second."""
     clock, policy = store.clock, policy or Idempotency()
@@ -97,6 +99,7 @@ def make_guard(
         lease=KeptLease(terms=lease_terms(policy, None), store=store, observe=observe, keeping=keeping),
         results=Results(store=retrying, policy=policy, bucket=bucket, never_final=never_final),
         watched=watched,
+        following=following,
     )
 
 
@@ -117,6 +120,7 @@ class Bench:
         bucket: ResultStore | None = None,
         never_final: tuple[type[BaseException], ...] = (),
         watched: bool = False,
+        following: Following | None = None,
         **policy: Any,
     ) -> Guard:
         """Return a guard over the store; see `make_guard`."""
@@ -129,6 +133,7 @@ class Bench:
             bucket=bucket,
             never_final=never_final,
             watched=watched,
+            following=following,
         )
 
     def deliver(

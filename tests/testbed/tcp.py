@@ -29,9 +29,14 @@ class Tcp:
     refused: int = 0
     #: How many bytes of clients were swallowed.
     swallowed: int = 0
+    #: What a client sends last on a connection that is cut then: instead of passing it on, or in place of its answer.
+    _last_words: bytes = b""
+    _is_answered: bool = False
     _refusing: bool = False
     _swallowing: bool = False
     _pairs: set[Pair] = field(default_factory=set)
+    #: Those whose client waits for the answer to its last words.
+    _ending: set[Pair] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def url(self, url: str) -> str:
@@ -57,6 +62,11 @@ class Tcp:
         for pair in pairs:
             _reset(pair)
         return len(pairs)
+
+    def cut_at(self, words: bytes, *, carried_out: bool) -> None:
+        """Reset the next connection on which a client sends words, before these, or their answer, are passed on."""
+        with self._lock:
+            self._last_words, self._is_answered = words, carried_out
 
     def heal(self) -> None:
         """Take new connections again, and pass on what clients send; what was swallowed is gone."""
@@ -87,13 +97,14 @@ class Tcp:
 
     def _pump(self, source: socket.socket, target: socket.socket, pair: Pair) -> None:
         with suppress(OSError):
-            while chunk := source.recv(CHUNK_BYTES):
+            while (chunk := source.recv(CHUNK_BYTES)) and not self._ends_at(chunk, source, pair):
                 with self._lock:
                     swallowing = self._swallowing and source is pair[0]
                     self.swallowed += len(chunk) * swallowing
                 if not swallowing:
                     target.sendall(chunk)
         with self._lock:
+            self._ending.discard(pair)
             open_still = pair in self._pairs
             self._pairs.discard(pair)
         if open_still:
@@ -101,6 +112,18 @@ class Tcp:
                 with suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
                 each.close()
+
+    def _ends_at(self, chunk: bytes, source: socket.socket, pair: Pair) -> bool:
+        """Return whether a connection is cut instead of passing a chunk on."""
+        with self._lock:
+            if source is not pair[0]:
+                return pair in self._ending
+            if not self._last_words or self._last_words not in chunk:
+                return False
+            self._last_words = b""
+            if self._is_answered:
+                self._ending.add(pair)
+            return not self._is_answered
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def test_the_defaults() -> None:
         "on_rerun": "run",
         "recover": None,
         "settle": None,
+        "receipts": None,
         "on_store_error": "defer",
         "missing_key": "raise",
         "lease": None,

@@ -13,7 +13,7 @@ from idempotent_tasks import (
     Idempotency,
     IdempotentTask,
 )
-from idempotent_tasks.messaging.handler import UnguardedRun
+from idempotent_tasks.messaging.unguarded import UnguardedRun
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.shop import Counting, make
 

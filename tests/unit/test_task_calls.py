@@ -10,7 +10,7 @@ from celery import Celery, Task
 from celery.worker import WorkController
 
 from idempotent_tasks import ConfigurationError, IdempotentTask
-from idempotent_tasks.messaging.handler import UnguardedRun
+from idempotent_tasks.messaging.unguarded import UnguardedRun
 from tests.support.shop import Shop
 
 Call = Callable[..., Any]

@@ -1,0 +1,143 @@
+"""SQL dialects of the receipts' table: the statements that lock and write a row, and what a driver's errors mean.
+
+No statement leaves anything behind in its session, so that a pooler in transaction mode may stand between.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, auto
+from math import ceil
+from typing import Any, Final, Protocol
+
+__all__ = ["COLUMNS", "DIALECTS", "Dialect", "Execute", "Failure", "PostgreSQL", "SQLite", "Written"]
+
+#: Runs a statement with named parameters (``:name``) in the open transaction; returns its rows.
+Execute = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
+#: The columns of one row.
+Written = Mapping[str, Any]
+
+#: All columns of the table; the first two are its primary key, the next four are written when a transaction begins.
+COLUMNS: Final = (
+    *("key", "step"),
+    *("generation", "fence", "task_id", "expires_at"),
+    *("status", "codec", "text", "data", "error", "continuation", "following"),
+)
+_BEGUN: Final = COLUMNS[:6]
+
+
+class Failure(Enum):
+    """What an error of a driver means for a transaction."""
+
+    #: Another transaction holds the row, or the database, for longer than this one waits.
+    HELD = auto()
+    #: The database has rolled the transaction back, and says to run it again.
+    LOST = auto()
+    #: The transaction is to be rolled back, because one of its statements has failed before.
+    BROKEN = auto()
+    #: The database has answered that it will not, whenever it is asked: no such table, or a constraint of the body's.
+    REFUSED = auto()
+    #: The database does not answer, or it says anything else.
+    UNAVAILABLE = auto()
+
+
+class Dialect(Protocol):
+    """One database's way to lock a row that may not be there yet, for a limited time."""
+
+    def lock(self, execute: Execute, table: str, row: Written, wait_seconds: float) -> Sequence[Any]:
+        """Insert a row, or lock that of its key; return the `COLUMNS` of what is there then.
+
+        An insert meets the row of a transaction that is still open, and waits for its end, which no ``SELECT`` does;
+        and it reads what is committed, whatever snapshot the transaction has.
+
+        Args:
+            execute: runs a statement.
+            table: the table's name, quoted.
+            row: the first six of `COLUMNS`.
+            wait_seconds: for how long another transaction may hold the row.
+        """
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what an error of the driver means."""
+
+
+def _listed(names: Iterable[str], form: str = '"{0}"') -> str:
+    return ", ".join(form.format(name) for name in names)
+
+
+def _insert(table: str) -> str:
+    # SQLite takes a quoted name that is no column for a text, unless its table is named.
+    returned = _listed(COLUMNS, table + '."{0}"')
+    # A column of the row itself, so that the row is locked and returned where it is there.
+    return (
+        f"INSERT INTO {table} ({_listed(_BEGUN)}) VALUES ({_listed(_BEGUN, ':{0}')}) "
+        f'ON CONFLICT ("key", "step") DO UPDATE SET "fence" = {table}."fence" RETURNING {returned}'
+    )
+
+
+class PostgreSQL:
+    """PostgreSQL, by the error codes of its appendix (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+    _HELD: Final = ("55P03",)
+    _LOST: Final = ("40001", "40P01")
+    _BROKEN: Final = ("25P02",)
+    _UNAVAILABLE: Final = ("08", "53", "55", "57", "58", "XX")
+
+    def lock(self, execute: Execute, table: str, row: Written, wait_seconds: float) -> Sequence[Any]:
+        """Insert or lock; ``lock_timeout`` is as before for the statements of the body."""
+        limit = f"{max(ceil(wait_seconds * 1000), 1)}ms"
+        # OFFSET keeps the reading from being moved behind the setting.
+        read = "SELECT current_setting('lock_timeout') AS value OFFSET 0"
+        changed = f"SELECT value, set_config('lock_timeout', :limit, true) FROM ({read}) AS before"
+        ((before, _),) = execute(changed, {"limit": limit})
+        # The outer list is computed from the row that the insert returns, and so after it.
+        insert = (
+            f"WITH written AS ({_insert(table)}) "
+            "SELECT written.*, set_config('lock_timeout', :before, true) FROM written"
+        )
+        (found,) = execute(insert, {**row, "before": before})
+        return found[:-1]
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what an error of psycopg or psycopg2 means, by its SQLSTATE."""
+        state: str | None = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        if state in self._HELD:
+            return Failure.HELD
+        if state in self._LOST:
+            return Failure.LOST
+        if state in self._BROKEN:
+            return Failure.BROKEN
+        # Without a code it is the connection's.
+        is_unavailable = state is None or state.startswith(self._UNAVAILABLE)
+        return Failure.UNAVAILABLE if is_unavailable else Failure.REFUSED
+
+
+class SQLite:
+    """SQLite, 3.35 or later, whose writers exclude each other (https://www.sqlite.org/rescode.html)."""
+
+    _HELD: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    #: Of a statement that names what is not there, a file that may not be written, and a constraint.
+    _REFUSED: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CONSTRAINT)
+
+    def lock(self, execute: Execute, table: str, row: Written, wait_seconds: float) -> Sequence[Any]:
+        """Insert or read, which locks the whole database against other writers."""
+        ((before,),) = execute("PRAGMA busy_timeout", {})
+        execute(f"PRAGMA busy_timeout = {ceil(wait_seconds * 1000)}", {})
+        try:
+            (found,) = execute(_insert(table), row)
+        finally:
+            # It belongs to the connection, and no server is between.
+            execute(f"PRAGMA busy_timeout = {int(before)}", {})
+        return found
+
+    def failure(self, error: BaseException) -> Failure:
+        """Return what an error of ``sqlite3`` means, by its primary result code."""
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return Failure.UNAVAILABLE
+        if code & 0xFF in self._HELD:
+            return Failure.HELD
+        return Failure.REFUSED if code & 0xFF in self._REFUSED else Failure.UNAVAILABLE
+
+
+#: By the names that Django and SQLAlchemy have for them.
+DIALECTS: Final[Mapping[str, Dialect]] = {"postgresql": PostgreSQL(), "sqlite": SQLite()}

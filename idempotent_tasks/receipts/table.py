@@ -1,0 +1,164 @@
+"""The receipts' table: rows to and from `Receipt`, and the library's errors for those of a database's driver."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from idempotent_tasks.core.receipts import Receipt, TransactionLost
+from idempotent_tasks.core.records import Outcome, Status
+from idempotent_tasks.errors import ConfigurationError, StoreError, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.receipts.dialects import COLUMNS, DIALECTS, Dialect, Execute, Failure, Written
+
+__all__ = ["TABLE", "ReceiptTable", "dialect_of"]
+
+#: The table's name, unless the user gives another.
+TABLE: Final = "idempotency_receipts"
+#: What creates the table, for the error of a database that has none.
+_REMEDY: Final = "run `manage.py migrate`, or SQLAlchemyReceipts(...).create_table()"
+
+
+def dialect_of(name: str) -> Dialect:
+    """Return the dialect of a database by Django's and SQLAlchemy's name for it.
+
+    Raises:
+        ConfigurationError: receipts cannot be kept there.
+    """
+    if name not in DIALECTS:
+        raise ConfigurationError(f"receipts cannot be kept in a database of kind {name!r}: one of {sorted(DIALECTS)}")
+    return DIALECTS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptTable:
+    """The statements of one table."""
+
+    dialect: Dialect
+    #: For messages: where the table is.
+    place: str
+    name: str = TABLE
+
+    def lock(self, execute: Execute, receipt: Receipt, wait_seconds: float) -> Receipt | None:
+        """Write a receipt's row without its outcome, or lock the row that is there.
+
+        Returns:
+            That row if it is committed, of the same or a larger generation; None if this transaction may write its own.
+        """
+        begun = dict(zip(COLUMNS, self.dialect.lock(execute, self._quoted, _begun(receipt), wait_seconds), strict=True))
+        if begun["generation"] < receipt.generation or begun["status"] is None:
+            return None
+        return _receipt(begun)
+
+    def write(self, execute: Execute, receipt: Receipt) -> None:
+        """Write all of a receipt into the row that this transaction has locked."""
+        row = {**_begun(receipt), **_outcome(receipt)}
+        assigned = ", ".join(f'"{name}" = :{name}' for name in COLUMNS[2:])
+        execute(f'UPDATE {self._quoted} SET {assigned} WHERE "key" = :key AND "step" = :step', row)
+
+    def purge(self, execute: Execute, before: float) -> int:
+        """Delete the rows that have expired before a time in epoch seconds; return how many."""
+        deleted = f'DELETE FROM {self._quoted} WHERE "expires_at" < :before RETURNING "expires_at"'
+        return len(execute(deleted, {"before": int(before)}))
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Turn what a driver raises before the body into the library's errors.
+
+        Raises:
+            TransactionLost, StoreUnavailableError, StoreMisconfiguredError: as `Receipts.begin`.
+        """
+        try:
+            yield
+        except (TransactionLost, StoreError, ConfigurationError):
+            raise
+        except Exception as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> Exception:
+        origin = driver_error(error)
+        code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)
+        what = type(origin).__name__ + (f" {code}" if code else "")
+        match self.dialect.failure(origin):
+            case Failure.LOST:
+                return TransactionLost(error)
+            case Failure.HELD:
+                return StoreUnavailableError(
+                    f"another transaction has held the key's receipt in {self.place} for too long ({what}); that of a "
+                    "dead host ends with the database's idle-transaction time-out"
+                )
+            case Failure.REFUSED:
+                return StoreMisconfiguredError(
+                    f"{self.place} has no table {self.name!r} of this version, or it may not be written ({what}): "
+                    f"{_REMEDY}"
+                )
+        return StoreUnavailableError(f"{self.place}, which keeps the receipts, does not answer ({what})")
+
+    def failed(self, error: Exception) -> Exception:
+        """Return what an error of the last statements of a transaction, ``COMMIT`` among them, means for its run.
+
+        Returns:
+            `TransactionLost`; `ConfigurationError` where the body has gone on after an error; or the error itself,
+            where the database says that it is one of the body's, such as a constraint that is checked at the end.
+        """
+        match self.dialect.failure(driver_error(error)):
+            case Failure.BROKEN:
+                msg = (
+                    "the body has caught an error of the database and gone on, so that its transaction cannot be "
+                    "committed; catch such errors around a savepoint: atomic() of Django, session.begin_nested()"
+                )
+                return ConfigurationError(msg)
+            case Failure.REFUSED:
+                return error
+            case Failure.LOST | Failure.HELD:
+                return TransactionLost(error)
+        return TransactionLost(error, is_certain=False)
+
+    @property
+    def _quoted(self) -> str:
+        return '"' + self.name.replace('"', '""') + '"'
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return what the driver itself has raised: Django has it as the cause, SQLAlchemy as ``orig``."""
+    return getattr(error, "orig", None) or error.__cause__ or error
+
+
+def _begun(receipt: Receipt) -> Written:
+    return {name: getattr(receipt, name) for name in COLUMNS[:6]}
+
+
+def _outcome(receipt: Receipt) -> Written:
+    outcome = receipt.outcome
+    assert outcome is not None  # noqa: S101 - only a committed row is written
+    is_text = isinstance(outcome.data, str)
+    return {
+        "status": outcome.status.value,
+        "codec": outcome.codec,
+        "text": outcome.data if is_text else None,
+        "data": None if is_text else outcome.data,
+        "error": outcome.error,
+        "continuation": outcome.continuation,
+        "following": json.dumps(list(receipt.following)) if receipt.following else None,
+    }
+
+
+def _receipt(row: Written) -> Receipt:
+    data: Any = row["text"] if row["data"] is None else bytes(row["data"])
+    outcome = Outcome(
+        status=Status(row["status"]),
+        codec=row["codec"],
+        data=data,
+        error=row["error"],
+        continuation=row["continuation"],
+    )
+    return Receipt(
+        key=row["key"],
+        step=row["step"],
+        generation=row["generation"],
+        fence=row["fence"],
+        task_id=row["task_id"],
+        outcome=outcome,
+        following=tuple(json.loads(row["following"])) if row["following"] else (),
+        expires_at=row["expires_at"],
+    )

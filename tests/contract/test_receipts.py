@@ -1,0 +1,726 @@
+"""Receipts in real databases, through Django and SQLAlchemy: who waits for whom, and what is committed in the end."""
+
+import threading
+import time
+import unittest
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg import IsolationLevel
+
+from idempotent_tasks import ConfigurationError, MemoryStore, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks.core.clock import SystemClock
+from idempotent_tasks.core.guard import Failed, Guard, Replayed, Returned, Unwritten
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.receipts import Receipt
+from idempotent_tasks.core.retry import while_lost
+from tests.support.guarding import KEY, Bench, done
+from tests.support.receipts import Bank, DjangoBank, Sent, SQLAlchemyBank, database, postgresql_url
+from tests.testbed.tcp import tcp_to
+
+BOUND_SECONDS = 20.0
+KINDS = ["django-postgresql", "sqlalchemy-postgresql", "django-sqlite", "sqlalchemy-sqlite"]
+SERVERS = KINDS[:2]
+
+
+def row(generation: int = 5, fence: int = 7, key: str = KEY) -> Receipt:
+    """Return a receipt without an outcome."""
+    return Receipt(key=key, generation=generation, fence=fence, task_id="id-one", expires_at=2_000_000_000)
+
+
+def finished(data: str = '"done"', **given: Any) -> Receipt:
+    """Return a receipt with an outcome."""
+    return replace(row(**given), outcome=done(data))
+
+
+MakeBank = Callable[..., Any]
+
+
+@pytest.fixture
+def make_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBank]:
+    """Makes banks of one kind over one database of the test's own; at another port where given."""
+    with ExitStack() as stack:
+        names: dict[str, str] = {}
+
+        def make(kind: str, port: int | None = None, **options: Any) -> Any:
+            alias, server = f"db-{uuid4().hex[:12]}", kind.partition("-")[2]
+            if server == "sqlite":
+                url, engine, name = "sqlite:///", "sqlite3", str(tmp_path / "bank.sqlite3")
+                place = {}
+            else:
+                variables = request.getfixturevalue("postgresql")
+                if server not in names:
+                    names[server] = stack.enter_context(database(variables, f"receipts-{uuid4().hex[:12]}"))
+                name, engine = names[server], "postgresql"
+                url = postgresql_url(variables, name, port).removesuffix(name)
+                place = {"HOST": variables["PGHOST"], "PORT": port or variables["PGPORT"], "USER": variables["PGUSER"]}
+            if kind.startswith("django"):
+                engine = f"django.db.backends.{engine}"
+                bank: Any = DjangoBank(alias, {"ENGINE": engine, "NAME": name, **place, **options})
+            else:
+                bank = SQLAlchemyBank(url + name, **options)
+            stack.callback(bank.close)
+            return bank
+
+        yield make
+
+
+@pytest.fixture(params=KINDS)
+def bank(request: pytest.FixtureRequest, make_bank: MakeBank) -> Bank:
+    """A bank with its tables, on each database through each library."""
+    bank: Bank = make_bank(request.param)
+    bank.create_table()
+    return bank
+
+
+@pytest.fixture
+def pool(bank: Bank) -> Iterator[Callable[..., "Future[Any]"]]:
+    """Calls a function in another thread, which has a connection of its own and closes it."""
+    with ThreadPoolExecutor(4) as executor:
+
+        def submit(call: Callable[..., Any], *args: Any) -> "Future[Any]":
+            def closing() -> Any:
+                try:
+                    return call(*args)
+                finally:
+                    if isinstance(bank, DjangoBank):
+                        bank.close()
+
+            return executor.submit(closing)
+
+        yield submit
+
+
+class Teller:
+    """A guard of one key over a bank."""
+
+    def __init__(self, bank: Bank, **policy: Any) -> None:
+        self.bank = bank
+        self.sent = Sent()
+        self.bench = Bench(MemoryStore())
+        self.runs = 0
+        self.policy = policy
+
+    @property
+    def guard(self) -> Guard:
+        """A guard with the bank's receipts."""
+        return self.bench.guard(following=self.sent, receipts=self.bank.receipts, **self.policy)
+
+    def deliver(self, body: Callable[[RunContext], Any] | None = None, owner: str = "one", **given: Any) -> Any:
+        """Deliver once; the body deposits the number of the run, and goes on as given."""
+
+        def deposit(run: RunContext) -> Any:
+            self.runs += 1
+            number = self.bank.deposit(run, self.runs)
+            return number if body is None else body(run)
+
+        return self.bench.deliver(owner, deposit, guard=self.guard, **given)
+
+
+class TestTheRow:
+    """What `Receipts.begin` finds."""
+
+    def test_nothing(self, bank: Bank) -> None:
+        """Until a transaction has committed its outcome."""
+        for _ in range(2):
+            transaction = bank.receipts.begin(row(), 1)
+            assert transaction.found is None
+            transaction.rollback()
+        assert bank.rows() == []
+
+    def test_what_was_committed(self, bank: Bank) -> None:
+        """All of it: texts and bytes, and what must follow."""
+        in_bytes = replace(done(), data=b"\0\xff", error="no", continuation="{}")
+        followed = replace(finished(), following=("a", "ü"))
+        for number, receipt in enumerate((finished('"ü"'), replace(finished(), outcome=in_bytes), followed)):
+            mine = replace(receipt, key=f"key-{number}")
+            bank.receipts.begin(row(key=mine.key), 1).commit(mine)
+            transaction = bank.receipts.begin(row(key=mine.key, fence=8), 1)
+            assert transaction.found == mine
+            transaction.rollback()
+
+    @pytest.mark.parametrize(("generation", "found"), [(4, True), (5, True), (6, False)])
+    def test_the_generation_decides(self, bank: Bank, generation: int, found: bool) -> None:
+        """A smaller one is written over, an equal one is replayed, a larger one supersedes."""
+        bank.receipts.begin(row(), 1).commit(finished())
+        transaction = bank.receipts.begin(row(generation, fence=1), 1)
+        assert (transaction.found == finished()) is found
+        if not found:
+            transaction.commit(finished('"later"', generation=generation))
+            assert bank.rows() == [(KEY, "COMPLETED", '"later"')]
+        transaction.rollback()
+
+    def test_other_keys_and_steps_are_other_rows(self, bank: Bank) -> None:
+        """Also where they differ in case only, or by a blank at the end."""
+        bank.receipts.begin(row(key="Order"), 1).commit(finished(key="Order"))
+        for other in (row(key="order"), row(key="Order "), replace(row(key="Order"), step="mail")):
+            transaction = bank.receipts.begin(other, 1)
+            assert transaction.found is None
+            transaction.rollback()
+
+    def test_what_has_expired_is_purged(self, bank: Bank) -> None:
+        """The rest stays."""
+        for key, expires_at in (("old", 100), ("new", 300)):
+            bank.receipts.begin(row(key=key), 1).commit(replace(finished(key=key), expires_at=expires_at))
+        assert bank.receipts.purge(200.5) == 1
+        assert bank.rows() == [("new", "COMPLETED", '"done"')]
+
+    def test_a_run_without_a_record_has_no_row(self, bank: Bank) -> None:
+        """Its body has a transaction all the same."""
+        for end, deposits in (("rollback", []), ("commit", [1])):
+            transaction = bank.receipts.begin(None, 0)
+            bank.deposit(_running(transaction), 1)
+            transaction.flush()
+            transaction.commit(None) if end == "commit" else transaction.rollback()
+            assert (bank.deposits(), bank.rows()) == (deposits, [])
+
+
+def _running(transaction: Any) -> Any:
+    class Run:
+        session = transaction.session
+
+    return Run
+
+
+class TestTwoRuns:
+    """A zombie and its successor meet at the row, in both orders."""
+
+    @pytest.mark.parametrize("first_commits", [True, False])
+    def test_the_second_waits_for_the_first(
+        self, bank: Bank, pool: Callable[..., "Future[Any]"], first_commits: bool
+    ) -> None:
+        """It finds what that has committed; and writes its own if that was rolled back."""
+        first, locked = bank.receipts.begin(row(fence=7), 1), threading.Event()
+
+        def second() -> Receipt | None:
+            locked.set()
+            transaction = bank.receipts.begin(row(fence=8), BOUND_SECONDS)
+            found: Receipt | None = transaction.found
+            transaction.rollback()
+            return found
+
+        waiting = pool(second)
+        assert locked.wait(BOUND_SECONDS)
+        bank.deposit(_running(first), 1)
+        assert not waiting.done()
+        first.commit(finished()) if first_commits else first.rollback()
+        assert waiting.result(BOUND_SECONDS) == (finished() if first_commits else None)
+        assert bank.deposits() == ([1] if first_commits else [])
+
+    def test_a_zombie_that_comes_first(self, bank: Bank, pool: Callable[..., "Future[Any]"]) -> None:
+        """Its claim was taken over while its body ran: its successor waits, and has its result."""
+        teller, begun, go_on = Teller(bank), threading.Event(), threading.Event()
+
+        def stand_still(_: RunContext) -> str:
+            begun.set()
+            assert go_on.wait(BOUND_SECONDS)
+            return "first"
+
+        zombie = pool(lambda: teller.deliver(stand_still, "zombie", lease_seconds=0.5))
+        assert begun.wait(BOUND_SECONDS)
+        _expire(teller)
+        successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
+        _until(lambda: teller.bench.events().count("Claimed") == 2)
+        go_on.set()
+        assert successor.result(BOUND_SECONDS) == Replayed("first")
+        assert (teller.runs, bank.deposits()) == (1, [1])
+        assert type(zombie.result(BOUND_SECONDS)).__name__ in ("Busy", "Replayed")
+
+    def test_a_zombie_that_comes_last(self, bank: Bank) -> None:
+        """It has stood still before its transaction: it finds its successor's row, and that is its result too."""
+        teller = Teller(bank)
+        begin, done_by = bank.receipts.begin, []
+
+        def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
+            bank.receipts.begin = begin
+            _expire(teller)
+            done_by.append(teller.deliver(lambda _: "second", "successor"))
+            return begin(receipt, wait_seconds)
+
+        bank.receipts.begin = begin_late
+        verdict = teller.deliver(lambda _: "first", "zombie", lease_seconds=0.5)
+        assert (done_by, verdict) == ([Returned("second")], Replayed("second"))
+        assert (teller.runs, bank.deposits()) == (1, [1])
+
+    def test_a_wait_that_is_too_long(self, bank: Bank, pool: Callable[..., "Future[Any]"]) -> None:
+        """The key is free, no run has begun, and the delivery comes again."""
+        first, teller = bank.receipts.begin(row(generation=2**62), 1), Teller(bank)
+        waiting = pool(lambda: teller.deliver(lease_seconds=1))
+        verdict = waiting.result(BOUND_SECONDS)
+        first.rollback()
+        assert isinstance(verdict, Unwritten)
+        assert isinstance(verdict.error, StoreUnavailableError)
+        assert "has held the key's receipt" in verdict.error.message
+        record = teller.bench.store.get(KEY)
+        assert (record.free, record.runs, teller.runs, bank.deposits()) == (True, 0, 0, [])
+        assert teller.deliver(owner="two") == Returned(1)
+
+    def test_the_body_waits_as_long_as_before(self, bank: Bank) -> None:
+        """The limit is that of the first statement alone."""
+        statement = "PRAGMA busy_timeout" if bank.dialect == "sqlite" else "SHOW lock_timeout"
+        transaction = bank.receipts.begin(None, 0)
+        before = bank.execute(_running(transaction), statement)
+        transaction.rollback()
+        transaction = bank.receipts.begin(row(), 0.25)
+        assert bank.execute(_running(transaction), statement) == before
+        transaction.rollback()
+
+
+def _expire(teller: Teller) -> None:
+    """Wait until the claim of a zombie has ended."""
+    store = teller.bench.store
+    # Claims end by whole milliseconds.
+    _until(lambda: store.get(KEY).held_until + 0.002 < store.clock.now())
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + BOUND_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+class TestWhatTheDatabaseSays:
+    """Errors of the driver, and what becomes of the delivery."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_table(self, make_bank: MakeBank, kind: str) -> None:
+        """The delivery waits until it is created."""
+        bank = make_bank(kind)
+        teller = Teller(bank)
+        verdict = teller.deliver()
+        assert isinstance(verdict, Unwritten)
+        assert isinstance(verdict.error, StoreMisconfiguredError)
+        assert "has no table 'idempotency_receipts' of this version" in verdict.error.message
+        assert (teller.runs, bank.deposits()) == (0, [])
+        bank.create_table()
+        assert teller.deliver(owner="two") == Returned(1)
+
+    def test_a_table_of_another_version(self, bank: Bank) -> None:
+        """As one that has lost a column."""
+        transaction = bank.receipts.begin(None, 0)
+        bank.execute(_running(transaction), "ALTER TABLE idempotency_receipts DROP COLUMN following")
+        transaction.commit(None)
+        with pytest.raises(StoreMisconfiguredError, match="of this version"):
+            bank.receipts.begin(row(), 1)
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+        """No body, and the key is free."""
+        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+            bank = make_bank(kind, tcp.port)
+            bank.create_table()
+            bank.close()
+            tcp.refuse()
+            tcp.cut()
+            teller = Teller(bank)
+            verdict = teller.deliver()
+            assert isinstance(verdict, Unwritten)
+            assert "which keeps the receipts, does not answer" in verdict.error.message
+            assert teller.runs == 0
+            tcp.heal()
+            assert teller.deliver(owner="two") == Returned(1)
+
+    @pytest.mark.parametrize("carried_out", [True, False])
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_commit_without_an_answer(
+        self, make_bank: MakeBank, kind: str, carried_out: bool, postgresql: dict[str, str]
+    ) -> None:
+        """The row says what became of it, on a new connection: the effect is there once."""
+        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+            bank = make_bank(kind, tcp.port)
+            bank.create_table()
+            teller = Teller(bank)
+
+            def cut(_: RunContext) -> str:
+                if teller.runs == 1:
+                    tcp.cut_at(b"COMMIT", carried_out=carried_out)
+                return f"run {teller.runs}"
+
+            runs = 1 if carried_out else 2
+            assert teller.deliver(cut) == Returned(f"run {runs}")
+            assert (teller.runs, bank.deposits()) == (runs, [runs])
+            bank.close()
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+        """The server ends it when its idle-transaction time-out has passed; until then deliveries wait."""
+        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+            dead, bank = make_bank(kind, tcp.port), make_bank(kind)
+            bank.create_table()
+            transaction = dead.receipts.begin(row(generation=2**62), 1)
+            limit = "SET LOCAL idle_in_transaction_session_timeout = '1s'"
+            dead.execute(_running(transaction), limit)
+            dead.deposit(_running(transaction), 17)
+            # What it sends does not arrive any more, and nobody says so.
+            tcp.swallow()
+            teller = Teller(bank)
+            assert isinstance(teller.deliver(lease_seconds=1), Unwritten)
+            _until(lambda: teller.deliver(owner=uuid4().hex, lease_seconds=1) == Returned(1))
+            assert bank.deposits() == [1]
+            tcp.cut()
+            transaction.rollback()
+            dead.close()
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_deadlock(self, make_bank: MakeBank, kind: str) -> None:
+        """The database ends one of the two transactions, and its body runs again: both deposits are there."""
+        bank = make_bank(kind)
+        bank.create_table()
+        _committed(bank, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1), (2)")
+        tellers, meeting = [Teller(bank), Teller(bank)], threading.Barrier(2)
+
+        def cross(teller: Teller, first: int) -> Callable[[RunContext], int]:
+            def body(run: RunContext) -> int:
+                bank.execute(run, f"SELECT id FROM accounts WHERE id = {first} FOR UPDATE")
+                if teller.runs == 1:
+                    meeting.wait(BOUND_SECONDS)
+                bank.execute(run, f"SELECT id FROM accounts WHERE id = {3 - first} FOR UPDATE")
+                return first
+
+            return body
+
+        def deliver(number: int) -> Any:
+            key = f"{KEY}-{number}"
+            verdict = tellers[number].deliver(cross(tellers[number], number + 1), key=key)
+            if isinstance(bank, DjangoBank):
+                bank.close()
+            return verdict
+
+        with ThreadPoolExecutor(2) as executor:
+            assert list(executor.map(deliver, (0, 1))) == [Returned(1), Returned(2)]
+        assert sorted(teller.runs for teller in tellers) == [1, 2]
+        assert len(bank.deposits()) == 2
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_an_old_snapshot(self, make_bank: MakeBank, kind: str) -> None:
+        """Under ``REPEATABLE READ`` a row that was committed since is found, or its transaction runs again."""
+        bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def overtake(run: RunContext) -> str:
+            if teller.runs == 1:
+                # It reads what another transaction changes then: the update below cannot be serialised.
+                bank.execute(run, "SELECT count(*) FROM accounts")
+                _elsewhere(other, "UPDATE accounts SET id = id + 10")
+            bank.execute(run, "UPDATE accounts SET id = id + 1")
+            return "done"
+
+        _committed(other, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1)")
+        assert teller.deliver(overtake) == Returned("done")
+        assert (teller.runs, bank.deposits()) == (2, [2])
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_receipt_that_is_committed_behind_a_snapshot(self, make_bank: MakeBank, kind: str) -> None:
+        """The row is met by writing, so that no snapshot hides it."""
+        bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
+        bank.create_table()
+        first = other.receipts.begin(row(), 1)
+        waiting = ThreadPoolExecutor(1).submit(lambda: _found(bank))
+        first.commit(finished())
+        assert waiting.result(BOUND_SECONDS) == finished()
+
+    def test_a_constraint_that_is_checked_at_the_end(self, bank: Bank) -> None:
+        """It is the body's failure, whose rows are gone."""
+        _committed(
+            bank,
+            "CREATE TABLE customers (id INTEGER PRIMARY KEY)",
+            "CREATE TABLE orders (customer INTEGER REFERENCES customers (id) DEFERRABLE INITIALLY DEFERRED)",
+        )
+        teller = Teller(bank)
+
+        def order(run: RunContext) -> None:
+            bank.execute(run, "INSERT INTO orders VALUES (17)")
+
+        if bank.dialect == "sqlite" and isinstance(bank, SQLAlchemyBank):
+            # It checks none unless each connection says so.
+            bank.enforce_foreign_keys()
+        with pytest.raises(Exception, match=r"(?i)foreign key") as raised:
+            teller.deliver(order)
+        assert "IntegrityError" in {kind.__name__ for kind in type(raised.value).__mro__}
+        assert (teller.runs, bank.deposits(), teller.bench.store.get(KEY).free) == (1, [], True)
+        assert isinstance(Teller(bank, store_failures=Exception).deliver(order), Failed)
+        assert bank.deposits() == []
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_body_that_goes_on_after_an_error(self, make_bank: MakeBank, kind: str) -> None:
+        """PostgreSQL commits nothing then: the body fails, and is told how to catch such an error."""
+        bank = make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def swallow(run: RunContext) -> str:
+            with suppress(Exception):
+                bank.execute(run, "SELECT 1 / 0")
+            return "done"
+
+        with pytest.raises(ConfigurationError, match="has caught an error of the database and gone on"):
+            teller.deliver(swallow)
+        assert (bank.deposits(), bank.rows()) == ([], [])
+
+
+def _repeatable_read(kind: str) -> dict[str, Any]:
+    """Return what has a bank's connections read one snapshot for each transaction."""
+    if kind.startswith("django"):
+        return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
+    return {"isolation_level": "REPEATABLE READ"}
+
+
+def _found(bank: Any) -> Receipt | None:
+    try:
+        transaction = while_lost(lambda: bank.receipts.begin(row(fence=8), BOUND_SECONDS), SystemClock())
+        found: Receipt | None = transaction.found
+        transaction.rollback()
+        return found
+    finally:
+        bank.close()
+
+
+def _committed(bank: Any, *statements: str) -> None:
+    """Run statements in a transaction of their own."""
+    transaction = bank.receipts.begin(None, 0)
+    for statement in statements:
+        bank.execute(_running(transaction), statement)
+    transaction.commit(None)
+
+
+def _elsewhere(bank: Any, *statements: str) -> None:
+    """Run statements on a connection of another thread."""
+
+    def run() -> None:
+        _committed(bank, *statements)
+        bank.close()
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(run).result(BOUND_SECONDS)
+
+
+class TestDjango:
+    """What only Django has."""
+
+    @pytest.fixture(params=["django-postgresql", "django-sqlite"])
+    def django(self, request: pytest.FixtureRequest, make_bank: MakeBank) -> DjangoBank:
+        """A bank."""
+        bank: DjangoBank = make_bank(request.param)
+        bank.create_table()
+        return bank
+
+    def test_a_call_inside_a_transaction(self, django: DjangoBank) -> None:
+        """Its rollback would undo the effect under a record that says done."""
+        from django.db.transaction import atomic
+
+        teller = Teller(django)
+        with atomic(using=django.alias), pytest.raises(ConfigurationError, match="was called inside a transaction"):
+            teller.deliver()
+        assert (teller.runs, teller.bench.store.get(KEY).runs) == (0, 0)
+        assert teller.deliver(owner="two") == Returned(1)
+
+    def test_a_database_without_autocommit(self, make_bank: MakeBank) -> None:
+        """Nothing would be committed."""
+        bank = make_bank("django-sqlite", None, AUTOCOMMIT=False)
+        with pytest.raises(ConfigurationError, match="has AUTOCOMMIT off"):
+            bank.receipts.begin(row(), 1)
+
+    def test_a_hook_that_a_death_would_lose(self, django: DjangoBank) -> None:
+        """It is refused before the commit; or runs once at most where that was declared."""
+        from django.db.transaction import on_commit
+
+        called: list[str] = []
+
+        def body(_: RunContext) -> str:
+            on_commit(lambda: called.append("hook"), using=django.alias)
+            return "done"
+
+        teller = Teller(django)
+        with pytest.raises(ConfigurationError, match="which a death after the commit would lose"):
+            teller.deliver(body)
+        assert (called, django.deposits()) == ([], [])
+        django.receipts = type(django.receipts)(using=django.alias, on_commit="lossy")
+        assert teller.deliver(body, "two") == Returned("done")
+        assert (called, django.deposits()) == (["hook"], [2])
+
+    def test_a_hook_that_fails(self, django: DjangoBank) -> None:
+        """The transaction is committed before it."""
+        from django.db.transaction import on_commit
+
+        def body(_: RunContext) -> str:
+            on_commit(lambda: 1 / 0, using=django.alias)
+            return "done"
+
+        django.receipts = type(django.receipts)(using=django.alias, on_commit="lossy")
+        teller = Teller(django)
+        assert teller.deliver(body) == Returned("done")
+        assert (teller.runs, django.deposits()) == (1, [1])
+
+    def test_an_inner_block_that_was_rolled_back(self, django: DjangoBank) -> None:
+        """With a savepoint the rest is committed; without one nothing is, and the body is told."""
+        from django.db.transaction import atomic
+
+        def body(savepoint: bool) -> Callable[[RunContext], str]:
+            def rolled_back(run: RunContext) -> str:
+                with suppress(ValueError), atomic(using=django.alias, savepoint=savepoint):
+                    django.deposit(run, 100)
+                    raise ValueError("no")
+                return "done"
+
+            return rolled_back
+
+        teller = Teller(django)
+        with pytest.raises(ConfigurationError, match="has caught an error of the database and gone on"):
+            teller.deliver(body(savepoint=False))
+        assert teller.deliver(body(savepoint=True), "two") == Returned("done")
+        assert django.deposits() == [2]
+
+    def test_a_durable_block_in_the_body(self, django: DjangoBank) -> None:
+        """Django refuses it, because it could not commit."""
+        from django.db.transaction import atomic
+
+        def body(_: RunContext) -> None:
+            with atomic(using=django.alias, durable=True):
+                pass
+
+        with pytest.raises(RuntimeError, match="durable"):
+            Teller(django).deliver(body)
+        assert django.deposits() == []
+
+    def test_in_a_test_case(self, django: DjangoBank) -> None:
+        """Django's ``TestCase`` has a transaction around each test, which durable blocks do not mind."""
+        from django.test import TestCase
+
+        teller, verdicts = Teller(django), []
+
+        class Deposits(TestCase):
+            databases = frozenset({django.alias})
+
+            def runTest(self) -> None:  # noqa: N802 - unittest's
+                verdicts.extend([teller.deliver(), teller.deliver(owner="two"), django.deposits()])
+
+        # With its class's fixtures, which open the transaction.
+        result = unittest.TestSuite([Deposits()]).run(unittest.TestResult())
+        assert (result.errors, result.failures) == ([], [])
+        assert verdicts == [Returned(1), Replayed(1), [1]]
+        assert django.deposits() == []
+
+    def test_wrong_options(self) -> None:
+        """They are refused where they are given."""
+        from idempotent_tasks.receipts.django import DjangoReceipts
+
+        with pytest.raises(ConfigurationError, match="on_commit='sometimes' is not one of"):
+            DjangoReceipts(on_commit="sometimes")  # type: ignore[arg-type]
+
+
+class TestSQLAlchemy:
+    """What only SQLAlchemy has."""
+
+    @pytest.fixture(params=["sqlalchemy-postgresql", "sqlalchemy-sqlite"])
+    def alchemy(self, request: pytest.FixtureRequest, make_bank: MakeBank) -> SQLAlchemyBank:
+        """A bank."""
+        bank: SQLAlchemyBank = make_bank(request.param)
+        bank.create_table()
+        return bank
+
+    def test_a_commit_in_the_body(self, alchemy: SQLAlchemyBank) -> None:
+        """Commits nothing before the receipt has its outcome."""
+        teller = Teller(alchemy)
+
+        def body(run: RunContext) -> str:
+            run.session.commit()
+            assert _deposits_elsewhere(alchemy) == []
+            alchemy.deposit(run, 100)
+            return "done"
+
+        assert teller.deliver(body) == Returned("done")
+        assert alchemy.deposits() == [1, 100]
+
+    def test_a_rollback_in_the_body(self, alchemy: SQLAlchemyBank) -> None:
+        """Has undone the receipt too: the body fails, and is told what to use."""
+        teller = Teller(alchemy)
+        with pytest.raises(ConfigurationError, match="has rolled the transaction of its session back"):
+            teller.deliver(lambda run: run.session.rollback())
+        assert (alchemy.deposits(), alchemy.rows(), teller.bench.store.get(KEY).free) == ([], [], True)
+
+    def test_a_savepoint(self, alchemy: SQLAlchemyBank) -> None:
+        """Undoes a part."""
+
+        def body(run: RunContext) -> str:
+            with suppress(ValueError), run.session.begin_nested():
+                alchemy.deposit(run, 100)
+                raise ValueError("no")
+            return "done"
+
+        assert Teller(alchemy).deliver(body) == Returned("done")
+        assert alchemy.deposits() == [1]
+
+    def test_what_the_body_has_only_added(self, alchemy: SQLAlchemyBank) -> None:
+        """Is written before the receipt; where it cannot be, that is the body's failure."""
+        from sqlalchemy import Column, Integer
+        from sqlalchemy.orm import declarative_base
+
+        base = declarative_base()
+        account = type("Account", (base,), {"__tablename__": "accounts", "id": Column(Integer, primary_key=True)})
+        base.metadata.create_all(alchemy.engine)
+        teller = Teller(alchemy)
+        add = lambda run: run.session.add(account(id=1))  # noqa: E731
+        assert teller.deliver(add) == Returned(None)
+        with pytest.raises(Exception, match="accounts") as raised:
+            Teller(alchemy).deliver(add, key="another")
+        assert type(raised.value).__name__ == "IntegrityError"
+        assert alchemy.deposits() == [1]
+
+    def test_sessions_of_ones_own(self, alchemy: SQLAlchemyBank) -> None:
+        """A ``sessionmaker`` makes them."""
+        from sqlalchemy.orm import Session, sessionmaker
+
+        from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
+
+        class OwnSession(Session):
+            pass
+
+        alchemy.receipts = SQLAlchemyReceipts(sessionmaker(alchemy.engine, class_=OwnSession))
+        assert Teller(alchemy).deliver(lambda run: type(run.session).__name__) == Returned("OwnSession")
+
+    def test_a_pool_of_one_connection(self, make_bank: MakeBank) -> None:
+        """Is enough: nothing of a delivery keeps it."""
+        bank = make_bank("sqlalchemy-postgresql", None, pool_size=1, max_overflow=0, pool_timeout=1)
+        bank.create_table()
+        teller = Teller(bank)
+        for number in range(3):
+            assert teller.deliver(key=f"key-{number}") == Returned(number + 1)
+            assert len(bank.deposits()) == number + 1
+
+    def test_the_session_ends_with_the_body(self, alchemy: SQLAlchemyBank) -> None:
+        """Later it says so."""
+        runs: list[RunContext] = []
+        Teller(alchemy).deliver(runs.append)
+        with pytest.raises(ConfigurationError, match=r"self\.idempotency\.session is there while the body"):
+            runs[0].session  # noqa: B018
+
+    @pytest.mark.parametrize("wrong", [None, "sqlite://", "unbound"], ids=repr)
+    def test_what_is_no_engine(self, wrong: Any) -> None:
+        """It is refused where it is given."""
+        from sqlalchemy.orm import sessionmaker
+
+        from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
+
+        with pytest.raises(ConfigurationError, match="takes an Engine, or a sessionmaker with bind=engine"):
+            SQLAlchemyReceipts(sessionmaker() if wrong == "unbound" else wrong)
+
+    def test_another_database(self) -> None:
+        """Says which are possible."""
+        from idempotent_tasks.receipts.table import dialect_of
+
+        with pytest.raises(ConfigurationError, match=r"of kind 'oracle': one of \['postgresql', 'sqlite'\]"):
+            dialect_of("oracle")
+
+
+def _deposits_elsewhere(bank: SQLAlchemyBank) -> list[int]:
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(bank.deposits).result(BOUND_SECONDS)

@@ -1,0 +1,278 @@
+"""Receipts for tests: a database in memory that loses what a test wants lost, and banks in real databases."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.receipts import Following, Receipt, Receipts, TransactionLost
+from idempotent_tasks.core.records import Claim
+from tests.testbed.servers import connect_postgresql
+
+__all__ = ["Bank", "DjangoBank", "MemoryReceipts", "SQLAlchemyBank", "Sent", "database", "lost", "postgresql_url"]
+
+
+@dataclass
+class Sent(Following):
+    """What was sent after transactions, in order; the broker fails as often as a test says."""
+
+    texts: list[str] = field(default_factory=list)
+    failures: int = 0
+
+    def encode(self, signatures: Sequence[Any], claim: Claim) -> Sequence[str]:
+        """Return JSON with the key's generation."""
+        return [json.dumps({**signature, "of": [claim.key, claim.generation]}) for signature in signatures]
+
+    def send(self, texts: Sequence[str]) -> None:
+        """Note the texts, or fail."""
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("the broker is away")
+        self.texts += texts
+
+
+class MemoryReceipts(Receipts):
+    """One table in memory, and the effects that were committed with its rows."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Receipt] = {}
+        self.effects: list[Any] = []
+        #: What happens at the next beginnings, and before and after the next commits; None for nothing.
+        self.at_begin: list[BaseException | Callable[[], None] | None] = []
+        self.before_commit: list[BaseException] = []
+        self.after_commit: list[BaseException] = []
+        #: For how long each transaction would have waited.
+        self.waits: list[float] = []
+        self.open = 0
+
+    def begin(self, receipt: Receipt | None, wait_seconds: float) -> "MemoryTransaction":
+        """Open a transaction."""
+        self.waits.append(wait_seconds)
+        planned = self.at_begin.pop(0) if self.at_begin else None
+        if isinstance(planned, BaseException):
+            raise planned
+        if planned is not None:
+            planned()
+        self.open += 1
+        return MemoryTransaction(self, receipt)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Take a `TimeoutError` for a deadlock."""
+        return isinstance(error, TimeoutError)
+
+    def purge(self, before: float) -> int:
+        """Delete what has expired."""
+        old = [place for place, row in self.rows.items() if row.expires_at < before]
+        for place in old:
+            del self.rows[place]
+        return len(old)
+
+
+class MemoryTransaction:
+    """A transaction of `MemoryReceipts`; its session is the list of its effects."""
+
+    def __init__(self, receipts: MemoryReceipts, receipt: Receipt | None) -> None:
+        self._receipts = receipts
+        self._is_open = True
+        self.session: list[Any] = []
+        self.flushed = False
+        row = None if receipt is None else receipts.rows.get((receipt.key, receipt.step))
+        self.found = row if receipt is not None and row is not None and row.generation >= receipt.generation else None
+
+    def flush(self) -> None:
+        """Note that the body is over."""
+        self.flushed = True
+
+    def commit(self, receipt: Receipt | None) -> None:
+        """Commit the effects with the row, unless a test wants it otherwise."""
+        receipts = self._receipts
+        if receipts.before_commit:
+            raise receipts.before_commit.pop(0)
+        assert self._is_open
+        receipts.effects += self.session
+        if receipt is not None:
+            receipts.rows[receipt.key, receipt.step] = receipt
+        self._end()
+        if receipts.after_commit:
+            raise receipts.after_commit.pop(0)
+
+    def rollback(self) -> None:
+        """Forget the effects."""
+        if self._is_open:
+            self._end()
+
+    def _end(self) -> None:
+        self._is_open = False
+        self._receipts.open -= 1
+
+
+class Bank(Protocol):
+    """A real database with receipts and a table of deposits."""
+
+    receipts: Any
+    #: Django's and SQLAlchemy's name for the kind of its database.
+    dialect: str
+
+    @abstractmethod
+    def create_table(self) -> None:
+        """Create the table of receipts."""
+
+    @abstractmethod
+    def deposit(self, run: RunContext, amount: int) -> int:
+        """Write a deposit in the transaction of a run; return it."""
+
+    @abstractmethod
+    def deposits(self) -> list[int]:
+        """Return the deposits that are committed, in order."""
+
+    @abstractmethod
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return key, status and text of each receipt."""
+
+    @abstractmethod
+    def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
+        """Run a statement in the transaction of a run; return its rows."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close this thread's connections."""
+
+
+class SQLAlchemyBank(Bank):
+    """A bank behind SQLAlchemy."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        import sqlalchemy
+
+        from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
+
+        self._text = sqlalchemy.text
+        self.engine = sqlalchemy.create_engine(url, **options)
+        self.receipts = SQLAlchemyReceipts(self.engine)
+        self.dialect = self.engine.dialect.name
+        with self.engine.begin() as connection:
+            connection.execute(self._text("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)"))
+
+    def create_table(self) -> None:
+        """Create the table of receipts."""
+        self.receipts.create_table()
+
+    def enforce_foreign_keys(self) -> None:
+        """Have SQLite check them on every connection from now on."""
+        import sqlalchemy
+
+        self.engine.dispose()
+        sqlalchemy.event.listen(self.engine, "connect", lambda each, _: each.execute("PRAGMA foreign_keys = ON"))
+
+    def deposit(self, run: RunContext, amount: int) -> int:
+        """Write a deposit."""
+        run.session.execute(self._text("INSERT INTO deposits VALUES (:amount)"), {"amount": amount})
+        return amount
+
+    def deposits(self) -> list[int]:
+        """Return the deposits."""
+        return [row[0] for row in self._read("SELECT amount FROM deposits ORDER BY amount")]
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return the receipts."""
+        return [tuple(row) for row in self._read('SELECT "key", "status", "text" FROM idempotency_receipts')]
+
+    def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
+        """Run a statement."""
+        result = run.session.execute(self._text(statement))
+        return list(result.fetchall()) if result.returns_rows else []
+
+    def _read(self, statement: str) -> Sequence[Any]:
+        with self.engine.connect() as connection:
+            return connection.execute(self._text(statement)).fetchall()
+
+    def close(self) -> None:
+        """Close the pool."""
+        self.engine.dispose()
+
+
+class DjangoBank(Bank):
+    """A bank behind a database alias of Django, which is configured once a process."""
+
+    def __init__(self, alias: str, database: Mapping[str, Any]) -> None:
+        import django
+        from django.conf import settings
+        from django.db import connections
+
+        if not settings.configured:
+            databases = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+            settings.configure(DATABASES=databases, LOGGING_CONFIG=None)
+            django.setup()
+        from idempotent_tasks.receipts.django import DjangoReceipts
+
+        default = connections.databases["default"]
+        configured = connections.configure_settings({"default": default, alias: dict(database)})
+        connections.databases[alias] = configured[alias]
+        self.alias = alias
+        self._connections = connections
+        self.receipts = DjangoReceipts(using=alias)
+        self.dialect = connections[alias].vendor
+        self._sql("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)")
+
+    def create_table(self) -> None:
+        """Create the table of receipts, as its migration does."""
+        from importlib import import_module
+
+        from django.db.migrations.state import ProjectState
+
+        module = import_module("idempotent_tasks.receipts.django.migrations.0001_receipt")
+        migration = module.Migration("0001_receipt", "idempotency_receipts")
+        with self._connections[self.alias].schema_editor() as editor:
+            migration.apply(ProjectState(), editor)
+
+    def deposit(self, run: RunContext, amount: int) -> int:
+        """Write a deposit."""
+        self._sql("INSERT INTO deposits VALUES (%s)", [amount])
+        return amount
+
+    def deposits(self) -> list[int]:
+        """Return the deposits."""
+        return [row[0] for row in self._sql("SELECT amount FROM deposits ORDER BY amount")]
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return the receipts."""
+        return [tuple(row) for row in self._sql('SELECT "key", "status", "text" FROM idempotency_receipts')]
+
+    def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
+        """Run a statement."""
+        return self._sql(statement)
+
+    def _sql(self, statement: str, parameters: Sequence[Any] | None = None) -> Sequence[Any]:
+        with self._connections[self.alias].cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self._connections[self.alias].close()
+
+
+@contextmanager
+def database(variables: Mapping[str, str], name: str) -> Iterator[str]:
+    """Create a database on a PostgreSQL for the length of a block; yield its name."""
+    with closing(connect_postgresql(variables)) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield name
+    finally:
+        with closing(connect_postgresql(variables)) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def postgresql_url(variables: Mapping[str, str], name: str, port: int | None = None) -> str:
+    """Return SQLAlchemy's URL of a database of a PostgreSQL, at another port where given."""
+    at = f"{variables['PGHOST']}:{port or variables['PGPORT']}"
+    return f"postgresql+psycopg://{variables['PGUSER']}@{at}/{name}"
+
+
+def lost(error: BaseException | None = None, *, is_certain: bool = True) -> TransactionLost:
+    """Return what a database says of a transaction that it has lost."""
+    return TransactionLost(error or TimeoutError("a deadlock"), is_certain=is_certain)
