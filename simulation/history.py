@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from idempotent_tasks.core.processes import this_process
 from simulation.calls import Call
-from simulation.network import Service
+from simulation.network import TRANSACTION, Service
 from simulation.scheduler import START, Scheduler
 
 __all__ = ["TRIED_ON_SECONDS", "Entry", "History", "Recorder"]
@@ -108,8 +108,28 @@ class Recorder:
         details = {name: getattr(event, name) for name in event.__dataclass_fields__}
         self.note(type(event).__name__, process=this_process().name(), **details, **more)
 
-    def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
-        if operation not in ("get_item", "scan") and outcome == "done":
-            key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
-            # An update makes a new item, and changes none.
-            self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())
+    def _on_request(
+        self, process: Any, operation: str, parameters: dict[str, Any], outcome: str | tuple[str, ...]
+    ) -> None:
+        if operation == TRANSACTION:
+            self._on_transaction(process, parameters["TransactItems"], outcome)
+        elif operation not in ("get_item", "scan") and outcome == "done":
+            self._on_written(parameters, process)
+
+    def _on_written(self, parameters: dict[str, Any], process: Any) -> None:
+        key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
+        # An update makes a new item, and changes none.
+        self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())
+
+    def _on_transaction(self, process: Any, writes: Any, outcome: str | tuple[str, ...]) -> None:
+        """Note what a transaction of a record and a body's writes has written, or that it was cancelled."""
+        own, *others = (parameters for write in writes for parameters in write.values())
+        key, holder = own["Key"]["id"]["S"], own["ExpressionAttributeValues"][":holder"]["S"]
+        about = {"key": key, "owner": holder, "by": process.name()}
+        if outcome != "done":
+            self.note("cancelled", **about, codes=outcome)
+            return
+        self._on_written(own, process)
+        for each in others:
+            table, name = each["TableName"], (each.get("Key") or each["Item"])["id"]["S"]
+            self.note("applied", **about, table=table, name=name, item=self._service.table_of(table).items.get(name))
