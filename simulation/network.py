@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, Final
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -155,6 +156,9 @@ class Service:
 
 class DirectClient:
     """A client to which nothing happens, as `DynamoDBStore(client=...)` takes it."""
+
+    #: As of boto3's clients.
+    meta: Final = SimpleNamespace(region_name="us-east-1")
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -13,7 +13,6 @@ from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.recovery import Recovery
-from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.events import Merged
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
@@ -32,7 +31,8 @@ from simulation.producers import CALL_FEATURES, Producer
 from simulation.provider import SETTLE_SECONDS, Provider
 from simulation.recoveries import recover
 from simulation.scheduler import START, Scheduler
-from simulation.tasks import LEASE_SECONDS, RECOVERING_TASKS, TASKS, UNRESOLVED_SECONDS
+from simulation.tasks import ASKING, LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
+from simulation.tills import RECORDS
 from simulation.worker import Worker
 
 __all__ = ["World", "play", "play_in"]
@@ -126,7 +126,7 @@ class World:
         self._recorder = Recorder(self.history, self.scheduler, self.service)
         self.note = self._recorder.note
         self.results: dict[str, Any] = {}
-        self._stores: dict[int, ParkingStore] = {}
+        self._stores: dict[int, RecordedStore] = {}
         self._living: dict[str, SimulatedProcess] = {}
         self._pids, self._runs = 100, 0
         self.workers: list[Worker] = []
@@ -139,7 +139,7 @@ class World:
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
-        self.history.settle_seconds = SETTLE_SECONDS if task in RECOVERING_TASKS else 0.0
+        self.history.settle_seconds = SETTLE_SECONDS if task in ASKING else 0.0
         self.provider = Provider(self)
         enter(self)
 
@@ -170,11 +170,11 @@ class World:
         offset, _ = self._clocks[getattr(process, "machine", "producer")]
         return self.scheduler.now + offset
 
-    def store_of(self, process: Process) -> ParkingStore:
+    def store_of(self, process: Process) -> RecordedStore:
         """Return a process's own store."""
         store = self._stores.get(process.pid)
         if store is None:
-            own = DynamoDBStore("records", client=self._new_client(), clock=process.clock)
+            own = DynamoDBStore(RECORDS, client=self._new_client(), clock=process.clock)
             store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
