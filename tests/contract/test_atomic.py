@@ -134,6 +134,21 @@ class TestDelivery:
         till.deliver()
         assert (till.runs, till.amount) == (2, 1)
 
+    def test_a_refusal_after_nothing_was_done(self, till: Till) -> None:
+        """The body has said so, and has not written either: its next run is no rerun."""
+        reruns = []
+
+        def charge(task: Any) -> Atomic:
+            reruns.append(task.idempotency.rerun)
+            task.idempotency.nothing_done()
+            return Atomic("paid", till.writes("attribute_exists(id)"))
+
+        till.app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, bind=True)
+        for _ in range(2):
+            till.deliver()
+            assert isinstance(till.result, AtomicWriteError)
+        assert reruns == [False, False]
+
     def test_no_answer_at_all(self, till: Till, wire: Wire) -> None:
         """Whether it was carried out is not known: the key is released, and the message deferred, not reported."""
         till.sells(lambda: Atomic("paid", till.writes()), idempotency=Idempotency(lease=2), time_limit=None)
