@@ -149,7 +149,8 @@ class Run:
             self._world.faults.counts["interrupt-caught"] += 1
         if self._writes is None:
             return self._result
-        self._world.note("returns-writes", run=self._number, key=self._task.idempotency.key, writes=len(self._writes))
+        changes = sum("ConditionCheck" not in each for each in self._writes)
+        self._world.note("returns-writes", run=self._number, key=self._task.idempotency.key, writes=changes)
         return Atomic(self._result, self._writes)
 
     def _sleep(self, seconds: float) -> None:

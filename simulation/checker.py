@@ -9,6 +9,7 @@ from itertools import pairwise, zip_longest
 from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
+from simulation.atomic_rules import ATOMIC_INVARIANTS, AtomicWrites
 from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS, TRANSACTION_FAULTS
 from simulation.history import TRIED_ON_SECONDS, Entry, History
 from simulation.items import holder, is_lock, requested_at, text, until
@@ -116,6 +117,7 @@ class _Facts:
         self.keys = _keys(history)
         self.counts = RunCounts(history)
         self.reruns = Reruns(history, self.counts, ends, _begun_anew(self))
+        self.atomic = AtomicWrites(history, self.counts, lambda before, entry: _begins_anew(self, before, entry))
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -605,6 +607,13 @@ def _of_reruns(
     return lambda facts: (Violation(name, *each) for each in find(facts.reruns)), lambda facts: applies(facts.reruns)
 
 
+def _of_atomic(
+    name: str, find: Callable[[AtomicWrites], Iterator[tuple[float, str]]], applies: Callable[[AtomicWrites], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the bodies' writes, and its precondition."""
+    return lambda facts: (Violation(name, *each) for each in find(facts.atomic)), lambda facts: applies(facts.atomic)
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "directed": (_directed, lambda facts: bool(facts.history.expected)),
@@ -687,6 +696,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         lambda facts: facts.history.unresolved_seconds is not None and bool(facts.counts.starts),
     ),
     **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
+    **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
 }
 
 

@@ -91,6 +91,7 @@ class Recorder:
         self._scheduler = scheduler
         self._service = service
         service.on_request = self._on_request
+        self._transactions = 0
         #: Called with each entry.
         self.on_entry: Callable[[Entry], None] = lambda _: None
 
@@ -116,20 +117,28 @@ class Recorder:
         elif operation not in ("get_item", "scan") and outcome == "done":
             self._on_written(parameters, process)
 
-    def _on_written(self, parameters: dict[str, Any], process: Any) -> None:
-        key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
+    def _on_written(self, parameters: dict[str, Any], process: Any, **about: Any) -> None:
+        key = _name_in(parameters)
         # An update makes a new item, and changes none.
-        self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())
+        self.note("written", key=key, item=self._service.table.items.get(key), by=process.name(), **about)
 
     def _on_transaction(self, process: Any, writes: Any, outcome: str | tuple[str, ...]) -> None:
-        """Note what a transaction of a record and a body's writes has written, or that it was cancelled."""
-        own, *others = (parameters for write in writes for parameters in write.values())
-        key, holder = own["Key"]["id"]["S"], own["ExpressionAttributeValues"][":holder"]["S"]
-        about = {"key": key, "owner": holder, "by": process.name()}
-        if outcome != "done":
-            self.note("cancelled", **about, codes=outcome)
-            return
-        self._on_written(own, process)
-        for each in others:
-            table, name = each["TableName"], (each.get("Key") or each["Item"])["id"]["S"]
-            self.note("applied", **about, table=table, name=name, item=self._service.table_of(table).items.get(name))
+        """Note what a transaction has written to records and to an app's tables, or that it was cancelled."""
+        self._transactions += 1
+        tables = self._service.tables
+        for write in writes:
+            ((kind, parameters),) = write.items()
+            table, name = parameters["TableName"], _name_in(parameters)
+            if table not in tables and outcome == "done":
+                self._on_written(parameters, process, transaction=self._transactions)
+            elif table not in tables:
+                owner = parameters.get("ExpressionAttributeValues", {}).get(":holder", {}).get("S")
+                self.note("cancelled", key=name, owner=owner, codes=outcome, by=process.name())
+            elif outcome == "done" and kind != "ConditionCheck":
+                about = {"transaction": self._transactions, "table": table, "name": name, "by": process.name()}
+                self.note("applied", **about, item=tables[table].items.get(name))
+
+
+def _name_in(parameters: dict[str, Any]) -> str:
+    name: str = (parameters.get("Key") or parameters["Item"])["id"]["S"]
+    return name
