@@ -1,6 +1,5 @@
 """The whole world with tasks whose effect is a write to DynamoDB, in one transaction with its record."""
 
-import json
 from typing import Any, Final
 
 from idempotent_tasks.core.processes import this_process
@@ -12,7 +11,6 @@ from simulation.provider import Provider
 from simulation.reruns import RerunWorld
 from simulation.tasks import ATOMIC_TASKS, LEASE_SECONDS
 from simulation.tills import RECORDS, TILLS, run_of
-from simulation.wire import Table
 from simulation.world import FEATURES, RATES, ZOMBIE_KINDS, play_in
 
 __all__ = ["ATOMIC_RATES", "AtomicWorld", "play"]
@@ -77,7 +75,6 @@ class AtomicWorld(RerunWorld):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.service.tables[TILLS] = Table()
         self.provider = _Books(self)
 
     def _subject(self) -> tuple[str, frozenset[str], Faults]:
@@ -98,17 +95,6 @@ class AtomicWorld(RerunWorld):
 
     def _new_client(self) -> SimulatedClient:
         return _Client(self)
-
-    def on_result(self, key: str, value: Any) -> None:
-        """Keep what the result backend is given, and note what it says of a task, and who says so."""
-        super().on_result(key, value)
-        of, said = key.removeprefix("celery-task-meta-"), json.loads(value)
-        if isinstance(said, dict) and "status" in said:
-            error = said["result"].get("exc_type") if said["status"] == "FAILURE" else None
-            result = said["result"] if said["status"] == "SUCCESS" else None
-            self.note(
-                "reported", id=of, status=said["status"], error=error, value=result, process=this_process().name()
-            )
 
 
 def play(seed: int) -> History:

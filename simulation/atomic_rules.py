@@ -83,7 +83,7 @@ class AtomicWrites:
 
     def reports(self, *statuses: str) -> Iterator[tuple[Entry, int]]:
         """Yield what deliveries report whose bodies returned writes, with their runs."""
-        for entry in self.history.of("reported"):
+        for entry in self.history.of("reported") if self.returned else ():
             if entry.details["status"] in statuses and (run := self.run_before(entry)) is not None:
                 yield entry, run
 

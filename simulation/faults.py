@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["BUCKET_FAULTS", "NETWORK_FAULTS", "OPERATOR_KINDS", "TRANSACTION_FAULTS", "Faults", "RequestFault"]
+__all__ = [
+    "BUCKET_FAULTS",
+    "NETWORK_FAULTS",
+    "OPERATOR_KINDS",
+    "TRANSACTION_FAULTS",
+    "Faults",
+    "RequestFault",
+    "conflict",
+]
 
 #: The ways of a request, and its answer, to go wrong.
 NETWORK_FAULTS: Final = (
@@ -128,7 +136,7 @@ class Faults:
     def of_transaction(self, course: RequestFault) -> RequestFault:
         """Return the course of a transaction whose request has this one."""
         if self.happens("transaction-conflict"):
-            return replace(course, refusal=_conflict)
+            return replace(course, refusal=conflict)
         if self.happens("transaction-slow"):
             course = replace(course, takes_seconds=self._draw.uniform(0, SLOW_SECONDS))
         if self.happens("transaction-unanswered"):
@@ -137,7 +145,8 @@ class Faults:
         return course
 
 
-def _conflict(service: Any, _: str) -> Callable[[], Any]:
+def conflict(service: Any, _: str) -> Callable[[], Any]:
+    """Refuse a transaction because another one is at its items."""
     return service.conflict()
 
 
