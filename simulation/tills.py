@@ -21,7 +21,7 @@ MANY: Final = 98
 Writes = list[dict[str, dict[str, Any]]]
 
 
-def writes_of(kind: str, key: str, run: int, generation: int, draw: random.Random) -> Writes:
+def writes_of(kind: str, key: str, run: int, generation: int, draw: random.Random | None = None) -> Writes:
     """Return a run's writes: it adds 1 to its key's counter, and puts a receipt.
 
     Args:
@@ -30,8 +30,9 @@ def writes_of(kind: str, key: str, run: int, generation: int, draw: random.Rando
         key: the record's.
         run: its number, in each item.
         generation: of the record.
-        draw: chooses what may be taken.
+        draw: chooses what may be taken; None for always the same.
     """
+    draw = draw or random.Random(0)
     marks = {"run": {"N": str(run)}, "generation": {"N": str(generation)}}
     counter = {
         "TableName": TILLS,
