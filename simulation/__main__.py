@@ -18,6 +18,7 @@ from simulation.planted import PLANTED, plant
 WORLDS: Final = {
     "whole": "simulation.world",
     "reruns": "simulation.reruns",
+    "atomic": "simulation.atomic",
     "small": "simulation.small_random",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",

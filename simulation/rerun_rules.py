@@ -11,7 +11,7 @@ from simulation.items import holder, is_lock, is_parked, text, until
 from simulation.provider import SETTLE_SECONDS
 from simulation.run_counts import LONGEST_LEASE_SECONDS, Grant, RunCounts, is_claim, is_free, is_reserved
 from simulation.scheduler import CLOCK_SECONDS, START
-from simulation.tasks import PARKING_TASKS, RECOVERING_TASKS
+from simulation.tasks import ASKING, PARKING
 
 __all__ = ["RERUN_INVARIANTS", "Reruns"]
 
@@ -36,8 +36,8 @@ class Reruns:
         self.counts = counts
         self.ended = ended
         self.anew = anew
-        self.parks = history.task in PARKING_TASKS
-        self.recovers = history.task in RECOVERING_TASKS
+        self.parks = history.task in PARKING
+        self.recovers = history.task in ASKING
 
     def is_own(self, key: str) -> bool:
         """Return whether a key is that of a run of the history's task: no lock, and not of what follows the task."""

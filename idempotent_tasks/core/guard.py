@@ -570,7 +570,7 @@ class Guard:
             Exception: the error, unless it is the store's, once it is certain that nothing was written.
         """
         claim, request = run.claim, run.claim.request
-        answer = self.store.release(claim, type(error).__name__)
+        answer = run.release(type(error).__name__)
         try:
             if isinstance(answer, Unanswered):
                 raise answer.error
