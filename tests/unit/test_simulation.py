@@ -6,12 +6,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from simulation import directed, sequences
+from simulation.__main__ import simulate
 from simulation.checker import INVARIANTS, check
+from simulation.exhaustive import explore
 from simulation.planted import PLANTED, Found, found
 from simulation.rerun_rules import RERUN_INVARIANTS
+from simulation.search import main as look_for
 from simulation.world import FEATURES, RATES, play
 from tests.testbed.forked_commands import ForkedCommands, forked_commands
 
@@ -107,6 +112,23 @@ def test_no_command_imports_the_library_before_a_bug_is_planted_in_it() -> None:
     code = f"import sys, {commands}; print([name for name in sys.modules if name.startswith('idempotent_tasks')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [simulate, explore, look_for], ids=lambda command: command.callback.__module__)
+def test_a_command_names_planted_bugs_only_where_one_is_mistaken(command: click.Command) -> None:
+    """There are too many for its help, which says where they are; a mistake is answered with what was meant."""
+    shown = CliRunner().invoke(command, ["--help"])
+    assert (shown.exit_code, "no commit" in shown.output) == (0, False)
+    assert "simulation/planted.toml" in " ".join(shown.output.split())
+    option = "--bug" if command is look_for else "--planted"
+    answers = {
+        "no comit": "'no comit' is no planted bug; did you mean 'no commit'? simulation/planted.toml has all",
+        "qwerty": "'qwerty' is no planted bug; simulation/planted.toml has all",
+    }
+    for mistake, answer in answers.items():
+        refused = CliRunner().invoke(command, [option, mistake])
+        assert refused.exit_code == 2
+        assert answer in refused.output
 
 
 def test_every_planted_bug_is_found() -> None:
