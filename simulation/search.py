@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from simulation.planted import FOUND, PLANTED, Found, PlantedBug, found
+from simulation.planted import FOUND, PLANTED, BugName, Found, PlantedBug, found
 
 #: The worlds in the order in which they are searched.
 SEARCHED: Final = ("small", "calls", "directed", "reruns", "atomic", "whole")
@@ -40,7 +40,9 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
 
 
 @click.command()
-@click.option("--bug", "names", multiple=True, help="Search this bug only; may be repeated.")
+@click.option(
+    "--bug", "names", type=BugName(), multiple=True, help="Search this bug of simulation/planted.toml only; repeatable."
+)
 @click.option("--small", default=5_000, show_default=True, help="How many histories of the small world to play.")
 @click.option("--calls", default=200, show_default=True, help="How many sequences of calls to play then.")
 @click.option("--directed", default=300, show_default=True, help="How many directed histories to play then.")
