@@ -172,11 +172,17 @@ class Run:
 
     def _retry(self, times: int) -> None:
         if self._task.request.retries < times:
-            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+            raise self._again()
+
+    def _again(self, *, throw: bool = True) -> BaseException:
+        """Retry, and note when: the run does no more from here, whenever its release arrives."""
+        self._world.note("retries", run=self._number)
+        error: BaseException = self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None, throw=throw)
+        return error
 
     def _retry_quietly(self, times: int) -> None:
         if self._task.request.retries < times:
-            self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None, throw=False)
+            self._again(throw=False)
             self._world.note("handed-over", id=self._task.request.id)
 
     def _die(self, _: float) -> None:
@@ -224,7 +230,7 @@ class Run:
 
     def _give_up(self, _: float) -> None:
         self._do_nothing(0)
-        raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+        raise self._again()
 
     def _write(self, kind: str) -> None:
         run = self._task.idempotency
@@ -237,7 +243,7 @@ class Run:
             # As with ``autoretry_for``, or without.
             if self._world.draw.random() < 0.3:
                 raise
-            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None) from None
+            raise self._again() from None
 
     def _carry(self, _: str) -> None:
         """Do nothing with what makes the message large."""

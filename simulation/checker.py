@@ -173,6 +173,9 @@ class _Facts:
 def _one_run(facts: _Facts) -> Iterator[Violation]:
     """While a claim is alive, no other run of its key begins."""
     for number, later in enumerate(facts.runs):
+        if later.key in facts.forced and holder(facts.item_at(later.key, later.began.at)) != later.owner:
+            # An operator has taken the key from it by force, after its claim and before its body.
+            continue
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue

@@ -202,6 +202,7 @@ def _settled(reruns: Reruns) -> Found:
         lasts = until(new) - (int(text(new, "claimed_at") or 0) / 1000 - START)
         if not is_reserved(new) and lasts < least - CLOCK_SECONDS:
             yield entry.at, f"the claim of {key} lasts {lasts:.1f} s, and nothing is left to settle"
+    retried = {entry.details["run"]: entry.at for entry in reruns.history.of("retries")}
     for start in reruns.starts():
         for grant in start:
             if grant.began is None or grant.released is None or not reruns.counts.counts(grant, grant.released.at):
@@ -209,7 +210,9 @@ def _settled(reruns: Reruns) -> Found:
             if reruns.counts.is_released_by_operator(grant):
                 continue
             item, at = grant.released.item, grant.released.at
-            over_at = min(reruns.ended.get(grant.began.details["run"], at), at)
+            number = grant.began.details["run"]
+            # A release may be long on its way.
+            over_at = min(reruns.ended.get(number, at), retried.get(number, at), at)
             settled_at = int(text(item, "settled_at") or 0) / 1000 - START
             if settled_at < over_at + SETTLE_SECONDS - CLOCK_SECONDS:
                 yield at, f"run {grant.began.details['run']} was released, and does not settle"
