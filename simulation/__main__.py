@@ -19,6 +19,7 @@ WORLDS: Final = {
     "whole": "simulation.world",
     "reruns": "simulation.reruns",
     "atomic": "simulation.atomic",
+    "receipts": "simulation.receipts",
     "small": "simulation.small_random",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",

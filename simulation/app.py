@@ -19,7 +19,7 @@ from simulation.process import check_alive
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["QUEUE", "app", "enter", "playing", "world"]
+__all__ = ["QUEUE", "RECEIPTS", "app", "enter", "playing", "world"]
 
 QUEUE: Final = "simulation"
 #: Celery's own tasks that complete chords and replacements by groups.
@@ -159,6 +159,25 @@ class _Bucket:
 
     def get(self, address: str) -> bytes:
         return _current[0].bucket.get(address)
+
+
+class _Receipts:
+    """The receipts in the database of the history that runs."""
+
+    def begin(self, *args: Any) -> Any:
+        return _current[0].database.begin(*args)
+
+    def is_lost(self, error: BaseException) -> bool:
+        return _current[0].database.is_lost(error)
+
+    def look(self) -> Any:
+        return _current[0].database.look()
+
+    def purge(self, before: float) -> int:
+        return _current[0].database.purge(before)
+
+
+RECEIPTS: Final = _Receipts()
 
 
 def _observe(event: Any) -> None:

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ATOMIC_FEATURES",
     "BODY_FEATURES",
+    "RECEIPT_FEATURES",
     "RECOVERIES",
     "RERUN_FEATURES",
     "Run",
     "new_atomic_plan",
     "new_plan",
+    "new_receipt_plan",
     "new_rerun_plan",
 ]
 
@@ -54,9 +56,14 @@ ATOMIC_FEATURES: Final = {
     "writes-many": "many",
     "writes-nothing": "nothing",
 }
+#: What only bodies with rows have: a constraint that is checked when they are committed, nothing to write, and tasks
+#: that follow.
+RECEIPT_FEATURES: Final = ("row-refused", "row-refused-finally", "no-row", "follows")
+#: What that constraint says.
+_REFUSALS: Final[dict[str, type[Exception]]] = {"row-refused": ValueError, "row-refused-finally": FinalError}
 #: Steps that are done with the likelihood that is their argument, and only while things go wrong.
 _CHANCES: Final = frozenset(
-    {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing", "give_up"}
+    {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing", "give_up", "spoil"}
 )
 #: Of a message: not all of them fit into a record, and two do not.
 LARGE_BYTES: Final = (180_000, 180_000, 320_000)
@@ -115,6 +122,25 @@ def new_atomic_plan(draw: random.Random, features: frozenset[str]) -> Plan:
     return plan
 
 
+def new_receipt_plan(draw: random.Random, features: frozenset[str], *, asks: bool) -> Plan:
+    """Return the plan of one message of a task whose effect is a row; of one that ``asks``, also at the provider."""
+    plan = new_rerun_plan(draw, features) if asks else new_plan(draw, features)
+    has_row = "no-row" not in features or draw.random() < 0.5
+    kinds = ["usual", *(each for each in sorted(_REFUSALS) if each in features)]
+    steps: Plan = [("row", draw.choice(kinds))] if has_row else []
+    if "follows" in features and draw.random() < 0.8:
+        steps.append(("then", None, "follows"))
+    effect = next(place for place, each in enumerate(plan) if each[0] == "effect")
+    if not has_row:
+        plan[effect] = ("effect", None, "no-row")
+    for step in steps:
+        plan.insert(draw.choice([effect, effect + 1]), step)
+    if plan[-1] == ("return", "unwritable-result"):
+        # Without a receipt each copy runs the body again: for ever, if there were one for each that has failed.
+        plan[-1] = ("spoil", 1.0, "unwritable-result")
+    return plan
+
+
 class Run:
     """One run of a body.
 
@@ -132,6 +158,7 @@ class Run:
         self._result: Any = number
         self._catches = False
         self._writes: Writes | None = None
+        self._rows = 0
 
     def follow(self, plan: Plan) -> Any:
         """Do each step of a plan, and return the body's result."""
@@ -147,6 +174,8 @@ class Run:
             if not self._catches:
                 raise
             self._world.faults.counts["interrupt-caught"] += 1
+        if self._task.idempotency.transaction is not None:
+            self._world.note("returns", run=self._number, rows=self._rows)
         if self._writes is None:
             return self._result
         changes = sum("ConditionCheck" not in each for each in self._writes)
@@ -236,6 +265,17 @@ class Run:
         run = self._task.idempotency
         self._writes = writes_of(kind, run.key, self._number, run.claim.generation, self._world.draw)
 
+    def _row(self, kind: str) -> None:
+        refusal = _REFUSALS.get(kind) if self._world.faults.active else None
+        if refusal is not None:
+            self._world.faults.counts[kind] += 1
+        self._task.idempotency.session.insert(self._number, refusal and refusal("simulated: a constraint"))
+        self._rows += 1
+
+    def _then(self, _: None) -> None:
+        run = self._task.idempotency
+        run.after_commit(follow.si(self._number, f"{run.key}/then/{self._number}"))
+
     def _charge(self, _: None) -> None:
         try:
             self._world.provider.request(self._task.idempotency.key, self._number)
@@ -257,4 +297,7 @@ class Run:
         if kind == "large-result":
             self._result = {"run": self._number, "text": "x" * LARGE}
         elif kind == "unwritable-result":
-            self._result = _Unwritable()
+            self._spoil(1.0)
+
+    def _spoil(self, _: float) -> None:
+        self._result = _Unwritable()

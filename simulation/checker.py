@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
 from simulation.atomic_rules import ATOMIC_INVARIANTS, AtomicWrites
-from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS, TRANSACTION_FAULTS
+from simulation.faults import BUCKET_FAULTS, DATABASE_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS, TRANSACTION_FAULTS
 from simulation.history import TRIED_ON_SECONDS, Entry, History
 from simulation.items import holder, is_lock, requested_at, text, until
+from simulation.receipt_rules import RECEIPT_INVARIANTS, ReceiptRows
 from simulation.rerun_rules import RERUN_INVARIANTS, Reruns
 from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
@@ -34,6 +35,7 @@ DISTURBANCES: Final = KILLS | {
     *BUCKET_FAULTS,
     *OPERATOR_KINDS,
     *TRANSACTION_FAULTS,
+    *DATABASE_FAULTS,
     *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen", "stopped-in-transaction"),
 }
 #: Deliveries that fail because they have no result to replay; no event says so.
@@ -53,7 +55,7 @@ _REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
 _LATE_ENDS: Final = ("RecordedLate", "Superseded", "Unrecorded")
 _GIVEN_UP: Final = ("Expired", "ProcessEnds", "Released", "Vanished")
 #: For how many seconds outcomes are kept: those of keys that begin so, and at least those of the others.
-_BRIEF: Final = ("brief#", "writes-brief#")
+_BRIEF: Final = ("brief#", "writes-brief#", "rows-brief#")
 SHORTEST_SECONDS: Final = 20
 LONG_SECONDS: Final = 3600
 #: After how many crashes in a row the task "crashing" is not tried again.
@@ -118,6 +120,7 @@ class _Facts:
         self.counts = RunCounts(history)
         self.reruns = Reruns(history, self.counts, ends, _begun_anew(self))
         self.atomic = AtomicWrites(history, self.counts, lambda before, entry: _begins_anew(self, before, entry))
+        self.rows = ReceiptRows(history, self.counts, may_lose=self.may_lose)
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -488,7 +491,14 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
 
 
 #: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
-_LOCKED: Final = ("exclusive", "skipping", "parks-exclusive", "recovers-exclusive", "writes-exclusive")
+_LOCKED: Final = (
+    "exclusive",
+    "skipping",
+    "parks-exclusive",
+    "recovers-exclusive",
+    "writes-exclusive",
+    "rows-exclusive",
+)
 _POLLING: Final = ("waits", "raises", "joined", "refused")
 #: What costs requests beside those of undisturbed runs: a rerun, and what becomes of it.
 _RERUNS: Final = ("Parked", "asked", "deciding")
@@ -617,6 +627,13 @@ def _of_atomic(
     return lambda facts: (Violation(name, *each) for each in find(facts.atomic)), lambda facts: applies(facts.atomic)
 
 
+def _of_receipts(
+    name: str, find: Callable[[ReceiptRows], Iterator[tuple[float, str]]], applies: Callable[[ReceiptRows], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the user's database, and its precondition."""
+    return lambda facts: (Violation(name, *each) for each in find(facts.rows)), lambda facts: applies(facts.rows)
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "directed": (_directed, lambda facts: bool(facts.history.expected)),
@@ -700,6 +717,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     ),
     **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
     **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
+    **{name: _of_receipts(name, *rule) for name, rule in RECEIPT_INVARIANTS.items()},
 }
 
 

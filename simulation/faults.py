@@ -8,6 +8,8 @@ from typing import Any, Final
 
 __all__ = [
     "BUCKET_FAULTS",
+    "COMMIT_FAULTS",
+    "DATABASE_FAULTS",
     "NETWORK_FAULTS",
     "OPERATOR_KINDS",
     "TRANSACTION_FAULTS",
@@ -32,6 +34,10 @@ NETWORK_FAULTS: Final = (
 TRANSACTION_FAULTS: Final = ("transaction-conflict", "transaction-slow", "transaction-unanswered")
 #: The most seconds for which a slow one keeps its items.
 SLOW_SECONDS: Final = 1.5
+#: The ways of a ``COMMIT`` in the user's database to go wrong: refused, on its way for ever or for long, not answered.
+COMMIT_FAULTS: Final = ("deadlock-at-commit", "commit-lost", "commit-late", "commit-unanswered")
+#: All ways of what that database is asked for.
+DATABASE_FAULTS: Final = (*COMMIT_FAULTS, "deadlock-in-body", "database-away", "database-restarted")
 #: The ways of a call of the bucket to go wrong.
 BUCKET_FAULTS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
 #: What an operator's command has done to a record.

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.cli.context import AdminContext
+from idempotent_tasks.cli.resolve import leave_receipt
 from idempotent_tasks.core.encoding import JSON, encode_result
+from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.receipts import WHOLE_BODY
+from idempotent_tasks.core.records import Outcome, Record
 from idempotent_tasks.errors import RecordNotFoundError, StoreError
 from idempotent_tasks.messaging.parking import decoded_message, publish_parked
+from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from simulation.app import app
 from simulation.items import is_parked
@@ -94,9 +98,21 @@ class Person:
         value = self.judge(record)
         outcome = None if value is None else encode_result(value, JSON)
         self._world.note("deciding", key=record.key, done=value)
+        problem = None if outcome is None else self._leave_receipt(record, outcome, admin.now())
+        if problem is not None:
+            self._world.note("command-refused", key=record.key, why=problem)
+            # As the command says: the next run takes the result of the receipt; and where nobody knows, later.
+            if (record.key, WHOLE_BODY) not in self._world.database.rows:
+                return
+            value = outcome = None
         kept = UNRESOLVED_SECONDS if outcome is None else KEPT_SECONDS
         is_written = admin.operations.resolve(record, outcome, kept)
         self._world.note("resolved", key=record.key, done=value, written=is_written)
+
+    def _leave_receipt(self, record: Record, outcome: Outcome, now: float) -> str | None:
+        policy: Idempotency = app.tasks[self._world.history.task].policy_under(settings_of(app))
+        receipts = policy.imported_receipts
+        return None if receipts is None else leave_receipt(receipts, policy, record, outcome, now)
 
     def _judgement(self, record: Record) -> int | None:
         if self._world.history.task in ASKING:

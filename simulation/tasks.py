@@ -5,7 +5,7 @@ from typing import Any, Final
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.recovery import Recovery
-from simulation.app import app, world
+from simulation.app import RECEIPTS, app, world
 from simulation.provider import SETTLE_SECONDS
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LEASE_SECONDS",
     "PARKING",
     "PARKING_TASKS",
+    "RECEIPT_TASKS",
     "RECOVERING_TASKS",
     "TASKS",
     "UNRESOLVED_SECONDS",
@@ -147,9 +148,28 @@ ATOMIC_TASKS: Final = {
     "writes-recovers": _declare("writes-recovers", _recovering()),
     "writes-early": _declare("writes-early", _by_order(), acks_late=False),
 }
+
+
+def _with_receipts(policy: Idempotency) -> Idempotency:
+    return Idempotency(**{**policy.given, "receipts": RECEIPTS})
+
+
+#: Those whose bodies write rows that commit with a receipt.
+RECEIPT_TASKS: Final = {
+    "rows": _declare("rows", _with_receipts(_by_order())),
+    "rows-limited": _declare("rows-limited", _with_receipts(_limited()), time_limit=HARD_LIMIT_SECONDS),
+    "rows-soft": _declare("rows-soft", _with_receipts(_by_order()), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "rows-own": _declare("rows-own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError, receipts=RECEIPTS)),
+    "rows-brief": _declare("rows-brief", _with_receipts(_by_order(expires=BRIEF_SECONDS))),
+    "rows-raises": _declare("rows-raises", _with_receipts(_by_order(on_busy="raise", on_store_error="raise"))),
+    "rows-exclusive": _declare("rows-exclusive", _with_receipts(_EXCLUSIVE), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "rows-parks": _declare("rows-parks", _with_receipts(_parking())),
+    "rows-recovers": _declare("rows-recovers", _with_receipts(_recovering())),
+    "rows-early": _declare("rows-early", _with_receipts(_by_order()), acks_late=False),
+}
 #: All whose reruns wait for a person, and all whose reruns ask first.
-PARKING: Final = frozenset({*PARKING_TASKS, "writes-parks"})
-ASKING: Final = frozenset({*RECOVERING_TASKS, "writes-recovers"})
+PARKING: Final = frozenset({*PARKING_TASKS, "writes-parks", "rows-parks"})
+ASKING: Final = frozenset({*RECOVERING_TASKS, "writes-recovers", "rows-recovers"})
 
 #: Those of directed histories only.
 DIRECTED_TASKS: Final = {

@@ -22,6 +22,7 @@ from simulation.bodies import BODY_FEATURES, Plan, Run, new_plan
 from simulation.broker import Broker
 from simulation.bucket import Bucket
 from simulation.calls import RecordedStore
+from simulation.database import Database
 from simulation.faults import BUCKET_FAULTS, OPERATOR_KINDS, Faults
 from simulation.history import TRIED_ON_SECONDS, History, Recorder
 from simulation.items import is_undecided
@@ -142,6 +143,7 @@ class World:
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
         self.history.settle_seconds = SETTLE_SECONDS if task in ASKING else 0.0
         self.provider = Provider(self)
+        self.database = Database(self)
         enter(self)
 
     def _subject(self) -> tuple[str, frozenset[str], Faults]:
@@ -260,6 +262,7 @@ class World:
     def _end_faults(self) -> None:
         self.faults.active = False
         self.service.away_until = self.service.throttled_until = self.bucket.away_until = 0.0
+        self.database.away_until = 0.0
         for worker in self.workers:
             # The next deployment would, if not sooner.
             if worker.has_failed_callbacks:

@@ -19,7 +19,7 @@ from idempotent_tasks.messaging.parking import decoded_message, publish_parked
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.task import IdempotentTask
 
-__all__ = ["resolve"]
+__all__ = ["leave_receipt", "resolve"]
 
 #: For how many seconds another transaction may hold the key's receipt.
 RECEIPT_WAIT_SECONDS: Final = 5.0
@@ -69,7 +69,9 @@ def _decide(admin: AdminContext, record: Record, done: str | None, *, yes: bool)
     what = "has made its effect" if outcome is not None else "has done nothing, so that the body runs"
     confirm(f"Record for {record.key!r} that the run of {record.previous_task_id or record.task_id} {what}?", yes=yes)
     if outcome is not None and policy.imported_receipts is not None:
-        _leave_receipt(policy.imported_receipts, policy, record, outcome, admin.now())
+        problem = leave_receipt(policy.imported_receipts, policy, record, outcome, admin.now())
+        if problem is not None:
+            refuse(problem)
     kept = policy.unresolved_seconds
     if outcome is not None and not record.parked:
         kept = policy.retention_seconds
@@ -77,8 +79,19 @@ def _decide(admin: AdminContext, record: Record, done: str | None, *, yes: bool)
     click.echo(f"resolved {record.key!r}: " + ("its next run is a first one" if outcome is None else "it is completed"))
 
 
-def _leave_receipt(receipts: Receipts, policy: Idempotency, record: Record, outcome: Outcome, now: float) -> None:
-    """Write the decision into the body's database first, or a run that stands still could still commit its rows."""
+def leave_receipt(receipts: Receipts, policy: Idempotency, record: Record, outcome: Outcome, now: float) -> str | None:
+    """Write a decision into the body's database first, or a run that stands still could still commit its rows.
+
+    Args:
+        receipts: the task's.
+        policy: the task's too.
+        record: of the key, which is parked.
+        outcome: what was decided.
+        now: epoch seconds.
+
+    Returns:
+        None; or why the decision may not be written into the record, and what to do.
+    """
     receipt = Receipt(
         key=record.key,
         generation=record.generation or 0,
@@ -96,14 +109,15 @@ def _leave_receipt(receipts: Receipts, policy: Idempotency, record: Record, outc
         finally:
             transaction.rollback()
     except TransactionLost as lost:
-        refuse(f"its database did not take the receipt ({type(lost.error).__name__}); run the command again")
+        return f"its database did not take the receipt ({type(lost.error).__name__}); run the command again"
     except StoreError as error:
-        refuse(f"{error.message}; run the command again")
+        return f"{error.message}; run the command again"
     if found is not None and (found.outcome is None or found.outcome.data != outcome.data):
-        refuse(
+        return (
             f"{record.key!r} has a receipt: its run has committed, with another result; resolve it with --run, and the "
             "next run takes that result"
         )
+    return None
 
 
 def _policy(admin: AdminContext, record: Record) -> Idempotency:
