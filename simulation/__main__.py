@@ -12,12 +12,13 @@ from typing import Final
 
 import click
 
-from simulation.planted import PLANTED, plant
+from simulation.planted import BugName, plant
 
 #: By name: the module that plays its histories.
 WORLDS: Final = {
     "whole": "simulation.world",
     "reruns": "simulation.reruns",
+    "atomic": "simulation.atomic",
     "small": "simulation.small_random",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",
@@ -66,9 +67,7 @@ def play_all(seeds: range, *, world: str = "whole", first_only: bool = False) ->
 @click.option("--seed", default=0, show_default=True, help="The first history's.")
 @click.option("--histories", default=1000, show_default=True, help="How many to play.")
 @click.option("--processes", default=1, show_default=True, help="How many play at once.")
-@click.option(
-    "--planted", type=click.Choice([bug.name for bug in PLANTED]), help="Plant a bug, and stop when it is found."
-)
+@click.option("--planted", type=BugName(), help="Plant a bug of simulation/planted.toml, and stop when it is found.")
 @click.option("--world", type=click.Choice([*WORLDS]), default="whole", show_default=True, help="Which world plays.")
 @click.option("--show", is_flag=True, help="Print the history of the seed, one lane for each delivery.")
 def simulate(seed: int, histories: int, processes: int, planted: str | None, world: str, *, show: bool) -> None:

@@ -12,8 +12,8 @@ from celery import Celery, _state
 from celery.backends.base import KeyValueStoreBackend
 
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.store import ParkingStore
 from simulation.broker import Transport
+from simulation.calls import RecordedStore
 from simulation.process import check_alive
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class _ProcessStore:
     clock: Final = _ProcessClock()
 
     @property
-    def _own(self) -> ParkingStore:
+    def _own(self) -> RecordedStore:
         return _current[0].store_of(this_process())
 
     @property
@@ -112,6 +112,15 @@ class _ProcessStore:
 
     def commit(self, *args: Any) -> Any:
         return self._own.commit(*args)
+
+    def check_writes(self, *args: Any) -> Any:
+        return self._own.check_writes(*args)
+
+    def commit_with(self, *args: Any) -> Any:
+        return self._own.commit_with(*args)
+
+    def write(self, *args: Any) -> Any:
+        return self._own.write(*args)
 
     def restore(self, *args: Any) -> Any:
         return self._own.restore(*args)

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import chain, group
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
+from idempotent_tasks import Atomic
 from idempotent_tasks.core.processes import this_process
 from simulation.tasks import FinalError, follow
+from simulation.tills import Writes, writes_of
 
 if TYPE_CHECKING:
     from simulation.world import World
 
-__all__ = ["BODY_FEATURES", "RECOVERIES", "RERUN_FEATURES", "Run", "new_plan", "new_rerun_plan"]
+__all__ = [
+    "ATOMIC_FEATURES",
+    "BODY_FEATURES",
+    "RECOVERIES",
+    "RERUN_FEATURES",
+    "Run",
+    "new_atomic_plan",
+    "new_plan",
+    "new_rerun_plan",
+]
 
 Plan = list[Any]
 
@@ -35,6 +46,14 @@ BODY_FEATURES: Final[dict[str, tuple[tuple[str, Any], ...]]] = {
 RECOVERIES: Final = ("raises", "retries", "dies", "exits", "knows-nothing", "is-slow", "returns-none")
 #: What only bodies of tasks with ``on_rerun`` or ``recover``, their calls and ``recover`` have.
 RERUN_FEATURES: Final = ("gives-up", "large-message", *(f"recover-{each}" for each in RECOVERIES))
+#: What only bodies with writes have: by name, which writes.
+ATOMIC_FEATURES: Final = {
+    "writes-refused": "taken",
+    "writes-checked": "checked",
+    "writes-own-record": "own-record",
+    "writes-many": "many",
+    "writes-nothing": "nothing",
+}
 #: Steps that are done with the likelihood that is their argument, and only while things go wrong.
 _CHANCES: Final = frozenset(
     {"fail", "fail_finally", "die", "exit", "exhaust", "ignore", "stop_callbacks", "do_nothing", "give_up"}
@@ -86,6 +105,16 @@ def new_rerun_plan(draw: random.Random, features: frozenset[str]) -> Plan:
     return plan
 
 
+def new_atomic_plan(draw: random.Random, features: frozenset[str]) -> Plan:
+    """Return the plan of one message of a task whose effect is a write to DynamoDB; now and then it has none."""
+    plan, own = new_plan(draw, features), sorted(features & ATOMIC_FEATURES.keys())
+    kinds: list[tuple[str, ...]] = [("adds",), ("adds",), ("adds",), *((ATOMIC_FEATURES[each], each) for each in own)]
+    if draw.random() < 0.9:
+        effect = next(place for place, each in enumerate(plan) if each[0] == "effect")
+        plan.insert(effect + 1, ("write", *draw.choice(kinds)))
+    return plan
+
+
 class Run:
     """One run of a body.
 
@@ -102,6 +131,7 @@ class Run:
         self._process: Any = this_process()
         self._result: Any = number
         self._catches = False
+        self._writes: Writes | None = None
 
     def follow(self, plan: Plan) -> Any:
         """Do each step of a plan, and return the body's result."""
@@ -117,7 +147,11 @@ class Run:
             if not self._catches:
                 raise
             self._world.faults.counts["interrupt-caught"] += 1
-        return self._result
+        if self._writes is None:
+            return self._result
+        changes = sum("ConditionCheck" not in each for each in self._writes)
+        self._world.note("returns-writes", run=self._number, key=self._task.idempotency.key, writes=changes)
+        return Atomic(self._result, self._writes)
 
     def _sleep(self, seconds: float) -> None:
         self._world.scheduler.sleep(seconds)
@@ -138,11 +172,17 @@ class Run:
 
     def _retry(self, times: int) -> None:
         if self._task.request.retries < times:
-            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+            raise self._again()
+
+    def _again(self, *, throw: bool = True) -> BaseException:
+        """Retry, and note when: the run does no more from here, whenever its release arrives."""
+        self._world.note("retries", run=self._number)
+        error: BaseException = self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None, throw=throw)
+        return error
 
     def _retry_quietly(self, times: int) -> None:
         if self._task.request.retries < times:
-            self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None, throw=False)
+            self._again(throw=False)
             self._world.note("handed-over", id=self._task.request.id)
 
     def _die(self, _: float) -> None:
@@ -190,7 +230,11 @@ class Run:
 
     def _give_up(self, _: float) -> None:
         self._do_nothing(0)
-        raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None)
+        raise self._again()
+
+    def _write(self, kind: str) -> None:
+        run = self._task.idempotency
+        self._writes = writes_of(kind, run.key, self._number, run.claim.generation, self._world.draw)
 
     def _charge(self, _: None) -> None:
         try:
@@ -199,7 +243,7 @@ class Run:
             # As with ``autoretry_for``, or without.
             if self._world.draw.random() < 0.3:
                 raise
-            raise self._task.retry(countdown=self._world.draw.uniform(0, 5), max_retries=None) from None
+            raise self._again() from None
 
     def _carry(self, _: str) -> None:
         """Do nothing with what makes the message large."""

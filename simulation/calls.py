@@ -1,6 +1,6 @@
 """The calls of the store as its callers see them: when each was made, and what it returned, if it did."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    WritesRefused,
 )
-from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import StoreError
+from idempotent_tasks.stores.dynamodb import DynamoDBStore
 
 __all__ = ["Call", "RecordedStore"]
 
@@ -56,7 +57,7 @@ class RecordedStore:
         now: returns the simulation's time, in epoch seconds.
     """
 
-    def __init__(self, store: ParkingStore, calls: list[Call], now: Callable[[], float]) -> None:
+    def __init__(self, store: DynamoDBStore, calls: list[Call], now: Callable[[], float]) -> None:
         self.store = store
         self._calls = calls
         self._now = now
@@ -92,6 +93,24 @@ class RecordedStore:
         call = Call("commit", claim.key, claim.owner, self._now(), data=outcome.data)
         answer: CommitAnswer = self._noted(call, lambda: self.store.commit(claim, outcome, retention_seconds))
         return answer
+
+    def check_writes(self, key: str, writes: Sequence[Mapping[str, Any]]) -> None:
+        """See `AtomicStore.check_writes`; it asks nobody."""
+        self.store.check_writes(key, writes)
+
+    def commit_with(
+        self, claim: Claim, outcome: Outcome, retention_seconds: float, writes: Sequence[Mapping[str, Any]]
+    ) -> CommitAnswer | WritesRefused:
+        """See `AtomicStore.commit_with`."""
+        call = Call("commit_with", claim.key, claim.owner, self._now(), data=outcome.data)
+        answer: CommitAnswer | WritesRefused = self._noted(
+            call, lambda: self.store.commit_with(claim, outcome, retention_seconds, writes)
+        )
+        return answer
+
+    def write(self, writes: Sequence[Mapping[str, Any]], token: str) -> WritesRefused | None:
+        """See `AtomicStore.write`; it has no key."""
+        return self.store.write(writes, token)
 
     def restore(self, record: Record) -> None:
         """See `Store.restore`."""

@@ -9,7 +9,8 @@ from itertools import pairwise, zip_longest
 from typing import Any, Final
 
 from idempotent_tasks.core.results import ELSEWHERE
-from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS
+from simulation.atomic_rules import ATOMIC_INVARIANTS, AtomicWrites
+from simulation.faults import BUCKET_FAULTS, NETWORK_FAULTS, OPERATOR_KINDS, TRANSACTION_FAULTS
 from simulation.history import TRIED_ON_SECONDS, Entry, History
 from simulation.items import holder, is_lock, requested_at, text, until
 from simulation.rerun_rules import RERUN_INVARIANTS, Reruns
@@ -25,13 +26,15 @@ FINAL: Final = ("SUCCESS", "FAILURE")
 #: What ends a process, or bodies in it.
 KILLS: Final = frozenset(
     {"child-killed", "worker-killed", "body-died", "hard-limit", "exits", "out-of-memory", "shut-down-cold"}
+    | {"killed-in-transaction"}
 )
 #: What may keep a claim from being renewed or released in time.
 DISTURBANCES: Final = KILLS | {
     *NETWORK_FAULTS,
     *BUCKET_FAULTS,
     *OPERATOR_KINDS,
-    *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen"),
+    *TRANSACTION_FAULTS,
+    *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen", "stopped-in-transaction"),
 }
 #: Deliveries that fail because they have no result to replay; no event says so.
 _WITHOUT_RESULT: Final = frozenset({"unwritable-result", "small-records"})
@@ -49,7 +52,8 @@ _REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
 #: What becomes of an outcome that its process keeps, and why it may be given up.
 _LATE_ENDS: Final = ("RecordedLate", "Superseded", "Unrecorded")
 _GIVEN_UP: Final = ("Expired", "ProcessEnds", "Released", "Vanished")
-#: For how many seconds outcomes are kept: those of the task "brief", and at least those of the others.
+#: For how many seconds outcomes are kept: those of keys that begin so, and at least those of the others.
+_BRIEF: Final = ("brief#", "writes-brief#")
 SHORTEST_SECONDS: Final = 20
 LONG_SECONDS: Final = 3600
 #: After how many crashes in a row the task "crashing" is not tried again.
@@ -113,6 +117,7 @@ class _Facts:
         self.keys = _keys(history)
         self.counts = RunCounts(history)
         self.reruns = Reruns(history, self.counts, ends, _begun_anew(self))
+        self.atomic = AtomicWrites(history, self.counts, lambda before, entry: _begins_anew(self, before, entry))
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -168,6 +173,9 @@ class _Facts:
 def _one_run(facts: _Facts) -> Iterator[Violation]:
     """While a claim is alive, no other run of its key begins."""
     for number, later in enumerate(facts.runs):
+        if later.key in facts.forced and holder(facts.item_at(later.key, later.began.at)) != later.owner:
+            # An operator has taken the key from it by force, after its claim and before its body.
+            continue
         for earlier in facts.runs[:number]:
             if earlier.key != later.key or earlier.over_at <= later.began.at or earlier.owner == later.owner:
                 continue
@@ -304,7 +312,7 @@ def _one_outcome(facts: _Facts) -> Iterator[Violation]:
 
 def _is_kept(key: str, entry: Entry) -> bool:
     """Return whether an outcome is kept for its task's ``expires`` from when it was stored."""
-    item, kept = entry.item, SHORTEST_SECONDS if key.startswith("brief#") else LONG_SECONDS
+    item, kept = entry.item, SHORTEST_SECONDS if key.startswith(_BRIEF) else LONG_SECONDS
     stored_at = int(text(item, "completed_at") or 0) / 1000
     return int(text(item, "expiration") or 0) - stored_at > kept - CLOCK_SECONDS
 
@@ -480,7 +488,7 @@ def _skipped(facts: _Facts) -> Iterator[Violation]:
 
 
 #: The tasks with a lock, and those whose deliveries or publishes may ask the store without saying so.
-_LOCKED: Final = ("exclusive", "skipping", "parks-exclusive", "recovers-exclusive")
+_LOCKED: Final = ("exclusive", "skipping", "parks-exclusive", "recovers-exclusive", "writes-exclusive")
 _POLLING: Final = ("waits", "raises", "joined", "refused")
 #: What costs requests beside those of undisturbed runs: a rerun, and what becomes of it.
 _RERUNS: Final = ("Parked", "asked", "deciding")
@@ -531,7 +539,8 @@ def _budget(facts: _Facts) -> Iterator[Violation]:
         alone, locked = _COSTS[entry.kind]
         most += locked if entry.details["task"] in _LOCKED else alone
         most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
-    most += _releases_met(facts) + _renewals_too_late(facts)
+    # A transaction that is refused, and the read that tells why.
+    most += 2 * len(facts.history.of("cancelled")) + _releases_met(facts) + _renewals_too_late(facts)
     if sent > most:
         yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
 
@@ -551,7 +560,7 @@ def _releases_met(facts: _Facts) -> int:
 
 def _renewals_too_late(facts: _Facts) -> int:
     """Return how many renewals were on their way when their run committed or released its claim: nothing shows them."""
-    ends = [call for call in facts.history.calls if call.method in ("commit", "release")]
+    ends = [call for call in facts.history.calls if call.method in ("commit", "commit_with", "release")]
     return sum(
         renewal.called_at < (end.ended_at or math.inf) and end.called_at < (renewal.ended_at or math.inf)
         for renewal in facts.history.calls
@@ -599,6 +608,13 @@ def _of_reruns(
 ) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
     """Return the invariant of a name whose violations are found in the reruns, and its precondition."""
     return lambda facts: (Violation(name, *each) for each in find(facts.reruns)), lambda facts: applies(facts.reruns)
+
+
+def _of_atomic(
+    name: str, find: Callable[[AtomicWrites], Iterator[tuple[float, str]]], applies: Callable[[AtomicWrites], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the bodies' writes, and its precondition."""
+    return lambda facts: (Violation(name, *each) for each in find(facts.atomic)), lambda facts: applies(facts.atomic)
 
 
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
@@ -683,6 +699,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         lambda facts: facts.history.unresolved_seconds is not None and bool(facts.counts.starts),
     ),
     **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
+    **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
 }
 
 

@@ -15,13 +15,14 @@ from celery.worker import state
 
 from idempotent_tasks.core.processes import this_process
 from simulation.bodies import Plan
-from simulation.faults import Faults, RequestFault
+from simulation.faults import Faults, RequestFault, conflict
 from simulation.history import Entry, History
-from simulation.network import SimulatedClient
+from simulation.network import TRANSACTION, SimulatedClient
 from simulation.person import Person
 from simulation.process import SimulatedProcess
 from simulation.producers import Call, Producer
 from simulation.tasks import LEASE_SECONDS, follow
+from simulation.tills import CLOSED, RECORDS, TILLS
 from simulation.worker import Worker
 from simulation.world import World, play_in
 
@@ -37,6 +38,8 @@ _OPERANDS: Final = {
     "message": ":room",
     "removal": ":message",
 }
+#: The same for what is known by its operation.
+_OPERATIONS: Final = {"transaction": TRANSACTION, "read": "get_item"}
 #: How many bodies a worker runs at once.
 CHILDREN: Final = 2
 #: Seconds of a body that is only to be over.
@@ -95,9 +98,10 @@ class _Misfortune:
     also: Callable[[SimulatedProcess], None]
     machine: str | None
 
-    def is_for(self, operands: Mapping[str, Any], machine: str) -> bool:
+    def is_for(self, operation: str, operands: Mapping[str, Any], machine: str) -> bool:
         """Return whether a request with these operands is one of them."""
-        is_kind = self.request == "any" or _OPERANDS[self.request] in operands
+        is_kind = self.request == "any" or _OPERATIONS.get(self.request) == operation
+        is_kind = is_kind or _OPERANDS.get(self.request) in operands
         # Both name a message; only the one that is to be kept needs room.
         is_kind = is_kind and not (self.request == "removal" and _OPERANDS["message"] in operands)
         return bool(self.times) and is_kind and self.machine in (None, machine)
@@ -124,7 +128,7 @@ class _DirectedClient(SimulatedClient):
         self._world = world
 
     def _send(self, operation: str, parameters: dict[str, Any]) -> Any:
-        self._world.direct(parameters.get("ExpressionAttributeValues") or {})
+        self._world.direct(operation, parameters.get("ExpressionAttributeValues") or {})
         return super()._send(operation, parameters)
 
 
@@ -216,7 +220,7 @@ class DirectedWorld(World):
         """Give the next requests of a kind a course, and do something when each is sent.
 
         Args:
-            request: one of `_OPERANDS`, or ``any``.
+            request: one of `_OPERANDS` or `_OPERATIONS`, or ``any``.
             fault: the name by which the checker knows what happens to it.
             times: how many requests.
             also: called with the process that sends it.
@@ -269,15 +273,33 @@ class DirectedWorld(World):
         self.note("revoked", id=task_id)
         self.at_end.append(lambda: state.revoked.discard(task_id))
 
+    def forget(self, entry: Entry) -> None:
+        """Have an operator delete the record that an entry is about."""
+        key = entry.details["key"]
+        self.note("forgotten", key=key, force=True)
+        self.faults.counts["forgotten"] += 1
+        parameters = {"TableName": RECORDS, "Key": {"id": {"S": key}}}
+        self.service.carry_out("delete_item", parameters, self.process_named(self.history.operator))
+
+    def close(self, seconds: float) -> None:
+        """Make the check of ``unless-closed`` false for so many seconds."""
+        tills = self.service.tables[TILLS].items
+        tills[CLOSED] = {"id": {"S": CLOSED}}
+
+        def open_again() -> None:
+            del tills[CLOSED]
+
+        self.scheduler.after(seconds, open_again)
+
     def get_well(self) -> None:
         """Let nothing go wrong with requests any more."""
         self._misfortunes.clear()
 
-    def direct(self, operands: Mapping[str, Any]) -> None:
-        """Prepare the course of a request that has these operands."""
+    def direct(self, operation: str, operands: Mapping[str, Any]) -> None:
+        """Prepare the course of a request of an operation that has these operands."""
         sender: Any = this_process()
         for each in self._misfortunes:
-            if each.is_for(operands, sender.machine):
+            if each.is_for(operation, operands, sender.machine):
                 each.times -= 1
                 self.faults.counts[each.fault] += 1
                 self.faults.course = dict(each.course)
@@ -286,7 +308,11 @@ class DirectedWorld(World):
 
     def process_of(self, entry: Entry) -> SimulatedProcess:
         """Return the process that an entry is about."""
-        return self._living[entry.details["process"]]
+        return self.process_named(entry.details["process"])
+
+    def process_named(self, name: str) -> SimulatedProcess:
+        """Return the living process of a name."""
+        return self._living[name]
 
     def killing(self, seconds: float) -> Callable[[SimulatedProcess], None]:
         """Return what kills a process after so many seconds."""
@@ -835,3 +861,134 @@ def _dying_parker(world: DirectedWorld) -> None:
     _kills_first(world)
     world.befall("message", "request-lost", lost=True, also=world.killing(0.01))
     world.decide(7)
+
+
+@_schedule("a transaction whose answer is lost", "writes", expected={"began": 1, "Committed": 1, "Released": 0}, due=4)
+def _lost_answer_of_transaction(world: DirectedWorld) -> None:
+    """The next try is cancelled, because the record has its outcome: that of the first one."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.befall("transaction", "answer-lost", answers=False)
+
+
+@_schedule("a transaction that never arrives", "writes", expected={"began": 2, "Deferred": 1, "Committed": 1}, due=20)
+def _lost_transaction(world: DirectedWorld) -> None:
+    """The key is released, and the message deferred; its next delivery writes."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.befall("transaction", "transaction-unanswered", times=99, lost=True)
+    world.upon("Deferred", lambda _: world.get_well())
+
+
+@_schedule("a transaction that is never answered", "writes", expected={"began": 1, "Deferred": 0, "Replayed": 1})
+def _unanswered_transaction(world: DirectedWorld) -> None:
+    """It was carried out, which the release of its claim shows."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.call(30, "task-1", ("write", "adds"))
+    world.befall("transaction", "answer-lost", answers=False)
+    world.befall("transaction", "transaction-unanswered", times=99, lost=True)
+
+
+@_schedule("a transaction in a silence", "writes", expected={"began": 1, "Replayed": 1}, due=40)
+def _transaction_in_silence(world: DirectedWorld) -> None:
+    """It was carried out, and nobody says so before the message comes again."""
+    world.call(0, "task-0", ("write", "adds"))
+    silent = partial(world.befall, "any", "request-lost", times=99, lost=True)
+    world.befall("transaction", "answer-lost", also=lambda _: silent(), answers=False)
+    world.upon("Deferred", lambda _: world.get_well())
+
+
+@_schedule("refused writes", "writes", expected={"began": 2, "Deferred": 0, "Committed": 1, "Released": 1}, due=4)
+def _refused_writes(world: DirectedWorld) -> None:
+    """The key is free for the next message."""
+    world.close(1)
+    world.call(0, "task-0", ("write", "unless-closed"))
+    world.call(2, "task-1", ("write", "unless-closed"))
+
+
+@_schedule("refused writes that are not released", "writes", expected={"began": 2, "Committed": 1}, due=40)
+def _refused_unreleased(world: DirectedWorld) -> None:
+    """Nothing is reported: another try may be on its way still."""
+    world.close(5)
+    world.call(0, "task-0", ("write", "unless-closed"))
+    silent = partial(world.befall, "any", "request-lost", times=99, lost=True)
+    world.befall("transaction", "usual", also=lambda _: world.befall("read", "usual", also=lambda _: silent()))
+    world.upon("Deferred", lambda _: world.get_well())
+
+
+@_schedule("refused writes that arrive again", "writes", expected={"began": 2, "applied": 0, "Deferred": 0}, due=9)
+def _late_after_refusal(world: DirectedWorld) -> None:
+    """The first try arrives when its condition would be true, after the second one was refused and reported.
+
+    The other call lasts until then.
+    """
+    world.call(0, "task-0", ("write", "unless-closed"))
+    world.befall("transaction", "request-late", also=lambda _: world.close(4), request_seconds=5)
+    world.call(8, "task-1", ("sleep", SHORT), order="another")
+
+
+@_schedule(
+    "a transaction whose process stands still",
+    "writes",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "applied": 2, "Replayed": 1},
+    due=40,
+)
+def _zombie_transaction(world: DirectedWorld) -> None:
+    """Another delivery has taken over by then, and has written."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.call(1, "task-1", ("write", "adds"))
+    world.befall("transaction", "child-stopped", also=world.stopping(25), request_seconds=24)
+
+
+@_schedule(
+    "a body with writes that stands still",
+    "writes",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "applied": 2, "Superseded": 1, "Replayed": 1},
+    due=40,
+)
+def _zombie_body(world: DirectedWorld) -> None:
+    """It goes on when another delivery has written, and returns that one's result."""
+    world.call(0, "task-0", ("sleep", 1), ("write", "adds"))
+    world.call(2, "task-1", ("write", "adds"))
+    world.upon("began", lambda entry: world.stopping(25)(world.process_of(entry)))
+
+
+@_schedule("a transaction of a dead process", "writes", expected={"began": 3, "applied": 2, "Deferred": 0}, due=9)
+def _transaction_of_the_dead(world: DirectedWorld) -> None:
+    """It arrives when the next delivery has written; the other call lasts until then."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.befall("transaction", "request-late", also=world.killing(SHORT), request_seconds=5)
+    world.call(8, "task-1", ("sleep", SHORT), order="another")
+
+
+@_schedule("a record that is deleted under its body", "writes", expected={"began": 2, "Deferred": 1, "Committed": 1})
+def _forgotten_under_transaction(world: DirectedWorld) -> None:
+    """Nothing is written, and the message comes again."""
+    world.call(0, "task-0", ("sleep", 1), ("write", "adds"))
+    world.upon("began", world.forget)
+
+
+@_schedule("two transactions at one item", "writes", expected={"began": 1, "Committed": 1, "Deferred": 0}, due=3)
+def _conflicting_transaction(world: DirectedWorld) -> None:
+    """It is tried again."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.befall("transaction", "transaction-conflict", refusal=conflict)
+
+
+@_schedule("an interrupt while writes are under way", "writes-soft", expected={"began": 1, "Committed": 1}, due=9)
+def _interrupted_transaction(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("sleep", 4), ("write", "adds"))
+    world.befall("transaction", "request-lost", lost=True)
+
+
+@_schedule("writes with a result that cannot be written", "writes", expected={"began": 2, "Committed": 1}, due=5)
+def _unwritable_with_writes(world: DirectedWorld) -> None:
+    """Nothing is written, and the key is free."""
+    world.call(0, "task-0", ("write", "adds"), ("return", "unwritable-result"))
+    world.call(2, "task-1", ("write", "adds"))
+
+
+@_schedule("writes after a retry was published", "writes", expected={"began": 2, "Committed": 1, "applied": 2}, due=12)
+def _writes_after_retry(world: DirectedWorld) -> None:
+    """The retry writes, its first run does not."""
+    world.call(0, "task-0", ("retry_quietly", 1), ("write", "adds"))

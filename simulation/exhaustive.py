@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from simulation.planted import PLANTED, plant
+from simulation.planted import BugName, plant
 
 #: The most violations that are printed.
 MOST_SHOWN: Final = 5
@@ -18,9 +18,7 @@ MOST_SHOWN: Final = 5
 @click.option("--scenario", "names", multiple=True, help="Only the scenario of this name; a long one only if named.")
 @click.option("--faults", default=1, show_default=True, help="How many may happen in a schedule.")
 @click.option("--quick", is_flag=True, help="A smaller bound, of some seconds.")
-@click.option(
-    "--planted", type=click.Choice([bug.name for bug in PLANTED]), help="Plant a bug, and stop when it is found."
-)
+@click.option("--planted", type=BugName(), help="Plant a bug of simulation/planted.toml, and stop when it is found.")
 def explore(names: tuple[str, ...], faults: int, planted: str | None, *, quick: bool) -> None:
     """Play every schedule of two deliveries of one key with one fault, and check each against the promise.
 

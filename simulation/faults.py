@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["BUCKET_FAULTS", "NETWORK_FAULTS", "OPERATOR_KINDS", "Faults", "RequestFault"]
+__all__ = [
+    "BUCKET_FAULTS",
+    "NETWORK_FAULTS",
+    "OPERATOR_KINDS",
+    "TRANSACTION_FAULTS",
+    "Faults",
+    "RequestFault",
+    "conflict",
+]
 
 #: The ways of a request, and its answer, to go wrong.
 NETWORK_FAULTS: Final = (
@@ -19,6 +27,11 @@ NETWORK_FAULTS: Final = (
     "failed",
     "foreign-answer",
 )
+#: The ways of a transaction to go wrong beside those: it meets another one, it keeps its items for a while, it is not
+#: answered, whether it was carried out or not.
+TRANSACTION_FAULTS: Final = ("transaction-conflict", "transaction-slow", "transaction-unanswered")
+#: The most seconds for which a slow one keeps its items.
+SLOW_SECONDS: Final = 1.5
 #: The ways of a call of the bucket to go wrong.
 BUCKET_FAULTS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
 #: What an operator's command has done to a record.
@@ -46,6 +59,8 @@ class RequestFault:
     #: Makes the answer of a service that does not carry it out; None where it does.
     refusal: Answer | None = None
     doubled: bool = False
+    #: For how many seconds a transaction has its items to itself before it takes effect.
+    takes_seconds: float = 0.0
     answers: bool = True
     #: Makes another answer than the service's, which has carried it out.
     replaced: Answer | None = None
@@ -117,6 +132,22 @@ class Faults:
                 return replace(usual, replaced=_failed)
             case _:
                 return replace(usual, replaced=draw.choice([_page, _of_another]))
+
+    def of_transaction(self, course: RequestFault) -> RequestFault:
+        """Return the course of a transaction whose request has this one."""
+        if self.happens("transaction-conflict"):
+            return replace(course, refusal=conflict)
+        if self.happens("transaction-slow"):
+            course = replace(course, takes_seconds=self._draw.uniform(0, SLOW_SECONDS))
+        if self.happens("transaction-unanswered"):
+            lost = self._draw.random() < 0.5
+            course = replace(course, lost=lost, answers=False)
+        return course
+
+
+def conflict(service: Any, _: str) -> Callable[[], Any]:
+    """Refuse a transaction because another one is at its items."""
+    return service.conflict()
 
 
 def _throttled(service: Any, operation: str) -> Callable[[], Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from idempotent_tasks.core.processes import this_process
 from simulation.calls import Call
-from simulation.network import Service
+from simulation.network import TRANSACTION, Service
 from simulation.scheduler import START, Scheduler
 
 __all__ = ["TRIED_ON_SECONDS", "Entry", "History", "Recorder"]
@@ -91,6 +91,7 @@ class Recorder:
         self._scheduler = scheduler
         self._service = service
         service.on_request = self._on_request
+        self._transactions = 0
         #: Called with each entry.
         self.on_entry: Callable[[Entry], None] = lambda _: None
 
@@ -108,8 +109,36 @@ class Recorder:
         details = {name: getattr(event, name) for name in event.__dataclass_fields__}
         self.note(type(event).__name__, process=this_process().name(), **details, **more)
 
-    def _on_request(self, process: Any, operation: str, parameters: dict[str, Any], outcome: str) -> None:
-        if operation not in ("get_item", "scan") and outcome == "done":
-            key = (parameters.get("Key") or parameters["Item"])["id"]["S"]
-            # An update makes a new item, and changes none.
-            self.note("written", key=key, item=self._service.table.items.get(key), by=process.name())
+    def _on_request(
+        self, process: Any, operation: str, parameters: dict[str, Any], outcome: str | tuple[str, ...]
+    ) -> None:
+        if operation == TRANSACTION:
+            self._on_transaction(process, parameters["TransactItems"], outcome)
+        elif operation not in ("get_item", "scan") and outcome == "done":
+            self._on_written(parameters, process)
+
+    def _on_written(self, parameters: dict[str, Any], process: Any, **about: Any) -> None:
+        key = _name_in(parameters)
+        # An update makes a new item, and changes none.
+        self.note("written", key=key, item=self._service.table.items.get(key), by=process.name(), **about)
+
+    def _on_transaction(self, process: Any, writes: Any, outcome: str | tuple[str, ...]) -> None:
+        """Note what a transaction has written to records and to an app's tables, or that it was cancelled."""
+        self._transactions += 1
+        tables = self._service.tables
+        for write in writes:
+            ((kind, parameters),) = write.items()
+            table, name = parameters["TableName"], _name_in(parameters)
+            if table not in tables and outcome == "done":
+                self._on_written(parameters, process, transaction=self._transactions)
+            elif table not in tables:
+                owner = parameters.get("ExpressionAttributeValues", {}).get(":holder", {}).get("S")
+                self.note("cancelled", key=name, owner=owner, codes=outcome, by=process.name())
+            elif outcome == "done" and kind != "ConditionCheck":
+                about = {"transaction": self._transactions, "table": table, "name": name, "by": process.name()}
+                self.note("applied", **about, item=tables[table].items.get(name))
+
+
+def _name_in(parameters: dict[str, Any]) -> str:
+    name: str = (parameters.get("Key") or parameters["Item"])["id"]["S"]
+    return name

@@ -15,6 +15,7 @@ __all__ = ["print_history"]
 #: Details that the lane or the line says already.
 _HIDDEN: Final = frozenset(
     {"item", "plan", "level", "worker", "task", "by", "process", "lock", "owner", "order", "grant", "downstream"}
+    | {"value", "transaction"}
 )
 #: What is shown of a record.
 _SHOWN: Final = ("status", "owner", "fence")

@@ -19,6 +19,7 @@ from idempotent_tasks.core.records import (
     Finished,
     Granted,
     Lost,
+    Mismatch,
     Parked,
     Record,
     Released,
@@ -26,6 +27,7 @@ from idempotent_tasks.core.records import (
     Status,
     Superseded,
     Vanished,
+    WritesRefused,
     reservation_owner,
 )
 from simulation.calls import Call
@@ -71,7 +73,7 @@ def effects(register: Register, call: Call) -> Iterator[Effect]:
     match call.method:
         case "claim":
             yield from _claim_effects(register, call)
-        case "commit":
+        case "commit" | "commit_with":
             yield from _commit_effects(register, call)
         case "release":
             yield from _release_effects(register, call)
@@ -87,6 +89,16 @@ def effects(register: Register, call: Call) -> Iterator[Effect]:
 
 def _claim_effects(register: Register, call: Call) -> Iterator[Effect]:
     match call.answer:
+        case Granted(claim) if register.outcome is None and not register.parked:
+            yield from _grants(register, call, claim)
+        case None if register.outcome is None and not register.parked:
+            yield from _unseen_grants(register, call)
+        case Finished() | Busy() | Parked() | Mismatch():
+            yield from _refusal_effects(register, call)
+
+
+def _refusal_effects(register: Register, call: Call) -> Iterator[Effect]:
+    match call.answer:
         case Finished(record):
             if register.outcome == (record.data,):
                 yield -inf, inf, register
@@ -96,10 +108,10 @@ def _claim_effects(register: Register, call: Call) -> Iterator[Effect]:
         case Parked(record):
             if register.parked and record.owner == register.owner:
                 yield -inf, inf, register
-        case Granted(claim) if register.outcome is None and not register.parked:
-            yield from _grants(register, call, claim)
-        case None if register.outcome is None and not register.parked:
-            yield from _unseen_grants(register, call)
+        case Mismatch():
+            # Payloads are not in the register.
+            if register.owner is not None:
+                yield -inf, inf, register
 
 
 def _grants(register: Register, call: Call, claim: Claim) -> Iterator[Effect]:
@@ -151,6 +163,9 @@ def _commit_effects(register: Register, call: Call) -> Iterator[Effect]:
                 yield -inf, inf, register
         case Vanished():
             if not register.exists:
+                yield -inf, inf, register
+        case WritesRefused():
+            if mine and register.outcome is None:
                 yield -inf, inf, register
         case None if mine and register.outcome is None:
             yield -inf, inf, committed

@@ -15,7 +15,7 @@ from idempotent_tasks.messaging.parking import decoded_message, publish_parked
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from simulation.app import app
 from simulation.items import is_parked
-from simulation.tasks import RECOVERING_TASKS, UNRESOLVED_SECONDS
+from simulation.tasks import ASKING, UNRESOLVED_SECONDS
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -99,7 +99,7 @@ class Person:
         self._world.note("resolved", key=record.key, done=value, written=is_written)
 
     def _judgement(self, record: Record) -> int | None:
-        if self._world.history.task in RECOVERING_TASKS:
+        if self._world.history.task in ASKING:
             return self._world.provider.look_up(record.key)
         self._decisions += 1
         return self._world.draw.choice([None, 1_000 + self._decisions])

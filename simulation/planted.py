@@ -9,13 +9,16 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["FOUND", "PLANTED", "Change", "Found", "PlantedBug", "found", "plant"]
+import click
+
+__all__ = ["FOUND", "PLANTED", "BugName", "Change", "Found", "PlantedBug", "found", "plant"]
 
 _PACKAGE: Final = "idempotent_tasks"
 _FOLDER: Final = Path(__file__).parent
@@ -65,6 +68,25 @@ def found() -> list[Found]:
         return [
             Found(each["bug"], each["world"], int(each["seed"]), each["invariant"]) for each in csv.DictReader(lines)
         ]
+
+
+class BugName(click.ParamType[str]):
+    """The name of a planted bug, as an option's value: there are too many to list in a command's help."""
+
+    name = "bug"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name of a bug that there is.
+
+        Raises:
+            click.BadParameter: there is none of this name; it says which have a name like it.
+        """
+        names = [bug.name for bug in PLANTED]
+        if value not in names:
+            near = " or ".join(map(repr, get_close_matches(value, names)))
+            meant = f"did you mean {near}? " if near else ""
+            self.fail(f"{value!r} is no planted bug; {meant}simulation/planted.toml has all", param, ctx)
+        return str(value)
 
 
 class _Planter(MetaPathFinder):

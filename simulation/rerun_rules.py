@@ -11,7 +11,7 @@ from simulation.items import holder, is_lock, is_parked, text, until
 from simulation.provider import SETTLE_SECONDS
 from simulation.run_counts import LONGEST_LEASE_SECONDS, Grant, RunCounts, is_claim, is_free, is_reserved
 from simulation.scheduler import CLOCK_SECONDS, START
-from simulation.tasks import PARKING_TASKS, RECOVERING_TASKS
+from simulation.tasks import ASKING, PARKING
 
 __all__ = ["RERUN_INVARIANTS", "Reruns"]
 
@@ -36,8 +36,8 @@ class Reruns:
         self.counts = counts
         self.ended = ended
         self.anew = anew
-        self.parks = history.task in PARKING_TASKS
-        self.recovers = history.task in RECOVERING_TASKS
+        self.parks = history.task in PARKING
+        self.recovers = history.task in ASKING
 
     def is_own(self, key: str) -> bool:
         """Return whether a key is that of a run of the history's task: no lock, and not of what follows the task."""
@@ -202,6 +202,7 @@ def _settled(reruns: Reruns) -> Found:
         lasts = until(new) - (int(text(new, "claimed_at") or 0) / 1000 - START)
         if not is_reserved(new) and lasts < least - CLOCK_SECONDS:
             yield entry.at, f"the claim of {key} lasts {lasts:.1f} s, and nothing is left to settle"
+    retried = {entry.details["run"]: entry.at for entry in reruns.history.of("retries")}
     for start in reruns.starts():
         for grant in start:
             if grant.began is None or grant.released is None or not reruns.counts.counts(grant, grant.released.at):
@@ -209,7 +210,9 @@ def _settled(reruns: Reruns) -> Found:
             if reruns.counts.is_released_by_operator(grant):
                 continue
             item, at = grant.released.item, grant.released.at
-            over_at = min(reruns.ended.get(grant.began.details["run"], at), at)
+            number = grant.began.details["run"]
+            # A release may be long on its way.
+            over_at = min(reruns.ended.get(number, at), retried.get(number, at), at)
             settled_at = int(text(item, "settled_at") or 0) / 1000 - START
             if settled_at < over_at + SETTLE_SECONDS - CLOCK_SECONDS:
                 yield at, f"run {grant.began.details['run']} was released, and does not settle"

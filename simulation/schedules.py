@@ -8,7 +8,7 @@ state from which another went on before.
 import heapq
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from math import inf
@@ -29,6 +29,7 @@ from simulation.process import SimulatedProcess, check_alive
 from simulation.provider import SETTLE_SECONDS
 from simulation.scheduler import START, Scheduler, Strand
 from simulation.small import HARD_LIMIT_SECONDS, Message, SmallTask, SmallWorld
+from simulation.tills import TILLS, Writes
 
 __all__ = ["FAULTS", "QUICK", "SCENARIOS", "Found", "Scenario", "replay", "search"]
 
@@ -44,7 +45,9 @@ FAULTS: Final = {
     "interrupt": "soft-limit",
 }
 #: The kinds of entries whose order the checker reads.
-JUDGED: Final = frozenset({"began", "over", "stopped", "written", "asked", "answered"})
+JUDGED: Final = frozenset(
+    {"began", "over", "stopped", "written", "asked", "answered", "returns-writes", "applied", "reported"}
+)
 #: A schedule that has not ended after so many seconds has lost something, or runs in circles.
 GIVE_UP: Final = 600.0
 
@@ -59,7 +62,7 @@ class Scenario:
     ids: tuple[str, str] = ("task-0", "task-1")
     machines: tuple[str, str] = ("machine-0", "machine-1")
     watched: bool = False
-    #: How many runs raise before one returns.
+    #: How many runs raise, or have their writes refused, before one returns.
     failures: int = 0
     #: Seconds for which a body may last.
     body_seconds: float = 0.0
@@ -80,6 +83,8 @@ _PARKS: Final = SmallTask("parks", Idempotency(key="order", grace=2, on_rerun="p
 _RECOVERS: Final = SmallTask(
     "recovers", Idempotency(key="order", grace=2, recover=_never_called, settle=SETTLE_SECONDS), HARD_LIMIT_SECONDS
 )
+_WRITES: Final = replace(_LIMITED, name="writes-limited", writes=True)
+_WRITES_LEASED: Final = replace(_LEASED, name="writes", writes=True)
 SCENARIOS: Final = (
     Scenario("a claim for the time limit", _LIMITED),
     Scenario("a claim that is renewed", _LEASED, body_seconds=3.0),
@@ -89,6 +94,9 @@ SCENARIOS: Final = (
     Scenario("one message twice", _OWN, ids=("task-0", "task-0")),
     Scenario("a rerun is parked", _PARKS, machines=("machine-0", "machine-0"), watched=True, failures=1),
     Scenario("a rerun is asked about", _RECOVERS, machines=("machine-0", "machine-0"), watched=True, failures=1),
+    Scenario("writes with the outcome", _WRITES),
+    Scenario("writes that are refused", _WRITES, failures=1),
+    Scenario("writes under a claim that is renewed", _WRITES_LEASED),
     Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.
@@ -367,9 +375,17 @@ class _ChosenWorld(SmallWorld):
             scheduler.flights.append(_Flight("body", (process.name() or "", number, 0), process, wake, until=most))
 
         scheduler.wait(until)
-        if number <= self.scenario.failures:
+        if number <= self.scenario.failures and not self.task.writes:
             raise ValueError("simulated: the body fails")
         return number
+
+    def writes(self, run: RunContext, number: int) -> Writes:
+        """Have the writes of the first runs refused, as often as the scenario says."""
+        writes = super().writes(run, number)
+        if number <= self.scenario.failures:
+            nothing = {"TableName": TILLS, "Key": {"id": {"S": "nothing"}}}
+            writes.append({"ConditionCheck": {**nothing, "ConditionExpression": "attribute_exists(id)"}})
+        return writes
 
     def deliver(self, message: Message, machine: str) -> None:
         """Deliver a message, and tell its process of it."""

@@ -11,10 +11,10 @@ from typing import Final
 
 import click
 
-from simulation.planted import FOUND, PLANTED, Found, PlantedBug, found
+from simulation.planted import FOUND, PLANTED, BugName, Found, PlantedBug, found
 
 #: The worlds in the order in which they are searched.
-SEARCHED: Final = ("small", "calls", "directed", "reruns", "whole")
+SEARCHED: Final = ("small", "calls", "directed", "reruns", "atomic", "whole")
 _VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
 
 
@@ -40,11 +40,14 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
 
 
 @click.command()
-@click.option("--bug", "names", multiple=True, help="Search this bug only; may be repeated.")
+@click.option(
+    "--bug", "names", type=BugName(), multiple=True, help="Search this bug of simulation/planted.toml only; repeatable."
+)
 @click.option("--small", default=5_000, show_default=True, help="How many histories of the small world to play.")
 @click.option("--calls", default=200, show_default=True, help="How many sequences of calls to play then.")
 @click.option("--directed", default=300, show_default=True, help="How many directed histories to play then.")
 @click.option("--reruns", default=500, show_default=True, help="How many histories of reruns to play then.")
+@click.option("--atomic", default=500, show_default=True, help="How many histories with writes to play then.")
 @click.option("--whole", default=2_000, show_default=True, help="How many histories of the whole world to play then.")
 @click.option("--processes", default=1, show_default=True, help="How many bugs to search at once.")
 def main(names: tuple[str, ...], processes: int, **bounds: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from idempotent_tasks import Atomic
 from idempotent_tasks.core.guard import (
     Failed,
     Guard,
@@ -24,6 +25,7 @@ from idempotent_tasks.core.guard import (
     Unclaimed,
     Unreadable,
     Unresolved,
+    Unwritten,
     Verdict,
 )
 from idempotent_tasks.core.lease import Lease, RunContext, lease_terms
@@ -51,6 +53,8 @@ from simulation.history import History, Recorder
 from simulation.network import Service
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.scheduler import START, Ended, Scheduler, Strand
+from simulation.tills import RECORDS, TILLS, Writes, writes_of
+from simulation.wire import Table
 
 __all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "SmallTask", "SmallWorld"]
 
@@ -87,6 +91,8 @@ class SmallTask:
     #: Whether the key is the task id, beside which the order may be a lock.
     by_id: bool = False
     locked: bool = False
+    #: Whether its bodies return writes.
+    writes: bool = False
 
 
 _LEASED: Final = Idempotency(key="order", lease=LEASE_SECONDS, store_failures=(FinalError,))
@@ -153,6 +159,7 @@ class SmallWorld(ABC):
         history.unresolved_seconds = UNRESOLVED_SECONDS
         history.settle_seconds = task.policy.settle_seconds
         self.service = Service(lambda: scheduler.now)
+        self.service.tables[TILLS] = Table()
         recorder = Recorder(history, scheduler, self.service)
         self.note, self.observe = recorder.note, recorder.observe
         self._connect = connect
@@ -194,7 +201,7 @@ class SmallWorld(ABC):
         """Return a process's own store."""
         store = self._stores.get(process)
         if store is None:
-            own = DynamoDBStore("records", client=self._connect(self.service), clock=process.clock)
+            own = DynamoDBStore(RECORDS, client=self._connect(self.service), clock=process.clock)
             store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process] = store
         return store
@@ -287,7 +294,7 @@ class SmallWorld(ABC):
                 self._again(delivery, message, None)
             case Interrupted():
                 self._again(delivery, replace(message, unseen=(request.owner, *message.unseen)), None)
-            case Unreadable():
+            case Unreadable() | Unwritten():
                 self._again(delivery, message, None)
         return None
 
@@ -358,9 +365,20 @@ class SmallWorld(ABC):
             self.note("requested", key=run.key, run=number)
             self.note("charged", key=run.key, run=number)
         try:
-            return self.body(run, message, number)
+            value = self.body(run, message, number)
+            return self._with_writes(run, value, number) if self.task.writes else value
         finally:
             self.note("over" if child.alive else "stopped", **about)
+
+    def _with_writes(self, run: RunContext, value: Any, number: int) -> Atomic:
+        writes = self.writes(run, number)
+        changes = sum("ConditionCheck" not in each for each in writes)
+        self.note("returns-writes", run=number, key=run.key, writes=changes)
+        return Atomic(value, writes)
+
+    def writes(self, run: RunContext, number: int) -> Writes:
+        """Return the writes of a run; a world says whether some of them are refused."""
+        return writes_of("adds", run.key, number, run.claim.generation)
 
     def _end(self, delivery: _Delivery, status: str, result: Any) -> None:
         """Set a task's result, unless it has succeeded already, and settle its message."""
@@ -368,6 +386,9 @@ class SmallWorld(ABC):
         name = f"celery-task-meta-{delivery.message.id}"
         if json.loads(self.history.results.get(name, "{}")).get("status") != "SUCCESS":
             self.history.results[name] = json.dumps({"status": status, "result": result})
+        if self.task.writes:
+            error, about = result if status == "FAILURE" else None, {"process": delivery.child.name()}
+            self.note("reported", id=delivery.message.id, status=status, value=result, error=error, **about)
         self._settle(delivery)
 
     def _settle(self, delivery: _Delivery) -> None:

@@ -9,9 +9,12 @@ from simulation.app import app, world
 from simulation.provider import SETTLE_SECONDS
 
 __all__ = [
+    "ASKING",
+    "ATOMIC_TASKS",
     "DIRECTED_TASKS",
     "EARLY",
     "LEASE_SECONDS",
+    "PARKING",
     "PARKING_TASKS",
     "RECOVERING_TASKS",
     "TASKS",
@@ -127,6 +130,26 @@ RECOVERING_TASKS: Final = {
     "recovers-joined": _declare("recovers-joined", _recovering(at_publish="join", reserve=30)),
     "recovers-exclusive": _declare("recovers-exclusive", _RECOVERED_ONE),
 }
+
+#: Those whose bodies return `Atomic`.
+ATOMIC_TASKS: Final = {
+    "writes": _declare("writes", _by_order()),
+    "writes-limited": _declare("writes-limited", _limited(), time_limit=HARD_LIMIT_SECONDS),
+    "writes-leased-limited": _declare("writes-leased-limited", _limited(lease=4), time_limit=HARD_LIMIT_SECONDS),
+    "writes-soft": _declare("writes-soft", _by_order(), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "writes-own": _declare("writes-own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError)),
+    "writes-brief": _declare("writes-brief", _by_order(expires=BRIEF_SECONDS)),
+    "writes-cached": _declare("writes-cached", _by_order(cache=30)),
+    "writes-joined": _declare("writes-joined", _by_order(at_publish="join", reserve=30)),
+    "writes-raises": _declare("writes-raises", _by_order(on_busy="raise", on_store_error="raise")),
+    "writes-exclusive": _declare("writes-exclusive", _EXCLUSIVE),
+    "writes-parks": _declare("writes-parks", _parking()),
+    "writes-recovers": _declare("writes-recovers", _recovering()),
+    "writes-early": _declare("writes-early", _by_order(), acks_late=False),
+}
+#: All whose reruns wait for a person, and all whose reruns ask first.
+PARKING: Final = frozenset({*PARKING_TASKS, "writes-parks"})
+ASKING: Final = frozenset({*RECOVERING_TASKS, "writes-recovers"})
 
 #: Those of directed histories only.
 DIRECTED_TASKS: Final = {

@@ -1,4 +1,4 @@
-"""A DynamoDB table in memory: an interpreter of the requests and expressions that the library sends.
+"""A DynamoDB table in memory: an interpreter of the requests and expressions that the library and its bodies send.
 
 Only those: anything else is an error, never a guess.  The contract tests run against it as against every other store,
 and random sequences of operations compare it with each stand-in.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["ConditionFailedError", "Table"]
+__all__ = ["ConditionFailedError", "Item", "Table"]
 
 Item = dict[str, Any]
 #: A value with its type, as ``{"N": "1"}``; None where there is none.
@@ -53,7 +53,7 @@ class Table:
 
     def get_item(self, *, Key: Item, **_: Any) -> Item | None:  # noqa: N803 - DynamoDB's names
         """Return an item, or None."""
-        found = self.items.get(self._name(Key))
+        found = self.items.get(self.name_of(Key))
         return None if found is None else dict(found)
 
     def scan(
@@ -70,38 +70,25 @@ class Table:
         found = [self.items[key] for key in sorted(self.items)]
         return [dict(item) for item in found if wanted(item, names, values)]
 
-    def put_item(self, *, Item: Item, ConditionExpression: str, **parameters: Any) -> None:  # noqa: N803
+    def put_item(self, *, Item: Item, **parameters: Any) -> None:  # noqa: N803
         """Write an item if its condition holds; raise `ConditionFailedError` otherwise."""
-        name = self._name(Item)
-        self._check(self.items.get(name, {}), ConditionExpression, parameters)
-        self.items[name] = dict(Item)
+        self.check({"Item": Item, **parameters})
+        self.items[self.name_of(Item)] = dict(Item)
 
-    def delete_item(self, *, Key: Item, ConditionExpression: str | None = None, **parameters: Any) -> None:  # noqa: N803
+    def delete_item(self, *, Key: Item, **parameters: Any) -> None:  # noqa: N803
         """Delete an item if its condition holds; raise `ConditionFailedError` otherwise."""
-        name = self._name(Key)
-        if ConditionExpression is not None:
-            self._check(self.items.get(name, {}), ConditionExpression, parameters)
-        self.items.pop(name, None)
+        self.check({"Key": Key, **parameters})
+        self.items.pop(self.name_of(Key), None)
 
-    def update_item(
-        self,
-        *,
-        Key: Item,  # noqa: N803
-        UpdateExpression: str,  # noqa: N803
-        ConditionExpression: str,  # noqa: N803
-        ExpressionAttributeNames: Names,  # noqa: N803
-        ExpressionAttributeValues: Values,  # noqa: N803
-        **_: Any,
-    ) -> Item:
+    def update_item(self, *, Key: Item, UpdateExpression: str, **parameters: Any) -> Item:  # noqa: N803
         """Update an item if its condition holds, and return it.
 
         Raises:
             ConditionFailedError: the condition is false.
         """
-        name, names, values = self._name(Key), ExpressionAttributeNames, ExpressionAttributeValues
+        self.check({"Key": Key, **parameters})
+        name, names, values = self.name_of(Key), *_placeholders(parameters)
         old = self.items.get(name, {})
-        if not _condition(ConditionExpression)(old, names, values):
-            raise ConditionFailedError(dict(old))
         new = {**old, **Key}
         for action in _update(UpdateExpression):
             # Operands are read from the item as it was.
@@ -109,14 +96,25 @@ class Table:
         self.items[name] = new
         return dict(new)
 
-    def _name(self, key: Item) -> str:
+    def check(self, parameters: dict[str, Any]) -> None:
+        """Compare the condition of a write, if it has one, with its item.
+
+        Raises:
+            ConditionFailedError: it is false.
+        """
+        old = self.items.get(self.name_of(parameters.get("Key") or parameters["Item"]), {})
+        condition = parameters.get("ConditionExpression")
+        if condition is not None and not _condition(condition)(old, *_placeholders(parameters)):
+            raise ConditionFailedError(dict(old))
+
+    def name_of(self, key: Item) -> str:
+        """Return what an item is kept under, by its key or by the whole item."""
         name: str = key[self._key_attr]["S"]
         return name
 
-    def _check(self, old: Item, condition: str, parameters: dict[str, Any]) -> None:
-        names = parameters.get("ExpressionAttributeNames", {})
-        if not _condition(condition)(old, names, parameters.get("ExpressionAttributeValues", {})):
-            raise ConditionFailedError(dict(old))
+
+def _placeholders(parameters: dict[str, Any]) -> tuple[Names, Values]:
+    return parameters.get("ExpressionAttributeNames", {}), parameters.get("ExpressionAttributeValues", {})
 
 
 class _Tokens:
@@ -278,11 +276,14 @@ def _action(verb: str, tokens: _Tokens) -> _Action:
     if verb == "REMOVE":
         return _Action(path, lambda place, name, *_: place.pop(name, None))
     if verb == "ADD":
-        members = _operand(tokens)
+        added = _operand(tokens)
 
         def add(place: Any, name: str, *rest: Any) -> None:
-            joined = {*place.get(name, {"SS": []})["SS"], *members(*rest)["SS"]}  # type: ignore[index]
-            place[name] = {"SS": sorted(joined)}
+            ((kind, more),) = added(*rest).items()  # type: ignore[union-attr]
+            if kind == "N":
+                place[name] = {"N": str(int(place.get(name, {"N": "0"})["N"]) + int(more))}
+            else:
+                place[name] = {"SS": sorted({*place.get(name, {"SS": []})["SS"], *more})}
 
         return _Action(path, add)
     tokens.take("=")

@@ -1,5 +1,6 @@
 """One history: machines, workers, a broker, a store, producers and faults, from a seed; and what happened."""
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from idempotent_tasks.core.delivery import COPY_HEADER
 from idempotent_tasks.core.processes import Process, running_as, this_process
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.recovery import Recovery
-from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.events import Merged
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.store import MAX_DATA_BYTES
@@ -32,7 +32,9 @@ from simulation.producers import CALL_FEATURES, Producer
 from simulation.provider import SETTLE_SECONDS, Provider
 from simulation.recoveries import recover
 from simulation.scheduler import START, Scheduler
-from simulation.tasks import LEASE_SECONDS, RECOVERING_TASKS, TASKS, UNRESOLVED_SECONDS
+from simulation.tasks import ASKING, LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
+from simulation.tills import RECORDS, TILLS
+from simulation.wire import Table
 from simulation.worker import Worker
 
 __all__ = ["World", "play", "play_in"]
@@ -82,8 +84,6 @@ FITTING: Final = {
     "soft": "catches-interrupt",
     "soft-only": "catches-interrupt",
 }
-#: In the text of a failed task's result.
-FAILED: Final = '"status": "FAILURE"'
 #: The most kinds of one history, but for `ZOMBIE_KINDS` and `BUCKET_FAULTS`.
 MOST_KINDS: Final = 4
 #: What leaves a run behind that has lost its claim and does not know it: the rarest windows need one of these.
@@ -122,11 +122,12 @@ class World:
         self._polls = bool(self.features & {"chord", "body-replaces"})
         self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
         self.service = Service(lambda: self.scheduler.now)
+        self.service.tables[TILLS] = Table()
         self.history = History(seed, task, features=self.features, acks_early=not app.tasks[task].acks_late)
         self._recorder = Recorder(self.history, self.scheduler, self.service)
         self.note = self._recorder.note
         self.results: dict[str, Any] = {}
-        self._stores: dict[int, ParkingStore] = {}
+        self._stores: dict[int, RecordedStore] = {}
         self._living: dict[str, SimulatedProcess] = {}
         self._pids, self._runs = 100, 0
         self.workers: list[Worker] = []
@@ -139,7 +140,7 @@ class World:
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
-        self.history.settle_seconds = SETTLE_SECONDS if task in RECOVERING_TASKS else 0.0
+        self.history.settle_seconds = SETTLE_SECONDS if task in ASKING else 0.0
         self.provider = Provider(self)
         enter(self)
 
@@ -170,11 +171,11 @@ class World:
         offset, _ = self._clocks[getattr(process, "machine", "producer")]
         return self.scheduler.now + offset
 
-    def store_of(self, process: Process) -> ParkingStore:
+    def store_of(self, process: Process) -> RecordedStore:
         """Return a process's own store."""
         store = self._stores.get(process.pid)
         if store is None:
-            own = DynamoDBStore("records", client=self._new_client(), clock=process.clock)
+            own = DynamoDBStore(RECORDS, client=self._new_client(), clock=process.clock)
             store = RecordedStore(own, self.history.calls, lambda: self.scheduler.now)
             self._stores[process.pid] = store
         return store
@@ -190,10 +191,16 @@ class World:
         self._recorder.observe(event, **more)
 
     def on_result(self, key: str, value: Any) -> None:
-        """Keep what the result backend is given."""
+        """Keep what the result backend is given, and note what it says of a task, and who says so."""
         self.results[key] = value
-        if FAILED in str(value):
-            self.history.failed.add(key.removeprefix("celery-task-meta-"))
+        of, said = key.removeprefix("celery-task-meta-"), json.loads(value)
+        if not isinstance(said, dict) or "status" not in said:
+            return
+        status, result = said["status"], said["result"]
+        error = result.get("exc_type") if status == "FAILURE" else None
+        self.note("reported", id=of, status=status, value=result, error=error, process=this_process().name())
+        if status == "FAILURE":
+            self.history.failed.add(of)
 
     def run_body(self, task: Any, order: str, plan: Plan, amount: int) -> Any:
         """Follow a plan; return a value that no other run returns."""

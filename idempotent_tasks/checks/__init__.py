@@ -14,6 +14,7 @@ from idempotent_tasks.checks.context import (
 )
 from idempotent_tasks.checks.dynamodb import check_table, check_versions
 from idempotent_tasks.checks.findings import WHY, Finding, place_of
+from idempotent_tasks.checks.receipts import check_receipts
 from idempotent_tasks.checks.s3 import check_bucket
 from idempotent_tasks.errors import ConfigurationError
 
@@ -42,6 +43,7 @@ CHECKS: Final[tuple[Callable[[CheckContext], Iterator[Finding]], ...]] = (
     broker.check_queue_limits,
     check_pickle,
     check_bucket,
+    check_receipts,
     check_settings,
     check_prefixes,
     check_downstream,

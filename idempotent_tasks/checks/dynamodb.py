@@ -107,7 +107,9 @@ def check_versions(context: CheckContext) -> Iterator[Finding]:
 
 def _relies_on_runs(policy: Idempotency, task: Any) -> bool:
     """Return whether a task's options, or its body by itself, ask for the runs that left no outcome."""
-    return policy.parks or "unresolved_for" in policy.given or not _COUNTED.isdisjoint(names_in_body(task))
+    if policy.parks or policy.receipts is not None or "unresolved_for" in policy.given:
+        return True
+    return not _COUNTED.isdisjoint(names_in_body(task))
 
 
 def development_remedy(store: DynamoDBStore, error: StoreError) -> str:

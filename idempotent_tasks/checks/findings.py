@@ -53,6 +53,9 @@ WHY: Final = {
     "results-bucket-keeps": "large results stay in the bucket, and AWS bills them indefinitely",
     "results-bucket-expires-first": "S3 deletes a result before its record expires, and then its replays fail",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before it fails visibly with CrashLoopError",
+    "receipts-table": "no delivery of these tasks can write its receipt: all are deferred until it can",
+    "receipts-idle": "a delivery of the key cannot tell what a run on a dead host has done, and waits until the "
+    "database notices",
     "settings-changed": "records in the old store are not found in the new one, and a change of any other setting is "
     "ignored",
     "prefix-shared": "a delivery of one task can be given the result of the other, or wait for it",
@@ -89,6 +92,8 @@ PER_TASK: Final = frozenset(
         "prefix-shared",
         "reject-on-worker-lost-off",
         "request-class-replaced",
+        "receipts-idle",
+        "receipts-table",
         "result-expires-first",
         "retries-parked",
         "skip-without-key",

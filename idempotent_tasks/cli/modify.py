@@ -13,7 +13,9 @@ from idempotent_tasks.cli.format import STATES, columns, counted, is_live, needs
 from idempotent_tasks.cli.records import found, matching
 from idempotent_tasks.cli.selection import takes_key
 from idempotent_tasks.core.records import Record
-from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.errors import StoreError, StoreUnavailableError
+from idempotent_tasks.settings import settings_of
+from idempotent_tasks.task import guarded_tasks
 
 __all__ = ["forget", "purge", "record_of", "refuse_unless", "release", "yes_option"]
 
@@ -78,26 +80,43 @@ def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) 
     "--status",
     "states",
     multiple=True,
-    required=True,
     type=click.Choice(tuple(STATES)),
     help="Records of this state.",
 )
+@click.option("--before", type=Moment(), help="Last written before: 90s, 15m, 12h, 7d, 2w ago, or a date.")
 @click.option(
-    "--before", type=Moment(), required=True, help="Last written before: 90s, 15m, 12h, 7d, 2w ago, or a date."
+    "--receipts", is_flag=True, help="Instead of records: the receipts, in the tasks' databases, that no run needs now."
 )
 @click.option("--task", help="Only records that this task claimed.")
 @_force
 @yes_option
 @pass_admin_context
 def purge(
-    admin: AdminContext, *, states: tuple[str, ...], before: float, task: str | None, force: bool, yes: bool
+    admin: AdminContext,
+    *,
+    states: tuple[str, ...],
+    before: float | None,
+    receipts: bool,
+    task: str | None,
+    force: bool,
+    yes: bool,
 ) -> None:
     """Delete many records: counts and shows some of them first, then asks.
 
     Each is deleted only if it is still as it was found; after an abort, run the command again for the rest.  Parked
     records, and those with messages of theirs, are left, except with --force.  TTL deletes expired records by itself,
     free of charge.
+
+    With --receipts it deletes the receipts that no run of their keys can look for any more; run it daily.
     """
+    if receipts:
+        if states or before is not None or task is not None or force:
+            raise click.UsageError("--receipts takes no other option but --yes: each row says when nobody needs it")
+        confirm("Delete the receipts that no run needs any more?", yes=yes)
+        _purge_receipts(admin)
+        return
+    if not states or before is None:
+        raise click.UsageError("say which records: --state and --before; or --receipts")
 
     def selected() -> Iterator[Record]:
         for each in matching(admin, states=states, task=task, before=before):
@@ -118,6 +137,20 @@ def purge(
     click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
     if done[None]:
         refuse(f"{done[None]} deletions had no answer; run the command again")
+
+
+def _purge_receipts(admin: AdminContext) -> None:
+    policies = [each.policy_under(settings_of(admin.app)) for each in guarded_tasks(admin.app)]
+    tables = {repr(each.imported_receipts): each.imported_receipts for each in policies}
+    found = {name: table for name, table in sorted(tables.items()) if table is not None}
+    if not found:
+        refuse("no task of the app has receipts")
+    for name, table in found.items():
+        try:
+            count = table.purge(admin.now())
+        except StoreError as error:
+            refuse(f"{name}: {error.message}")
+        click.echo(f"deleted {count} receipt" + ("" if count == 1 else "s") + f" of {name}")
 
 
 def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool | None]:

@@ -1,5 +1,8 @@
 """``idempotency resolve``: record what came of a parked key's run, then publish its messages again."""
 
+from dataclasses import replace
+from typing import Final
+
 import click
 from kombu.utils.json import loads
 
@@ -9,12 +12,17 @@ from idempotent_tasks.cli.modify import record_of, refuse_unless, yes_option
 from idempotent_tasks.cli.selection import NOT_JSON, takes_key
 from idempotent_tasks.core.encoding import JSON, NONE, POWERTOOLS, encode_result, size_of
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.receipts import Receipt, Receipts, TransactionLost
 from idempotent_tasks.core.records import Outcome, Record, Status
+from idempotent_tasks.errors import StoreError
 from idempotent_tasks.messaging.parking import decoded_message, publish_parked
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.task import IdempotentTask
 
 __all__ = ["resolve"]
+
+#: For how many seconds another transaction may hold the key's receipt.
+RECEIPT_WAIT_SECONDS: Final = 5.0
 
 
 @click.command()
@@ -60,11 +68,42 @@ def _decide(admin: AdminContext, record: Record, done: str | None, *, yes: bool)
         refuse("the result is too large for the record; give what fits, such as null")
     what = "has made its effect" if outcome is not None else "has done nothing, so that the body runs"
     confirm(f"Record for {record.key!r} that the run of {record.previous_task_id or record.task_id} {what}?", yes=yes)
+    if outcome is not None and policy.imported_receipts is not None:
+        _leave_receipt(policy.imported_receipts, policy, record, outcome, admin.now())
     kept = policy.unresolved_seconds
     if outcome is not None and not record.parked:
         kept = policy.retention_seconds
     refuse_unless(admin.operations.resolve(record, outcome, kept), record.key)
     click.echo(f"resolved {record.key!r}: " + ("its next run is a first one" if outcome is None else "it is completed"))
+
+
+def _leave_receipt(receipts: Receipts, policy: Idempotency, record: Record, outcome: Outcome, now: float) -> None:
+    """Write the decision into the body's database first, or a run that stands still could still commit its rows."""
+    receipt = Receipt(
+        key=record.key,
+        generation=record.generation or 0,
+        fence=record.fence,
+        task_id=record.previous_task_id or record.task_id or "",
+        outcome=outcome,
+        expires_at=int(now + max(policy.unresolved_seconds, policy.retention_seconds)) + 1,
+    )
+    try:
+        transaction = receipts.begin(replace(receipt, outcome=None), RECEIPT_WAIT_SECONDS)
+        try:
+            found = transaction.found
+            if found is None:
+                transaction.commit(receipt)
+        finally:
+            transaction.rollback()
+    except TransactionLost as lost:
+        refuse(f"its database did not take the receipt ({type(lost.error).__name__}); run the command again")
+    except StoreError as error:
+        refuse(f"{error.message}; run the command again")
+    if found is not None and (found.outcome is None or found.outcome.data != outcome.data):
+        refuse(
+            f"{record.key!r} has a receipt: its run has committed, with another result; resolve it with --run, and the "
+            "next run takes that result"
+        )
 
 
 def _policy(admin: AdminContext, record: Record) -> Idempotency:

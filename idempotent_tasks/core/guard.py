@@ -362,13 +362,16 @@ class Guard:
         receipts = self.policy.imported_receipts
         if receipts is None:
             return False
+        run.asking = True
         try:
-            return has_receipt(receipts, run, self.store)
+            found = has_receipt(receipts, run, self.store)
         except StoreError as error:
-            return self._unwritten(run, error, began=False)
+            return self._unwritten(run, error)
+        run.asking = False
+        return found
 
-    def _unwritten(self, run: RunContext, error: StoreError, *, began: bool) -> Unwritten:
-        self.store.release(run.claim, type(error).__name__, began=began)
+    def _unwritten(self, run: RunContext, error: StoreError) -> Unwritten:
+        run.release(type(error).__name__)
         return Unwritten(error)
 
     def _perform(self, run: RunContext, body: Callable[[RunContext], Any]) -> Unwritten | None:
@@ -390,7 +393,7 @@ class Guard:
             is_repeatable=not self.policy.parks,
         )
         answer = transacted.perform()
-        return None if answer is None else self._unwritten(run, answer.error, began=not run.asking)
+        return None if answer is None else self._unwritten(run, answer.error)
 
     def _asked(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | Unwritten | None:
         """Ask what came of an earlier run, unless that has left its receipt."""
@@ -570,7 +573,7 @@ class Guard:
             Exception: the error, unless it is the store's, once it is certain that nothing was written.
         """
         claim, request = run.claim, run.claim.request
-        answer = self.store.release(claim, type(error).__name__)
+        answer = run.release(type(error).__name__)
         try:
             if isinstance(answer, Unanswered):
                 raise answer.error

@@ -23,7 +23,7 @@ from idempotent_tasks.core.receipts import (
     ReceiptTransaction,
     check_signature,
 )
-from idempotent_tasks.core.records import Claim, Lost
+from idempotent_tasks.core.records import Claim, Lost, Released, Unanswered
 from idempotent_tasks.core.retry import LEASE_PART, RetryingStore, limited
 from idempotent_tasks.core.store import Store
 from idempotent_tasks.errors import ConfigurationError, StoreError
@@ -206,11 +206,15 @@ class RunContext:
         """Release the key without an outcome: the body failed, or a message that will claim it is to be published."""
         if not self.handed_over:
             self.handed_over = self.ending = True
-            # A crash counts, wherever it was: nobody tries for ever what kills its process.
-            began, nothing_done = crashed or not self.asking, self._nothing_done and not crashed
-            self._store.release(self.claim, reason, crashed=crashed, began=began, nothing_done=nothing_done)
+            self.release(reason, crashed=crashed)
         if self.lock is not None:
             self.lock.hand_over(reason, crashed=crashed)
+
+    def release(self, reason: str, *, crashed: bool = False) -> Released | Lost | Unanswered:
+        """Release the key as that of a run that is over, and return the store's answer."""
+        # A crash counts, wherever it was: nobody tries for ever what kills its process.
+        began, nothing_done = crashed or not self.asking, self._nothing_done and not crashed
+        return self._store.release(self.claim, reason, crashed=crashed, began=began, nothing_done=nothing_done)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 from idempotent_tasks.core.records import Claim, Outcome
-from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.errors import ConfigurationError, StoreError
 
 __all__ = [
     "NO_SESSION",
@@ -19,6 +19,7 @@ __all__ = [
     "Receipt",
     "ReceiptTransaction",
     "Receipts",
+    "ReceiptsState",
     "TransactionLost",
     "check_signature",
 ]
@@ -70,6 +71,17 @@ class Receipt:
             # For as long as another run of the generation may look for it.
             expires_at=int(now + max(request.kept_seconds, request.retention_seconds)) + 1,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptsState:
+    """What a look at the table of receipts has found."""
+
+    #: Why no receipt can be written there; None if one can.
+    error: StoreError | None = None
+    #: After how many seconds the database ends a transaction whose client is silent; 0 for never, None where no client
+    #: can be cut off from it.
+    idle_seconds: float | None = None
 
 
 class TransactionLost(Exception):  # noqa: N818 - an answer of the database, not an error of the library
@@ -135,6 +147,9 @@ class Receipts(Protocol):
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether what a body raised says that the database has rolled the transaction back: run it again."""
+
+    def look(self) -> ReceiptsState:
+        """Return whether receipts can be kept, by a connection of its own, which is closed then."""
 
     def purge(self, before: float) -> int:
         """Delete the rows that nobody needs since ``before`` (epoch seconds); return how many.

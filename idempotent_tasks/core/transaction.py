@@ -8,7 +8,7 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptTransaction, TransactionLost
 from idempotent_tasks.core.records import Outcome, Unanswered
 from idempotent_tasks.core.retry import RetryingStore, while_lost
-from idempotent_tasks.errors import ResultEncodingError, StoreError, StoreUnavailableError
+from idempotent_tasks.errors import ConfigurationError, ResultEncodingError, StoreError, StoreUnavailableError
 
 __all__ = ["TransactedRun", "has_receipt"]
 
@@ -46,10 +46,14 @@ class TransactedRun:
 
         Raises:
             BaseException: what the body raised, no final failure; the transaction is rolled back.
-            ConfigurationError: as `Receipts.begin` and `ReceiptTransaction.commit`.
+            ConfigurationError: the store's claims have no generation; or as `Receipts.begin` and
+                `ReceiptTransaction.commit`.
             ResultEncodingError: the result cannot be encoded; the transaction is rolled back.
         """
         run = self.run
+        if not run.claim.generation:
+            msg = "receipts= needs a store whose claims have a generation, as Store.claim says"
+            raise ConfigurationError(msg, run.claim.request.task, run.key)
         # Until its receipt is there, the run has no outcome.
         self._known, run.ended, run.asking = run.ended, False, True
         answer = self._kept()

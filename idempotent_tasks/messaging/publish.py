@@ -34,7 +34,7 @@ from idempotent_tasks.core.records import (
     reservation_seconds,
 )
 from idempotent_tasks.core.retry import Deadline, RetryingStore
-from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError, StoreError
+from idempotent_tasks.errors import DuplicateError, MissingKeyError, PayloadMismatchError
 from idempotent_tasks.messaging.claim_request import claim_request
 from idempotent_tasks.messaging.result_backend import ResultBackend
 from idempotent_tasks.settings import Settings, settings_of
@@ -82,17 +82,24 @@ class Publication:
             PayloadMismatchError: the key has a task with another payload.
             StoreError: the store is unavailable (``on_store_error="raise"``).
         """
+        answer: ClaimAnswer | Unanswered | None = None
         try:
             answer = self._reserve()
+            return self._follow(answer, publish)
         except BaseException:
-            # For example a soft time limit of the publishing body.
-            self._withdraw(Claim.unseen(self.request))
+            # For example a soft time limit of the publishing body, or a broker that refuses the message.
+            self._withdraw(answer)
             raise
+
+    def _follow(self, answer: ClaimAnswer | Unanswered, publish: Callable[[], Any]) -> Any:
         match answer:
-            case Granted(claim):
-                return self._publish_reserved(claim, publish)
+            case Granted():
+                self._emit(events.Reserved, seconds=self.request.lease_seconds)
+            case Unanswered(error) if self.policy.on_store_error == "raise":
+                raise error
             case Unanswered(error):
-                return self._publish_unreserved(error, publish)
+                logger.warning("%s[%s] is published unreserved: %s", self.request.task, self.request.task_id, error)
+                self._emit(events.Unreserved, reason=type(error).__name__)
             case Mismatch() if not self.awaited:
                 self._emit(events.Mismatched)
                 raise PayloadMismatchError(task=self.request.task, key=self.request.key)
@@ -103,15 +110,6 @@ class Publication:
     def _reserve(self) -> ClaimAnswer | Unanswered:
         store = RetryingStore(store=self.settings.store_under(self.policy), observe=self.settings.observe)
         return store.claim(self.request, PUBLISH_RETRY_SECONDS)
-
-    def _publish_reserved(self, claim: Claim, publish: Callable[[], Any]) -> Any:
-        try:
-            self._emit(events.Reserved, seconds=self.request.lease_seconds)
-            return publish()
-        except BaseException:
-            # If the broker has the message all the same and its delivery runs, that owns the key by now.
-            self._withdraw(claim)
-            raise
 
     def _join(self, holder: Record) -> Any:
         if self.policy.at_publish == "raise":
@@ -148,21 +146,19 @@ class Publication:
     def _is_revoked(self, holder: Record) -> bool:
         return holder.task_id is not None and this_process().own(ResultBackend).is_revoked(self.task, holder.task_id)
 
-    def _publish_unreserved(self, error: StoreError, publish: Callable[[], Any]) -> Any:
-        if self.policy.on_store_error == "raise":
-            self._withdraw(Claim.unseen(self.request))
-            raise error
-        logger.warning("%s[%s] is published unreserved: %s", self.request.task, self.request.task_id, error)
-        self._emit(events.Unreserved, reason=type(error).__name__)
-        try:
-            return publish()
-        except BaseException:
-            # The store may have taken the reservation all the same: nobody may join a task that is not published.
-            self._withdraw(Claim.unseen(self.request))
-            raise
+    def _withdraw(self, answer: ClaimAnswer | Unanswered | None) -> None:
+        """Release what the store has granted, or may have, in one try, after which it is left to expire.
 
-    def _withdraw(self, claim: Claim) -> None:
-        """Release the reservation in one try, after which it is left to expire."""
+        Nobody may join a task that is not published.  If the broker has the message all the same and its delivery runs,
+        that owns the key by now.
+        """
+        match answer:
+            case Granted(claim):
+                pass
+            case None | Unanswered():
+                claim = Claim.unseen(self.request)
+            case _:
+                return
         clock = self.settings.store.clock
         deadline = Deadline(clock, clock.monotonic() + PUBLISH_RETRY_SECONDS)
         # No event: no claim has ended.

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from math import ceil
 from typing import Any, Final, Protocol
 
-__all__ = ["COLUMNS", "DIALECTS", "Dialect", "Execute", "Failure", "PostgreSQL", "SQLite", "Written"]
+__all__ = ["COLUMNS", "DIALECTS", "Dialect", "Execute", "Failure", "PostgreSQL", "SQLite", "Written", "columns_of"]
 
 #: Runs a statement with named parameters (``:name``) in the open transaction; returns its rows.
 Execute = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
@@ -56,6 +56,9 @@ class Dialect(Protocol):
             wait_seconds: for how long another transaction may hold the row.
         """
 
+    def idle_seconds(self, execute: Execute) -> float | None:
+        """Return after how many seconds the server ends an idle transaction: 0 for never, None without a server."""
+
     def failure(self, error: BaseException) -> Failure:
         """Return what an error of the driver means."""
 
@@ -64,9 +67,14 @@ def _listed(names: Iterable[str], form: str = '"{0}"') -> str:
     return ", ".join(form.format(name) for name in names)
 
 
-def _insert(table: str) -> str:
+def columns_of(table: str) -> str:
+    """Return the list of all columns of a table, whose name is quoted."""
     # SQLite takes a quoted name that is no column for a text, unless its table is named.
-    returned = _listed(COLUMNS, table + '."{0}"')
+    return _listed(COLUMNS, table + '."{0}"')
+
+
+def _insert(table: str) -> str:
+    returned = columns_of(table)
     # A column of the row itself, so that the row is locked and returned where it is there.
     return (
         f"INSERT INTO {table} ({_listed(_BEGUN)}) VALUES ({_listed(_BEGUN, ':{0}')}) "
@@ -97,6 +105,12 @@ class PostgreSQL:
         )
         (found,) = execute(insert, {**row, "before": before})
         return found[:-1]
+
+    def idle_seconds(self, execute: Execute) -> float | None:
+        """Return the session's ``idle_in_transaction_session_timeout``."""
+        name = {"name": "idle_in_transaction_session_timeout"}
+        ((milliseconds,),) = execute("SELECT setting FROM pg_settings WHERE name = :name", name)
+        return int(milliseconds) / 1000
 
     def failure(self, error: BaseException) -> Failure:
         """Return what an error of psycopg or psycopg2 means, by its SQLSTATE."""
@@ -129,6 +143,10 @@ class SQLite:
             # It belongs to the connection, and no server is between.
             execute(f"PRAGMA busy_timeout = {int(before)}", {})
         return found
+
+    def idle_seconds(self, execute: Execute) -> float | None:  # noqa: ARG002 - there is no server to ask
+        """Return None: the locks of a dead process are gone with it."""
+        return None
 
     def failure(self, error: BaseException) -> Failure:
         """Return what an error of ``sqlite3`` means, by its primary result code."""

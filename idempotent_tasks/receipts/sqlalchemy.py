@@ -8,8 +8,8 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Column, Engine, LargeBinary, MetaData, Table, Text, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from idempotent_tasks.core.receipts import Receipt
-from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
+from idempotent_tasks.errors import ConfigurationError, StoreError
 from idempotent_tasks.receipts.dialects import Failure
 from idempotent_tasks.receipts.table import TABLE, ReceiptTable, dialect_of, driver_error
 
@@ -79,6 +79,17 @@ class SQLAlchemyReceipts:
     def is_lost(self, error: BaseException) -> bool:
         """Return whether an error of the body is a deadlock or a serialisation failure; see `Receipts.is_lost`."""
         return self._rows.dialect.failure(driver_error(error)) is Failure.LOST
+
+    def look(self) -> ReceiptsState:
+        """Return whether receipts can be kept; see `Receipts.look`."""
+        rows = self._rows
+        try:
+            with rows.beginning(), self.engine.connect() as connection:
+                # Not back to the pool, which is the forked children's too.
+                connection.detach()
+                return rows.look(_executing(connection))
+        except (StoreError, TransactionLost) as error:
+            return ReceiptsState(error if isinstance(error, StoreError) else None)
 
     def purge(self, before: float) -> int:
         """Delete the rows that have expired before a time in epoch seconds; see `Receipts.purge`."""

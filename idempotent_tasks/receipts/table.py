@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from idempotent_tasks.core.receipts import Receipt, TransactionLost
+from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Outcome, Status
 from idempotent_tasks.errors import ConfigurationError, StoreError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.receipts.dialects import COLUMNS, DIALECTS, Dialect, Execute, Failure, Written
+from idempotent_tasks.receipts.dialects import COLUMNS, DIALECTS, Dialect, Execute, Failure, Written, columns_of
 
 __all__ = ["TABLE", "ReceiptTable", "dialect_of"]
 
@@ -60,6 +60,15 @@ class ReceiptTable:
         """Delete the rows that have expired before a time in epoch seconds; return how many."""
         deleted = f'DELETE FROM {self._quoted} WHERE "expires_at" < :before RETURNING "expires_at"'
         return len(execute(deleted, {"before": int(before)}))
+
+    def look(self, execute: Execute) -> ReceiptsState:
+        """Return whether the table is there; see `Receipts.look`."""
+        try:
+            with self.beginning():
+                execute(f"SELECT {columns_of(self._quoted)} FROM {self._quoted} WHERE 1 = 0", {})
+                return ReceiptsState(idle_seconds=self.dialect.idle_seconds(execute))
+        except StoreError as error:
+            return ReceiptsState(error)
 
     @contextmanager
     def beginning(self) -> Iterator[None]:

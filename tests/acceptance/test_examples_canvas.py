@@ -1,49 +1,29 @@
 """The canvas example: a chain with a chord in it, on RabbitMQ, killed in the middle and published twice."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from uuid import uuid4
-
 import pytest
-from kombu import Connection
 
-from tests.support.examples import Example, dynamodb_url
+from tests.support.examples import Example, OnRabbitMQ
 from tests.testbed.waiting import wait_for
 
-WORKER = "celery -A tasks worker"
-READY = r" ready\."
 EFFECT_SECONDS = 60.0
 #: What is done when the worker is killed.
 DONE = {"reserved ord-18", "packed book of ord-18", "packed lamp of ord-18"}
 
 
 @pytest.fixture
-def canvas(amqp_url: str, redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[Example]:
-    """The example on the tests' servers, in a queue of its own, its table made."""
-    queue = f"warehouse-{uuid4().hex[:12]}"
-    variables = {
-        "BROKER_URL": amqp_url,
-        "RESULT_URL": f"{redis_url}/4",
-        "STORE_URL": dynamodb_url(roto, table),
-        "QUEUE": queue,
-    }
-    example = Example("canvas", tmp_path, variables)
-    example.run("celery -A tasks idempotency create-table")
-    yield example
-    with Connection(amqp_url) as connection:
-        connection.default_channel.queue_delete(queue)
-        connection.default_channel.exchange_delete(queue)
+def canvas(on_rabbitmq: OnRabbitMQ) -> Example:
+    """The example."""
+    return on_rabbitmq("canvas", 4)
 
 
 def effects(canvas: Example) -> list[str]:
     """Return what was done in the warehouse, in order."""
-    path = canvas.folder / "warehouse.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return canvas.lines("warehouse.txt")
 
 
 def test_canvas_published_twice(canvas: Example) -> None:
     """The second publication gets the same result from what is stored, and no step has its effect again."""
-    with canvas.running(WORKER, READY):
+    with canvas.running_worker():
         for number in range(2):
             assert canvas.run("python fulfil.py ord-17", number) == canvas.shown("python fulfil.py ord-17")
             # The parcels of a chord are packed in any order.
@@ -53,7 +33,7 @@ def test_canvas_published_twice(canvas: Example) -> None:
 def test_canvas_whose_worker_is_killed_in_the_middle(canvas: Example) -> None:
     """The next worker packs what was not packed, ships all parcels, and repeats nothing that was done."""
     # The sofa is packed until the worker is killed, or its time limit ends a test that waits in vain.
-    held = canvas.running(WORKER, READY, PACK_SECONDS="86400")
+    held = canvas.running_worker(PACK_SECONDS="86400")
     with held as worker, canvas.running("python fulfil.py ord-18", "") as publisher:
         wait_for(
             lambda: worker.log.read_text().count(" succeeded in ") == len(DONE),
@@ -62,7 +42,7 @@ def test_canvas_whose_worker_is_killed_in_the_middle(canvas: Example) -> None:
         )
         worker.kill()
         assert set(effects(canvas)) == DONE
-        with canvas.running(WORKER, READY, PACK_SECONDS="0"):
+        with canvas.running_worker(PACK_SECONDS="0"):
             assert publisher.wait_for_exit(EFFECT_SECONDS) == 0, publisher.tail()
     assert "ord-18: parcel of book, parcel of lamp, parcel of sofa" in publisher.tail().splitlines()
     assert len(effects(canvas)) == len(set(effects(canvas))) == len(DONE) + 3

@@ -1,14 +1,10 @@
 """The payouts example: a bank that can be asked, and workers killed between the request and the commit."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from kombu import Connection
 
-from tests.support.examples import Example, dynamodb_url
+from tests.support.examples import Example, OnRabbitMQ
 from tests.testbed.processes import ChildProcess, free_port
 from tests.testbed.waiting import wait_for
 
@@ -21,36 +17,15 @@ ASKED, TRANSFERRED, LOOKED_UP = "asked for out-18", "transferred 1300 for out-18
 
 
 @pytest.fixture
-def payouts(amqp_url: str, redis_url: str, roto: str, table: str, tmp_path: Path) -> Iterator[Example]:
-    """The example in a queue of its own, its table made."""
-    queue = f"payouts-{uuid4().hex[:12]}"
-    variables = {
-        "BROKER_URL": amqp_url,
-        "RESULT_URL": f"{redis_url}/9",
-        "STORE_URL": dynamodb_url(roto, table),
-        "QUEUE": queue,
-        "BANK_PORT": str(free_port()),
-        "SETTLE_SECONDS": str(SETTLE_SECONDS),
-    }
-    example = Example("payouts", tmp_path, variables)
-    example.run("celery -A tasks idempotency create-table")
-    yield example
-    with Connection(amqp_url) as connection:
-        connection.default_channel.queue_delete(queue)
-        connection.default_channel.exchange_delete(queue)
+def payouts(on_rabbitmq: OnRabbitMQ) -> Example:
+    """The example, with a bank on a port of its own."""
+    return on_rabbitmq("payouts", 9, BANK_PORT=str(free_port()), SETTLE_SECONDS=str(SETTLE_SECONDS))
 
 
 def bank(payouts: Example, **variables: object) -> AbstractContextManager[ChildProcess]:
     """Run the bank, as slow as its variables say."""
     given = {name: str(value) for name, value in variables.items()}
     return payouts.running("python bank.py", "bank on port", **given)
-
-
-def worker(payouts: Example, **variables: str) -> AbstractContextManager[ChildProcess]:
-    """Run a worker, under a name that no other test's worker has on the same RabbitMQ."""
-    return payouts.running(
-        "celery -A tasks worker", r" ready\.", {"payouts": payouts.environment["QUEUE"]}, **variables
-    )
 
 
 def publisher(payouts: Example) -> AbstractContextManager[ChildProcess]:
@@ -60,8 +35,7 @@ def publisher(payouts: Example) -> AbstractContextManager[ChildProcess]:
 
 def statement(payouts: Example) -> list[str]:
     """Return what the bank has noted, in order."""
-    path = payouts.folder / "statement.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return payouts.lines("statement.txt")
 
 
 def wait_for_statement(payouts: Example, line: str, process: ChildProcess) -> None:
@@ -81,7 +55,7 @@ def wait_for_transfer(paying: ChildProcess, running: ChildProcess) -> None:
 
 def test_a_payout_published_twice(payouts: Example) -> None:
     """The second gets the stored result, and the bank hears nothing of it."""
-    with bank(payouts), worker(payouts):
+    with bank(payouts), payouts.running_worker():
         for number in range(2):
             assert payouts.run("python pay.py out-17", number) == payouts.shown("python pay.py out-17", number)
     assert statement(payouts) == payouts.shown("cat").splitlines()
@@ -93,9 +67,9 @@ def test_a_payout_published_twice(payouts: Example) -> None:
 def test_worker_killed_between_request_and_commit(payouts: Example, slow: str, seconds: object, last: str) -> None:
     """Before the transfer, which the bank makes all the same, or after it: the next run asks, and the bank knows."""
     with bank(payouts, **{slow: seconds}), publisher(payouts) as paying:
-        with worker(payouts) as first:
+        with payouts.running_worker() as first:
             wait_for_statement(payouts, last, first)
-        with worker(payouts) as second:
+        with payouts.running_worker() as second:
             wait_for_transfer(paying, second)
             assert "recovered tasks.pay_out[" in second.log.read_text()
     assert statement(payouts) == [ASKED, TRANSFERRED, LOOKED_UP]
@@ -104,11 +78,11 @@ def test_worker_killed_between_request_and_commit(payouts: Example, slow: str, s
 def test_worker_killed_while_it_asks(payouts: Example) -> None:
     """The one after it asks again."""
     with publisher(payouts) as paying:
-        with bank(payouts, ANSWER_SECONDS=HELD), worker(payouts) as first:
+        with bank(payouts, ANSWER_SECONDS=HELD), payouts.running_worker() as first:
             wait_for_statement(payouts, TRANSFERRED, first)
-        with bank(payouts, LOOKUP_SECONDS=HELD), worker(payouts) as second:
+        with bank(payouts, LOOKUP_SECONDS=HELD), payouts.running_worker() as second:
             wait_for_statement(payouts, LOOKED_UP, second)
-        with bank(payouts), worker(payouts) as third:
+        with bank(payouts), payouts.running_worker() as third:
             wait_for_transfer(paying, third)
     assert statement(payouts) == [ASKED, TRANSFERRED, LOOKED_UP, LOOKED_UP]
 
@@ -116,9 +90,9 @@ def test_worker_killed_while_it_asks(payouts: Example) -> None:
 def test_bank_dead_before_it_transfers(payouts: Example) -> None:
     """The next run asks, the bank knows of nothing, and so the body runs."""
     with publisher(payouts) as paying:
-        with bank(payouts, TRANSFER_SECONDS=HELD), worker(payouts) as first:
+        with bank(payouts, TRANSFER_SECONDS=HELD), payouts.running_worker() as first:
             wait_for_statement(payouts, ASKED, first)
-        with bank(payouts), worker(payouts) as second:
+        with bank(payouts), payouts.running_worker() as second:
             wait_for_transfer(paying, second)
     assert statement(payouts) == [ASKED, LOOKED_UP, ASKED, TRANSFERRED]
 
@@ -127,7 +101,7 @@ def test_body_that_raises_after_its_effect(payouts: Example) -> None:
     """Its retry asks the bank instead of transferring again."""
     with (
         bank(payouts, ANSWER_SECONDS=TRANSFER_SECONDS),
-        worker(payouts, TIMEOUT_SECONDS="1") as running,
+        payouts.running_worker(TIMEOUT_SECONDS="1") as running,
         publisher(payouts) as paying,
     ):
         wait_for_transfer(paying, running)
@@ -137,7 +111,7 @@ def test_body_that_raises_after_its_effect(payouts: Example) -> None:
 
 def test_bank_that_refuses_the_connection(payouts: Example) -> None:
     """Nothing has left: the retry neither waits for `settle` nor asks."""
-    with worker(payouts, SETTLE_SECONDS=HELD) as running, publisher(payouts) as paying:
+    with payouts.running_worker(SETTLE_SECONDS=HELD) as running, publisher(payouts) as paying:
         running.wait_until(lambda: "Retry in" in running.log.read_text(), PAID_SECONDS)
         with bank(payouts):
             wait_for_transfer(paying, running)
@@ -147,8 +121,8 @@ def test_bank_that_refuses_the_connection(payouts: Example) -> None:
 def test_settle_that_is_too_short(payouts: Example) -> None:
     """The bank is asked while a dead run's request is on its way, and then to transfer again: what `settle` is for."""
     with bank(payouts, TRANSFER_SECONDS=HELD), publisher(payouts):
-        with worker(payouts, SETTLE_SECONDS="0.1") as first:
+        with payouts.running_worker(SETTLE_SECONDS="0.1") as first:
             wait_for_statement(payouts, ASKED, first)
-        with worker(payouts, SETTLE_SECONDS="0.1") as second:
+        with payouts.running_worker(SETTLE_SECONDS="0.1") as second:
             wait_for(lambda: statement(payouts).count(ASKED) == 2, PAID_SECONDS, second.tail)
     assert statement(payouts) == [ASKED, LOOKED_UP, ASKED]

@@ -59,8 +59,7 @@ def start(periodic: Example) -> Iterator[Start]:
 
 def runs(periodic: Example) -> list[str]:
     """Return the lines of what ran, in order."""
-    path = periodic.folder / "runs.txt"
-    return path.read_text().splitlines() if path.exists() else []
+    return periodic.lines("runs.txt")
 
 
 def sweeps(periodic: Example) -> list[tuple[str, str]]:

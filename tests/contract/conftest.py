@@ -16,6 +16,9 @@ from tests.support.canned import Canned, canned_server
 from tests.support.powertools import Lambda
 from tests.testbed.servers import FAST
 from tests.testbed.wire import Answer, Forward, Wire, shift_date, show_time, wire_to
+from tests.testbed.workers import cache_service_descriptions
+
+cache_service_descriptions()
 
 AnyStore = MemoryStore | DynamoDBStore
 #: Makes another store over the test's table, with other arguments where given.

@@ -1,9 +1,11 @@
 """`Atomic`: a body's writes and its record take effect together, or neither does; on each stand-in for DynamoDB."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import pytest
 from celery import Celery
 
@@ -15,18 +17,23 @@ from idempotent_tasks import (
     Idempotency,
     IdempotentTask,
     MemoryStore,
+    Record,
     ResultEncodingError,
     Status,
+    StoreMisconfiguredError,
 )
 from idempotent_tasks.core.atomic import MOST_WRITES
 from idempotent_tasks.core.records import Claim, Committed, Superseded, Vanished, WritesRefused
 from idempotent_tasks.events import Deferred, Event
 from tests.contract.conftest import MakeStore
-from tests.support.guarding import KEY, done, grant
+from tests.support.canned import JSON, Asked, Canned, Said, page
+from tests.support.guarding import KEY, done, grant, request_by
 from tests.support.inline import InlineWorker
 from tests.testbed.wire import Answer, Wire, lose_answer, refuse
 
 RETENTION = 3600
+#: A time that does not come, in whatever unit.
+FAR = 9_000_000_000_000
 
 
 class Till:
@@ -134,6 +141,21 @@ class TestDelivery:
         till.deliver()
         assert (till.runs, till.amount) == (2, 1)
 
+    def test_a_refusal_after_nothing_was_done(self, till: Till) -> None:
+        """The body has said so, and has not written either: its next run is no rerun."""
+        reruns = []
+
+        def charge(task: Any) -> Atomic:
+            reruns.append(task.idempotency.rerun)
+            task.idempotency.nothing_done()
+            return Atomic("paid", till.writes("attribute_exists(id)"))
+
+        till.app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, bind=True)
+        for _ in range(2):
+            till.deliver()
+            assert isinstance(till.result, AtomicWriteError)
+        assert reruns == [False, False]
+
     def test_no_answer_at_all(self, till: Till, wire: Wire) -> None:
         """Whether it was carried out is not known: the key is released, and the message deferred, not reported."""
         till.sells(lambda: Atomic("paid", till.writes()), idempotency=Idempotency(lease=2), time_limit=None)
@@ -232,7 +254,9 @@ class TestDelivery:
             "types": {"TableName": till.table, "Item": {"id": {"N": "17"}}},
             "no such table": {"TableName": "missing", "Item": item},
         }[wrong]
-        till.sells(lambda: Atomic("paid", [*till.writes(), {"Put": parameters}]), idempotency=Idempotency(lease=1))
+        # A table may come to be there, and is asked for until the claim ends; for the rest a busy machine has time.
+        lease = 1 if wrong == "no such table" else 60
+        till.sells(lambda: Atomic("paid", [*till.writes(), {"Put": parameters}]), idempotency=Idempotency(lease=lease))
         till.deliver()
         if wrong == "no such table":
             assert [each.reason for each in till.seen if isinstance(each, Deferred)] == ["StoreMisconfiguredError"]
@@ -295,3 +319,52 @@ class TestStore:
         put = {"TableName": store.table, "Item": {"id": {"S": "orders"}, "sort": {"S": "17"}}}
         assert store.commit_with(claim, done(), RETENTION, [{"Put": put}]) == Committed()
         assert store.get(KEY).data == done().data
+
+
+class TestTransactionsThatAreInvalid:
+    """DynamoDB takes the request for none, before it looks at conditions: no stand-in has such a table."""
+
+    @pytest.fixture
+    def commit(self, canned: Canned, session: boto3.Session) -> Callable[..., Any]:
+        """Commit with a write, to a table that is described so, where transactions get this error."""
+
+        def commit(code: str, **described: str) -> Any:
+            store = DynamoDBStore("records", endpoint_url=canned.endpoint, session=session, fast=False)
+            held = Record(key=KEY, status=Status.INPROGRESS, expiration=FAR, in_progress_expiration=FAR, owner="one")
+            bodies = {
+                "TransactWriteItems": {"__type": f"com.amazon.coral.validate#{code}", "message": "made up"},
+                "DescribeTable": {"Table": {"TableName": "records", **described}},
+                "GetItem": {"Item": store.schema.item(held)},
+            }
+
+            def answer(asked: Asked) -> Said:
+                body = json.dumps(bodies[operation_of(asked)]).encode()
+                return Said(page(body, JSON, status=400 if b"__type" in body else 200))
+
+            canned.answer = answer
+            claim = Claim(request=request_by("one"), fence=1, attempt=1, in_progress_expiration=FAR)
+            put = {"Put": {"TableName": "tills", "Item": {"id": {"S": "till"}}}}
+            return store.commit_with(claim, done(), RETENTION, [put])
+
+        return commit
+
+    def test_a_global_table_with_strong_consistency(self, commit: Callable[..., Any]) -> None:
+        """It says so, and not that a write is wrong: another table helps, and nothing else."""
+        with pytest.raises(StoreMisconfiguredError, match=r"'records' is a global .* which has no transactions"):
+            commit("ValidationException", MultiRegionConsistency="STRONG")
+
+    @pytest.mark.parametrize("described", [{}, {"MultiRegionConsistency": "EVENTUAL"}], ids=["one", "global"])
+    def test_any_other_table(self, commit: Callable[..., Any], described: dict[str, str]) -> None:
+        """Then one of the writes is wrong, and which one DynamoDB does not say."""
+        assert commit("ValidationException", **described) == WritesRefused(("ValidationException",))
+
+    def test_an_error_of_another_kind(self, commit: Callable[..., Any], canned: Canned) -> None:
+        """It is not taken for one of the writes, and nobody asks for the table."""
+        with pytest.raises(StoreMisconfiguredError, match="AccessDenied"):
+            commit("AccessDeniedException", MultiRegionConsistency="STRONG")
+        assert "DescribeTable" not in map(operation_of, canned.requests)
+
+
+def operation_of(asked: Asked) -> str:
+    """Return the operation of a request, such as ``GetItem``."""
+    return str(asked.headers["X-Amz-Target"]).rpartition(".")[2]

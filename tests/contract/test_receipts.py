@@ -8,18 +8,34 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
 from psycopg import IsolationLevel
 
-from idempotent_tasks import ConfigurationError, MemoryStore, StoreMisconfiguredError, StoreUnavailableError
+from idempotent_tasks import (
+    ConfigurationError,
+    DynamoDBStore,
+    Idempotency,
+    IdempotentTask,
+    MemoryStore,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from idempotent_tasks.checks import CheckContext, Finding
+from idempotent_tasks.checks.receipts import RECEIPT_FINDINGS, check_receipts
+from idempotent_tasks.cli import idempotency
 from idempotent_tasks.core.clock import SystemClock
 from idempotent_tasks.core.guard import Failed, Guard, Replayed, Returned, Unwritten
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Receipt
+from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.retry import while_lost
+from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.support.guarding import KEY, Bench, done
 from tests.support.receipts import Bank, DjangoBank, Sent, SQLAlchemyBank, database, postgresql_url
 from tests.testbed.tcp import tcp_to
@@ -752,3 +768,200 @@ class TestSQLAlchemy:
 def _deposits_elsewhere(bank: SQLAlchemyBank) -> list[int]:
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(bank.deposits).result(BOUND_SECONDS)
+
+
+@pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+class TestOperators:
+    """What the command line and the checks do with receipts."""
+
+    @pytest.fixture
+    def app(self, bank: Bank, dynamodb: DynamoDBStore) -> Iterator[Celery]:
+        """An app with a task whose key was parked: its run has failed after it had begun."""
+        app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+        app.conf.update(idempotency_store=dynamodb, task_default_queue=uuid4().hex)
+        policy = Idempotency(key="order", receipts=bank.receipts, on_rerun="park", expires=60)
+
+        def charge(order: int) -> None:
+            raise ValueError("no")
+
+        app.set_current()
+        app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
+        yield app
+        app.close()
+
+    @pytest.fixture
+    def run(self, app: Celery) -> Callable[..., Result]:
+        """Run a command."""
+        return lambda *words: CliRunner().invoke(idempotency, list(words), obj=SimpleNamespace(app=app))
+
+    def park(self, app: Celery) -> str:
+        """Let a run fail, and park the key; return it."""
+        for _ in range(2):
+            app.tasks["shop.charge"].apply((17,))
+        (record,) = TableAdmin(app.conf.idempotency_store).records()
+        assert isinstance(record, Record)
+        assert record.parked_at is not None
+        return record.key
+
+    def test_a_decision_has_a_receipt(self, app: Celery, bank: Bank, run: Callable[..., Result]) -> None:
+        """Written first, so that a run that stands still cannot commit its rows beside it."""
+        key = self.park(app)
+        result = run("resolve", key, "--done", '"by hand"', "--yes")
+        assert result.exit_code == 0, result.output
+        assert bank.rows() == [(key, "COMPLETED", '"by hand"')]
+        assert app.tasks["shop.charge"].apply((17,)).get() == "by hand"
+
+    def test_a_decision_against_a_receipt(self, app: Celery, bank: Bank, run: Callable[..., Result]) -> None:
+        """Is refused: the run has committed meanwhile, and the next one takes its result."""
+        key = self.park(app)
+        record = app.conf.idempotency_store.get(key)
+        mine = finished('"of the zombie"', key=key, generation=record.generation)
+        bank.receipts.begin(replace(mine, outcome=None), 1).commit(mine)
+        result = run("resolve", key, "--done", '"by hand"', "--yes")
+        assert result.exit_code != 0
+        assert "has a receipt: its run has committed, with another result" in result.output
+        assert run("resolve", key, "--run", "--yes").exit_code == 0
+        assert app.tasks["shop.charge"].apply((17,)).get() == "of the zombie"
+
+    def test_purge(self, app: Celery, bank: Bank, run: Callable[..., Result]) -> None:
+        """Deletes what nobody looks for."""
+        old = replace(finished(key="old"), expires_at=100)
+        bank.receipts.begin(row(key="old"), 1).commit(old)
+        bank.receipts.begin(row(key="new"), 1).commit(finished(key="new"))
+        result = run("purge", "--receipts", "--yes")
+        assert result.output == f"deleted 1 receipt of {bank.receipts!r}\n"
+        assert [key for key, *_ in bank.rows()] == ["new"]
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--receipts", "--state", "completed"], "--receipts takes no other option but --yes"),
+            (["--state", "completed"], "--state and --before; or --receipts"),
+        ],
+        ids=" ".join,
+    )
+    def test_purge_of_what(self, run: Callable[..., Result], words: list[str], said: str) -> None:
+        """Says so."""
+        result = run("purge", *words)
+        assert (result.exit_code, said in result.output) == (2, True)
+
+    def test_no_receipts(self, app: Celery, run: Callable[..., Result]) -> None:
+        """There is nothing to purge."""
+        app.tasks["shop.charge"].idempotency_policy = Idempotency()
+        app.tasks["shop.charge"]._resolved = None
+        assert "no task of the app has receipts" in run("purge", "--receipts", "--yes").output
+
+
+#: Every finding about receipts, by the test that provokes it and fixes it.
+PROVOKED = {"receipts-table": "test_no_table_is_found", "receipts-idle": "test_no_time_out_is_found"}
+
+
+def test_every_problem_is_provoked() -> None:
+    """A kind of problem without a test here would be a guess."""
+    assert set(PROVOKED) == set(RECEIPT_FINDINGS)
+    assert set(PROVOKED.values()) <= set(globals())
+
+
+def _findings(bank: Any, **options: Any) -> list[Finding]:
+    """Look at an app with a task that has a bank's receipts."""
+    app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+    app.conf.update(idempotency_store="memory://")
+
+    def charge() -> None:
+        """Be a body."""
+
+    policy = Idempotency(receipts=bank.receipts)
+    app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy, **options)
+    found = list(check_receipts(CheckContext.of_app(app, "celery.concurrency.prefork")))
+    app.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_table_is_found(make_bank: MakeBank, kind: str) -> None:
+    """Before the first message; and the connection is closed."""
+    bank = make_bank(kind)
+    (finding,) = _findings(bank)
+    assert finding.code == "receipts-table"
+    assert "has no table 'idempotency_receipts' of this version" in finding.what
+    assert finding.tasks == ("shop.charge",)
+    bank.create_table()
+    assert [each.code for each in _findings(bank)] == (["receipts-idle"] if "postgresql" in kind else [])
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_no_time_out_is_found(make_bank: MakeBank, kind: str) -> None:
+    """None, or one that is shorter than a body may be silent."""
+    bank = make_bank(kind)
+    bank.create_table()
+    (finding,) = _findings(bank)
+    assert "ends no idle transaction" in finding.what
+    assert "idle_in_transaction_session_timeout = '90s'" in finding.remedy
+    name = str(bank.receipts.engine.url.database) if kind.startswith("sqlalchemy") else _name(bank)
+    for limit, found in (("20s", True), ("60s", False)):
+        _committed(bank, f"ALTER DATABASE \"{name}\" SET idle_in_transaction_session_timeout = '{limit}'")
+        # A session has the time-out that it began with.
+        bank.close()
+        findings = _findings(bank, time_limit=30)
+        assert [each.code for each in findings] == ["receipts-idle"] * found
+
+
+def _name(bank: DjangoBank) -> str:
+    from django.db import connections
+
+    return str(connections.databases[bank.alias]["NAME"])
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_look_leaves_no_connection_behind(make_bank: MakeBank, kind: str) -> None:
+    """A worker looks before it forks, and a connection that two processes have is broken."""
+    bank, other = make_bank(kind), make_bank("sqlalchemy-postgresql")
+    bank.close()
+    assert bank.receipts.look().error is not None
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    transaction = other.receipts.begin(None, 0)
+    _until(lambda: other.execute(_running(transaction), count)[0][0] == 0)
+    transaction.rollback()
+
+
+class TestUnguarded:
+    """Bodies that run without a claim have their transaction all the same."""
+
+    @pytest.fixture
+    def task(self, bank: Bank) -> Iterator[Any]:
+        """A task under the kill switch."""
+        app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+        app.conf.update(idempotency_store=MemoryStore(), idempotency_disabled=True, task_default_queue=uuid4().hex)
+        policy = Idempotency(receipts=bank.receipts)
+
+        def charge(self: Any, *, fails: bool = False) -> int:
+            bank.deposit(self.idempotency, 17)
+            self.idempotency.after_commit(self.app.signature("shop.mail", immutable=True))
+            if fails:
+                raise ValueError("no")
+            return 17
+
+        app.set_current()
+        yield app.task(charge, name="shop.charge", base=IdempotentTask, bind=True, shared=False, idempotency=policy)
+        app.close()
+
+    def waiting(self, task: Any) -> int:
+        """Return how many messages were sent."""
+        with task.app.connection_for_read() as connection:
+            return int(connection.default_channel._size(task.app.conf.task_default_queue))
+
+    def test_it_is_committed(self, task: Any, bank: Bank) -> None:
+        """Without a receipt; and what follows is sent."""
+        assert task.apply().get() == 17
+        assert (bank.deposits(), bank.rows(), self.waiting(task)) == ([17], [], 1)
+
+    def test_it_is_rolled_back(self, task: Any, bank: Bank) -> None:
+        """And nothing follows."""
+        with pytest.raises(ValueError, match="no"):
+            task.apply(kwargs={"fails": True}).get()
+        assert (bank.deposits(), self.waiting(task)) == ([], 0)
+
+    def test_a_direct_call_has_no_transaction(self, task: Any) -> None:
+        """It is a plain call of a function, whose caller has one or not."""
+        with pytest.raises(ConfigurationError, match=r"self\.idempotency\.session is there|there is none here"):
+            task()

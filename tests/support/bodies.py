@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from billiard.common import TERM_SIGNAL
 from celery import Task
+from sqlalchemy import text
 
 from idempotent_tasks import Atomic
 from tests.testbed.journal import Journal
@@ -66,7 +67,8 @@ def bodies(journal: Journal) -> dict[str, Body]:
         raise MemoryError(order)
 
     own = {
-        body.__name__: body for body in (charge, retry, fail, large, die, exhaust, _heed(journal), _deposit(journal))
+        body.__name__: body
+        for body in (charge, retry, fail, large, die, exhaust, _heed(journal), _deposit(journal), _save(journal))
     }
     return own | _canvas_bodies(journal, begin) | _leaving_bodies(journal, charge)
 
@@ -170,6 +172,19 @@ def _deposit(journal: Journal) -> Body:
         return Atomic(order, [{"Update": {"TableName": table, "Key": {"id": {"S": "till"}}, **add}}])
 
     return deposit
+
+
+def _save(journal: Journal) -> Body:
+    def save(self: Task, order: str, follower: str | None = None) -> int:
+        """Write an order's row in the transaction of a receipt, have a task follow it, and return the process."""
+        journal.write("started", **_about(self), key=order, run=self.idempotency.run)
+        self.idempotency.session.execute(text("INSERT INTO orders VALUES (:order)"), {"order": order})
+        if follower is not None:
+            self.idempotency.after_commit(self.app.tasks["follow"].si(order, follower))
+        journal.pass_gate("in-transaction")
+        return os.getpid()
+
+    return save
 
 
 def _about(task: Task) -> dict[str, Any]:

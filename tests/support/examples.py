@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +17,7 @@ import httpx
 
 from tests.testbed.processes import ChildProcess
 
-__all__ = ["Example", "dynamodb_url"]
+__all__ = ["Example", "OnRabbitMQ", "dynamodb_url"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What somebody leaves there who follows a README by hand; .gitignore has the same list.
@@ -105,6 +105,16 @@ class Example:
             # pytest shows what is printed here beside a failure, and nowhere else.
             print(f"log of {beginning}:\n{process.tail(100)}")  # noqa: T201
 
+    def running_worker(self, **variables: str) -> AbstractContextManager[ChildProcess]:
+        """Run the README's worker, under the name of its queue: a name that no other test's worker has."""
+        instead = {self.folder.name: self.environment["QUEUE"]}
+        return self.running("celery -A tasks worker", r" ready\.", instead, **variables)
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a file that the example writes; none if it has not begun to."""
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
+
     def request(self, beginning: str, base_url: str, number: int = 0) -> httpx.Response:
         """Send the request of a ``curl`` command to another server than the README's."""
         options = _curl.parse_args(shlex.split(self.line(f"curl {beginning}", number))[1:])
@@ -121,3 +131,7 @@ def _command(line: str) -> list[str]:
     """Return a command's words, run by the Python of the tests; the README's variables are the environment's."""
     program, *arguments = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
     return [sys.executable, *(arguments if program == "python" else ["-m", program, *arguments])]
+
+
+#: Makes an example of this name on RabbitMQ, its results in this database of the Redis, with more variables.
+OnRabbitMQ = Callable[..., Example]

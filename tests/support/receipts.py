@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from idempotent_tasks.core.lease import RunContext
-from idempotent_tasks.core.receipts import Following, Receipt, Receipts, TransactionLost
+from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
 from tests.testbed.servers import connect_postgresql
 
@@ -62,6 +62,10 @@ class MemoryReceipts(Receipts):
     def is_lost(self, error: BaseException) -> bool:
         """Take a `TimeoutError` for a deadlock."""
         return isinstance(error, TimeoutError)
+
+    def look(self) -> ReceiptsState:
+        """Find nothing wrong."""
+        return ReceiptsState()
 
     def purge(self, before: float) -> int:
         """Delete what has expired."""

@@ -17,6 +17,7 @@ from idempotent_tasks import ConfigurationError, Idempotency, IdempotentTask
 from idempotent_tasks.checks import WHY, CheckContext, Finding, run_checks
 from idempotent_tasks.checks.dynamodb import TABLE_FINDINGS
 from idempotent_tasks.checks.findings import PER_TASK
+from idempotent_tasks.checks.receipts import RECEIPT_FINDINGS
 from idempotent_tasks.checks.s3 import BUCKET_FINDINGS
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.testing import MemoryStore
@@ -256,7 +257,7 @@ def test_what_is_wrong_is_found_and_its_remedy_fixes_it(app: Celery, look: Look,
 
 def test_every_kind_of_finding_is_provoked() -> None:
     """What the table and the bucket are asked is provoked at real ones, by the contract tests."""
-    asked = {*TABLE_FINDINGS, *BUCKET_FINDINGS}
+    asked = {*TABLE_FINDINGS, *BUCKET_FINDINGS, *RECEIPT_FINDINGS}
     assert set(CASES) | asked == set(WHY)
     assert not set(CASES) & asked
 

@@ -3,13 +3,14 @@
 import ast
 import io
 import json
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import hcl2
 import pytest
+from cfnlint.config import ConfigMixIn
+from cfnlint.decode import decode_str
+from cfnlint.runner import Runner
 
 from idempotent_tasks import DynamoDBStore, S3Results
 from idempotent_tasks.cli.templates import TEMPLATES, Bucket, Table
@@ -20,6 +21,7 @@ COMPOSITE = DynamoDBStore(
 )
 BUCKET = Bucket.of(S3Results("large-results", "shop"), 86_400)
 
+REGION = "eu-west-1"
 KMS_KEY = "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
 
 each_table = pytest.mark.parametrize(
@@ -35,10 +37,10 @@ each_table = pytest.mark.parametrize(
 
 
 @each_table
-def test_cloudformation(table: Table, tmp_path: Path) -> None:
+def test_cloudformation(table: Table) -> None:
     """cfn-lint accepts the template, and it has what the store needs."""
     template = TEMPLATES["cloudformation"](table)
-    assert linted(template, tmp_path) == (0, "")
+    assert linted(template) == []
     resources = json.loads(template)["Resources"]
     properties = resources["IdempotencyTable"]["Properties"]
     assert properties["TableName"] == "records"
@@ -53,6 +55,17 @@ def test_cloudformation(table: Table, tmp_path: Path) -> None:
         assert results["BucketName"] == "large-results"
         (rule,) = results["LifecycleConfiguration"]["Rules"]
         assert (rule["Status"], rule["Prefix"], rule["ExpirationInDays"]) == ("Enabled", "shop/", 2)
+
+
+def test_cfn_lint_finds_mistakes() -> None:
+    """In a template and in a policy, or its acceptance would show nothing."""
+    template = TEMPLATES["cloudformation"](Table.of(PLAIN, point_in_time_recovery=False))
+    assert linted(template.removesuffix("}"))
+    assert linted(template.replace("PAY_PER_REQUEST", "PAY_BY_HAND"))
+    assert linted(template.replace("AWS::DynamoDB::Table", "AWS::DynamoDB::Desk"))
+    policy = TEMPLATES["iam"](Table.of(PLAIN))
+    assert linted_policy(policy) == []
+    assert linted_policy(policy.replace("Allow", "Permit"))
 
 
 @each_table
@@ -106,9 +119,9 @@ def test_cdk_python(table: Table) -> None:
 
 
 @each_table
-def test_iam(table: Table, tmp_path: Path) -> None:
+def test_iam(table: Table) -> None:
     """Workers are allowed less than operators, and no one a wildcard; a key adds a statement, a bucket two."""
-    policy = policy_of(table, tmp_path)
+    policy = policy_of(table)
     worker, operator, *others = policy["Statement"]
     results = [each for each in others if each["Sid"] != "IdempotencyKey"]
     assert [each["Resource"] for each in results] == (
@@ -131,10 +144,10 @@ def test_iam(table: Table, tmp_path: Path) -> None:
     [("acme.", "acme.*"), ("acme#", "acme#*"), ("a*c?$", "a${*}c${?}${$}*")],
 )
 @pytest.mark.parametrize("store", [PLAIN, COMPOSITE], ids=["plain", "composite"])
-def test_iam_of_a_tenant(store: DynamoDBStore, tenant: str, pattern: str, tmp_path: Path) -> None:
+def test_iam_of_a_tenant(store: DynamoDBStore, tenant: str, pattern: str) -> None:
     """Each action on items is limited to keys that begin so, literally; what reaches other tenants' is left out."""
     table = Table.of(store, tenant=tenant)
-    *limited, whole = policy_of(table, tmp_path)["Statement"]
+    *limited, whole = policy_of(table)["Statement"]
     assert [each["Sid"] for each in limited] == ["IdempotencyTenantWorker", "IdempotencyTenantOperator"]
     for each in limited:
         assert each["Condition"] == {
@@ -149,19 +162,28 @@ def test_iam_of_a_tenant(store: DynamoDBStore, tenant: str, pattern: str, tmp_pa
     assert (whole["Action"], "Condition" in whole) == (["dynamodb:DescribeTable", "dynamodb:DescribeTimeToLive"], False)
 
 
-def policy_of(table: Table, folder: Path) -> dict[str, Any]:
+def policy_of(table: Table) -> dict[str, Any]:
     """Return the policy of a table's template, which a linter of policies accepts."""
-    policy: dict[str, Any] = json.loads(TEMPLATES["iam"](table))
-    resource = {"Type": "AWS::IAM::ManagedPolicy", "Properties": {"PolicyDocument": policy}}
-    template = {"AWSTemplateFormatVersion": "2010-09-09", "Resources": {"Policy": resource}}
-    assert linted(json.dumps(template), folder) == (0, "")
+    text = TEMPLATES["iam"](table)
+    assert linted_policy(text) == []
+    policy: dict[str, Any] = json.loads(text)
     return policy
 
 
-def linted(template: str, folder: Path) -> tuple[int, str]:
-    """Return the exit code and the findings of cfn-lint."""
-    file = folder / "template.json"
-    file.write_text(template)
-    lint = [str(Path(sys.executable).with_name("cfn-lint")), "--template", str(file), "--regions", "eu-west-1"]
-    done = subprocess.run(lint, check=False, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+def linted_policy(text: str) -> list[str]:
+    """Return the findings of cfn-lint about a policy."""
+    resource = {"Type": "AWS::IAM::ManagedPolicy", "Properties": {"PolicyDocument": json.loads(text)}}
+    return linted(json.dumps({"AWSTemplateFormatVersion": "2010-09-09", "Resources": {"Policy": resource}}))
+
+
+def linted(template: str) -> list[str]:
+    """Return the findings of cfn-lint."""
+    decoded, mistakes = decode_str(template)
+    findings = mistakes or linter().validate_template(decoded)
+    return [f"{finding.rule.id} {finding.message}" for finding in findings]
+
+
+@cache
+def linter() -> Runner:
+    """Return what its command runs, with all of its rules: hundreds of files, read once."""
+    return Runner(ConfigMixIn(regions=[REGION]))

@@ -4,18 +4,26 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from simulation import directed, sequences
+from simulation.__main__ import simulate
+from simulation.atomic_rules import ATOMIC_INVARIANTS
 from simulation.checker import INVARIANTS, check
+from simulation.exhaustive import explore
 from simulation.planted import PLANTED, Found, found
 from simulation.rerun_rules import RERUN_INVARIANTS
+from simulation.search import main as look_for
 from simulation.world import FEATURES, RATES, play
+from tests.testbed.forked_commands import ForkedCommands, forked_commands
 
 #: Histories of the shipped code that are played each time; ``scripts/simulate`` plays more.
 SEEDS = range(60)
-PLAY_SECONDS = 60.0
+PLAY_SECONDS = 60
 #: By these, the rarest fault and the rarest precondition have been met at the latest.
 MOST_SEEDS = range(1000, 2000)
 #: Features that are counted by what they lead to.
@@ -26,6 +34,32 @@ CONSEQUENCES = {
     *("visibility-timeout", "restored", "requeued", "prefetched", "answers-reordered"),
     *("hard-limit", "soft-limit", "body-died", "worker-out-of-memory", "outcomes-finished"),
 }
+#: What others wrote and the simulation imports, as far as that takes time.
+IMPORTED = (
+    "asyncio",
+    "boto3",
+    "cachetools",
+    "celery.app.amqp",
+    "celery.app.events",
+    "celery.app.trace",
+    "celery.backends.base",
+    "celery.canvas",
+    "celery.events.receiver",
+    "celery.fixups.django",
+    "celery.loaders.app",
+    "celery.worker.request",
+    "click",
+    "kombu.transport.virtual",
+    "tenacity",
+    "unittest.mock",
+)
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[ForkedCommands]:
+    """Processes that import the library each for itself, so that a bug that one plants is in no other."""
+    with forked_commands(IMPORTED) as commands:
+        yield commands
 
 
 def test_a_seed_plays_the_same_history_again() -> None:
@@ -60,7 +94,7 @@ def test_the_shipped_code_keeps_its_promise(seed: int) -> None:
 def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None:
     """What never happens proves nothing."""
     missing = {*RATES, *FEATURES, *CONSEQUENCES} - set(EFFECTS)
-    wanted = INVARIANTS.keys() - RERUN_INVARIANTS.keys()
+    wanted = INVARIANTS.keys() - RERUN_INVARIANTS.keys() - ATOMIC_INVARIANTS.keys()
     met: Counter[str] = Counter()
     assert check(sequences.play(0), met) == []
     assert check(directed.play(0), met) == []
@@ -81,16 +115,32 @@ def test_no_command_imports_the_library_before_a_bug_is_planted_in_it() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", [simulate, explore, look_for], ids=lambda command: command.callback.__module__)
+def test_a_command_names_planted_bugs_only_where_one_is_mistaken(command: click.Command) -> None:
+    """There are too many for its help, which says where they are; a mistake is answered with what was meant."""
+    shown = CliRunner().invoke(command, ["--help"])
+    assert (shown.exit_code, "no commit" in shown.output) == (0, False)
+    assert "simulation/planted.toml" in " ".join(shown.output.split())
+    option = "--bug" if command is look_for else "--planted"
+    answers = {
+        "no comit": "'no comit' is no planted bug; did you mean 'no commit'? simulation/planted.toml has all",
+        "qwerty": "'qwerty' is no planted bug; simulation/planted.toml has all",
+    }
+    for mistake, answer in answers.items():
+        refused = CliRunner().invoke(command, [option, mistake])
+        assert refused.exit_code == 2
+        assert answer in refused.output
+
+
 def test_every_planted_bug_is_found() -> None:
     """``python -m simulation.search`` has found all that there are."""
     assert [each.bug for each in found()] == [bug.name for bug in PLANTED]
 
 
 @pytest.mark.parametrize("known", found(), ids=lambda known: known.bug)
-def test_a_planted_bug_is_found_again(known: Found) -> None:
+def test_a_planted_bug_is_found_again(commands: ForkedCommands, known: Found) -> None:
     """In the history that showed it."""
-    command = [sys.executable, "-m", "simulation", "--planted", known.bug, "--world", known.world]
-    command += ["--seed", str(known.seed), "--histories", "1"]
-    played = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
+    history = ("--world", known.world, "--seed", str(known.seed), "--histories", "1")
+    played = commands.run("simulation", "--planted", known.bug, *history, timeout_seconds=PLAY_SECONDS)
     assert played.returncode == 1, played.stderr
     assert re.search(rf"^seed {known.seed} \(.*\): {known.invariant} at ", played.stdout, re.MULTILINE), played.stdout

@@ -12,10 +12,13 @@ from idempotent_tasks.core.records import (
     Committed,
     Granted,
     Lost,
+    Mismatch,
     Parked,
     Record,
     Released,
     Status,
+    Superseded,
+    WritesRefused,
 )
 from simulation.agreement import judge
 from simulation.calls import Call
@@ -27,7 +30,7 @@ LEASE_SECONDS = 10.0
 
 def test_both_checkers_find_nothing_in_the_shipped_code() -> None:
     """What one of them finds and the other does not would be a fault of one of them."""
-    for world, seeds in (("small", range(150)), ("reruns", range(40))):
+    for world, seeds in (("small", range(150)), ("reruns", range(40)), ("atomic", range(40))):
         agreement = judge(world, seeds)
         assert (agreement.first, agreement.second) == ([], [])
         assert agreement.calls > 1_000
@@ -69,6 +72,18 @@ def test_only_the_owner_commits(committer: str, is_explained: bool) -> None:
     assert is_linearizable([granted("A", 0.0, fence=1), commit]) is is_explained
 
 
+def test_writes_are_refused_only_while_their_key_is_held_and_has_no_outcome() -> None:
+    """Else an earlier try was carried out, or somebody else has the key."""
+    first = granted("A", 0.0, fence=1)
+    refused = Call("commit_with", "k", "A", START + 3.0, data="1", ended_at=START + 4.0, answer=WritesRefused(()))
+    assert is_linearizable([first, refused])
+    stored = replace(refused, called_at=START + 1.5, ended_at=START + 2.0, answer=Committed())
+    assert not is_linearizable([first, stored, refused])
+    assert is_linearizable([first, replace(stored, answer=None), replace(refused, answer=Committed())])
+    record = Record(key="k", status=Status.INPROGRESS, expiration=0, owner="B")
+    assert not is_linearizable([first, replace(refused, answer=Superseded(record))])
+
+
 def test_a_second_copy_of_a_claim_request_may_take_effect_later() -> None:
     """But only where requests are doubled."""
     first = granted("A", 0.0, fence=1)
@@ -85,6 +100,13 @@ def test_a_key_that_settles_is_busy_and_then_granted() -> None:
     assert is_linearizable([first, released, busy("B", 5.0, holder=None), granted("B", 10.0, fence=2)])
     assert not is_linearizable([first, released, granted("B", 4.0, fence=2)])
     assert not is_linearizable([first, replace(released, lease_seconds=0.0), busy("B", 7.0, holder=None)])
+
+
+def test_a_payload_differs_only_from_that_of_a_run() -> None:
+    """Of one that has the key, or has its outcome."""
+    first, other = granted("A", 0.0, fence=1), _claim("B", 2.0, Mismatch("p", "q"))
+    assert is_linearizable([first, other])
+    assert not is_linearizable([other])
 
 
 def test_a_parked_key_is_granted_to_nobody() -> None:

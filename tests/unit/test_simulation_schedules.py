@@ -41,10 +41,19 @@ def test_choices_replay_a_schedule() -> None:
     assert check(first) == []
 
 
-@pytest.mark.parametrize("bug", ["claim takes a live claim", "claim counts no fence", "no commit"])
-def test_a_planted_bug_is_found(bug: str) -> None:
+@pytest.mark.parametrize(
+    ("bug", "scenario"),
+    [
+        ("claim takes a live claim", SCENARIOS[0].name),
+        ("claim counts no fence", SCENARIOS[0].name),
+        ("no commit", SCENARIOS[0].name),
+        ("a transaction over an outcome", "writes with the outcome"),
+        ("refused writes keep their key", "writes that are refused"),
+    ],
+)
+def test_a_planted_bug_is_found(bug: str, scenario: str) -> None:
     """In a condition of a write, or in the guard."""
-    command = [sys.executable, "-m", "simulation.exhaustive", "--planted", bug]
+    command = [sys.executable, "-m", "simulation.exhaustive", "--planted", bug, "--scenario", scenario]
     played = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
     assert played.returncode == 1, played.stderr
     assert "choices [" in played.stdout

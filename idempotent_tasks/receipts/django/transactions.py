@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.transaction import atomic
 
-from idempotent_tasks.core.receipts import Receipt
+from idempotent_tasks.core.receipts import Receipt, ReceiptsState
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.receipts.dialects import Failure
 from idempotent_tasks.receipts.table import ReceiptTable, dialect_of, driver_error
@@ -64,6 +64,14 @@ class DjangoReceipts:
         """Return whether an error of the body is a deadlock or a serialisation failure; see `Receipts.is_lost`."""
         return self._table.dialect.failure(driver_error(error)) is Failure.LOST
 
+    def look(self) -> ReceiptsState:
+        """Return whether receipts can be kept; see `Receipts.look`."""
+        own = connections.create_connection(self.using)
+        try:
+            return self._table.look(lambda statement, parameters: _executed(own, statement, parameters))
+        finally:
+            own.close()
+
     def purge(self, before: float) -> int:
         """Delete the rows that have expired before a time in epoch seconds; see `Receipts.purge`."""
         table = self._table
@@ -72,13 +80,18 @@ class DjangoReceipts:
 
     def execute(self, statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """Run a statement of the table on the thread's connection; return its rows."""
-        with connections[self.using].cursor() as cursor:
-            cursor.execute(_as_django(statement), parameters or None)
-            return cursor.fetchall() if cursor.description else ()
+        return _executed(connections[self.using], statement, parameters)
 
     @property
     def _table(self) -> ReceiptTable:
         return ReceiptTable(dialect_of(connections[self.using].vendor), f"the database {self.using!r} of Django")
+
+
+def _executed(connection: Any, statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(_as_django(statement), parameters or None)
+        rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+        return rows
 
 
 class DjangoTransaction:
