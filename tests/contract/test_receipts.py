@@ -416,6 +416,22 @@ class TestWhatTheDatabaseSays:
         assert len(bank.deposits()) == 2
 
     @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("looks", [True, False])
+    def test_a_kept_connection_that_the_server_has_closed(self, make_bank: MakeBank, kind: str, looks: bool) -> None:
+        """It costs a deferral where nobody was told to look at it first."""
+        is_django = kind.startswith("django")
+        kept = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": looks} if is_django else {"pool_pre_ping": looks}
+        bank, other = make_bank(kind, None, **kept), make_bank(kind)
+        bank.create_table()
+        ((pid,),) = _read_by(bank, "SELECT pg_backend_pid()")
+        _read_by(other, f"SELECT pg_terminate_backend({pid})")
+        _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+        teller = Teller(bank)
+        if not looks:
+            assert isinstance(teller.deliver(owner="zero"), Unwritten)
+        assert (teller.deliver(), teller.runs) == (Returned(1), 1)
+
+    @pytest.mark.parametrize("kind", SERVERS)
     @pytest.mark.parametrize("goes_on", [True, False])
     def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
         """As that of a process that was frozen: nothing was committed, and it begins again with a look at the row."""
