@@ -35,14 +35,17 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Receipt
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.retry import while_lost
+from idempotent_tasks.receipts.dialects import DIALECTS
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
 from tests.support.guarding import KEY, Bench, done
-from tests.support.receipts import Bank, DjangoBank, Sent, SQLAlchemyBank, database, postgresql_url
+from tests.support.receipts import Bank, DjangoBank, Place, Sent, SQLAlchemyBank, new_database
 from tests.testbed.tcp import tcp_to
 
 BOUND_SECONDS = 20.0
-KINDS = ["django-postgresql", "sqlalchemy-postgresql", "django-sqlite", "sqlalchemy-sqlite"]
-SERVERS = KINDS[:2]
+POSTGRESQL = ["django-postgresql", "sqlalchemy-postgresql"]
+MARIADB = ["django-mariadb", "sqlalchemy-mariadb"]
+SERVERS = [*POSTGRESQL, *MARIADB]
+KINDS = [*SERVERS, "django-sqlite", "sqlalchemy-sqlite"]
 
 
 def row(generation: int = 5, fence: int = 7, key: str = KEY) -> Receipt:
@@ -58,29 +61,24 @@ def finished(data: str = '"done"', **given: Any) -> Receipt:
 MakeBank = Callable[..., Any]
 
 
+def _address(request: pytest.FixtureRequest, kind: str) -> str:
+    """Return the URL of the server of a kind of bank."""
+    found = request.getfixturevalue(kind.partition("-")[2])
+    return f"tcp://{found.get('PGHOST', found.get('host'))}:{found.get('PGPORT', found.get('port'))}"
+
+
 @pytest.fixture
 def make_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBank]:
     """Makes banks of one kind over one database of the test's own; at another port where given."""
     with ExitStack() as stack:
-        names: dict[str, str] = {}
+        places: dict[str, Place] = {}
 
         def make(kind: str, port: int | None = None, **options: Any) -> Any:
-            alias, server = f"db-{uuid4().hex[:12]}", kind.partition("-")[2]
-            if server == "sqlite":
-                url, engine, name = "sqlite:///", "sqlite3", str(tmp_path / "bank.sqlite3")
-                place = {}
-            else:
-                variables = request.getfixturevalue("postgresql")
-                if server not in names:
-                    names[server] = stack.enter_context(database(variables, f"receipts-{uuid4().hex[:12]}"))
-                name, engine = names[server], "postgresql"
-                url = postgresql_url(variables, name, port).removesuffix(name)
-                place = {"HOST": variables["PGHOST"], "PORT": port or variables["PGPORT"], "USER": variables["PGUSER"]}
-            if kind.startswith("django"):
-                engine = f"django.db.backends.{engine}"
-                bank: Any = DjangoBank(alias, {"ENGINE": engine, "NAME": name, **place, **options})
-            else:
-                bank = SQLAlchemyBank(url + name, **options)
+            library, _, server = kind.partition("-")
+            if server not in places:
+                at = None if server == "sqlite" else request.getfixturevalue(server)
+                places[server] = stack.enter_context(new_database(server, at, tmp_path))
+            bank = (DjangoBank if library == "django" else SQLAlchemyBank)(places[server].at(port), **options)
             stack.callback(bank.close)
             return bank
 
@@ -279,13 +277,28 @@ class TestTwoRuns:
 
     def test_the_body_waits_as_long_as_before(self, bank: Bank) -> None:
         """The limit is that of the first statement alone."""
-        statement = "PRAGMA busy_timeout" if bank.dialect == "sqlite" else "SHOW lock_timeout"
+        statement = {
+            "sqlite": "PRAGMA busy_timeout",
+            "postgresql": "SHOW lock_timeout",
+            "mariadb": "SELECT @@innodb_lock_wait_timeout",
+        }[bank.dialect]
         transaction = bank.receipts.begin(None, 0)
         before = bank.execute(_running(transaction), statement)
         transaction.rollback()
         transaction = bank.receipts.begin(row(), 0.25)
         assert bank.execute(_running(transaction), statement) == before
         transaction.rollback()
+
+
+def _narrowed(bank: Bank) -> str:
+    """Return the statement after which the table takes no result."""
+    if bank.dialect == "sqlite":
+        return (
+            "CREATE TRIGGER narrow BEFORE UPDATE ON idempotency_receipts WHEN NEW.text IS NOT NULL "
+            "BEGIN SELECT RAISE(ABORT, 'too long'); END"
+        )
+    quote = DIALECTS[bank.dialect].quote
+    return f"ALTER TABLE idempotency_receipts ADD CONSTRAINT narrow CHECK (length({quote}text{quote}) < 5)"
 
 
 def _expire(teller: Teller) -> None:
@@ -328,9 +341,9 @@ class TestWhatTheDatabaseSays:
             bank.receipts.begin(row(), 1)
 
     @pytest.mark.parametrize("kind", SERVERS)
-    def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+    def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """No body, and the key is free."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             bank.close()
@@ -347,10 +360,10 @@ class TestWhatTheDatabaseSays:
     @pytest.mark.parametrize("carried_out", [True, False])
     @pytest.mark.parametrize("kind", SERVERS)
     def test_a_commit_without_an_answer(
-        self, make_bank: MakeBank, kind: str, carried_out: bool, postgresql: dict[str, str]
+        self, make_bank: MakeBank, kind: str, carried_out: bool, request: pytest.FixtureRequest
     ) -> None:
         """The row says what became of it, on a new connection: the effect is there once."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             teller = Teller(bank)
@@ -365,10 +378,20 @@ class TestWhatTheDatabaseSays:
             assert (teller.runs, bank.deposits()) == (runs, [runs])
             bank.close()
 
-    @pytest.mark.parametrize("kind", SERVERS)
-    def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+    def test_a_receipt_that_does_not_fit(self, bank: Bank) -> None:
+        """Nothing is written, and the error quotes nothing of the result."""
+        _committed(bank, _narrowed(bank))
+        verdict = Teller(bank).deliver(lambda _: "4111111111111111")
+        assert isinstance(verdict, Unwritten)
+        assert isinstance(verdict.error, StoreMisconfiguredError)
+        assert "does not take the receipt" in verdict.error.message
+        assert "4111" not in str(verdict.error)
+        assert (bank.deposits(), bank.rows()) == ([], [])
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
+    def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """The server ends it when its idle-transaction time-out has passed; until then deliveries wait."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             dead, bank = make_bank(kind, tcp.port), make_bank(kind)
             bank.create_table()
             transaction = dead.receipts.begin(row(generation=2**62), 1)
@@ -381,6 +404,8 @@ class TestWhatTheDatabaseSays:
             assert isinstance(teller.deliver(lease_seconds=1), Unwritten)
             _until(lambda: teller.deliver(owner=uuid4().hex, lease_seconds=1) == Returned(1))
             assert bank.deposits() == [1]
+            # Django connects anew after a rollback that has failed.
+            tcp.heal()
             tcp.cut()
             transaction.rollback()
             dead.close()
@@ -415,7 +440,7 @@ class TestWhatTheDatabaseSays:
         assert sorted(teller.runs for teller in tellers) == [1, 2]
         assert len(bank.deposits()) == 2
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     @pytest.mark.parametrize("looks", [True, False])
     def test_a_kept_connection_that_the_server_has_closed(self, make_bank: MakeBank, kind: str, looks: bool) -> None:
         """It costs a deferral where nobody was told to look at it first."""
@@ -431,7 +456,7 @@ class TestWhatTheDatabaseSays:
             assert isinstance(teller.deliver(owner="zero"), Unwritten)
         assert (teller.deliver(), teller.runs) == (Returned(1), 1)
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     @pytest.mark.parametrize("goes_on", [True, False])
     def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
         """As that of a process that was frozen: nothing was committed, and it begins again with a look at the row."""
@@ -451,7 +476,7 @@ class TestWhatTheDatabaseSays:
         assert teller.deliver(stand_still) == Returned("done")
         assert (teller.runs, bank.deposits()) == (2, [2])
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_an_old_snapshot(self, make_bank: MakeBank, kind: str) -> None:
         """Under ``REPEATABLE READ`` a row that was committed since is found, or its transaction runs again."""
         bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
@@ -480,8 +505,11 @@ class TestWhatTheDatabaseSays:
         first.commit(finished())
         assert waiting.result(BOUND_SECONDS) == finished()
 
-    def test_a_constraint_that_is_checked_at_the_end(self, bank: Bank) -> None:
+    @pytest.mark.parametrize("kind", [each for each in KINDS if each not in MARIADB])
+    def test_a_constraint_that_is_checked_at_the_end(self, make_bank: MakeBank, kind: str) -> None:
         """It is the body's failure, whose rows are gone."""
+        bank = make_bank(kind)
+        bank.create_table()
         _committed(
             bank,
             "CREATE TABLE customers (id INTEGER PRIMARY KEY)",
@@ -502,7 +530,7 @@ class TestWhatTheDatabaseSays:
         assert isinstance(Teller(bank, store_failures=Exception).deliver(order), Failed)
         assert bank.deposits() == []
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_a_body_that_goes_on_after_an_error(self, make_bank: MakeBank, kind: str) -> None:
         """PostgreSQL commits nothing then: the body fails, and is told how to catch such an error."""
         bank = make_bank(kind)
@@ -521,6 +549,8 @@ class TestWhatTheDatabaseSays:
 
 def _repeatable_read(kind: str) -> dict[str, Any]:
     """Return what has a bank's connections read one snapshot for each transaction."""
+    if kind == "django-mariadb":
+        return {"OPTIONS": {"isolation_level": "repeatable read"}}
     if kind.startswith("django"):
         return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
     return {"isolation_level": "REPEATABLE READ"}
@@ -773,11 +803,24 @@ class TestSQLAlchemy:
         with pytest.raises(ConfigurationError, match="takes an Engine, or a sessionmaker with bind=engine"):
             SQLAlchemyReceipts(sessionmaker() if wrong == "unbound" else wrong)
 
+    @pytest.mark.parametrize("kind", MARIADB)
+    def test_a_table_without_transactions(self, make_bank: MakeBank, kind: str) -> None:
+        """MyISAM's: a check says so before the first message."""
+        bank = make_bank(kind)
+        bank.create_table()
+        shorter = ", ".join(f"MODIFY `{name}` VARCHAR(100)" for name in ("key", "step"))
+        _committed(bank, f"ALTER TABLE idempotency_receipts {shorter}, ENGINE = MyISAM")
+        (finding,) = _findings(bank)
+        assert (finding.code, "is of the engine MyISAM, which has no transactions" in finding.what) == (
+            "receipts-table",
+            True,
+        )
+
     def test_another_database(self) -> None:
         """Says which are possible."""
         from idempotent_tasks.receipts.table import dialect_of
 
-        with pytest.raises(ConfigurationError, match=r"of kind 'oracle': one of \['postgresql', 'sqlite'\]"):
+        with pytest.raises(ConfigurationError, match=r"of kind 'oracle': one of \['mariadb', 'postgresql', 'sqlite'\]"):
             dialect_of("oracle")
 
 
@@ -902,7 +945,7 @@ def test_no_table_is_found(make_bank: MakeBank, kind: str) -> None:
     assert "has no table 'idempotency_receipts' of this version" in finding.what
     assert finding.tasks == ("shop.charge",)
     bank.create_table()
-    assert [each.code for each in _findings(bank)] == (["receipts-idle"] if "postgresql" in kind else [])
+    assert [each.code for each in _findings(bank)] == ([] if "sqlite" in kind else ["receipts-idle"])
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -912,23 +955,23 @@ def test_no_time_out_is_found(make_bank: MakeBank, kind: str) -> None:
     bank.create_table()
     (finding,) = _findings(bank)
     assert "ends no idle transaction" in finding.what
-    assert "idle_in_transaction_session_timeout = '90s'" in finding.remedy
-    name = str(bank.receipts.engine.url.database) if kind.startswith("sqlalchemy") else _name(bank)
-    for limit, found in (("20s", True), ("60s", False)):
-        _committed(bank, f"ALTER DATABASE \"{name}\" SET idle_in_transaction_session_timeout = '{limit}'")
-        # A session has the time-out that it began with.
-        bank.close()
-        findings = _findings(bank, time_limit=30)
+    assert "_transaction" in finding.remedy
+    assert "90" in finding.remedy
+    for seconds, found in ((20, True), (60, False)):
+        findings = _findings(make_bank(kind, None, **_idle(kind, seconds)), time_limit=30)
         assert [each.code for each in findings] == ["receipts-idle"] * found
 
 
-def _name(bank: DjangoBank) -> str:
-    from django.db import connections
+def _idle(kind: str, seconds: int) -> dict[str, Any]:
+    """Return the options of a bank whose sessions have an idle-transaction time-out."""
+    if kind in MARIADB:
+        given = {"init_command": f"SET SESSION idle_write_transaction_timeout = {seconds}"}
+    else:
+        given = {"options": f"-c idle_in_transaction_session_timeout={seconds}s"}
+    return {"OPTIONS": given} if kind.startswith("django") else {"connect_args": given}
 
-    return str(connections.databases[bank.alias]["NAME"])
 
-
-@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("kind", POSTGRESQL)
 def test_a_look_leaves_no_connection_behind(make_bank: MakeBank, kind: str) -> None:
     """A worker looks before it forks, and a connection that two processes have is broken."""
     bank, other = make_bank(kind), make_bank("sqlalchemy-postgresql")
