@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -37,9 +37,10 @@ from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.retry import while_lost
 from idempotent_tasks.receipts.dialects import DIALECTS
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from tests.support.guarding import KEY, Bench, done
+from tests.support.guarding import KEY, Bench, done, grant
 from tests.support.receipts import Bank, DjangoBank, Place, Sent, SQLAlchemyBank, new_database
 from tests.testbed.tcp import tcp_to
+from tests.testbed.wire import Wire
 
 BOUND_SECONDS = 20.0
 POSTGRESQL = ["django-postgresql", "sqlalchemy-postgresql"]
@@ -1024,3 +1025,73 @@ class TestUnguarded:
         """It is a plain call of a function, whose caller has one or not."""
         with pytest.raises(ConfigurationError, match=r"self\.idempotency\.session is there|there is none here"):
             task()
+
+
+class TestCost:
+    """What a receipt adds, beside BEGIN and COMMIT, which every transaction has."""
+
+    #: By the kind of the database: the statements before the body, and after it.
+    STATEMENTS: ClassVar = {"postgresql": (2, 1), "mariadb": (1, 1), "sqlite": (4, 1)}
+
+    def statements(self, bank: Bank, deliver: Callable[[], Any]) -> list[str]:
+        """Return the statements of a delivery, in order."""
+        seen: list[str] = []
+        if isinstance(bank, DjangoBank):
+            from django.db import connections
+
+            def note(execute: Any, sql: str, *rest: Any) -> Any:
+                # Only SQLite's is seen here.
+                if sql != "BEGIN":
+                    seen.append(sql)
+                return execute(sql, *rest)
+
+            with connections[bank.alias].execute_wrapper(note):
+                deliver()
+            return seen
+        from sqlalchemy import event
+
+        assert isinstance(bank, SQLAlchemyBank)
+        note_statement = lambda _, __, sql, *rest: seen.append(sql)  # noqa: E731
+        event.listen(bank.engine, "before_cursor_execute", note_statement)
+        deliver()
+        event.remove(bank.engine, "before_cursor_execute", note_statement)
+        return seen
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_statements(self, make_bank: MakeBank, kind: str) -> None:
+        """A first run, a replay, which asks the record only, and a rerun that finds the receipt."""
+        # Its first statements are about the connection.
+        bank = make_bank(kind, None, **({"CONN_MAX_AGE": None} if kind.startswith("django") else {}))
+        bank.create_table()
+        teller, (before, after) = Teller(bank), self.STATEMENTS[bank.dialect]
+        teller.deliver(key="another")
+        first = self.statements(bank, teller.deliver)
+        assert [each.startswith("INSERT INTO deposits") for each in first].index(True) == before
+        assert len(first) == before + 1 + after
+        assert self.statements(bank, lambda: teller.deliver(owner="two")) == []
+        claim = grant(teller.bench.store, "dead", key="third", lease_seconds=0.001)
+        receipt = replace(Receipt.of(claim, 0), outcome=done())
+        bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+        _until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
+        verdicts: list[Any] = []
+        rerun = self.statements(bank, lambda: verdicts.append(teller.deliver(owner="three", key="third")))
+        assert (verdicts, len(rerun)) == ([Replayed("done")], before)
+
+    @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+    def test_requests(self, bank: Bank, dynamodb: DynamoDBStore, wire: Wire) -> None:
+        """As many to DynamoDB as without receipts: two for a first run and for a rerun, one for a replay."""
+        teller = Teller(bank)
+        teller.bench = Bench(dynamodb)
+        dynamodb.clock.now()
+        requests = []
+        for owner in ("one", "two"):
+            wire.clear()
+            teller.deliver(owner=owner)
+            requests.append(len(wire.operations()))
+        claim = grant(dynamodb, "dead", key="third", lease_seconds=-1)
+        receipt = replace(Receipt.of(claim, 0), outcome=done())
+        bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+        wire.clear()
+        assert teller.deliver(owner="three", key="third") == Replayed("done")
+        requests.append(len(wire.operations()))
+        assert requests == [2, 1, 2]
