@@ -101,7 +101,8 @@ class PostgreSQL:
     quote = '"'
     idle_statement = "ALTER ROLE ... SET idle_in_transaction_session_timeout = '{seconds}s'"
     _HELD: Final = ("55P03",)
-    _LOST: Final = ("40001", "40P01")
+    #: Of these 25P03 is the end of a transaction that was idle for too long, as that of a process that was frozen.
+    _LOST: Final = ("40001", "40P01", "25P03")
     _BROKEN: Final = ("25P02",)
     _UNAVAILABLE: Final = ("08", "53", "55", "57", "58", "XX")
 

@@ -442,6 +442,42 @@ class TestWhatTheDatabaseSays:
         assert len(bank.deposits()) == 2
 
     @pytest.mark.parametrize("kind", POSTGRESQL)
+    @pytest.mark.parametrize("looks", [True, False])
+    def test_a_kept_connection_that_the_server_has_closed(self, make_bank: MakeBank, kind: str, looks: bool) -> None:
+        """It costs a deferral where nobody was told to look at it first."""
+        is_django = kind.startswith("django")
+        kept = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": looks} if is_django else {"pool_pre_ping": looks}
+        bank, other = make_bank(kind, None, **kept), make_bank(kind)
+        bank.create_table()
+        ((pid,),) = _read_by(bank, "SELECT pg_backend_pid()")
+        _read_by(other, f"SELECT pg_terminate_backend({pid})")
+        _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+        teller = Teller(bank)
+        if not looks:
+            assert isinstance(teller.deliver(owner="zero"), Unwritten)
+        assert (teller.deliver(), teller.runs) == (Returned(1), 1)
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
+    @pytest.mark.parametrize("goes_on", [True, False])
+    def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
+        """As that of a process that was frozen: nothing was committed, and it begins again with a look at the row."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def stand_still(run: RunContext) -> str:
+            if teller.runs == 1:
+                ((pid,),) = bank.execute(run, "SELECT pg_backend_pid()")
+                bank.execute(run, "SET LOCAL idle_in_transaction_session_timeout = 1")
+                _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+                if goes_on:
+                    bank.deposit(run, 100)
+            return "done"
+
+        assert teller.deliver(stand_still) == Returned("done")
+        assert (teller.runs, bank.deposits()) == (2, [2])
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_an_old_snapshot(self, make_bank: MakeBank, kind: str) -> None:
         """Under ``REPEATABLE READ`` a row that was committed since is found, or its transaction runs again."""
         bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
@@ -537,6 +573,14 @@ def _committed(bank: Any, *statements: str) -> None:
     for statement in statements:
         bank.execute(_running(transaction), statement)
     transaction.commit(None)
+
+
+def _read_by(bank: Any, statement: str) -> list[Any]:
+    """Return the rows of a statement that has a transaction of its own."""
+    transaction = bank.receipts.begin(None, 0)
+    rows = list(bank.execute(_running(transaction), statement))
+    transaction.commit(None)
+    return rows
 
 
 def _elsewhere(bank: Any, *statements: str) -> None:
