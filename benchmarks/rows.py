@@ -126,7 +126,7 @@ def _noting_ends(bank: DjangoBank) -> list[float]:
         transaction.commit = commit_noting
         return transaction
 
-    bank.receipts.begin = begin_noting  # type: ignore[assignment, method-assign]
+    setattr(bank.receipts, "begin", begin_noting)  # noqa: B010 - mypy wants no method changed
     return ended
 
 
