@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 import botocore
@@ -10,6 +11,7 @@ import pytest
 
 from tests.testbed.servers import (
     MissingServiceError,
+    mariadb_server,
     ministack_server,
     postgresql_server,
     rabbitmq_server,
@@ -107,6 +109,13 @@ def postgresql() -> Iterator[dict[str, str]]:
     """The variables by which libpq finds a PostgreSQL, without a database."""
     with postgresql_server() as variables:
         yield variables
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """PyMySQL's arguments for a MariaDB, without a database."""
+    with mariadb_server(tmp_path_factory.mktemp("mariadb")) as arguments:
+        yield arguments
 
 
 @pytest.fixture(params=["ministack", "roto"])

@@ -58,7 +58,7 @@ def _about(
         )
     if what is not None:
         remedy = (
-            "set idle_in_transaction_session_timeout for the worker's role or database, longer than a body is silent: "
-            f"ALTER ROLE ... SET idle_in_transaction_session_timeout = '{max(longest, 60) * 1.5:.0f}s'"
+            "have the server end a transaction whose client is silent for longer than a body may be: "
+            + state.idle_statement.format(seconds=round(max(longest, 60) * 1.5))
         )
         yield Finding(code=code, what=f"the database of {receipts!r} {what}", remedy=remedy, tasks=names)

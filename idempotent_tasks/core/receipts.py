@@ -82,6 +82,8 @@ class ReceiptsState:
     #: After how many seconds the database ends a transaction whose client is silent; 0 for never, None where no client
     #: can be cut off from it.
     idle_seconds: float | None = None
+    #: The statement that changes that, with a place for the ``seconds``.
+    idle_statement: str = ""
 
 
 class TransactionLost(Exception):  # noqa: N818 - an answer of the database, not an error of the library
@@ -117,6 +119,7 @@ class ReceiptTransaction(Protocol):
 
         Raises:
             TransactionLost: it is not known to be committed.
+            StoreMisconfiguredError: the receipt does not fit into the table; the transaction is rolled back.
             ConfigurationError: the body has ended the transaction by itself, has gone on after an error, or has left
                 hooks that a crash would lose; it is rolled back.
             Exception: what the database says of the body's own writes, such as a constraint that it checks at the end;

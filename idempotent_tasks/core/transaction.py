@@ -87,7 +87,7 @@ class TransactedRun:
                 Receipt.of(run.claim, self.store.clock.now()), wait_seconds(run, self.store)
             )
         except StoreError as error:
-            return Unanswered(type(error)(error.message, run.claim.request.task, run.key))
+            return self._answered(error)
         try:
             return self._within(transaction)
         finally:
@@ -107,11 +107,10 @@ class TransactedRun:
             if run.handed_over or run.failure is not None:
                 return None
         try:
-            self._commit(transaction)
+            return self._commit(transaction)
         except self.store.interrupts as interrupt:
             self._instead = interrupt
             raise TransactionLost(interrupt, is_certain=False) from interrupt
-        return None
 
     def _run_in(self, transaction: ReceiptTransaction) -> None:
         """Run the body in a transaction."""
@@ -140,7 +139,7 @@ class TransactedRun:
         if self.is_repeatable and not self.run.handed_over and self.receipts.is_lost(error):
             raise TransactionLost(error) from error
 
-    def _commit(self, transaction: ReceiptTransaction) -> None:
+    def _commit(self, transaction: ReceiptTransaction) -> Unanswered | None:
         run = self.run
         outcome, unwritable = self.encode()
         if unwritable is not None and not run.result_ignored:
@@ -153,12 +152,15 @@ class TransactedRun:
             if not self.is_repeatable:
                 self._instead = lost.error
             raise
+        except StoreError as error:
+            return self._answered(error)
         except Exception as error:
             if self._known or not self.is_final(error):
                 raise
             run.failure = error
-            return
+            return None
         run.receipt = receipt
+        return None
 
     def _take(self, found: Receipt) -> Unanswered | None:
         """Take the outcome that is in the row: of another run, or of this one if only the answer was lost."""
@@ -180,7 +182,10 @@ class TransactedRun:
         return None
 
     def _unavailable(self, why: str) -> Unanswered:
-        return Unanswered(StoreUnavailableError(why, self.run.claim.request.task, self.run.key))
+        return self._answered(StoreUnavailableError(why))
+
+    def _answered(self, error: StoreError) -> Unanswered:
+        return Unanswered(type(error)(error.message, self.run.claim.request.task, self.run.key))
 
 
 def wait_seconds(run: RunContext, store: RetryingStore) -> float:

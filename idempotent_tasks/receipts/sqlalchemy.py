@@ -6,17 +6,25 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Engine, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import Session, sessionmaker
 
 from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
-from idempotent_tasks.errors import ConfigurationError, StoreError
+from idempotent_tasks.errors import ConfigurationError, IdempotencyError, StoreError
 from idempotent_tasks.receipts.dialects import Failure
-from idempotent_tasks.receipts.table import TABLE, ReceiptTable, dialect_of, driver_error
+from idempotent_tasks.receipts.table import KEY_CHARACTERS, TABLE, ReceiptTable, dialect_of, driver_error
 
 __all__ = ["SQLAlchemyReceipts"]
 
 _NUMBERS: Final = ("generation", "fence", "expires_at")
+#: SQLAlchemy's names for it.
+_MARIADB: Final = ("mysql", "mariadb")
+_LONG_TEXT: Final = Text().with_variant(mysql.LONGTEXT(), *_MARIADB)
 _NULLABLE: Final = ("status", "codec", "text", "error", "continuation", "following")
+
+
+def _key_type(most: int) -> Any:
+    return Text().with_variant(mysql.VARCHAR(most, charset="utf8mb4", collation="utf8mb4_nopad_bin"), *_MARIADB)
 
 
 class SQLAlchemyReceipts:
@@ -49,12 +57,12 @@ class SQLAlchemyReceipts:
         self._table = Table(
             table,
             self.metadata,
-            Column("key", Text, primary_key=True),
-            Column("step", Text, primary_key=True),
+            *(Column(name, _key_type(most), primary_key=True) for name, most in KEY_CHARACTERS.items()),
             *(Column(name, BigInteger, nullable=False, index=name == "expires_at") for name in _NUMBERS),
             Column("task_id", Text, nullable=False),
-            *(Column(name, Text) for name in _NULLABLE),
-            Column("data", LargeBinary),
+            *(Column(name, _LONG_TEXT) for name in _NULLABLE),
+            Column("data", LargeBinary().with_variant(mysql.LONGBLOB(), *_MARIADB)),
+            mysql_engine="InnoDB",
         )
 
     def __repr__(self) -> str:
@@ -102,7 +110,12 @@ class SQLAlchemyReceipts:
         url = self.engine.url
         # Not all of it, which may have secrets.
         place = f"the {url.get_backend_name()} database {url.database!r}" + (f" at {url.host}" if url.host else "")
-        return ReceiptTable(dialect_of(self.engine.dialect.name), place, self._table.name)
+        dialect = self.engine.dialect
+        kind = dialect.name
+        if kind == "mysql" and (dialect.server_version_info is None or getattr(dialect, "is_mariadb", False)):
+            # Which of the two it is, only a connection knows.
+            kind = "mariadb"
+        return ReceiptTable(dialect_of(kind), place, self._table.name)
 
 
 class SessionTransaction:
@@ -153,7 +166,7 @@ class SessionTransaction:
             with suppress(Exception):
                 connection.invalidate()
             self.rollback()
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, TransactionLost | IdempotencyError):
                 raise
             raise self._table.failed(error) from error
         self._close()

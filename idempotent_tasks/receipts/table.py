@@ -11,16 +11,23 @@ from idempotent_tasks.core.records import Outcome, Status
 from idempotent_tasks.errors import ConfigurationError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.receipts.dialects import COLUMNS, DIALECTS, Dialect, Execute, Failure, Written, columns_of
 
-__all__ = ["TABLE", "ReceiptTable", "dialect_of"]
+__all__ = ["KEY_CHARACTERS", "TABLE", "ReceiptTable", "dialect_of"]
 
 #: The table's name, unless the user gives another.
 TABLE: Final = "idempotency_receipts"
+#: The columns of the primary key, with the most characters that MariaDB's largest index takes of them together.
+KEY_CHARACTERS: Final = {"key": 640, "step": 128}
 #: What creates the table, for the error of a database that has none.
 _REMEDY: Final = "run `manage.py migrate`, or SQLAlchemyReceipts(...).create_table()"
+#: Why a transaction cannot be committed whose body has swallowed an error.
+_SWALLOWED: Final = (
+    "the body has caught an error of the database and gone on, so that its transaction cannot be committed; catch such "
+    "errors around a savepoint: a block of atomic() in Django, session.begin_nested() in SQLAlchemy"
+)
 
 
 def dialect_of(name: str) -> Dialect:
-    """Return the dialect of a database by Django's and SQLAlchemy's name for it.
+    """Return the dialect of a kind of database.
 
     Raises:
         ConfigurationError: receipts cannot be kept there.
@@ -51,22 +58,36 @@ class ReceiptTable:
         return _receipt(begun)
 
     def write(self, execute: Execute, receipt: Receipt) -> None:
-        """Write all of a receipt into the row that this transaction has locked."""
+        """Write all of a receipt into the row that this transaction has locked.
+
+        Raises:
+            TransactionLost: nothing is committed.
+            ConfigurationError: the body has gone on after an error.
+            StoreMisconfiguredError: the row does not fit into the table.
+        """
         row = {**_begun(receipt), **_outcome(receipt)}
-        assigned = ", ".join(f'"{name}" = :{name}' for name in COLUMNS[2:])
-        execute(f'UPDATE {self._quoted} SET {assigned} WHERE "key" = :key AND "step" = :step', row)
+        key, step, *others = (f"{self._form.format(name)} = :{name}" for name in COLUMNS)
+        statement = f"UPDATE {self._quoted} SET {', '.join(others)} WHERE {key} AND {step}"
+        try:
+            execute(statement, row)
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def purge(self, execute: Execute, before: float) -> int:
         """Delete the rows that have expired before a time in epoch seconds; return how many."""
-        deleted = f'DELETE FROM {self._quoted} WHERE "expires_at" < :before RETURNING "expires_at"'
+        deleted = f"DELETE FROM {self._quoted} WHERE expires_at < :before RETURNING expires_at"
         return len(execute(deleted, {"before": int(before)}))
 
     def look(self, execute: Execute) -> ReceiptsState:
         """Return whether the table is there; see `Receipts.look`."""
         try:
             with self.beginning():
-                execute(f"SELECT {columns_of(self._quoted)} FROM {self._quoted} WHERE 1 = 0", {})
-                return ReceiptsState(idle_seconds=self.dialect.idle_seconds(execute))
+                execute(f"SELECT {columns_of(self.dialect, self._quoted)} FROM {self._quoted} WHERE 1 = 0", {})
+                problem = self.dialect.problem(execute, self.name)
+                if problem is not None:
+                    raise StoreMisconfiguredError(f"the table {self.name!r} in {self.place} {problem}")
+                seconds = self.dialect.idle_seconds(execute)
+                return ReceiptsState(idle_seconds=seconds, idle_statement=self.dialect.idle_statement)
         except StoreError as error:
             return ReceiptsState(error)
 
@@ -85,10 +106,8 @@ class ReceiptTable:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> Exception:
-        origin = driver_error(error)
-        code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)
-        what = type(origin).__name__ + (f" {code}" if code else "")
-        match self.dialect.failure(origin):
+        what = _named(error)
+        match self.dialect.failure(driver_error(error)):
             case Failure.LOST:
                 return TransactionLost(error)
             case Failure.HELD:
@@ -103,34 +122,50 @@ class ReceiptTable:
                 )
         return StoreUnavailableError(f"{self.place}, which keeps the receipts, does not answer ({what})")
 
-    def failed(self, error: Exception) -> Exception:
-        """Return what an error of the last statements of a transaction, ``COMMIT`` among them, means for its run.
-
-        Returns:
-            `TransactionLost`; `ConfigurationError` where the body has gone on after an error; or the error itself,
-            where the database says that it is one of the body's, such as a constraint that is checked at the end.
-        """
+    def _unwritten(self, error: Exception) -> Exception:
         match self.dialect.failure(driver_error(error)):
             case Failure.BROKEN:
-                msg = (
-                    "the body has caught an error of the database and gone on, so that its transaction cannot be "
-                    "committed; catch such errors around a savepoint: atomic() of Django, session.begin_nested()"
-                )
-                return ConfigurationError(msg)
+                return ConfigurationError(_SWALLOWED)
+            case Failure.REFUSED:
+                # Not the driver's text, which may quote the result.
+                return StoreMisconfiguredError(f"{self.place} does not take the receipt ({_named(error)}): {_REMEDY}")
+        return TransactionLost(error)
+
+    def failed(self, error: Exception) -> Exception:
+        """Return what an error of ``COMMIT`` means for its run.
+
+        Returns:
+            `TransactionLost`; or the error itself, where the database says that it is one of the body's rows, such as
+            a constraint that is checked at the end.
+        """
+        match self.dialect.failure(driver_error(error)):
             case Failure.REFUSED:
                 return error
-            case Failure.LOST | Failure.HELD:
+            case Failure.LOST | Failure.HELD | Failure.BROKEN:
                 return TransactionLost(error)
         return TransactionLost(error, is_certain=False)
 
     @property
+    def _form(self) -> str:
+        return f"{self.dialect.quote}{{0}}{self.dialect.quote}"
+
+    @property
     def _quoted(self) -> str:
-        return '"' + self.name.replace('"', '""') + '"'
+        return self._form.format(self.name.replace(self.dialect.quote, self.dialect.quote * 2))
 
 
 def driver_error(error: BaseException) -> BaseException:
     """Return what the driver itself has raised: Django has it as the cause, SQLAlchemy as ``orig``."""
     return getattr(error, "orig", None) or error.__cause__ or error
+
+
+def _named(error: Exception) -> str:
+    """Return the type and code of a driver's error, without its text."""
+    origin = driver_error(error)
+    codes = (getattr(origin, name, None) for name in ("sqlstate", "sqlite_errorname"))
+    number = next((each for each in origin.args[:1] if isinstance(each, int)), None)
+    code = next(filter(None, codes), number)
+    return type(origin).__name__ + (f" {code}" if code else "")
 
 
 def _begun(receipt: Receipt) -> Written:

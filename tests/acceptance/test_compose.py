@@ -31,7 +31,7 @@ def services() -> dict[str, Any]:
 
 def test_compose_reads_the_file(services: dict[str, Any]) -> None:
     """The servers that the documents name are there, each of one exact version and with a check of its health."""
-    assert services.keys() == {"dynamodb", "postgres", "rabbitmq", "valkey"}
+    assert services.keys() == {"dynamodb", "mariadb", "postgres", "rabbitmq", "valkey"}
     for name, service in services.items():
         assert service["image"].rpartition(":")[2] not in {"", "latest"}, name
         assert service["healthcheck"]["test"], name
@@ -41,4 +41,4 @@ def test_compose_listens_on_this_machine_only(services: dict[str, Any]) -> None:
     """No server without a password is open to the network."""
     ports = [port for service in services.values() for port in service["ports"]]
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
-    assert {int(port["published"]) for port in ports} == {5432, 5672, 6379, 8000}
+    assert {int(port["published"]) for port in ports} == {3306, 5432, 5672, 6379, 8000}

@@ -15,6 +15,7 @@ from celery.app import builtins
 from kombu import Connection
 
 from tests.support.documents import Book
+from tests.support.receipts import new_database
 from tests.testbed.processes import free_port
 from tests.testbed.servers import redis_server, roto_server
 
@@ -32,6 +33,8 @@ DOCUMENTS = [
 QUEUE = "shop-orders"
 #: The database of the page about Django.
 DATABASE = "website"
+#: That of the page about SQLAlchemy.
+DATABASE_URL = "postgresql+psycopg://localhost/shop"
 #: What stands in for DynamoDB, on a port that may be taken here.
 STAND_IN = "python -m idempotent_tasks dynamodb"
 
@@ -60,6 +63,9 @@ def replacements(
             url = request.getfixturevalue("amqp_url")
             found["amqp://guest:guest@localhost:5672//"] = url
             stack.callback(_delete_queue, url, found[QUEUE])
+        if DATABASE_URL in text:
+            at = request.getfixturevalue("postgresql")
+            found[DATABASE_URL] = stack.enter_context(new_database("postgresql", at, tmp_path)).url
         if "django.db.backends.postgresql" in text:
             server: dict[str, str] = request.getfixturevalue("postgresql")
             for name, value in server.items():

@@ -62,14 +62,14 @@ def test_requests_that_are_sent_twice_have_one_effect(shop: Example) -> None:
         for request in sent * 2:
             answer = shop.request(request, server)
             assert (answer.status_code, answer.text) == (202, shop.shown(f"curl {request}").strip())
-        # Two parcels, the shipment, the mail and the payment, each twice.
+        # Two parcels, the shipment, the mail and the payment, each twice; and what follows the payment, once.
         wait_for(
-            lambda: worker.log.read_text().count(" succeeded in ") == 10,
+            lambda: worker.log.read_text().count(" succeeded in ") == 11,
             FULFILLED_SECONDS,
             lambda: f"not all was done twice:\n{worker.tail()}",
         )
         assert shop.request(asked, server).text == shop.shown(f"curl {asked}").strip()
-    assert len(list((shop.folder / "mails").iterdir())) == 1
+    assert len(list((shop.folder / "mails").iterdir())) == 2
 
 
 @pytest.mark.timeout(TESTS_SECONDS + 60)

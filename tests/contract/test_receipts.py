@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -35,14 +35,18 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Receipt
 from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.retry import while_lost
+from idempotent_tasks.receipts.dialects import DIALECTS
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
-from tests.support.guarding import KEY, Bench, done
-from tests.support.receipts import Bank, DjangoBank, Sent, SQLAlchemyBank, database, postgresql_url
+from tests.support.guarding import KEY, Bench, done, grant
+from tests.support.receipts import Bank, DjangoBank, Place, Sent, SQLAlchemyBank, new_database
 from tests.testbed.tcp import tcp_to
+from tests.testbed.wire import Wire
 
 BOUND_SECONDS = 20.0
-KINDS = ["django-postgresql", "sqlalchemy-postgresql", "django-sqlite", "sqlalchemy-sqlite"]
-SERVERS = KINDS[:2]
+POSTGRESQL = ["django-postgresql", "sqlalchemy-postgresql"]
+MARIADB = ["django-mariadb", "sqlalchemy-mariadb"]
+SERVERS = [*POSTGRESQL, *MARIADB]
+KINDS = [*SERVERS, "django-sqlite", "sqlalchemy-sqlite"]
 
 
 def row(generation: int = 5, fence: int = 7, key: str = KEY) -> Receipt:
@@ -58,29 +62,24 @@ def finished(data: str = '"done"', **given: Any) -> Receipt:
 MakeBank = Callable[..., Any]
 
 
+def _address(request: pytest.FixtureRequest, kind: str) -> str:
+    """Return the URL of the server of a kind of bank."""
+    found = request.getfixturevalue(kind.partition("-")[2])
+    return f"tcp://{found.get('PGHOST', found.get('host'))}:{found.get('PGPORT', found.get('port'))}"
+
+
 @pytest.fixture
 def make_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBank]:
     """Makes banks of one kind over one database of the test's own; at another port where given."""
     with ExitStack() as stack:
-        names: dict[str, str] = {}
+        places: dict[str, Place] = {}
 
         def make(kind: str, port: int | None = None, **options: Any) -> Any:
-            alias, server = f"db-{uuid4().hex[:12]}", kind.partition("-")[2]
-            if server == "sqlite":
-                url, engine, name = "sqlite:///", "sqlite3", str(tmp_path / "bank.sqlite3")
-                place = {}
-            else:
-                variables = request.getfixturevalue("postgresql")
-                if server not in names:
-                    names[server] = stack.enter_context(database(variables, f"receipts-{uuid4().hex[:12]}"))
-                name, engine = names[server], "postgresql"
-                url = postgresql_url(variables, name, port).removesuffix(name)
-                place = {"HOST": variables["PGHOST"], "PORT": port or variables["PGPORT"], "USER": variables["PGUSER"]}
-            if kind.startswith("django"):
-                engine = f"django.db.backends.{engine}"
-                bank: Any = DjangoBank(alias, {"ENGINE": engine, "NAME": name, **place, **options})
-            else:
-                bank = SQLAlchemyBank(url + name, **options)
+            library, _, server = kind.partition("-")
+            if server not in places:
+                at = None if server == "sqlite" else request.getfixturevalue(server)
+                places[server] = stack.enter_context(new_database(server, at, tmp_path))
+            bank = (DjangoBank if library == "django" else SQLAlchemyBank)(places[server].at(port), **options)
             stack.callback(bank.close)
             return bank
 
@@ -279,13 +278,28 @@ class TestTwoRuns:
 
     def test_the_body_waits_as_long_as_before(self, bank: Bank) -> None:
         """The limit is that of the first statement alone."""
-        statement = "PRAGMA busy_timeout" if bank.dialect == "sqlite" else "SHOW lock_timeout"
+        statement = {
+            "sqlite": "PRAGMA busy_timeout",
+            "postgresql": "SHOW lock_timeout",
+            "mariadb": "SELECT @@innodb_lock_wait_timeout",
+        }[bank.dialect]
         transaction = bank.receipts.begin(None, 0)
         before = bank.execute(_running(transaction), statement)
         transaction.rollback()
         transaction = bank.receipts.begin(row(), 0.25)
         assert bank.execute(_running(transaction), statement) == before
         transaction.rollback()
+
+
+def _narrowed(bank: Bank) -> str:
+    """Return the statement after which the table takes no result."""
+    if bank.dialect == "sqlite":
+        return (
+            "CREATE TRIGGER narrow BEFORE UPDATE ON idempotency_receipts WHEN NEW.text IS NOT NULL "
+            "BEGIN SELECT RAISE(ABORT, 'too long'); END"
+        )
+    quote = DIALECTS[bank.dialect].quote
+    return f"ALTER TABLE idempotency_receipts ADD CONSTRAINT narrow CHECK (length({quote}text{quote}) < 5)"
 
 
 def _expire(teller: Teller) -> None:
@@ -328,9 +342,9 @@ class TestWhatTheDatabaseSays:
             bank.receipts.begin(row(), 1)
 
     @pytest.mark.parametrize("kind", SERVERS)
-    def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+    def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """No body, and the key is free."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             bank.close()
@@ -347,10 +361,10 @@ class TestWhatTheDatabaseSays:
     @pytest.mark.parametrize("carried_out", [True, False])
     @pytest.mark.parametrize("kind", SERVERS)
     def test_a_commit_without_an_answer(
-        self, make_bank: MakeBank, kind: str, carried_out: bool, postgresql: dict[str, str]
+        self, make_bank: MakeBank, kind: str, carried_out: bool, request: pytest.FixtureRequest
     ) -> None:
         """The row says what became of it, on a new connection: the effect is there once."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             teller = Teller(bank)
@@ -365,10 +379,20 @@ class TestWhatTheDatabaseSays:
             assert (teller.runs, bank.deposits()) == (runs, [runs])
             bank.close()
 
-    @pytest.mark.parametrize("kind", SERVERS)
-    def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, postgresql: dict[str, str]) -> None:
+    def test_a_receipt_that_does_not_fit(self, bank: Bank) -> None:
+        """Nothing is written, and the error quotes nothing of the result."""
+        _committed(bank, _narrowed(bank))
+        verdict = Teller(bank).deliver(lambda _: "4111111111111111")
+        assert isinstance(verdict, Unwritten)
+        assert isinstance(verdict.error, StoreMisconfiguredError)
+        assert "does not take the receipt" in verdict.error.message
+        assert "4111" not in str(verdict.error)
+        assert (bank.deposits(), bank.rows()) == ([], [])
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
+    def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """The server ends it when its idle-transaction time-out has passed; until then deliveries wait."""
-        with tcp_to(f"tcp://{postgresql['PGHOST']}:{postgresql['PGPORT']}") as tcp:
+        with tcp_to(_address(request, kind)) as tcp:
             dead, bank = make_bank(kind, tcp.port), make_bank(kind)
             bank.create_table()
             transaction = dead.receipts.begin(row(generation=2**62), 1)
@@ -381,6 +405,8 @@ class TestWhatTheDatabaseSays:
             assert isinstance(teller.deliver(lease_seconds=1), Unwritten)
             _until(lambda: teller.deliver(owner=uuid4().hex, lease_seconds=1) == Returned(1))
             assert bank.deposits() == [1]
+            # Django connects anew after a rollback that has failed.
+            tcp.heal()
             tcp.cut()
             transaction.rollback()
             dead.close()
@@ -415,7 +441,43 @@ class TestWhatTheDatabaseSays:
         assert sorted(teller.runs for teller in tellers) == [1, 2]
         assert len(bank.deposits()) == 2
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
+    @pytest.mark.parametrize("looks", [True, False])
+    def test_a_kept_connection_that_the_server_has_closed(self, make_bank: MakeBank, kind: str, looks: bool) -> None:
+        """It costs a deferral where nobody was told to look at it first."""
+        is_django = kind.startswith("django")
+        kept = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": looks} if is_django else {"pool_pre_ping": looks}
+        bank, other = make_bank(kind, None, **kept), make_bank(kind)
+        bank.create_table()
+        ((pid,),) = _read_by(bank, "SELECT pg_backend_pid()")
+        _read_by(other, f"SELECT pg_terminate_backend({pid})")
+        _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+        teller = Teller(bank)
+        if not looks:
+            assert isinstance(teller.deliver(owner="zero"), Unwritten)
+        assert (teller.deliver(), teller.runs) == (Returned(1), 1)
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
+    @pytest.mark.parametrize("goes_on", [True, False])
+    def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
+        """As that of a process that was frozen: nothing was committed, and it begins again with a look at the row."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def stand_still(run: RunContext) -> str:
+            if teller.runs == 1:
+                ((pid,),) = bank.execute(run, "SELECT pg_backend_pid()")
+                bank.execute(run, "SET LOCAL idle_in_transaction_session_timeout = 1")
+                _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+                if goes_on:
+                    bank.deposit(run, 100)
+            return "done"
+
+        assert teller.deliver(stand_still) == Returned("done")
+        assert (teller.runs, bank.deposits()) == (2, [2])
+
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_an_old_snapshot(self, make_bank: MakeBank, kind: str) -> None:
         """Under ``REPEATABLE READ`` a row that was committed since is found, or its transaction runs again."""
         bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
@@ -444,8 +506,11 @@ class TestWhatTheDatabaseSays:
         first.commit(finished())
         assert waiting.result(BOUND_SECONDS) == finished()
 
-    def test_a_constraint_that_is_checked_at_the_end(self, bank: Bank) -> None:
+    @pytest.mark.parametrize("kind", [each for each in KINDS if each not in MARIADB])
+    def test_a_constraint_that_is_checked_at_the_end(self, make_bank: MakeBank, kind: str) -> None:
         """It is the body's failure, whose rows are gone."""
+        bank = make_bank(kind)
+        bank.create_table()
         _committed(
             bank,
             "CREATE TABLE customers (id INTEGER PRIMARY KEY)",
@@ -466,7 +531,7 @@ class TestWhatTheDatabaseSays:
         assert isinstance(Teller(bank, store_failures=Exception).deliver(order), Failed)
         assert bank.deposits() == []
 
-    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_a_body_that_goes_on_after_an_error(self, make_bank: MakeBank, kind: str) -> None:
         """PostgreSQL commits nothing then: the body fails, and is told how to catch such an error."""
         bank = make_bank(kind)
@@ -485,6 +550,8 @@ class TestWhatTheDatabaseSays:
 
 def _repeatable_read(kind: str) -> dict[str, Any]:
     """Return what has a bank's connections read one snapshot for each transaction."""
+    if kind == "django-mariadb":
+        return {"OPTIONS": {"isolation_level": "repeatable read"}}
     if kind.startswith("django"):
         return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
     return {"isolation_level": "REPEATABLE READ"}
@@ -506,6 +573,14 @@ def _committed(bank: Any, *statements: str) -> None:
     for statement in statements:
         bank.execute(_running(transaction), statement)
     transaction.commit(None)
+
+
+def _read_by(bank: Any, statement: str) -> list[Any]:
+    """Return the rows of a statement that has a transaction of its own."""
+    transaction = bank.receipts.begin(None, 0)
+    rows = list(bank.execute(_running(transaction), statement))
+    transaction.commit(None)
+    return rows
 
 
 def _elsewhere(bank: Any, *statements: str) -> None:
@@ -729,11 +804,24 @@ class TestSQLAlchemy:
         with pytest.raises(ConfigurationError, match="takes an Engine, or a sessionmaker with bind=engine"):
             SQLAlchemyReceipts(sessionmaker() if wrong == "unbound" else wrong)
 
+    @pytest.mark.parametrize("kind", MARIADB)
+    def test_a_table_without_transactions(self, make_bank: MakeBank, kind: str) -> None:
+        """MyISAM's: a check says so before the first message."""
+        bank = make_bank(kind)
+        bank.create_table()
+        shorter = ", ".join(f"MODIFY `{name}` VARCHAR(100)" for name in ("key", "step"))
+        _committed(bank, f"ALTER TABLE idempotency_receipts {shorter}, ENGINE = MyISAM")
+        (finding,) = _findings(bank)
+        assert (finding.code, "is of the engine MyISAM, which has no transactions" in finding.what) == (
+            "receipts-table",
+            True,
+        )
+
     def test_another_database(self) -> None:
         """Says which are possible."""
         from idempotent_tasks.receipts.table import dialect_of
 
-        with pytest.raises(ConfigurationError, match=r"of kind 'oracle': one of \['postgresql', 'sqlite'\]"):
+        with pytest.raises(ConfigurationError, match=r"of kind 'oracle': one of \['mariadb', 'postgresql', 'sqlite'\]"):
             dialect_of("oracle")
 
 
@@ -858,7 +946,7 @@ def test_no_table_is_found(make_bank: MakeBank, kind: str) -> None:
     assert "has no table 'idempotency_receipts' of this version" in finding.what
     assert finding.tasks == ("shop.charge",)
     bank.create_table()
-    assert [each.code for each in _findings(bank)] == (["receipts-idle"] if "postgresql" in kind else [])
+    assert [each.code for each in _findings(bank)] == ([] if "sqlite" in kind else ["receipts-idle"])
 
 
 @pytest.mark.parametrize("kind", SERVERS)
@@ -868,23 +956,23 @@ def test_no_time_out_is_found(make_bank: MakeBank, kind: str) -> None:
     bank.create_table()
     (finding,) = _findings(bank)
     assert "ends no idle transaction" in finding.what
-    assert "idle_in_transaction_session_timeout = '90s'" in finding.remedy
-    name = str(bank.receipts.engine.url.database) if kind.startswith("sqlalchemy") else _name(bank)
-    for limit, found in (("20s", True), ("60s", False)):
-        _committed(bank, f"ALTER DATABASE \"{name}\" SET idle_in_transaction_session_timeout = '{limit}'")
-        # A session has the time-out that it began with.
-        bank.close()
-        findings = _findings(bank, time_limit=30)
+    assert "_transaction" in finding.remedy
+    assert "90" in finding.remedy
+    for seconds, found in ((20, True), (60, False)):
+        findings = _findings(make_bank(kind, None, **_idle(kind, seconds)), time_limit=30)
         assert [each.code for each in findings] == ["receipts-idle"] * found
 
 
-def _name(bank: DjangoBank) -> str:
-    from django.db import connections
+def _idle(kind: str, seconds: int) -> dict[str, Any]:
+    """Return the options of a bank whose sessions have an idle-transaction time-out."""
+    if kind in MARIADB:
+        given = {"init_command": f"SET SESSION idle_write_transaction_timeout = {seconds}"}
+    else:
+        given = {"options": f"-c idle_in_transaction_session_timeout={seconds}s"}
+    return {"OPTIONS": given} if kind.startswith("django") else {"connect_args": given}
 
-    return str(connections.databases[bank.alias]["NAME"])
 
-
-@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("kind", POSTGRESQL)
 def test_a_look_leaves_no_connection_behind(make_bank: MakeBank, kind: str) -> None:
     """A worker looks before it forks, and a connection that two processes have is broken."""
     bank, other = make_bank(kind), make_bank("sqlalchemy-postgresql")
@@ -937,3 +1025,73 @@ class TestUnguarded:
         """It is a plain call of a function, whose caller has one or not."""
         with pytest.raises(ConfigurationError, match=r"self\.idempotency\.session is there|there is none here"):
             task()
+
+
+class TestCost:
+    """What a receipt adds, beside BEGIN and COMMIT, which every transaction has."""
+
+    #: By the kind of the database: the statements before the body, and after it.
+    STATEMENTS: ClassVar = {"postgresql": (2, 1), "mariadb": (1, 1), "sqlite": (4, 1)}
+
+    def statements(self, bank: Bank, deliver: Callable[[], Any]) -> list[str]:
+        """Return the statements of a delivery, in order."""
+        seen: list[str] = []
+        if isinstance(bank, DjangoBank):
+            from django.db import connections
+
+            def note(execute: Any, sql: str, *rest: Any) -> Any:
+                # Only SQLite's is seen here.
+                if sql != "BEGIN":
+                    seen.append(sql)
+                return execute(sql, *rest)
+
+            with connections[bank.alias].execute_wrapper(note):
+                deliver()
+            return seen
+        from sqlalchemy import event
+
+        assert isinstance(bank, SQLAlchemyBank)
+        note_statement = lambda _, __, sql, *rest: seen.append(sql)  # noqa: E731
+        event.listen(bank.engine, "before_cursor_execute", note_statement)
+        deliver()
+        event.remove(bank.engine, "before_cursor_execute", note_statement)
+        return seen
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_statements(self, make_bank: MakeBank, kind: str) -> None:
+        """A first run, a replay, which asks the record only, and a rerun that finds the receipt."""
+        # Its first statements are about the connection.
+        bank = make_bank(kind, None, **({"CONN_MAX_AGE": None} if kind.startswith("django") else {}))
+        bank.create_table()
+        teller, (before, after) = Teller(bank), self.STATEMENTS[bank.dialect]
+        teller.deliver(key="another")
+        first = self.statements(bank, teller.deliver)
+        assert [each.startswith("INSERT INTO deposits") for each in first].index(True) == before
+        assert len(first) == before + 1 + after
+        assert self.statements(bank, lambda: teller.deliver(owner="two")) == []
+        claim = grant(teller.bench.store, "dead", key="third", lease_seconds=0.001)
+        receipt = replace(Receipt.of(claim, 0), outcome=done())
+        bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+        _until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
+        verdicts: list[Any] = []
+        rerun = self.statements(bank, lambda: verdicts.append(teller.deliver(owner="three", key="third")))
+        assert (verdicts, len(rerun)) == ([Replayed("done")], before)
+
+    @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+    def test_requests(self, bank: Bank, dynamodb: DynamoDBStore, wire: Wire) -> None:
+        """As many to DynamoDB as without receipts: two for a first run and for a rerun, one for a replay."""
+        teller = Teller(bank)
+        teller.bench = Bench(dynamodb)
+        dynamodb.clock.now()
+        requests = []
+        for owner in ("one", "two"):
+            wire.clear()
+            teller.deliver(owner=owner)
+            requests.append(len(wire.operations()))
+        claim = grant(dynamodb, "dead", key="third", lease_seconds=-1)
+        receipt = replace(Receipt.of(claim, 0), outcome=done())
+        bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+        wire.clear()
+        assert teller.deliver(owner="three", key="third") == Replayed("done")
+        requests.append(len(wire.operations()))
+        assert requests == [2, 1, 2]

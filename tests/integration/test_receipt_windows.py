@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from uuid import uuid4
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
 from tests.integration.conftest import MakeRig
-from tests.support.receipts import database, postgresql_url
+from tests.support.receipts import new_database
 from tests.support.rig import Rig
 from tests.testbed.brokers import CHILD_LOSS_SECONDS
 from tests.testbed.wire import Wire, hold, hold_answer
@@ -45,12 +45,11 @@ class Orders:
 
 
 @pytest.fixture
-def orders(postgresql: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Orders]:
+def orders(postgresql: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orders]:
     """A database of the test's own, which its workers find in their environment."""
-    with database(postgresql, f"orders-{uuid4().hex[:12]}") as name:
-        url = postgresql_url(postgresql, name)
-        monkeypatch.setenv("TESTS_BANK_URL", url)
-        orders = Orders(url)
+    with new_database("postgresql", postgresql, tmp_path) as place:
+        monkeypatch.setenv("TESTS_BANK_URL", place.url)
+        orders = Orders(place.url)
         yield orders
         orders.engine.dispose()
 

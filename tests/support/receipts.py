@@ -4,15 +4,18 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
+from idempotent_tasks.receipts.dialects import DIALECTS
 from tests.testbed.servers import connect_postgresql
 
-__all__ = ["Bank", "DjangoBank", "MemoryReceipts", "SQLAlchemyBank", "Sent", "database", "lost", "postgresql_url"]
+__all__ = ["Bank", "DjangoBank", "MemoryReceipts", "Place", "SQLAlchemyBank", "Sent", "lost", "new_database"]
 
 
 @dataclass
@@ -132,6 +135,13 @@ class Bank(Protocol):
     def deposits(self) -> list[int]:
         """Return the deposits that are committed, in order."""
 
+    @property
+    def rows_statement(self) -> str:
+        """Reads the receipts."""
+        quote = DIALECTS[self.dialect].quote
+        names = (f"{quote}{name}{quote}" for name in ("key", "status", "text"))
+        return f"SELECT {', '.join(names)} FROM idempotency_receipts"
+
     @abstractmethod
     def rows(self) -> list[tuple[Any, ...]]:
         """Return key, status and text of each receipt."""
@@ -148,13 +158,13 @@ class Bank(Protocol):
 class SQLAlchemyBank(Bank):
     """A bank behind SQLAlchemy."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, place: "Place", **options: Any) -> None:
         import sqlalchemy
 
         from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
 
         self._text = sqlalchemy.text
-        self.engine = sqlalchemy.create_engine(url, **options)
+        self.engine = sqlalchemy.create_engine(place.url, **options)
         self.receipts = SQLAlchemyReceipts(self.engine)
         self.dialect = self.engine.dialect.name
         with self.engine.begin() as connection:
@@ -182,7 +192,7 @@ class SQLAlchemyBank(Bank):
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Return the receipts."""
-        return [tuple(row) for row in self._read('SELECT "key", "status", "text" FROM idempotency_receipts')]
+        return [tuple(row) for row in self._read(self.rows_statement)]
 
     def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
         """Run a statement."""
@@ -201,11 +211,14 @@ class SQLAlchemyBank(Bank):
 class DjangoBank(Bank):
     """A bank behind a database alias of Django, which is configured once a process."""
 
-    def __init__(self, alias: str, database: Mapping[str, Any]) -> None:
+    def __init__(self, place: "Place", **options: Any) -> None:
         import django
+        import pymysql
         from django.conf import settings
         from django.db import connections
 
+        # Django takes no other driver.
+        pymysql.install_as_MySQLdb()
         if not settings.configured:
             databases = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
             settings.configure(DATABASES=databases, LOGGING_CONFIG=None)
@@ -213,13 +226,14 @@ class DjangoBank(Bank):
         from idempotent_tasks.receipts.django import DjangoReceipts
 
         default = connections.databases["default"]
-        configured = connections.configure_settings({"default": default, alias: dict(database)})
+        alias = f"db-{uuid4().hex[:12]}"
+        configured = connections.configure_settings({"default": default, alias: {**place.settings, **options}})
         connections.databases[alias] = configured[alias]
         self.alias = alias
         self._connections = connections
         self.receipts = DjangoReceipts(using=alias)
-        self.dialect = connections[alias].vendor
-        self._sql("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)")
+        self.dialect = {"mysql": "mariadb"}.get(connections[alias].vendor, connections[alias].vendor)
+        self.sql("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)")
 
     def create_table(self) -> None:
         """Create the table of receipts, as its migration does."""
@@ -234,22 +248,23 @@ class DjangoBank(Bank):
 
     def deposit(self, run: RunContext, amount: int) -> int:
         """Write a deposit."""
-        self._sql("INSERT INTO deposits VALUES (%s)", [amount])
+        self.sql("INSERT INTO deposits VALUES (%s)", [amount])
         return amount
 
     def deposits(self) -> list[int]:
         """Return the deposits."""
-        return [row[0] for row in self._sql("SELECT amount FROM deposits ORDER BY amount")]
+        return [row[0] for row in self.sql("SELECT amount FROM deposits ORDER BY amount")]
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Return the receipts."""
-        return [tuple(row) for row in self._sql('SELECT "key", "status", "text" FROM idempotency_receipts')]
+        return [tuple(row) for row in self.sql(self.rows_statement)]
 
     def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
         """Run a statement."""
-        return self._sql(statement)
+        return self.sql(statement)
 
-    def _sql(self, statement: str, parameters: Sequence[Any] | None = None) -> Sequence[Any]:
+    def sql(self, statement: str, parameters: Sequence[Any] | None = None) -> Sequence[Any]:
+        """Run a statement on this thread's connection; return its rows."""
         with self._connections[self.alias].cursor() as cursor:
             cursor.execute(statement, parameters)
             return list(cursor.fetchall()) if cursor.description else []
@@ -259,22 +274,81 @@ class DjangoBank(Bank):
         self._connections[self.alias].close()
 
 
+@dataclass(frozen=True)
+class Place:
+    """A database of a test: how SQLAlchemy and Django find it."""
+
+    #: Of SQLAlchemy, without the address and the name.
+    scheme: str
+    #: Of Django.
+    engine: str
+    #: The database's name, or its file.
+    name: str
+    host: str = ""
+    port: int = 0
+    user: str = ""
+
+    def at(self, port: int | None) -> "Place":
+        """Return the same database at another port, if one is given."""
+        return self if port is None else replace(self, port=port)
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy's URL."""
+        address = f"{self.user}@{self.host}:{self.port}" if self.host else ""
+        return f"{self.scheme}://{address}/{self.name}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Django's settings."""
+        address = {"HOST": self.host, "PORT": self.port, "USER": self.user}
+        return {"ENGINE": f"django.db.backends.{self.engine}", "NAME": self.name, **(address if self.host else {})}
+
+
 @contextmanager
-def database(variables: Mapping[str, str], name: str) -> Iterator[str]:
-    """Create a database on a PostgreSQL for the length of a block; yield its name."""
-    with closing(connect_postgresql(variables)) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
+def new_database(kind: str, server: Mapping[str, Any] | None, directory: Path) -> Iterator[Place]:
+    """Create a database for the length of a block.
+
+    Args:
+        kind: ``postgresql``, ``mariadb`` or ``sqlite``.
+        server: what the fixture of that name has; None for SQLite.
+        directory: of SQLite's file.
+    """
+    name = f"receipts-{uuid4().hex[:12]}"
+    if server is None:
+        yield Place("sqlite", "sqlite3", str(directory / "receipts.sqlite3"))
+        return
+    if kind == "postgresql":
+        place = Place(
+            "postgresql+psycopg", "postgresql", name, server["PGHOST"], int(server["PGPORT"]), server["PGUSER"]
+        )
+        execute, quoted, force = _in_postgresql(server), f'"{name}"', " WITH (FORCE)"
+    else:
+        place = Place("mariadb+pymysql", "mysql", name, server["host"], server["port"], server["user"])
+        execute, quoted, force = _in_mariadb(server), f"`{name}`", ""
+    execute(f"CREATE DATABASE {quoted}")
     try:
-        yield name
+        yield place
     finally:
-        with closing(connect_postgresql(variables)) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        execute(f"DROP DATABASE {quoted}{force}")
 
 
-def postgresql_url(variables: Mapping[str, str], name: str, port: int | None = None) -> str:
-    """Return SQLAlchemy's URL of a database of a PostgreSQL, at another port where given."""
-    at = f"{variables['PGHOST']}:{port or variables['PGPORT']}"
-    return f"postgresql+psycopg://{variables['PGUSER']}@{at}/{name}"
+def _in_postgresql(server: Mapping[str, Any]) -> Callable[[str], None]:
+    def execute(statement: str) -> None:
+        with closing(connect_postgresql(server)) as connection:
+            connection.execute(statement)
+
+    return execute
+
+
+def _in_mariadb(server: Mapping[str, Any]) -> Callable[[str], None]:
+    import pymysql
+
+    def execute(statement: str) -> None:
+        with closing(pymysql.connect(**server)) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    return execute
 
 
 def lost(error: BaseException | None = None, *, is_certain: bool = True) -> TransactionLost:

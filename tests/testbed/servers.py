@@ -1,4 +1,4 @@
-"""Real servers as child processes: Redis, RabbitMQ, PostgreSQL, two DynamoDB stand-ins and Prometheus.
+"""Real servers as child processes: Redis, RabbitMQ, PostgreSQL, MariaDB, two DynamoDB stand-ins and Prometheus.
 
 A server that is not installed is a `MissingServiceError`: tests skip or, in CI, fail; a benchmark says what to install.
 """
@@ -29,6 +29,7 @@ __all__ = [
     "MissingServiceError",
     "Prometheus",
     "connect_postgresql",
+    "mariadb_server",
     "ministack_server",
     "postgresql_server",
     "prometheus_scraping",
@@ -49,6 +50,8 @@ RABBITMQ_REMEDY: Final = (
 #: Debian has the server in no folder of PATH.
 POSTGRESQL_VERSIONS: Final = Path("/usr/lib/postgresql")
 POSTGRESQL_REMEDY: Final = "sudo apt-get install --no-install-recommends postgresql (or docker compose up -d postgres)"
+
+MARIADB_REMEDY: Final = "sudo apt-get install --no-install-recommends mariadb-server (or docker compose up -d mariadb)"
 
 #: Which client the tests' own stores send their requests by: ``fast``, the library's own, or ``boto3`` for all of them.
 CLIENT_VARIABLE: Final = "IDEMPOTENT_TASKS_DYNAMODB"
@@ -205,6 +208,32 @@ def connect_postgresql(variables: Mapping[str, str]) -> Any:
     """
     host, port, user = (variables[name] for name in ("PGHOST", "PGPORT", "PGUSER"))
     return _psycopg().connect(host=host, port=port, user=user, dbname="postgres", connect_timeout=2, autocommit=True)
+
+
+@contextmanager
+def mariadb_server(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield PyMySQL's arguments for a MariaDB: that of ``MYSQL_HOST``, or one of our own."""
+    if "MYSQL_HOST" in os.environ:
+        port = int(os.environ.get("MYSQL_PORT", "3306"))
+        names = {"user": "MYSQL_USER", "password": "MYSQL_PASSWORD"}
+        given = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+        yield {"host": os.environ["MYSQL_HOST"], "port": port, "user": "root", **given}
+        return
+    executable, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
+    if executable is None or install is None:
+        raise MissingServiceError("MariaDB", "neither MYSQL_HOST nor mariadbd is there", MARIADB_REMEDY)
+    data, port = directory / "mariadb", free_port()
+    user = ["--user=root"] if os.geteuid() == 0 else []
+    made = [install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", *user]
+    # Two that run at once would remove each other's temporary tables.
+    env = os.environ | {"TMPDIR": str(directory)}
+    done = subprocess.run([*made, "--skip-test-db"], check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = [executable, "--no-defaults", f"--datadir={data}", "--bind-address=127.0.0.1", f"--port={port}", *user]
+    fast = ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", f"--socket={directory / 'mariadb.sock'}"]
+    with child([*command, *fast], directory / "mariadb.log", env) as server:
+        server.wait_until(lambda: listening(port), START_SECONDS)
+        yield {"host": "127.0.0.1", "port": port, "user": "root"}
 
 
 def _psycopg() -> Any:

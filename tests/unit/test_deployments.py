@@ -20,12 +20,14 @@ from idempotent_tasks import (
     PayloadMismatchError,
     Record,
     ResultUnavailableError,
+    StoreUnavailableError,
     UnresolvedError,
 )
 from idempotent_tasks.core.keys import Selector, downstream_key
 from idempotent_tasks.core.records import Status
 from idempotent_tasks.testing import FakeClock
 from tests.support.deployments import Carried, Code, Deployment, Version, charge, row
+from tests.support.receipts import MemoryReceipts, lost
 from tests.support.shop import deliver
 
 ROOT = Path(__file__).parents[2]
@@ -423,6 +425,32 @@ class Declined(Exception):  # noqa: N818 - named as users name theirs
 def decline(order_id: Any, cents: int) -> None:
     """Fail for good."""
     raise Declined(order_id)
+
+
+@row("`receipts`")
+@pytest.mark.parametrize("given", ["old", "new", "both"])
+def test_receipts_that_are_given_or_dropped(deploy: Deploy, given: str) -> None:
+    """They are no part of a key, nor of a record."""
+    with_receipts = Code({**BY_ORDER, "receipts": MemoryReceipts()})
+    codes = [with_receipts if given in (name, "both") else OLD for name in ("old", "new")]
+    assert deploy(*codes).carried(5) == KEPT
+
+
+@row("`receipts`")
+@pytest.mark.parametrize(("new", "is_repeated"), [("the same", False), ("another", True), ("none", True)])
+def test_rows_without_a_recorded_outcome(deploy: Deploy, new: str, is_repeated: bool) -> None:
+    """The next run is spared only where the receipt is looked for that was committed with them."""
+    receipts = MemoryReceipts()
+    policies = {"the same": {"receipts": receipts}, "another": {"receipts": MemoryReceipts()}, "none": {}}
+    deployment = deploy(Code({**BY_ORDER, "receipts": receipts}), Code({**BY_ORDER, **policies[new]}))
+    receipts.after_commit.append(lost(ConnectionError("the server is gone"), is_certain=False))
+    receipts.at_begin = [None, StoreUnavailableError("the database does not answer")]
+    published = deployment.old.publish("ord-1", 5)
+    deployment.old.run_next()
+    assert (published.state, len(receipts.rows)) == ("PENDING", 1)
+    deployment.new.run_next()
+    assert published.result == ["new" if is_repeated else "old", "ord-1", 5]
+    assert len(deployment.new.runs) == is_repeated
 
 
 @row("`store_failures`")

@@ -1,5 +1,6 @@
 """The documents that describe the code name all of it, and the pictures are of their sources."""
 
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -8,7 +9,6 @@ import tomllib
 from dataclasses import fields
 from hashlib import sha256
 from importlib import import_module
-from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
 
@@ -23,12 +23,24 @@ DOCS = ROOT / "docs"
 DIAGRAMS = DOCS / "diagrams"
 REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
 AUTODOC = re.compile(r"^\.\. auto(?:module|class|function|data):: ([\w.]+)", re.MULTILINE)
+WRITTEN = re.compile(r"^\.\. py:class:: ([\w.]+)\((.*)\)$", re.MULTILINE)
 #: A step of a walk through the code: a file of the package, and what of it is entered.
 STEP = re.compile(r"`([\w/]+)\.py`\s+`([\w.]+)`")
 #: Of the table of settings or of options: name, default, meaning.
 ROW = re.compile(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", re.MULTILINE)
 #: What `pip install idempotent-tasks` does not bring.
-EXTRAS = ("django", "eventlet", "fastapi", "gevent", "opentelemetry", "prometheus_client", "pydantic", "redis", "rich")
+EXTRAS = (
+    "django",
+    "eventlet",
+    "fastapi",
+    "gevent",
+    "opentelemetry",
+    "prometheus_client",
+    "pydantic",
+    "redis",
+    "rich",
+    "sqlalchemy",
+)
 IMPORTING = f"""
 import pkgutil, sys
 for name in {EXTRAS}:
@@ -147,7 +159,7 @@ def test_the_options_of_a_task_are_shown_with_their_defaults(tables: ModuleType)
     assert tables.signature().startswith(
         "(*, key=None, validate=None, downstream=None, prefix=None, expires=3600, unresolved_for="
     )
-    shown = tables.without_arguments(cleandoc(Idempotency.__doc__ or ""))
+    shown = tables.without_arguments(inspect.cleandoc(Idempotency.__doc__ or ""))
     assert "max_crashes" not in shown
     assert "Raises:\n    ConfigurationError: " in shown
 
@@ -157,6 +169,16 @@ def test_the_reference_needs_no_extra() -> None:
     command = [sys.executable, "-c", IMPORTING, *AUTODOC.findall(REFERENCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("named", WRITTEN.findall(REFERENCE), ids=lambda named: named[0])
+def test_what_the_reference_writes_by_hand_is_what_is_there(named: tuple[str, str]) -> None:
+    """A class whose module needs an extra is written with its signature, since the site is built without extras."""
+    pytest.importorskip(named[0].split(".")[2])
+    shown = inspect.signature(pkgutil.resolve_name(named[0]))
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in shown.parameters.values()]
+    written = inspect.signature(eval(f"lambda {named[1]}: None"))
+    assert list(written.parameters.values()) == bare
 
 
 def test_the_walks_name_what_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Orders, and the effects of tasks on them: each a row with the key of the task, which the database keeps unique."""
+"""Orders, and the effects of tasks on them."""
 
 from django.db import models
 
@@ -17,29 +17,24 @@ class Order(models.Model):
         return self.reference
 
 
-class Effect(models.Model):
-    """What a task did for an order: written in the transaction of what it did, once for a key."""
+class Parcel(models.Model):
+    """An item of an order, packed: a row with the key of its task, which the database keeps unique."""
 
     idempotency_key = models.TextField(unique=True)
     order = models.ForeignKey(Order, models.CASCADE)
-
-    class Meta:
-        """No table of its own."""
-
-        abstract = True
-
-    def __str__(self) -> str:
-        """Return the key."""
-        return self.idempotency_key
-
-
-class Parcel(Effect):
-    """An item of an order, packed."""
-
     item = models.CharField(max_length=40)
 
+    def __str__(self) -> str:
+        """Return the item."""
+        return self.item
 
-class Payment(Effect):
-    """A payment, which is part of the order's `paid_cents`."""
 
+class Payment(models.Model):
+    """A payment, which is part of the order's `paid_cents`; that it is there once is due to its task's receipt."""
+
+    order = models.ForeignKey(Order, models.CASCADE)
     cents = models.IntegerField()
+
+    def __str__(self) -> str:
+        """Return the amount."""
+        return f"{self.cents} cents"

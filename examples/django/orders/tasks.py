@@ -1,4 +1,4 @@
-"""The tasks of an order. Where the effect is a row of the database, the row has the key: there is no second effect."""
+"""The tasks of an order. Its rows have a receipt in their transaction, or a unique key: none is there twice."""
 
 import os
 import time
@@ -8,11 +8,11 @@ from celery import chain, chord, shared_task
 from celery.canvas import Signature
 from celery.contrib.django.task import DjangoTask
 from django.core.mail import send_mail
-from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
 from idempotent_tasks import Idempotency, IdempotentTask
+from idempotent_tasks.receipts.django import DjangoReceipts
 from orders.models import Order, Parcel, Payment
 
 #: Seconds that the mail server takes to accept a mail.
@@ -25,17 +25,21 @@ class GuardedTask(IdempotentTask, DjangoTask):
     abstract = True
 
 
-@shared_task(base=GuardedTask, bind=True)
+@shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(receipts=DjangoReceipts(using="default")))
 def record_payment(self: Any, order_id: int, cents: int) -> int:
     """Add a payment to what is paid of an order; the webhook names the key. Returns the id of the payment."""
-    # durable: no transaction around this one could still roll the row back.
-    with transaction.atomic(durable=True):
-        payment, is_new = Payment.objects.get_or_create(
-            idempotency_key=self.idempotency.key, defaults={"order_id": order_id, "cents": cents}
-        )
-        if is_new:
-            Order.objects.filter(pk=order_id).update(paid_cents=F("paid_cents") + cents)
+    # In the transaction of the receipt: both rows, or neither.
+    payment = Payment.objects.create(order_id=order_id, cents=cents)
+    Order.objects.filter(pk=order_id).update(paid_cents=F("paid_cents") + cents)
+    self.idempotency.after_commit(thank.si(payment.pk))
     return payment.pk
+
+
+@shared_task(base=GuardedTask)
+def thank(payment_id: int) -> None:
+    """Mail that a payment has arrived."""
+    payment = Payment.objects.select_related("order").get(pk=payment_id)
+    send_mail(f"Thank you for {payment}", f"Order {payment.order}", "shop@localhost", [payment.order.email])
 
 
 @shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(key="[order_id, item]"))

@@ -11,10 +11,10 @@ from typing import Any
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import IntegrityError, connection, transaction
+from django.db import connection, transaction
 from django.test import TransactionTestCase
 
-from idempotent_tasks import DynamoDBStore, Status
+from idempotent_tasks import ConfigurationError, DynamoDBStore
 from orders.models import Order, Payment
 from orders.tasks import confirm, record_payment
 
@@ -86,24 +86,26 @@ class OrdersTest(TransactionTestCase):
         self.assertIn("ord-19", mail.read_text())
 
     def test_payment_is_recorded_once(self) -> None:
-        """The provider sends an event twice, and the process dies between the payment's commit and its record's."""
+        """The provider sends an event twice, and the process dies when the payment is committed, before its record.
+
+        Before its mail is published, too.
+        """
         self.start_worker("orders.dying")
         placed = Order.objects.create(reference="ord-20", email="ann@example.com")
         event = {"id": "evt-1", "order": "ord-20", "cents": 4200}
         self.post("/webhooks/payments", event, content_type="application/json")
         self.post("/webhooks/payments", event, content_type="application/json")
-        self.wait_until(Payment.objects.exists)
-        key = Payment.objects.get().idempotency_key
-        self.wait_until(lambda: self.store.get(key).status is Status.COMPLETED)
+        again = record_payment.apply_async((placed.pk, 4200), idempotency_key="evt-1")
+        self.assertEqual(again.get(timeout=WAIT_SECONDS), Payment.objects.get().pk)
         self.assertIn("exited with 'signal 9 (SIGKILL)'", self.log.read_text())
-        self.assertEqual(Payment.objects.count(), 1)
         placed.refresh_from_db()
         self.assertEqual(placed.paid_cents, 4200)
+        self.wait_until(lambda: any("Thank you" in mail.read_text() for mail in self.mails.glob("*")))
+        self.assertEqual(len(list(self.mails.iterdir())), 1)
 
-    def test_payment_without_a_key_is_refused(self) -> None:
-        """Called directly, the task has no key: there is no row without one, and nothing is paid."""
+    def test_payment_in_a_transaction_is_refused(self) -> None:
+        """A rollback of the caller's would undo the payment under a record that says that it is there."""
         placed = Order.objects.create(reference="ord-21", email="ann@example.com")
-        with self.assertRaises(IntegrityError):
-            record_payment(placed.pk, 4200)
-        placed.refresh_from_db()
-        self.assertEqual(placed.paid_cents, 0)
+        with transaction.atomic(), self.assertRaisesMessage(ConfigurationError, "inside a transaction"):
+            record_payment.apply((placed.pk, 4200), idempotency_key="evt-2").get()
+        self.assertFalse(Payment.objects.exists())

@@ -8,13 +8,18 @@ BASE = Path(__file__).parents[1]
 
 SECRET_KEY = "only for this example"  # noqa: S105
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
-INSTALLED_APPS = ["orders"]
+INSTALLED_APPS = ["idempotent_tasks.receipts.django", "orders"]
 ROOT_URLCONF = "shop.urls"
 TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-POSTGRESQL = {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ.get("PGDATABASE")}
+POSTGRESQL = {
+    "ENGINE": "django.db.backends.postgresql",
+    "NAME": os.environ.get("PGDATABASE"),
+    # Ends the transaction of a worker that is frozen or gone, for whose receipt others wait.
+    "OPTIONS": {"options": "-c idle_in_transaction_session_timeout=60s"},
+}
 SQLITE: dict[str, Any] = {
     "ENGINE": "django.db.backends.sqlite3",
     "NAME": os.environ.get("SQLITE", BASE / "db.sqlite3"),

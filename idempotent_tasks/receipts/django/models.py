@@ -2,6 +2,7 @@
 
 from django.db import models
 
+from idempotent_tasks.receipts.django.fields import KeyText
 from idempotent_tasks.receipts.table import TABLE
 
 __all__ = ["Receipt"]
@@ -11,8 +12,8 @@ class Receipt(models.Model):
     """One key's row: what its run in this database has ended with."""
 
     pk = models.CompositePrimaryKey("key", "step")
-    key = models.TextField()
-    step = models.TextField()
+    key = KeyText()
+    step = KeyText()
     generation = models.BigIntegerField()
     fence = models.BigIntegerField()
     task_id = models.TextField()

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, get_args
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.transaction import atomic
 
-from idempotent_tasks.core.receipts import Receipt, ReceiptsState
-from idempotent_tasks.errors import ConfigurationError
+from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
+from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.receipts.dialects import Failure
 from idempotent_tasks.receipts.table import ReceiptTable, dialect_of, driver_error
 
@@ -84,7 +84,9 @@ class DjangoReceipts:
 
     @property
     def _table(self) -> ReceiptTable:
-        return ReceiptTable(dialect_of(connections[self.using].vendor), f"the database {self.using!r} of Django")
+        connection = connections[self.using]
+        kind = "mariadb" if connection.vendor == "mysql" and connection.mysql_is_mariadb else connection.vendor
+        return ReceiptTable(dialect_of(kind), f"the database {self.using!r} of Django")
 
 
 def _executed(connection: Any, statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
@@ -149,7 +151,7 @@ class DjangoTransaction:
         except BaseException as error:
             self.rollback()
             self._close()
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, TransactionLost | IdempotencyError):
                 raise
             raise self._table.failed(error) from error
 

@@ -34,7 +34,6 @@ class Migration(migrations.Migration):
             name="Payment",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("idempotency_key", models.TextField(unique=True)),
                 ("cents", models.IntegerField()),
                 ("order", models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, to="orders.order")),
             ],

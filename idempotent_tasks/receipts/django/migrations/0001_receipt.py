@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from django.db import migrations, models
 
+from idempotent_tasks.receipts.django.fields import KeyText
+
 
 class Migration(migrations.Migration):
     """The first version of the table."""
@@ -20,8 +22,8 @@ class Migration(migrations.Migration):
                         "key", "step", blank=True, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("key", models.TextField()),
-                ("step", models.TextField()),
+                ("key", KeyText()),
+                ("step", KeyText()),
                 ("generation", models.BigIntegerField()),
                 ("fence", models.BigIntegerField()),
                 ("task_id", models.TextField()),
