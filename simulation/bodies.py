@@ -253,6 +253,14 @@ class Run:
         self._world.note("callbacks-stopped", id=self._task.request.id, run=self._number)
         self._task.request.callbacks = None
 
+    def _stop_callbacks_at_first(self, _: None) -> None:
+        if not self._task.idempotency.tries:
+            self._stop_callbacks(1)
+
+    def _do_nothing_at_first(self, _: None) -> None:
+        if not self._task.idempotency.tries:
+            self._do_nothing(1)
+
     def _do_nothing(self, _: float) -> None:
         self._world.note("nothing-done", run=self._number)
         self._task.idempotency.nothing_done()

@@ -222,6 +222,7 @@ class Session:
         self._database = database
         self._scheduler = database.world.scheduler
         self._process = process
+        self._is_cut = False
         self._arrives_at = 0.0
         self._heard = 0
         self.number = database.enter(self)
@@ -299,11 +300,11 @@ class Session:
         world, seconds = self._database.world, None
         fault = self._database.fault_of("commit", *COMMIT_FAULTS)
         self._database.strike()
-        if fault == "commit-lost":
-            if world.draw.random() < 0.5:
-                # Else the server hears nothing of the end of the connection.
-                self.hang_up()
-            world.scheduler.sleep(world.draw.uniform(*WAY_SECONDS))
+        if fault == "commit-vanished":
+            # The server hears no more of this connection, not even its end.
+            self._is_cut = True
+        if fault in ("commit-lost", "commit-vanished"):
+            world.scheduler.sleep(CLIENT_SECONDS)
             raise DisconnectedError("simulated: the connection is lost")
         if fault == "commit-late":
             seconds = world.draw.uniform(0, LATEST_SECONDS)
@@ -320,7 +321,8 @@ class Session:
 
     def hang_up(self) -> None:
         """Close the connection, after what was sent before."""
-        self._send(0.0, self.end)
+        if not self._is_cut:
+            self._send(0.0, self.end)
 
     def hear(self) -> None:
         """Begin to wait for the next request, at the server."""

@@ -145,6 +145,8 @@ class DirectedWorld(World):
         self.schedule = SCHEDULES[seed % len(SCHEDULES)]
         self._cues: list[_Cue] = []
         self._misfortunes: list[_Misfortune] = []
+        #: The same for requests to the user's database.
+        self._mishaps: list[_Misfortune] = []
         #: How many calls are still to be published.
         self._to_come = 0
         #: Called when the history has ended.
@@ -154,6 +156,7 @@ class DirectedWorld(World):
         self.broker.visibility_seconds = None
         self.history.expected, self.history.due = dict(self.schedule.expected), self.schedule.due
         self._recorder.on_entry = self._cue
+        self.database.on_request = self._direct_database
 
     def _subject(self) -> tuple[str, frozenset[str], Faults]:
         return self.schedule.task, self.schedule.features, _DirectedFaults(self.draw)
@@ -228,6 +231,19 @@ class DirectedWorld(World):
             course: as in `RequestFault`.
         """
         self._misfortunes.append(_Misfortune(request, fault, times, course, also, machine))
+
+    def befall_database(
+        self, request: str, fault: str, times: int = 1, also: Callable[[SimulatedProcess], None] = lambda _: None
+    ) -> None:
+        """Give the next requests of a kind to the user's database a fault, and do something when each is sent.
+
+        Args:
+            request: ``begin``, ``write`` or ``commit``.
+            fault: one of `DATABASE_FAULTS`; ``usual`` for none.
+            times: how many requests.
+            also: called with the process that sends it.
+        """
+        self._mishaps.append(_Misfortune(request, fault, times, {}, also, None))
 
     def decide(self, *judgements: int | None, after: float = 1.0, pause: float = 0.0) -> None:
         """Have a person decide the key when it is parked first, second, ...
@@ -312,6 +328,15 @@ class DirectedWorld(World):
                 self.faults.course = dict(each.course)
                 each.also(sender)
                 return
+
+    def _direct_database(self, request: str, sender: Any) -> str | None:
+        for each in self._mishaps:
+            if each.times and each.request == request:
+                each.times -= 1
+                self.faults.counts[each.fault] += 1
+                each.also(sender)
+                return None if each.fault == "usual" else each.fault
+        return None
 
     def process_of(self, entry: Entry) -> SimulatedProcess:
         """Return the process that an entry is about."""
@@ -1120,3 +1145,280 @@ def _missing_ignored_result(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("return", "large-result"))
     world.call(3, "task-1", ("return", "large-result"), ignore_result=True)
     world.lose_results()
+
+
+#: A row, and a while for something to happen before its commit.
+_SLOW_ROW: Final = (("row", "usual"), ("sleep", 1))
+
+
+def _kills_between(world: DirectedWorld) -> None:
+    """Have a process die when its transaction is committed, and its outcome is not recorded yet."""
+    world.upon("receipt-committed", lambda entry: world.killing(0.0)(world.process_of(entry)))
+
+
+def _stands_still(world: DirectedWorld, seconds: float) -> None:
+    """Have the first run stand still in its transaction."""
+    world.upon(
+        "began", lambda entry: world.scheduler.after(0.5, lambda: world.stopping(seconds)(world.process_of(entry)))
+    )
+
+
+@_schedule("a commit whose answer is lost", "rows", expected={"began": 1, "row-committed": 1, "Committed": 1}, due=6)
+def _unanswered_row(world: DirectedWorld) -> None:
+    """The row of the receipt says that it was committed."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "commit-unanswered")
+
+
+@_schedule("a commit that does not arrive", "rows", expected={"began": 2, "row-committed": 1, "Deferred": 0}, due=6)
+def _lost_row(world: DirectedWorld) -> None:
+    """The receipt is not there, so the body runs again, under the same claim."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "commit-lost")
+
+
+@_schedule("a row that nobody gives up", "rows", expected={"began": 2, "row-committed": 1, "waits": 4}, due=60)
+def _held_row(world: DirectedWorld) -> None:
+    """The server does not hear of the connection's end, and keeps the row until it has been silent for too long."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "commit-vanished")
+
+
+@_schedule("a deadlock at the end", "rows", expected={"began": 2, "row-committed": 1, "Released": 0}, due=4)
+def _deadlock_at_commit(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "deadlock-at-commit")
+
+
+@_schedule("a deadlock in a body", "rows", expected={"began": 2, "row-committed": 1, "followed": 1}, due=6)
+def _deadlock_in_body(world: DirectedWorld) -> None:
+    """What the first try wanted to follow does not."""
+    world.call(0, "task-0", ("then", None), ("row", "usual"))
+    world.befall_database("write", "deadlock-in-body")
+
+
+@_schedule(
+    "a link that a lost try has stopped", "rows", expected={"began": 2, "row-committed": 1, "followed": 1}, due=6
+)
+def _link_of_lost_try(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("stop_callbacks_at_first", None), ("row", "usual"), linked=True)
+    world.befall_database("commit", "deadlock-at-commit")
+
+
+@_schedule("a lost try that said that it did nothing", "rows", expected={"began": 3, "row-committed": 1}, due=12)
+def _nothing_done_in_lost_try(world: DirectedWorld) -> None:
+    """The second one, which retries, has not said so."""
+    world.call(0, "task-0", ("do_nothing_at_first", None), ("row", "usual"), ("retry", 1))
+    world.befall_database("write", "deadlock-in-body")
+
+
+@_schedule("a process that dies between two commits", "rows", expected={"began": 1, "row-committed": 1, "followed": 1})
+def _death_between_commits(world: DirectedWorld) -> None:
+    """Who finds the receipt sends what follows, and takes its result."""
+    world.call(0, "task-0", ("row", "usual"), ("then", None))
+    _kills_between(world)
+
+
+@_schedule("a process that dies before its commit", "rows", expected={"began": 2, "row-committed": 1}, due=8)
+def _death_before_commit(world: DirectedWorld) -> None:
+    world.call(0, "task-0", *_SLOW_ROW)
+    _kills_first(world)
+
+
+@_schedule("a commit of a dead process", "rows", expected={"began": 1, "row-committed": 1, "Committed": 1}, due=8)
+def _commit_of_the_dead(world: DirectedWorld) -> None:
+    """It was on its way."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "usual", also=world.killing(0.0005))
+
+
+@_schedule(
+    "a transaction that stands still",
+    "rows",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "row-committed": 1, "receipt-committed": 1, "Replayed": 1},
+    due=70,
+)
+def _zombie_in_transaction(world: DirectedWorld) -> None:
+    """The server has ended it, and another run has committed, when it goes on."""
+    world.call(0, "task-0", *_SLOW_ROW)
+    world.call(2, "task-1", ("row", "usual"))
+    _stands_still(world, 60)
+
+
+@_schedule(
+    "a process that stands still while its transaction begins",
+    "rows",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 1, "row-committed": 1, "Replayed": 1},
+    due=70,
+)
+def _zombie_before_body(world: DirectedWorld) -> None:
+    """Its claim has ended when it goes on."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.call(2, "task-1", ("row", "usual"))
+    world.befall_database("begin", "usual", also=world.stopping(60))
+
+
+@_schedule(
+    "a final failure beside a success",
+    "rows",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "row-committed": 1, "receipt-committed": 1},
+    due=70,
+)
+def _failure_beside_success(world: DirectedWorld) -> None:
+    """What has failed finds the receipt of what has not."""
+    world.call(0, "task-0", *_SLOW_ROW, ("fail_finally", 1))
+    world.call(2, "task-1", ("row", "usual"))
+    _stands_still(world, 60)
+
+
+@_schedule("a final failure", "rows", expected={"began": 1, "row-committed": 0, "receipt-committed": 1}, due=5)
+def _failure_with_row(world: DirectedWorld) -> None:
+    """It has a receipt, and no row."""
+    world.call(0, "task-0", ("row", "usual"), ("fail_finally", 1))
+    world.call(3, "task-1", ("row", "usual"))
+
+
+@_schedule(
+    "a result that is known beside a transaction",
+    "rows-recovers",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 1, "asked": 1, "row-committed": 0, "receipt-committed": 1},
+    due=90,
+)
+def _done_beside_zombie(world: DirectedWorld) -> None:
+    """The effect at the provider was made, the row was not, and never will be."""
+    world.call(0, "task-0", ("charge", None), ("row", "usual"), ("sleep", 2))
+    world.call(3, "task-1", ("charge", None))
+    world.upon("charged", lambda _: _stop_running(world, 60))
+
+
+def _stop_running(world: DirectedWorld, seconds: float) -> None:
+    """Have the process stand still, a moment later, whose body began first."""
+    process = world.process_of(world.history.of("began")[0])
+    world.scheduler.after(1.0, lambda: world.stopping(seconds)(process))
+
+
+@_schedule(
+    "what follows is refused", "rows", expected={"began": 1, "row-committed": 1, "followed": 1, "Replayed": 1}, due=30
+)
+def _refused_following(world: DirectedWorld) -> None:
+    """The key has no outcome before it is sent."""
+    world.call(0, "task-0", ("row", "usual"), ("then", None))
+    world.upon("receipt-committed", world.during(0.3, "publish-refused"))
+
+
+@_schedule(
+    "an interrupt during a commit", "rows-soft", expected={"began": 1, "row-committed": 1, "Committed": 1}, due=9
+)
+def _interrupt_in_commit(world: DirectedWorld) -> None:
+    """It was carried out, which is too late to matter."""
+    world.call(0, "task-0", ("row", "usual"), ("sleep", 3.5))
+    world.befall_database("commit", "commit-unanswered")
+
+
+@_schedule(
+    "an interrupt during a commit that is lost",
+    "rows-soft",
+    expected={"began": 1, "row-committed": 0, "Released": 1},
+    due=9,
+)
+def _interrupt_in_lost_commit(world: DirectedWorld) -> None:
+    """The body's time is up."""
+    world.call(0, "task-0", ("row", "usual"), ("sleep", 3.5))
+    world.befall_database("commit", "commit-lost")
+
+
+@_schedule(
+    "a later start of the key",
+    "rows-brief",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 3, "row-committed": 2, "receipt-committed": 2, "Superseded": 0},
+    due=110,
+)
+def _later_start(world: DirectedWorld) -> None:
+    """What stood still from before has no effect, and does not take the result."""
+    world.call(0, "task-0", *_SLOW_ROW)
+    world.call(2, "task-1", ("row", "usual"))
+    world.call(75, "task-2", ("row", "usual"))
+    _stands_still(world, 90)
+
+
+@_schedule("a database that is away", "rows", expected={"began": 1, "Deferred": 1, "row-committed": 1}, due=20)
+def _database_away(world: DirectedWorld) -> None:
+    """No run has begun."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("begin", "database-away")
+
+
+@_schedule("a look that fails", "rows-recovers", expected={"began": 2, "asked": 1}, due=60)
+def _failed_look(world: DirectedWorld) -> None:
+    """It is no run either."""
+    world.call(0, "task-0", *_SLOW_ROW)
+    _kills_first(world)
+    world.befall_database("begin", "usual")
+    world.befall_database("begin", "database-away")
+
+
+@_schedule(
+    "a lost transaction of a task that asks",
+    "rows-recovers",
+    expected={"began": 1, "asked": 1, "row-committed": 0, "receipt-committed": 1},
+    due=60,
+)
+def _lost_and_asked(world: DirectedWorld) -> None:
+    """Its body has charged, so it does not run again at once."""
+    world.call(0, "task-0", ("charge", None), ("row", "usual"))
+    world.call(20, "task-1", ("charge", None), ("row", "usual"))
+    world.befall_database("commit", "deadlock-at-commit")
+
+
+@_schedule(
+    "a receipt before a question", "rows-recovers", expected={"began": 1, "asked": 0, "row-committed": 1}, due=30
+)
+def _receipt_before_question(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("row", "usual"))
+    _kills_between(world)
+
+
+@_schedule("a receipt before a person", "rows-parks", expected={"began": 1, "Parked": 0, "row-committed": 1}, due=12)
+def _receipt_before_person(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("row", "usual"))
+    _kills_between(world)
+
+
+@_schedule(
+    "a decision beside a transaction",
+    "rows-parks",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 1, "Parked": 1, "row-committed": 0, "receipt-committed": 1},
+    due=90,
+)
+def _decision_beside_zombie(world: DirectedWorld) -> None:
+    """It leaves its receipt first, which the transaction meets that stood still."""
+    world.call(0, "task-0", *_SLOW_ROW)
+    world.call(2, "task-1", ("row", "usual"))
+    _stands_still(world, 70)
+    world.decide(7)
+
+
+@_schedule("a row before a retry was published", "rows", expected={"began": 2, "row-committed": 1}, due=12)
+def _row_before_retry(world: DirectedWorld) -> None:
+    """The retry commits, its first run does not."""
+    world.call(0, "task-0", ("row", "usual"), ("retry_quietly", 1))
+
+
+@_schedule("a row with a result that cannot be written", "rows", expected={"began": 2, "row-committed": 1}, due=5)
+def _unwritable_with_row(world: DirectedWorld) -> None:
+    """It is rolled back, and the key is free."""
+    world.call(0, "task-0", ("row", "usual"), ("return", "unwritable-result"))
+    world.call(2, "task-1", ("row", "usual"))
+
+
+@_schedule("a constraint at the end", "rows", expected={"began": 1, "row-committed": 0, "receipt-committed": 1}, due=5)
+def _constraint_at_commit(world: DirectedWorld) -> None:
+    """It is the body's final failure."""
+    world.call(0, "task-0", ("row", "row-refused-finally"))
+    world.call(3, "task-1", ("row", "usual"))
