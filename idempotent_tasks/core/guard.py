@@ -79,6 +79,8 @@ NOT_LOCKED: Final = "NotLocked"
 RERUN: Final = "Rerun"
 #: The reason of the release of a claim that ended before its body could begin.
 CLAIM_ENDED: Final = "ClaimEnded"
+#: The reason of the release of a claim that would give an outcome to a later start of the key than its receipt is of.
+LATER_START: Final = "LaterStart"
 #: Seconds between two claims of a busy key under ``on_busy="wait"``.
 WAIT_PAUSE: Final = 0.5
 
@@ -596,6 +598,9 @@ class Guard:
         if not isinstance(answer, Superseded) or not answer.record.free or answer.record.fence == run.claim.fence:
             return answer
         match self.store.claim(run.claim.request.by(this_process().token())):
+            case Granted(claim) if run.receipt is not None and claim.generation != run.receipt.generation:
+                # Another run could still commit its rows beside an outcome that has no receipt of its generation.
+                self.store.release(claim, LATER_START, began=False)
             case Granted(claim):
                 run.claim = claim
                 return self.store.commit(run, outcome)

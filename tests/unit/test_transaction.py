@@ -21,7 +21,7 @@ from idempotent_tasks.core.guard import (
 )
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Receipt
-from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.records import Busy, Record
 from idempotent_tasks.core.recovery import Done, NotDone, Recovery
 from idempotent_tasks.core.retry import MOST_TRANSACTIONS
 from idempotent_tasks.events import Committed
@@ -205,6 +205,25 @@ def test_a_later_start_of_the_key_supersedes(bank: Bank, clock: FakeClock) -> No
     assert isinstance(verdict, Unwritten)
     assert "a later start of the key" in verdict.error.message
     assert bank.receipts.effects == [2]
+
+
+def test_an_outcome_of_an_earlier_start_is_not_recorded_in_a_later_one(bank: Bank, clock: FakeClock) -> None:
+    """That one would have an outcome without a receipt, beside which another run could still commit its rows."""
+    guard = bank.guard(expires=10, unresolved_for=10)
+
+    def outlive(run: RunContext) -> int:
+        clock.advance(100)
+        with pytest.raises(ValueError, match="no"):
+            bank.deliver("two", guard)
+        return run.run
+
+    bank.then = [outlive, raising(ValueError("no"))]
+    verdict = bank.bench.deliver("one", bank.deposit, guard=guard, retention_seconds=10, lease_seconds=5)
+    assert isinstance(verdict, Busy)
+    assert (bank.record.free, bank.receipts.effects) == (True, [1])
+    assert bank.deliver("three", guard) == Returned(3)
+    (row,) = bank.receipts.rows.values()
+    assert (row.generation, bank.receipts.effects) == (bank.record.generation, [1, 3])
 
 
 def test_an_expired_receipt_is_written_over(bank: Bank, clock: FakeClock) -> None:
