@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
-from idempotent_tasks.errors import StoreUnavailableError
+from idempotent_tasks.errors import StoreMisconfiguredError, StoreUnavailableError
 from simulation.faults import COMMIT_FAULTS
 from simulation.process import check_alive
 from simulation.scheduler import START, Event
@@ -188,6 +188,9 @@ class Database:
     def strike(self) -> None:
         """Kill or stop the process that sends a request, while that is under way, if that befalls it."""
         world, process = self.world, _sender()
+        if process.name() == world.history.person:
+            # Who is killed decides nothing any more; that somebody goes away has a fault of its own.
+            return
         after = world.draw.uniform(0, STRIKE_SECONDS)
         if world.faults.happens("killed-in-transaction"):
             world.scheduler.after(after, process.kill)
@@ -294,6 +297,7 @@ class Session:
 
         Raises:
             DeadlockError, DisconnectedError: as `insert`; after the second it may be committed.
+            StoreMisconfiguredError: the receipt does not fit into the table.
             Exception: what a constraint says.
         """
         check_alive()
@@ -309,8 +313,13 @@ class Session:
         if fault == "commit-late":
             seconds = world.draw.uniform(0, LATEST_SECONDS)
 
+        refusals: dict[str | None, Exception] = {
+            "deadlock-at-commit": DeadlockError("simulated: a deadlock"),
+            "receipt-unfit": StoreMisconfiguredError("simulated: the receipt does not fit into the table"),
+        }
+
         def carry_out(answer: Answer) -> None:
-            refusal = DeadlockError("simulated: a deadlock") if fault == "deadlock-at-commit" else self.refusal
+            refusal = refusals.get(fault, self.refusal)
             if refusal is None:
                 self._database.store(self, receipt)
             self.end()

@@ -1422,3 +1422,16 @@ def _constraint_at_commit(world: DirectedWorld) -> None:
     """It is the body's final failure."""
     world.call(0, "task-0", ("row", "row-refused-finally"))
     world.call(3, "task-1", ("row", "usual"))
+
+
+@_schedule(
+    "a key that begins anew under a transaction",
+    "rows",
+    expected={"began": 2, "row-committed": 2, "Claimed": 4},
+    due=40,
+)
+def _anew_under_transaction(world: DirectedWorld) -> None:
+    """Its outcome is that of the start that nobody knows any more, and not of the next one."""
+    world.call(0, "task-0", ("row", "usual"), ("sleep", 9.2))
+    world.upon("began", world.forget)
+    world.call(2, "task-1", ("row", "usual"))

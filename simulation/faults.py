@@ -36,7 +36,10 @@ TRANSACTION_FAULTS: Final = ("transaction-conflict", "transaction-slow", "transa
 SLOW_SECONDS: Final = 1.5
 #: The ways of a ``COMMIT`` in the user's database to go wrong: it is refused, does not arrive, not even the end of its
 #: connection does, it is late, or its answer does not arrive.
-COMMIT_FAULTS: Final = ("deadlock-at-commit", "commit-lost", "commit-vanished", "commit-late", "commit-unanswered")
+COMMIT_FAULTS: Final = (
+    *("deadlock-at-commit", "receipt-unfit"),
+    *("commit-lost", "commit-vanished", "commit-late", "commit-unanswered"),
+)
 #: All ways of what that database is asked for.
 DATABASE_FAULTS: Final = (*COMMIT_FAULTS, "deadlock-in-body", "database-away", "database-restarted")
 #: The ways of a call of the bucket to go wrong.

@@ -183,8 +183,9 @@ def _reported_rows(rows: ReceiptRows) -> Found:
     for entry, run in rows.reports():
         if entry.details["id"] in handed_over:
             continue
-        key, _ = start = rows.start_of(rows.began[run])
-        before = [each for each in rows.of_start(start) if each.at < entry.at]
+        # What is known of a run may be the result of a later start too.
+        key = rows.began[run].details["key"]
+        before = [each for each in rows.receipts if each.details["key"] == key and each.at < entry.at]
         if not any(rows.value_of(each) == entry.details["value"] for each in before):
             yield entry.at, f"the result of run {run} of {key} was reported without a receipt"
             continue
