@@ -108,8 +108,8 @@ class ReceiptRows:
     def reports(self) -> Iterator[tuple[Entry, int]]:
         """Yield what deliveries report as the result of a run whose body returned in a transaction."""
         # What follows a run may return its number too.
-        own = {e.details["id"] for e in self.history.of("published") if e.details["task"] == self.history.task}
-        for entry in self.history.of("reported") if self.returned else ():
+        own = {e.details["id"] for e in self.history.of("published") if e.details.get("task") == self.history.task}
+        for entry in self.history.of("reported"):
             value = entry.details["value"]
             run = value.get("run") if isinstance(value, dict) else value
             is_success = entry.details["status"] == "SUCCESS" and entry.details["id"] in own
