@@ -249,6 +249,7 @@ def _declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge, *
 
 
 _LINES: Final = {
+    events.Claimed: What.CLAIMED,
     events.Committed: What.COMMITTED,
     events.Deferred: What.DEFERRED,
     events.Replayed: What.REPLAYED,

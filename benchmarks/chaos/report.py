@@ -48,14 +48,16 @@ _COLUMNS: Final = {
     "limit": "(limit)",
     "zombie_run": "(zombie runs)",
     "zombie_effect": "(zombie effects)",
+    "by_zombies": "by zombies",
     "recovered": "recovered",
     "parked": "parked",
     "resolved": "resolved",
 }
-#: What only a run with this option shows.
+#: What only a run with this option, or these, shows.
 _ONLY: Final = {
     "zombie_run": "pause",
     "zombie_effect": "pause",
+    "by_zombies": "rows, pause",
     "recovered": "provider",
     "parked": "provider",
     "resolved": "provider",
