@@ -21,7 +21,7 @@ class What(StrEnum):
     RECEIVED = "received"
     #: The body: it runs.
     STARTED = "started"
-    #: The body: its side effect. Of a row or an item, when all is over and it is there: the time is that of its writing.
+    #: The body: its side effect. A row or an item is read when all is over; the time is when the body wrote it.
     EFFECT = "effect"
     #: The provider: the side effect that a body has asked for, whatever has become of the body meanwhile.
     CHARGED = "charged"
