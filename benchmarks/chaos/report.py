@@ -31,6 +31,8 @@ _PACKAGES: Final = (
     "celery-once",
     "celery-singleton",
     "aws-lambda-powertools",
+    "sqlalchemy",
+    "psycopg",
     "idempotent-tasks",
 )
 #: So many findings of a contender are shown; the JSON file has all.
