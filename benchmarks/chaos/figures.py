@@ -212,6 +212,7 @@ def _counts(events: Sequence[Event]) -> dict[str, int]:
         "resolved": len({event.key for event in events if event.what is What.RESOLVED}),
         "resolved_done": sum(event.what is What.RESOLVED and event.state == "done" for event in events),
         "recovered": sum(event.what is What.RECOVERED and event.state == "done" for event in events),
+        "claims": tally[What.CLAIMED],
         "deferrals": tally[What.DEFERRED],
         "replays": tally[What.REPLAYED],
         "lost_claims": tally[What.LOST_CLAIM],

@@ -96,6 +96,9 @@ def test_effects_in_a_database_are_repeated_by_none_that_commits_its_result_with
         assert each["counts"]["children_killed"] > 0
         assert each["tally"]["limit"] == each["tally"]["zombie_effect"] == each["broken"] == 0, output
         assert each["counts"]["effects"] == 12
+    # Whose effects are zombies' shows in the claims; a lock by hand has none.
+    counts = [contenders[name]["counts"] for name in names]
+    assert [each["claims"] >= each["runs"] > 0 for each in counts] == [True, True, False]
 
 
 @pytest.mark.parametrize(
