@@ -75,9 +75,11 @@ class Database:
         check_alive()
         assert receipt is not None, "no simulated run is without a record"
         world = self.world
-        fault = self.on_request("begin", _sender())
-        if world.faults.happens("database-away") or fault or world.scheduler.now < self.away_until:
+        fault = self.fault_of("begin", "database-away", "deadlock-at-begin")
+        if fault is not None or world.scheduler.now < self.away_until:
             world.scheduler.sleep(world.draw.uniform(*WAY_SECONDS))
+            if fault == "deadlock-at-begin":
+                raise TransactionLost(DeadlockError("simulated: a deadlock"))
             raise StoreUnavailableError("simulated: the database does not answer")
         self.strike()
         session = Session(self, receipt)

@@ -1435,3 +1435,19 @@ def _anew_under_transaction(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("row", "usual"), ("sleep", 9.2))
     world.upon("began", world.forget)
     world.call(2, "task-1", ("row", "usual"))
+
+
+@_schedule("a deadlock at a look", "rows-parks", expected={"began": 1, "Parked": 0, "row-committed": 1}, due=12)
+def _deadlock_at_look(world: DirectedWorld) -> None:
+    """It is looked again."""
+    world.call(0, "task-0", ("row", "usual"))
+    _kills_between(world)
+    world.befall_database("begin", "usual")
+    world.befall_database("begin", "deadlock-at-begin")
+
+
+@_schedule("a receipt that does not fit", "rows", expected={"began": 2, "Deferred": 1, "row-committed": 1}, due=20)
+def _unfit_receipt(world: DirectedWorld) -> None:
+    """Its row is rolled back, and the message comes again."""
+    world.call(0, "task-0", ("row", "usual"))
+    world.befall_database("commit", "receipt-unfit")

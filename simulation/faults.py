@@ -41,7 +41,10 @@ COMMIT_FAULTS: Final = (
     *("commit-lost", "commit-vanished", "commit-late", "commit-unanswered"),
 )
 #: All ways of what that database is asked for.
-DATABASE_FAULTS: Final = (*COMMIT_FAULTS, "deadlock-in-body", "database-away", "database-restarted")
+DATABASE_FAULTS: Final = (
+    *COMMIT_FAULTS,
+    *("deadlock-at-begin", "deadlock-in-body", "database-away", "database-restarted"),
+)
 #: The ways of a call of the bucket to go wrong.
 BUCKET_FAULTS: Final = ("bucket-failed", "bucket-slow", "upload-lost")
 #: What an operator's command has done to a record.
