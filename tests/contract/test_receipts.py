@@ -457,6 +457,28 @@ class TestWhatTheDatabaseSays:
             assert isinstance(teller.deliver(owner="zero"), Unwritten)
         assert (teller.deliver(), teller.runs) == (Returned(1), 1)
 
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_connection_that_ends_in_the_body(self, make_bank: MakeBank, kind: str) -> None:
+        """Nothing was committed: it begins again on another one, where a successor's receipt would be found."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+        mine, end, left = {
+            "postgresql": ("pg_backend_pid()", "SELECT pg_terminate_backend({})", "pg_stat_activity WHERE pid"),
+            "mariadb": ("connection_id()", "KILL {}", "information_schema.processlist WHERE id"),
+        }[kind.partition("-")[2]]
+
+        def lose(run: RunContext) -> str:
+            if teller.runs == 1:
+                ((number,),) = bank.execute(run, f"SELECT {mine}")
+                _elsewhere(other, end.format(number))
+                _until(lambda: _read_by(other, f"SELECT 1 FROM {left} = {number}") == [])
+                bank.deposit(run, 100)
+            return "done"
+
+        assert teller.deliver(lose) == Returned("done")
+        assert (teller.runs, bank.deposits()) == (2, [2])
+
     @pytest.mark.parametrize("kind", POSTGRESQL)
     @pytest.mark.parametrize("goes_on", [True, False])
     def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
