@@ -123,7 +123,14 @@ class AtomicWrites:
 def _writes_once(writes: AtomicWrites) -> Found:
     """A key's writes take effect with its outcome, and once, but where its record begins anew."""
     last: dict[str, Entry] = {}
+    unguarded: set[int] = set()
     for transaction, applied in writes.applied.items():
+        runs = writes.runs_of(transaction)
+        if all(writes.began[run].details["owner"] is None for run in runs):
+            if runs & unguarded:
+                yield applied[0].at, f"the writes of run {min(runs)} took effect again"
+            unguarded |= runs
+            continue
         if transaction not in writes.records:
             yield applied[0].at, "writes took effect without a record"
             continue

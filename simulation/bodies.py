@@ -234,7 +234,10 @@ class Run:
 
     def _write(self, kind: str) -> None:
         run = self._task.idempotency
-        self._writes = writes_of(kind, run.key, self._number, run.claim.generation, self._world.draw)
+        # A run without a record is the only one of its own key, which is only in the app's table.
+        claim = getattr(run, "claim", None)
+        key, generation = run.key or f"unguarded-{self._number}", 0 if claim is None else claim.generation
+        self._writes = writes_of(kind, key, self._number, generation, self._world.draw)
 
     def _charge(self, _: None) -> None:
         try:

@@ -39,7 +39,7 @@ _OPERANDS: Final = {
     "removal": ":message",
 }
 #: The same for what is known by its operation.
-_OPERATIONS: Final = {"transaction": TRANSACTION, "read": "get_item"}
+_OPERATIONS: Final = {"transaction": TRANSACTION, "read": "get_item", "restore": "put_item"}
 #: How many bodies a worker runs at once.
 CHILDREN: Final = 2
 #: Seconds of a body that is only to be over.
@@ -280,6 +280,13 @@ class DirectedWorld(World):
         self.faults.counts["forgotten"] += 1
         parameters = {"TableName": RECORDS, "Key": {"id": {"S": key}}}
         self.service.carry_out("delete_item", parameters, self.process_named(self.history.operator))
+
+    def lose_results(self) -> None:
+        """Have the bucket's objects deleted after the next commit."""
+        kept = self.bucket.objects
+        self.upon("Committed", lambda _: setattr(self.bucket, "objects", {}))
+        # What the record stands for is still what it was.
+        self.at_end.append(lambda: self.history.objects.update(kept))
 
     def close(self, seconds: float) -> None:
         """Make the check of ``unless-closed`` false for so many seconds."""
@@ -577,10 +584,7 @@ def _large_result(world: DirectedWorld) -> None:
 def _missing_result(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("return", "large-result"))
     world.call(3, "task-1", ("return", "large-result"))
-    kept = world.bucket.objects
-    world.upon("Committed", lambda _: setattr(world.bucket, "objects", {}))
-    # What the record stands for is still what it was.
-    world.at_end.append(lambda: world.history.objects.update(kept))
+    world.lose_results()
 
 
 @_schedule("an upload that fails", "leased", expected={"began": 1, "Replayed": 1}, features=frozenset({"large-result"}))
@@ -992,3 +996,127 @@ def _unwritable_with_writes(world: DirectedWorld) -> None:
 def _writes_after_retry(world: DirectedWorld) -> None:
     """The retry writes, its first run does not."""
     world.call(0, "task-0", ("retry_quietly", 1), ("write", "adds"))
+
+
+@_schedule("writes without a record", "writes-unguarded", expected={"began": 1, "applied": 2}, due=9)
+def _writes_without_record(world: DirectedWorld) -> None:
+    """A try whose answer is lost was carried out, and the next one is the same transaction."""
+    world.call(0, "task-0", ("write", "adds"))
+    world.befall("transaction", "transaction-conflict", refusal=conflict)
+    world.befall("transaction", "answer-lost", answers=False)
+
+
+@_schedule("refused writes without a record", "writes-unguarded", expected={"began": 1, "applied": 0}, due=2)
+def _refused_without_record(world: DirectedWorld) -> None:
+    world.close(1)
+    world.call(0, "task-0", ("write", "unless-closed"))
+
+
+@_schedule("a record that is deleted", "leased", expected={"began": 1, "Committed": 1, "Replayed": 1}, due=5)
+def _forgotten(world: DirectedWorld) -> None:
+    """The outcome is written all the same: its effect is done."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.call(3, "task-1", ("sleep", SHORT))
+    world.upon("began", world.forget)
+
+
+@_schedule(
+    "an effect that another run has not finished",
+    "leased",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "Committed": 1, "Replayed": 1},
+    due=40,
+)
+def _unfinished_successor(world: DirectedWorld) -> None:
+    """It took the key over, and failed: the outcome of the one that stood still is the key's."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.call(2, "task-1", ("fail", 1))
+    world.call(30, "task-2", ("sleep", SHORT))
+    world.upon("began", lambda entry: world.stopping(20)(world.process_of(entry)))
+
+
+@_schedule(
+    "an orphan past its time limit",
+    "leased-limited",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 2, "Committed": 0},
+    due=25,
+)
+def _orphan(world: DirectedWorld) -> None:
+    """Nobody kills it, and it renews its claim no longer than it would have lived; its next run is killed in time."""
+    world.call(0, "task-0", ("sleep", 25))
+
+    def orphan(entry: Entry) -> None:
+        world.faults.counts["worker-killed"] += 1
+        machine = world.process_of(entry).machine
+        for worker in [each for each in world.workers if each.machine == machine]:
+            worker.kill(orphans=True)
+            world.workers.remove(worker)
+
+    world.upon("began", orphan)
+
+
+@_schedule("a renewal that is answered after its end", "leased", expected={"began": 1, "Renewed": 0, "Committed": 1})
+def _late_renewal(world: DirectedWorld) -> None:
+    """Nobody has taken the key, so that the outcome is recorded."""
+    world.call(0, "task-0", ("sleep", 5))
+    world.befall("renewal", "child-stopped", also=world.stopping(20), times=9)
+
+
+@_schedule("no writes without a record", "writes-unguarded", expected={"began": 1, "applied": 0}, due=1)
+def _nothing_without_record(world: DirectedWorld) -> None:
+    world.call(0, "task-0", ("write", "nothing"))
+
+
+@_schedule("a deleted record that is written late", "leased", expected={"began": 1, "Committed": 1, "Replayed": 1})
+def _forgotten_and_late(world: DirectedWorld) -> None:
+    """It is kept for as long as its task says, from when that is known."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.call(20, "task-1", ("sleep", SHORT))
+    world.upon("began", world.forget)
+    world.befall("restore", "child-stopped", also=world.stopping(4))
+
+
+@_schedule("a deleted record whose key is claimed", "leased", expected={"began": 2, "Committed": 1, "Superseded": 1})
+def _forgotten_and_claimed(world: DirectedWorld) -> None:
+    """The other run begins before the outcome of the first one arrives, which is not recorded then."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.upon("began", world.forget)
+    again = partial(world.call, 0, "task-1", ("sleep", SHORT))
+    world.befall("restore", "request-late", also=lambda _: again(), request_seconds=1.5)
+
+
+@_schedule(
+    "an effect that another run does not finish either",
+    "leased",
+    machines=("machine-0", "machine-1"),
+    expected={"began": 3, "Committed": 1, "Superseded": 1, "Replayed": 1},
+    due=60,
+)
+def _busy_successor(world: DirectedWorld) -> None:
+    """A third one claims the key before the one that stood still does: it is the one that counts."""
+    world.call(0, "task-0", ("sleep", 1))
+    world.call(2, "task-1", ("fail", 1))
+    third = partial(world.call, 0, "task-2", ("sleep", 5))
+
+    def stand_still(entry: Entry) -> None:
+        process = world.process_of(entry)
+        world.stopping(20)(process)
+        late = partial(world.befall, "claim", "request-late", also=lambda _: third(), request_seconds=1.5)
+        world.upon("Released", lambda _: late(machine=process.machine))
+
+    world.upon("began", stand_still)
+
+
+@_schedule(
+    "an ignored result that is gone",
+    "leased",
+    expected={"began": 1, "Replayed": 1},
+    features=frozenset({"large-result"}),
+    due=5,
+)
+def _missing_ignored_result(world: DirectedWorld) -> None:
+    """Nobody gets it, so that it is no reason to fail."""
+    world.call(0, "task-0", ("return", "large-result"))
+    world.call(3, "task-1", ("return", "large-result"), ignore_result=True)
+    world.lose_results()

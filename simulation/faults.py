@@ -151,6 +151,8 @@ def conflict(service: Any, _: str) -> Callable[[], Any]:
 
 
 def _throttled(service: Any, operation: str) -> Callable[[], Any]:
+    if operation == "transact_write_items":
+        return service.cancel([{"Code": "ThrottlingError"}])
     return service.refuse(operation, "ProvisionedThroughputExceededException", 400)
 
 

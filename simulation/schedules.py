@@ -48,6 +48,8 @@ FAULTS: Final = {
 JUDGED: Final = frozenset(
     {"began", "over", "stopped", "written", "asked", "answered", "returns-writes", "applied", "reported"}
 )
+#: Seconds for which an answer is late at most while its client waits for it.
+LATEST_ANSWER_SECONDS: Final = 60.0
 #: A schedule that has not ended after so many seconds has lost something, or runs in circles.
 GIVE_UP: Final = 600.0
 
@@ -124,7 +126,7 @@ class _Flight:
     #: Of a request: arrives once more, unanswered.
     repeat: Callable[[], None] = lambda: None
     late: bool = False
-    #: Of a body: by when it is over.
+    #: Of a body: by when it is over; of an answer that is late: by when it arrives.
     until: float = 0.0
 
 
@@ -186,7 +188,8 @@ class _ChoosingScheduler(Scheduler):
         prompt = [each for each in self.flights if not each.late and self._can_arrive(each)]
         for flight in prompt:
             yield partial(self._arrive, flight)
-        if not is_over and self._due and all(each.until >= self._due[0][0] for each in prompt):
+        awaited = [*prompt, *(each for each in self.flights if each.late and each.kind == "answer")]
+        if not is_over and self._due and all(each.until >= self._due[0][0] for each in awaited):
             yield self._pass_time
         for flight in self.flights:
             if flight.late and self._can_arrive(flight):
@@ -240,6 +243,7 @@ class _ChoosingScheduler(Scheduler):
 
         def delay() -> None:
             flight.late = True
+            flight.until = self.now + LATEST_ANSWER_SECONDS
             # Who waits for an answer that is late waits on, or that answer is lost.
             if flight.kind == "request":
                 flight.miss()

@@ -157,6 +157,7 @@ DIRECTED_TASKS: Final = {
     # So that a claim which is taken early shows, whatever the clocks.
     "graceful": _declare("graceful", Idempotency(key="order", grace=20), time_limit=HARD_LIMIT_SECONDS),
     "strict": _declare("strict", _by_order(at_publish="raise", reserve=30, on_store_error="raise")),
+    "writes-unguarded": _declare("writes-unguarded", Idempotency(key="plan.nothing", missing_key="run")),
 }
 
 

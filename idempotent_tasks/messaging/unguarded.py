@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from celery.canvas import maybe_signature
+
 from idempotent_tasks.core.atomic import Atomic, transacting
 from idempotent_tasks.core.delivery import Delivery, read_delivery
 from idempotent_tasks.core.lease import RunContext
@@ -118,7 +120,7 @@ class UnguardedRun:
         finally:
             transaction.rollback()
         for signature in run.following:
-            signature.apply_async()
+            maybe_signature(signature).apply_async()
         return value
 
 

@@ -15,7 +15,7 @@ from celery.app import builtins
 from kombu import Connection
 
 from tests.support.documents import Book
-from tests.support.receipts import postgresql_url
+from tests.support.receipts import new_database
 from tests.testbed.processes import free_port
 from tests.testbed.servers import redis_server, roto_server
 
@@ -64,8 +64,8 @@ def replacements(
             found["amqp://guest:guest@localhost:5672//"] = url
             stack.callback(_delete_queue, url, found[QUEUE])
         if DATABASE_URL in text:
-            variables = request.getfixturevalue("postgresql")
-            found[DATABASE_URL] = postgresql_url(variables, stack.enter_context(_database(variables)))
+            at = request.getfixturevalue("postgresql")
+            found[DATABASE_URL] = stack.enter_context(new_database("postgresql", at, tmp_path)).url
         if "django.db.backends.postgresql" in text:
             server: dict[str, str] = request.getfixturevalue("postgresql")
             for name, value in server.items():

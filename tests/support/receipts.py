@@ -233,7 +233,7 @@ class DjangoBank(Bank):
         self._connections = connections
         self.receipts = DjangoReceipts(using=alias)
         self.dialect = {"mysql": "mariadb"}.get(connections[alias].vendor, connections[alias].vendor)
-        self._sql("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)")
+        self.sql("CREATE TABLE IF NOT EXISTS deposits (amount INTEGER)")
 
     def create_table(self) -> None:
         """Create the table of receipts, as its migration does."""
@@ -248,22 +248,23 @@ class DjangoBank(Bank):
 
     def deposit(self, run: RunContext, amount: int) -> int:
         """Write a deposit."""
-        self._sql("INSERT INTO deposits VALUES (%s)", [amount])
+        self.sql("INSERT INTO deposits VALUES (%s)", [amount])
         return amount
 
     def deposits(self) -> list[int]:
         """Return the deposits."""
-        return [row[0] for row in self._sql("SELECT amount FROM deposits ORDER BY amount")]
+        return [row[0] for row in self.sql("SELECT amount FROM deposits ORDER BY amount")]
 
     def rows(self) -> list[tuple[Any, ...]]:
         """Return the receipts."""
-        return [tuple(row) for row in self._sql(self.rows_statement)]
+        return [tuple(row) for row in self.sql(self.rows_statement)]
 
     def execute(self, run: RunContext, statement: str) -> Sequence[Any]:
         """Run a statement."""
-        return self._sql(statement)
+        return self.sql(statement)
 
-    def _sql(self, statement: str, parameters: Sequence[Any] | None = None) -> Sequence[Any]:
+    def sql(self, statement: str, parameters: Sequence[Any] | None = None) -> Sequence[Any]:
+        """Run a statement on this thread's connection; return its rows."""
         with self._connections[self.alias].cursor() as cursor:
             cursor.execute(statement, parameters)
             return list(cursor.fetchall()) if cursor.description else []

@@ -225,11 +225,13 @@ def mariadb_server(directory: Path) -> Iterator[dict[str, Any]]:
     data, port = directory / "mariadb", free_port()
     user = ["--user=root"] if os.geteuid() == 0 else []
     made = [install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", *user]
-    done = subprocess.run([*made, "--skip-test-db"], check=False, capture_output=True, text=True)
+    # Two that run at once would remove each other's temporary tables.
+    env = os.environ | {"TMPDIR": str(directory)}
+    done = subprocess.run([*made, "--skip-test-db"], check=False, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     command = [executable, "--no-defaults", f"--datadir={data}", "--bind-address=127.0.0.1", f"--port={port}", *user]
     fast = ["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", f"--socket={directory / 'mariadb.sock'}"]
-    with child([*command, *fast], directory / "mariadb.log") as server:
+    with child([*command, *fast], directory / "mariadb.log", env) as server:
         server.wait_until(lambda: listening(port), START_SECONDS)
         yield {"host": "127.0.0.1", "port": port, "user": "root"}
 
