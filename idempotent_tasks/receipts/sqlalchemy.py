@@ -191,6 +191,6 @@ class SessionTransaction:
 def _executing(connection: sqlalchemy.Connection) -> Any:
     def execute(statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         result = connection.execute(text(statement), dict(parameters))
-        return result.fetchall() if result.returns_rows else ()
+        return result.fetchall() if result.returns_rows else ((result.rowcount,),)
 
     return execute

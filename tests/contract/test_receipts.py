@@ -458,6 +458,27 @@ class TestWhatTheDatabaseSays:
         assert (teller.deliver(), teller.runs) == (Returned(1), 1)
 
     @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("succeeded", [True, False])
+    def test_a_transaction_that_is_ended_under_the_body(self, make_bank: MakeBank, kind: str, succeeded: bool) -> None:
+        """By a statement, or in MariaDB by a deadlock that the body has caught: the row is gone, or another's."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def roll_back(run: RunContext) -> str:
+            bank.execute(run, "ROLLBACK")
+            if succeeded:
+                receipt = replace(finished('"other"'), generation=run.claim.generation, fence=run.fence + 1)
+                other.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+            bank.deposit(run, 100)
+            return "done"
+
+        with pytest.raises(ConfigurationError, match="has gone on after the end of its transaction"):
+            teller.deliver(roll_back)
+        rows = [(KEY, "COMPLETED", '"other"')] if succeeded else []
+        assert (bank.deposits(), bank.rows(), teller.bench.store.get(KEY).free) == ([], rows, True)
+
+    @pytest.mark.parametrize("kind", SERVERS)
     def test_a_connection_that_ends_in_the_body(self, make_bank: MakeBank, kind: str) -> None:
         """Nothing was committed: it begins again on another one, where a successor's receipt would be found."""
         bank, other = make_bank(kind), make_bank(kind)

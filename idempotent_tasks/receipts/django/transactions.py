@@ -92,7 +92,7 @@ class DjangoReceipts:
 def _executed(connection: Any, statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     with connection.cursor() as cursor:
         cursor.execute(_as_django(statement), parameters or None)
-        rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+        rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ((cursor.rowcount,),)
         return rows
 
 
