@@ -147,7 +147,9 @@ class IdempotentTask(Task):
         settings = settings_of(self.app)
         if settings.disabled:
             disabled = disabled_run(self, settings, request, tuple(args), kwargs)
-            declared = self.idempotency_policy.over(settings.defaults).imported()
+            declared = self.idempotency_policy.over(settings.defaults)
+            if declared.receipts is not None:
+                declared = declared.imported()
             return disabled.perform(lambda run: self._run_body(run, call, args, kwargs), declared, settings, self.name)
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
