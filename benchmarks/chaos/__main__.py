@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -27,6 +28,8 @@ __all__ = ["main"]
 #: Seconds from the last message or blow until a contender that has not come to rest is given up.
 REST_SECONDS: Final = 75.0
 WATCH_SECONDS: Final = 0.5
+#: The options that bring more than kills, in the order of the titles.
+EXTRAS: Final = ("provider", "rows", "pause", "faults", "one_by_one")
 #: Exit codes.
 KEPT, BROKEN, UNPLAYED = 0, 1, 2
 
@@ -71,14 +74,14 @@ def _play(options: argparse.Namespace, plan: Plan) -> Report:
         else:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="idempotent-tasks-chaos-")))
         tables = any(CONTENDERS[name].has_table for name in options.contenders)
-        services = stack.enter_context(Services.started(folder, options.broker, dynamodb=tables))
+        services = stack.enter_context(Services.started(folder, options.broker, dynamodb=tables, rows=options.rows))
         rounds = [[name] for name in options.contenders] if options.one_by_one else [options.contenders]
         figures = [each for names in rounds for each in _play_round(names, options, plan, services)]
         return Report(
             plan=plan,
             broker=options.broker,
             pool=options.pool,
-            extras=tuple(name for name in ("provider", "pause", "faults", "one_by_one") if getattr(options, name)),
+            extras=tuple(name for name in EXTRAS if getattr(options, name)),
             figures=tuple(figures),
             faults=services.faults_played(),
         )
@@ -98,7 +101,9 @@ def _play_round(names: list[str], options: argparse.Namespace, plan: Plan, servi
         limit_seconds=plan.last_at + REST_SECONDS,
     )
     arenas = [services.arena(name, plan, faults=options.faults, at_provider=options.provider) for name in names]
-    players = [Player(arena=arena, game=game) for arena in arenas]
+    players = [
+        Player(arena=arena, game=game, committed_effects=partial(services.committed_effects, arena)) for arena in arenas
+    ]
     with tracing(on=plan.traced), ThreadPoolExecutor(len(players)) as threads:
         playing = [threads.submit(player.play) for player in players]
         try:
@@ -136,11 +141,13 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
-    playable = [name for name, contender in CONTENDERS.items() if options.provider or not contender.needs_provider]
+    missing = {needs for needs in ("provider", "rows") if not getattr(options, needs)}
+    playable = [name for name, contender in CONTENDERS.items() if contender.needs not in missing]
     options.contenders = options.contenders or playable
-    alien = sorted(set(options.contenders) - set(playable))
-    if alien:
-        parser.error(f"only with --provider: {', '.join(alien)}")
+    for needs in sorted(missing):
+        alien = sorted(name for name in set(options.contenders) if CONTENDERS[name].needs == needs)
+        if alien:
+            parser.error(f"only with --{needs}: {', '.join(alien)}")
     return options
 
 
@@ -149,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="decides the work, the duplicates and the kills")
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
-    parser.add_argument("--provider", action="store_true", help="have the effects at a provider, which adds contenders")
+    effects = parser.add_mutually_exclusive_group()
+    effects.add_argument("--provider", action="store_true", help="have effects at a provider, which adds contenders")
+    effects.add_argument("--rows", action="store_true", help="have effects in databases, which adds contenders")
     parser.add_argument("--pause", action="store_true", help="also stop processes past their claim, and continue them")
     parser.add_argument("--faults", action="store_true", help="make DynamoDB, a gateway and credentials fail")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)

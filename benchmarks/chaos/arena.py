@@ -79,8 +79,9 @@ class Arena(WorkerConfig):
     table: str
     #: Where its workers get their AWS credentials from; empty where their environment has them.
     credentials_uri: str
-    #: Where the effects are, or empty where a body has them in its own process.
+    #: Where the effects are: at a provider, or rows in a database; both empty where a body has them in its own process.
     provider_url: str
+    database_url: str
     #: Whether its messages carry the headers of a tracing SDK.
     traced: bool
     #: Where the journal and the logs are.
@@ -99,6 +100,16 @@ class Arena(WorkerConfig):
         afterwards (``kombu.transport.redis.MultiChannelPoller``, of 5.7).
         """
         return self.broker_url.startswith("redis://")
+
+    @property
+    def items(self) -> str:
+        """The DynamoDB table of the effects that are items."""
+        return f"{self.prefix}.items"
+
+    @property
+    def has_items(self) -> bool:
+        """Whether effects may be items: a database can take effects back, and there is a DynamoDB beside it."""
+        return bool(self.database_url and self.table)
 
     @property
     def task_name(self) -> str:

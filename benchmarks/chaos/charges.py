@@ -1,4 +1,4 @@
-"""The one body of all contenders: it has one effect, in its own process or at a provider, and says when."""
+"""The one body of all contenders: it has one effect, in its own process or elsewhere, and says when."""
 
 import os
 import time
@@ -10,10 +10,13 @@ from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Journal, now
 from benchmarks.chaos.history import What
 
-__all__ = ["REQUEST_SECONDS", "Charge", "body_of", "charge_at_provider"]
+__all__ = ["REQUEST_SECONDS", "Charge", "Effect", "body_of", "charge_at_provider", "charge_by"]
 
 #: How long a body waits for the provider: many times as long as a request takes, even on a busy machine.
 REQUEST_SECONDS: Final = 5.0
+
+#: The fields of an `Event` that say which run has it, and the value that is its own.
+Effect = dict[str, Any]
 
 
 class Charge(Protocol):
@@ -31,21 +34,14 @@ class Charge(Protocol):
 
 
 def body_of(arena: Arena) -> Charge:
-    """Return the body whose effect is at the arena's provider, or in its own process if there is none."""
-    return charge_at_provider(arena) if arena.provider_url else _charge_into(arena.journal)
+    """Return the body whose effect is at the arena's provider, or a row in its database, or in its own process."""
+    if arena.provider_url:
+        return charge_at_provider(arena)
+    if arena.database_url:
+        from benchmarks.chaos import rows
 
-
-def _charge_into(journal: Journal) -> Charge:
-    def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
-        about, value = _about(task, key), uuid4().hex[:12]
-        journal.append(What.STARTED, worker=task.request.hostname, **about)
-        time.sleep(effect_seconds)
-        journal.append(What.EFFECT, value=value, **about)
-        time.sleep(max(seconds - effect_seconds, 0.0))
-        journal.append(What.ENDED, value=value, **about)
-        return value
-
-    return charge
+        return charge_by(arena.journal, lambda _, effect: rows.write_at_once(arena.database_url, effect))
+    return charge_by(arena.journal, lambda _, effect: arena.journal.append(What.EFFECT, **effect))
 
 
 def charge_at_provider(arena: Arena, *, key_of: Callable[[Any], str | None] = lambda _: None) -> Charge:
@@ -56,16 +52,32 @@ def charge_at_provider(arena: Arena, *, key_of: Callable[[Any], str | None] = la
         key_of: takes the bound task, and returns the key to pass to the provider.
     """
 
+    def ask(task: Any, effect: Effect) -> str:
+        key = key_of(task)
+        made = provider.charge(arena.provider_url, effect["key"], effect, key=key, timeout_seconds=REQUEST_SECONDS)
+        return str(made["value"])
+
+    return charge_by(arena.journal, ask)
+
+
+def charge_by(journal: Journal, have_effect: Callable[[Any, Effect], str | None]) -> Charge:
+    """Return the body that has its effect by a function.
+
+    Args:
+        journal: tells when the body starts and ends; of the effect only the function tells.
+        have_effect: takes the bound task and the effect; returns the value of an earlier one that counts instead, or
+            None.
+    """
+
     def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
         about, value = _about(task, key), uuid4().hex[:12]
-        arena.journal.append(What.STARTED, worker=task.request.hostname, **about)
+        journal.append(What.STARTED, worker=task.request.hostname, **about)
         over_at = now() + seconds
         time.sleep(effect_seconds)
-        asked = {**about, "value": value}
-        made = provider.charge(arena.provider_url, key, asked, key=key_of(task), timeout_seconds=REQUEST_SECONDS)
+        value = have_effect(task, {**about, "value": value}) or value
         time.sleep(max(over_at - now(), 0.0))
-        arena.journal.append(What.ENDED, **{**about, "value": made["value"]})
-        return str(made["value"])
+        journal.append(What.ENDED, value=value, **about)
+        return value
 
     return charge
 

@@ -18,11 +18,11 @@ from kombu import Exchange, Queue
 
 from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Journal
-from benchmarks.chaos.charges import REQUEST_SECONDS, Charge, body_of, charge_at_provider
+from benchmarks.chaos.charges import REQUEST_SECONDS, Charge, body_of, charge_at_provider, charge_by
 from benchmarks.chaos.checker import Kind
 from benchmarks.chaos.history import What
 from benchmarks.chaos.refusing import declare_refusing
-from idempotent_tasks import Done, Idempotency, IdempotentTask, NotDone, Record, Store, events
+from idempotent_tasks import Atomic, Done, Idempotency, IdempotentTask, NotDone, Record, Store, events
 from tests.testbed.elsewhere import store_elsewhere
 
 __all__ = ["CONTENDERS", "REDELIVERED", "Contender", "add_tracing_headers", "build_app", "tracing"]
@@ -57,8 +57,8 @@ class Contender:
     declare: Callable[[Celery, Arena, Charge], None]
     #: Whether it keeps records in DynamoDB.
     has_table: bool = False
-    #: Whether there is no such contender without a provider.
-    needs_provider: bool = False
+    #: The option without which there is no such contender: ``provider`` or ``rows``.
+    needs: str = ""
     #: Whether an operator has to resolve its parked keys.
     parks: bool = False
     #: Whether it is ours, and must keep every promise.
@@ -92,9 +92,9 @@ def build_app(arena: Arena) -> Celery:
     return app
 
 
-def _register(app: Celery, arena: Arena, charge: Charge, **options: Any) -> None:
+def _register(app: Celery, arena: Arena, charge: Callable[..., str | Atomic], **options: Any) -> None:
     @app.task(name=arena.task_name, bind=True, shared=False, **options)
-    def run(self: Any, key: str, seconds: float, effect_seconds: float) -> str:
+    def run(self: Any, key: str, seconds: float, effect_seconds: float) -> str | Atomic:
         return charge(self, key, seconds, effect_seconds)
 
 
@@ -207,6 +207,22 @@ def _declare_refusing(app: Celery, arena: Arena, charge: Charge) -> None:
     declare_refusing(app, arena, charge, **REDELIVERED)
 
 
+def _declare_by_hand(app: Celery, arena: Arena, _: Charge) -> None:
+    """Lock the order's own row, and store its result in the transaction of its effect."""
+    from benchmarks.chaos import rows
+
+    @app.task(name=arena.task_name, bind=True, shared=False, **REDELIVERED)
+    def run(self: Any, key: str, seconds: float, effect_seconds: float) -> str:
+        with rows.engine_of(arena.database_url).begin() as connection:
+            known = rows.locked_order(connection, key)
+            if known is not None:
+                return known
+            charge = charge_by(arena.journal, lambda _, effect: rows.write(connection, effect))
+            value = charge(self, key, seconds, effect_seconds)
+            rows.store_result(connection, key, value)
+        return value
+
+
 def _declare_ours(app: Celery, arena: Arena, charge: Charge) -> None:
     _declare_on(_store_url(arena), app, arena, charge)
 
@@ -237,11 +253,35 @@ def _declare_park(app: Celery, arena: Arena, charge: Charge) -> None:
     _declare_on(_store_url(arena), app, arena, charge, on_rerun="park")
 
 
+def _declare_receipts(app: Celery, arena: Arena, _: Charge) -> None:
+    """Write the row in the transaction of the receipt."""
+    from benchmarks.chaos import rows
+    from idempotent_tasks.receipts.sqlalchemy import SQLAlchemyReceipts
+
+    charge = charge_by(arena.journal, lambda task, effect: rows.write(task.idempotency.session, effect))
+    receipts = SQLAlchemyReceipts(rows.engine_of(arena.database_url))
+    _declare_on(_store_url(arena), app, arena, charge, receipts=receipts)
+
+
+def _declare_atomic(app: Celery, arena: Arena, _: Charge) -> None:
+    """Return the effect as an item, which is put in the transaction of the record."""
+    from benchmarks.chaos import rows
+
+    def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> Atomic:
+        writes: list[dict[str, Any]] = []
+        body = charge_by(arena.journal, lambda _, effect: writes.append(rows.item_of(arena.items, effect)))
+        return Atomic(body(task, key, seconds, effect_seconds), writes)
+
+    _declare_on(_store_url(arena), app, arena, charge)
+
+
 def _store_url(arena: Arena) -> str:
     return f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}"
 
 
-def _declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge, **options: Any) -> None:
+def _declare_on(
+    store: str | Store, app: Celery, arena: Arena, charge: Callable[..., str | Atomic], **options: Any
+) -> None:
     app.conf.update(idempotency_store=store, idempotency_observers=[events.log_event, _observe])
     policy = Idempotency(key="key", lease=LEASE_SECONDS, max_crashes=MAX_CRASHES, **options)
     # It brings the late acknowledgement itself.
@@ -249,6 +289,7 @@ def _declare_on(store: str | Store, app: Celery, arena: Arena, charge: Charge, *
 
 
 _LINES: Final = {
+    events.Claimed: What.CLAIMED,
     events.Committed: What.COMMITTED,
     events.Deferred: What.DEFERRED,
     events.Replayed: What.REPLAYED,
@@ -286,7 +327,8 @@ CONTENDERS: Final = {
     "celery-once": Contender(title="celery-once", declare=_declare_once),
     "celery-singleton": Contender(title="celery-singleton", declare=_declare_singleton),
     "powertools": Contender(title="Powertools in a task", declare=_declare_powertools, has_table=True),
-    "refuse": Contender(title="refused after a crash", declare=_declare_refusing, has_table=True, needs_provider=True),
+    "refuse": Contender(title="refused after a crash", declare=_declare_refusing, has_table=True, needs="provider"),
+    "by-hand": Contender(title="SELECT FOR UPDATE by hand", declare=_declare_by_hand, needs="rows"),
     "ours": Contender(title="IdempotentTask", declare=_declare_ours, has_table=True, ours=True),
     "ours-apart": Contender(
         title="IdempotentTask, machines apart", declare=_declare_ours_apart, has_table=True, ours=True
@@ -295,7 +337,7 @@ CONTENDERS: Final = {
         title="IdempotentTask, key downstream",
         declare=_declare_key,
         has_table=True,
-        needs_provider=True,
+        needs="provider",
         ours=True,
         # The provider recognises the request of a zombie too.
         prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
@@ -304,7 +346,7 @@ CONTENDERS: Final = {
         title="IdempotentTask, recover",
         declare=_declare_recover,
         has_table=True,
-        needs_provider=True,
+        needs="provider",
         ours=True,
         prevents=(Kind.LIMIT,),
     ),
@@ -312,10 +354,26 @@ CONTENDERS: Final = {
         title="IdempotentTask, park",
         declare=_declare_park,
         has_table=True,
-        needs_provider=True,
+        needs="provider",
         parks=True,
         ours=True,
         prevents=(Kind.LIMIT,),
+    ),
+    "ours-receipts": Contender(
+        title="IdempotentTask, receipts",
+        declare=_declare_receipts,
+        has_table=True,
+        needs="rows",
+        ours=True,
+        prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
+    ),
+    "ours-atomic": Contender(
+        title="IdempotentTask, Atomic",
+        declare=_declare_atomic,
+        has_table=True,
+        needs="rows",
+        ours=True,
+        prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
     ),
 }
 

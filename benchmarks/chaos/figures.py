@@ -1,7 +1,7 @@
 """One contender's history in numbers, for the table, the JSON file and the documents. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -119,7 +119,7 @@ class Figures:
         """Return the cells under `PROMISES`."""
         kinds = (Kind.DUPLICATED, Kind.LOST, Kind.OVERLAP, Kind.CONFLICT, Kind.UNANSWERED)
         excused = (Kind.VANISHED, Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
-        counts = (self.counts[name] for name in ("recovered", "parked", "resolved", "runs"))
+        counts = (self.counts[name] for name in ("by_zombies", "recovered", "parked", "resolved", "runs"))
         return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), *map(str, counts)]
 
     def recovery(self) -> list[str]:
@@ -151,6 +151,7 @@ PROMISES = (
     "(limit)",
     "(zombie runs)",
     "(zombie effects)",
+    "by zombies",
     "recovered",
     "parked",
     "resolved",
@@ -206,10 +207,12 @@ def _counts(events: Sequence[Event]) -> dict[str, int]:
         "dropped": tally[What.DROPPED],
         "runs": tally[What.STARTED],
         "effects": tally[What.EFFECT] + tally[What.CHARGED],
+        "by_zombies": _by_zombies(History(events), key_of),
         "parked": len({key_of.get(event.task_id) for event in events if event.what is What.PARKED}),
         "resolved": len({event.key for event in events if event.what is What.RESOLVED}),
         "resolved_done": sum(event.what is What.RESOLVED and event.state == "done" for event in events),
         "recovered": sum(event.what is What.RECOVERED and event.state == "done" for event in events),
+        "claims": tally[What.CLAIMED],
         "deferrals": tally[What.DEFERRED],
         "replays": tally[What.REPLAYED],
         "lost_claims": tally[What.LOST_CLAIM],
@@ -219,6 +222,21 @@ def _counts(events: Sequence[Event]) -> dict[str, int]:
         "workers_paused": sum(event.what is What.PAUSED and not event.pid for event in blows),
         "workers_exited": tally[What.EXITED],
     }
+
+
+def _by_zombies(history: History, key_of: Mapping[str, str]) -> int:
+    """Return how many effects are of runs whose key another delivery claimed before their outcome was safe."""
+    claims = [(key_of.get(event.task_id), event) for event in history.of(What.CLAIMED)]
+    return sum(
+        any(
+            key == run.key
+            and (event.pid, event.task_id) != (run.started.pid, run.started.task_id)
+            and run.started.at <= event.at < run.unsafe_until
+            for key, event in claims
+        )
+        for run in history.all_runs()
+        if run.effect is not None
+    )
 
 
 def _cells(part: Spread) -> list[str]:

@@ -21,12 +21,14 @@ class What(StrEnum):
     RECEIVED = "received"
     #: The body: it runs.
     STARTED = "started"
-    #: The body: its side effect.
+    #: The body: its side effect. A row or an item is read when all is over; the time is when the body wrote it.
     EFFECT = "effect"
     #: The provider: the side effect that a body has asked for, whatever has become of the body meanwhile.
     CHARGED = "charged"
     #: The body: it returns its value.
     ENDED = "ended"
+    #: The library under test: a delivery has the key, and nobody else has.
+    CLAIMED = "claimed"
     #: The library under test: the outcome is stored.
     COMMITTED = "committed"
     #: Celery in the pool's process: the result is stored; only the acknowledgement is left.

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -53,6 +53,8 @@ class Player:
 
     arena: Arena
     game: Game
+    #: Returns, when all is over, the effects that were not in the journal before: those of transactions.
+    committed_effects: Callable[[], Iterable[Mapping[str, Any]]] = tuple
     history: History = field(default_factory=History)
     settled: bool = False
     seconds: float = 0.0
@@ -79,6 +81,8 @@ class Player:
             self._await_workers(fleet)
             self.game.start.wait(START_SECONDS)
             self._play(fleet)
+        for effect in self.committed_effects():
+            self._journal.append(What.EFFECT, **effect)
         self._take_news()
         return self.history.events
 

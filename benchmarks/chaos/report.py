@@ -31,6 +31,8 @@ _PACKAGES: Final = (
     "celery-once",
     "celery-singleton",
     "aws-lambda-powertools",
+    "sqlalchemy",
+    "psycopg",
     "idempotent-tasks",
 )
 #: So many findings of a contender are shown; the JSON file has all.
@@ -48,14 +50,16 @@ _COLUMNS: Final = {
     "limit": "(limit)",
     "zombie_run": "(zombie runs)",
     "zombie_effect": "(zombie effects)",
+    "by_zombies": "by zombies",
     "recovered": "recovered",
     "parked": "parked",
     "resolved": "resolved",
 }
-#: What only a run with this option shows.
+#: What only a run with this option, or these, shows.
 _ONLY: Final = {
     "zombie_run": "pause",
     "zombie_effect": "pause",
+    "by_zombies": "rows, pause",
     "recovered": "provider",
     "parked": "provider",
     "resolved": "provider",

@@ -2,11 +2,11 @@
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
 from redis import Redis
@@ -20,7 +20,7 @@ from benchmarks.chaos.plan import Outage, Plan
 from benchmarks.command import own_environment
 from idempotent_tasks import DynamoDBStore
 from tests.testbed import brokers
-from tests.testbed.servers import ministack_server, rabbitmq_server, redis_server
+from tests.testbed.servers import ministack_server, postgresql_server, rabbitmq_server, redis_server
 
 __all__ = ["Services"]
 
@@ -41,6 +41,8 @@ class Services:
     redis_url: str
     amqp_url: str
     dynamodb_url: str
+    #: libpq's variables; empty where no effect is a row.
+    postgresql: Mapping[str, str]
     #: In the names of everything of this run.
     token: str = field(default_factory=lambda: uuid4().hex[:6])
     #: By contender.
@@ -49,24 +51,32 @@ class Services:
 
     @classmethod
     @contextmanager
-    def started(cls, folder: Path, broker: str, *, dynamodb: bool) -> Iterator[Self]:
+    def started(cls, folder: Path, broker: str, *, dynamodb: bool, rows: bool) -> Iterator[Self]:
         """Run the servers for the length of a block.
 
         Args:
             folder: for their files.
             broker: ``redis`` or ``rabbitmq``.
             dynamodb: whether a contender needs one.
+            rows: whether the effects are rows and items.
 
         Raises:
             MissingServiceError: one of them is not available.
         """
         with ExitStack() as stack:
+            # Before TMPDIR names a folder that the user postgres may not enter.
+            postgresql = stack.enter_context(postgresql_server()) if rows else {}
             stack.enter_context(own_environment(folder))
             redis_url = stack.enter_context(redis_server(folder))
             amqp_url = stack.enter_context(rabbitmq_server(folder)) if broker == "rabbitmq" else ""
             dynamodb_url = stack.enter_context(ministack_server(folder)) if dynamodb else ""
             services = cls(
-                folder=folder, broker=broker, redis_url=redis_url, amqp_url=amqp_url, dynamodb_url=dynamodb_url
+                folder=folder,
+                broker=broker,
+                redis_url=redis_url,
+                amqp_url=amqp_url,
+                dynamodb_url=dynamodb_url,
+                postgresql=postgresql,
             )
             stack.enter_context(services._stack)
             stack.callback(services._forget)
@@ -89,7 +99,7 @@ class Services:
         endpoint = table = credentials_uri = ""
         if CONTENDERS[contender].has_table:
             table = f"{prefix}.records"
-            DynamoDBStore(table, region=REGION, endpoint_url=self.dynamodb_url).create_table()
+            self._create_table(table)
             endpoint = self.dynamodb_url
             if faults:
                 before = self._stack.enter_context(Faults.before(endpoint, plan))
@@ -97,7 +107,7 @@ class Services:
                 endpoint, credentials_uri = before.endpoint, before.credentials_uri
         folder = self.folder / contender
         folder.mkdir(parents=True)
-        return Arena(
+        arena = Arena(
             contender=contender,
             prefix=prefix,
             broker_url=broker.url,
@@ -109,9 +119,34 @@ class Services:
             table=table,
             credentials_uri=credentials_uri,
             provider_url=self._provider(Journal.of(folder), plan) if at_provider else "",
+            database_url=self._database(prefix, plan) if self.postgresql else "",
             traced=plan.traced,
             directory=str(folder),
         )
+        if arena.has_items:
+            self._create_table(arena.items)
+        return arena
+
+    def committed_effects(self, arena: Arena) -> list[dict[str, Any]]:
+        """Return the effects of an arena that are rows or items, once nobody writes any more; none where none are."""
+        if not arena.database_url:
+            return []
+        from benchmarks.chaos import rows
+
+        found = rows.committed_rows(arena.database_url)
+        if arena.has_items:
+            # Not by the arena's endpoint, which has faults.
+            found += rows.committed_items(arena.items, region_name=REGION, endpoint_url=self.dynamodb_url)
+        return found
+
+    def _create_table(self, name: str) -> None:
+        DynamoDBStore(name, region=REGION, endpoint_url=self.dynamodb_url).create_table()
+
+    def _database(self, prefix: str, plan: Plan) -> str:
+        """Create a database with the plan's orders, and return its URL."""
+        from benchmarks.chaos import rows
+
+        return self._stack.enter_context(rows.database(self.postgresql, prefix, [job.key for job in plan.jobs]))
 
     def _provider(self, journal: Journal, plan: Plan) -> str:
         """Run a provider that writes its charges into a journal, and return its URL."""

@@ -79,11 +79,41 @@ def test_effects_at_a_provider_are_repeated_by_none_of_the_tools(tmp_path: Path)
     assert counts["parked"] == counts["resolved"] > 0, output
 
 
-def test_contender_that_needs_a_provider_is_not_played_without(tmp_path: Path) -> None:
-    """The command says which option is missing."""
-    code, output = run(tmp_path, "--contenders", "ours", "ours-park")
+@pytest.mark.timeout(200)
+def test_effects_in_a_database_are_repeated_by_none_that_commits_its_result_with_them(
+    tmp_path: Path, postgresql: dict[str, str]
+) -> None:
+    """A small run with rows and items as effects: with the result in their transaction there is one for each key."""
+    names = ("ours-receipts", "ours-atomic", "by-hand")
+    size = ("--keys", "12", "--messages", "15", "--kills", "8")
+    options = ("--seed", "2", "--rows", "--contenders", *names, *size, "--json", "report.json")
+    code, output = run(tmp_path, *options, **postgresql)
+    assert code == 0, output
+    contenders = {each["name"]: each for each in loads((tmp_path / "report.json").read_text())["contenders"]}
+    assert set(contenders) == set(names)
+    for each in contenders.values():
+        assert each["settled"], output
+        assert each["counts"]["children_killed"] > 0
+        assert each["tally"]["limit"] == each["tally"]["zombie_effect"] == each["broken"] == 0, output
+        assert each["counts"]["effects"] == 12
+    # Whose effects are zombies' shows in the claims; a lock by hand has none.
+    counts = [contenders[name]["counts"] for name in names]
+    assert [each["claims"] >= each["runs"] > 0 for each in counts] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--contenders", "ours", "ours-park"), "only with --provider: ours-park"),
+        (("--provider", "--contenders", "ours-park", "ours-atomic"), "only with --rows: ours-atomic"),
+        (("--provider", "--rows"), "not allowed with argument"),
+    ],
+)
+def test_effects_are_in_one_place(tmp_path: Path, options: tuple[str, ...], reason: str) -> None:
+    """The command says which option a contender lacks, and takes one place of the effects only."""
+    code, output = run(tmp_path, *options)
     assert code == 2
-    assert "only with --provider: ours-park" in output
+    assert reason in output
 
 
 def test_run_that_cannot_be_played_says_why(tmp_path: Path) -> None:

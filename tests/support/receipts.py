@@ -13,7 +13,7 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.receipts.dialects import DIALECTS
-from tests.testbed.servers import connect_postgresql
+from tests.testbed.servers import postgresql_database
 
 __all__ = ["Bank", "DjangoBank", "MemoryReceipts", "Place", "SQLAlchemyBank", "Sent", "lost", "new_database"]
 
@@ -322,23 +322,15 @@ def new_database(kind: str, server: Mapping[str, Any] | None, directory: Path) -
         place = Place(
             "postgresql+psycopg", "postgresql", name, server["PGHOST"], int(server["PGPORT"]), server["PGUSER"]
         )
-        execute, quoted, force = _in_postgresql(server), f'"{name}"', " WITH (FORCE)"
-    else:
-        place = Place("mariadb+pymysql", "mysql", name, server["host"], server["port"], server["user"])
-        execute, quoted, force = _in_mariadb(server), f"`{name}`", ""
-    execute(f"CREATE DATABASE {quoted}")
+        with postgresql_database(server, name):
+            yield place
+        return
+    execute = _in_mariadb(server)
+    execute(f"CREATE DATABASE `{name}`")
     try:
-        yield place
+        yield Place("mariadb+pymysql", "mysql", name, server["host"], server["port"], server["user"])
     finally:
-        execute(f"DROP DATABASE {quoted}{force}")
-
-
-def _in_postgresql(server: Mapping[str, Any]) -> Callable[[str], None]:
-    def execute(statement: str) -> None:
-        with closing(connect_postgresql(server)) as connection:
-            connection.execute(statement)
-
-    return execute
+        execute(f"DROP DATABASE `{name}`")
 
 
 def _in_mariadb(server: Mapping[str, Any]) -> Callable[[str], None]:

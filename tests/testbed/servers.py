@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "connect_postgresql",
     "mariadb_server",
     "ministack_server",
+    "postgresql_database",
     "postgresql_server",
     "prometheus_scraping",
     "rabbitmq_server",
@@ -208,6 +209,18 @@ def connect_postgresql(variables: Mapping[str, str]) -> Any:
     """
     host, port, user = (variables[name] for name in ("PGHOST", "PGPORT", "PGUSER"))
     return _psycopg().connect(host=host, port=port, user=user, dbname="postgres", connect_timeout=2, autocommit=True)
+
+
+@contextmanager
+def postgresql_database(variables: Mapping[str, str], name: str) -> Iterator[None]:
+    """Create a database for the length of a block; at its end whoever is connected is cut off."""
+    with closing(connect_postgresql(variables)) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield
+    finally:
+        with closing(connect_postgresql(variables)) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @contextmanager

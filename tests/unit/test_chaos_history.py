@@ -288,6 +288,49 @@ def test_paused_run_that_is_overtaken_is_a_zombie() -> None:
     assert not any(finding.kind.breaks_promise for finding in book.findings())
 
 
+def taken_over_in_its_transaction(*, written_at: float) -> Book:
+    """Tell of a run that was paused in its transaction, and of a delivery that claimed its key meanwhile."""
+    book = Book()
+    book.published("m1", "m2", result="a")
+    about = {"run": "a", "task_id": "m1", "pid": CHILD, "value": "a"}
+    book.add(What.CLAIMED, 0.9, task_id="m1", pid=CHILD, key="")
+    book.add(What.STARTED, 1.0, worker=W1, **{**about, "value": ""})
+    book.add(What.PAUSED, 3.0, pid=CHILD, worker=W1)
+    book.add(What.CLAIMED, 7.0, task_id="m2", pid=OTHER, key="")
+    book.add(What.RESUMED, 9.0, pid=CHILD, worker=W1)
+    book.add(What.ENDED, 9.1, **about)
+    book.add(What.OVER, 9.2, task_id="m1", pid=CHILD, key="", state="SUCCESS")
+    # Read when all is over, with the time at which the body wrote it.
+    book.add(What.EFFECT, written_at, **about)
+    return book
+
+
+def test_effect_of_a_zombie_that_its_successor_takes_is_the_keys_one_effect() -> None:
+    """Nothing is repeated, and the figures say that a zombie made it, whenever its open transaction wrote the row."""
+    for written_at in (2.0, 9.05):
+        book = taken_over_in_its_transaction(written_at=written_at)
+        assert book.findings() == []
+        assert (book.figures().counts["effects"], book.figures().counts["by_zombies"]) == (1, 1)
+
+
+def test_effect_of_a_run_that_nobody_took_over_is_no_zombies() -> None:
+    """Its own claim, one of another key, and one that comes when its outcome is safe or it is dead, take nothing."""
+    book = Book()
+    book.published("m1", "m2")
+    book.add(What.PUBLISHED, 0.0, task_id="m9", key="k002")
+    book.add(What.CLAIMED, 1.5, task_id="m9", pid=OTHER, key="")
+    book.add(What.CLAIMED, 1.6, task_id="m1", pid=CHILD, key="")
+    book.run("a", 1.0, effect=2.0, ended=3.0)
+    book.add(What.CLAIMED, 4.0, task_id="m2", pid=OTHER, key="")
+    assert book.figures().counts["by_zombies"] == 0
+    dead = Book()
+    dead.published("m1", "m2", result="b")
+    dead.run("a", 1.0, effect=2.0)
+    dead.kill_child(3.0)
+    dead.add(What.CLAIMED, 4.0, task_id="m2", pid=OTHER, key="")
+    assert dead.figures().counts["by_zombies"] == 0
+
+
 def paused_after_its_end(settled_at: float) -> Book:
     """Tell of a run that was paused after its body, of its outcome, and of one that overtook it meanwhile."""
     book = Book()

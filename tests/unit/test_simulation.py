@@ -23,7 +23,7 @@ from tests.testbed.forked_commands import ForkedCommands, forked_commands
 
 #: Histories of the shipped code that are played each time; ``scripts/simulate`` plays more.
 SEEDS = range(60)
-PLAY_SECONDS = 60
+PLAY_SECONDS = 300
 #: By these, the rarest fault and the rarest precondition have been met at the latest.
 MOST_SEEDS = range(1000, 2000)
 #: Features that are counted by what they lead to.
