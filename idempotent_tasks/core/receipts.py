@@ -149,7 +149,11 @@ class Receipts(Protocol):
         """
 
     def is_lost(self, error: BaseException) -> bool:
-        """Return whether what a body raised says that the database has rolled the transaction back: run it again."""
+        """Return whether what a body raised says that the database has rolled the transaction back: run it again.
+
+        As after a deadlock, and where the connection has ended before the commit, as a server ends that of a process
+        which stands still for too long.
+        """
 
     def look(self) -> ReceiptsState:
         """Return whether receipts can be kept, by a connection of its own, which is closed then."""

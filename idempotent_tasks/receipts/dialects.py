@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 
 __all__ = ["COLUMNS", "DIALECTS", "Dialect", "Execute", "Failure", "Written", "columns_of", "listed"]
 
-#: Runs a statement with named parameters (``:name``) in the open transaction; returns its rows.
+#: Runs a statement with named parameters (``:name``) in the open transaction; returns its rows, or, where it has none,
+#: one with the number of those that it has written.
 Execute = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
 #: The columns of one row.
 Written = Mapping[str, Any]

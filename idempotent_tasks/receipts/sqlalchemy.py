@@ -85,7 +85,9 @@ class SQLAlchemyReceipts:
         return transaction
 
     def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of the body is a deadlock or a serialisation failure; see `Receipts.is_lost`."""
+        """Return whether an error of the body is a deadlock, or its connection is gone; see `Receipts.is_lost`."""
+        if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
+            return True
         return self._rows.dialect.failure(driver_error(error)) is Failure.LOST
 
     def look(self) -> ReceiptsState:
@@ -189,6 +191,6 @@ class SessionTransaction:
 def _executing(connection: sqlalchemy.Connection) -> Any:
     def execute(statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         result = connection.execute(text(statement), dict(parameters))
-        return result.fetchall() if result.returns_rows else ()
+        return result.fetchall() if result.returns_rows else ((result.rowcount,),)
 
     return execute

@@ -24,6 +24,11 @@ _SWALLOWED: Final = (
     "the body has caught an error of the database and gone on, so that its transaction cannot be committed; catch such "
     "errors around a savepoint: a block of atomic() in Django, session.begin_nested() in SQLAlchemy"
 )
+#: Why a receipt has no row to be written into.
+_ENDED: Final = (
+    "the body has gone on after the end of its transaction, and its receipt is gone: after a ROLLBACK, or, in MariaDB, "
+    "after a deadlock whose error it has caught; undo a part of the work with a savepoint, all of it by raising"
+)
 
 
 def dialect_of(name: str) -> Dialect:
@@ -62,16 +67,20 @@ class ReceiptTable:
 
         Raises:
             TransactionLost: nothing is committed.
-            ConfigurationError: the body has gone on after an error.
+            ConfigurationError: the body has gone on after an error, or after the end of its transaction.
             StoreMisconfiguredError: the row does not fit into the table.
         """
         row = {**_begun(receipt), **_outcome(receipt)}
         key, step, *others = (f"{self._form.format(name)} = :{name}" for name in COLUMNS)
-        statement = f"UPDATE {self._quoted} SET {', '.join(others)} WHERE {key} AND {step}"
+        # Not one that another run has committed, since this one's transaction has ended.
+        mine = "(status IS NULL OR generation < :generation)"
+        statement = f"UPDATE {self._quoted} SET {', '.join(others)} WHERE {key} AND {step} AND {mine}"
         try:
-            execute(statement, row)
+            ((written,),) = execute(statement, row)
         except Exception as error:
             raise self._unwritten(error) from error
+        if not written:
+            raise ConfigurationError(_ENDED)
 
     def purge(self, execute: Execute, before: float) -> int:
         """Delete the rows that have expired before a time in epoch seconds; return how many."""

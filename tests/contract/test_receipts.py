@@ -449,15 +449,57 @@ class TestWhatTheDatabaseSays:
         kept = {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": looks} if is_django else {"pool_pre_ping": looks}
         bank, other = make_bank(kind, None, **kept), make_bank(kind)
         bank.create_table()
-        ((pid,),) = _read_by(bank, "SELECT pg_backend_pid()")
-        _read_by(other, f"SELECT pg_terminate_backend({pid})")
-        _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+        transaction = bank.receipts.begin(None, 0)
+        number = _connection(bank, _running(transaction))
+        transaction.rollback()
+        _read_by(other, f"SELECT pg_terminate_backend({number})")
+        _until(lambda: not _is_connected(other, number))
         teller = Teller(bank)
         if not looks:
             assert isinstance(teller.deliver(owner="zero"), Unwritten)
         assert (teller.deliver(), teller.runs) == (Returned(1), 1)
 
-    @pytest.mark.parametrize("kind", POSTGRESQL)
+    @pytest.mark.parametrize("kind", SERVERS)
+    @pytest.mark.parametrize("succeeded", [True, False])
+    def test_a_transaction_that_is_ended_under_the_body(self, make_bank: MakeBank, kind: str, succeeded: bool) -> None:
+        """By a statement, or in MariaDB by a deadlock that the body has caught: the row is gone, or another's."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+
+        def roll_back(run: RunContext) -> str:
+            bank.execute(run, "ROLLBACK")
+            if succeeded:
+                receipt = replace(finished('"other"'), generation=run.claim.generation, fence=run.fence + 1)
+                other.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
+            bank.deposit(run, 100)
+            return "done"
+
+        with pytest.raises(ConfigurationError, match="has gone on after the end of its transaction"):
+            teller.deliver(roll_back)
+        rows = [(KEY, "COMPLETED", '"other"')] if succeeded else []
+        assert (bank.deposits(), bank.rows(), teller.bench.store.get(KEY).free) == ([], rows, True)
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_a_connection_that_ends_in_the_body(self, make_bank: MakeBank, kind: str) -> None:
+        """Nothing was committed: it begins again on another one, where a successor's receipt would be found."""
+        bank, other = make_bank(kind), make_bank(kind)
+        bank.create_table()
+        teller = Teller(bank)
+        end = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}[kind.partition("-")[2]]
+
+        def lose(run: RunContext) -> str:
+            if teller.runs == 1:
+                number = _connection(bank, run)
+                _elsewhere(other, end.format(number))
+                _until(lambda: not _is_connected(other, number))
+                bank.deposit(run, 100)
+            return "done"
+
+        assert teller.deliver(lose) == Returned("done")
+        assert (teller.runs, bank.deposits()) == (2, [2])
+
+    @pytest.mark.parametrize("kind", SERVERS)
     @pytest.mark.parametrize("goes_on", [True, False])
     def test_a_transaction_that_was_idle_for_too_long(self, make_bank: MakeBank, kind: str, goes_on: bool) -> None:
         """As that of a process that was frozen: nothing was committed, and it begins again with a look at the row."""
@@ -465,11 +507,16 @@ class TestWhatTheDatabaseSays:
         bank.create_table()
         teller = Teller(bank)
 
+        limit = {
+            "postgresql": "SET LOCAL idle_in_transaction_session_timeout = 1",
+            "mariadb": "SET SESSION idle_write_transaction_timeout = 1",
+        }[kind.partition("-")[2]]
+
         def stand_still(run: RunContext) -> str:
             if teller.runs == 1:
-                ((pid,),) = bank.execute(run, "SELECT pg_backend_pid()")
-                bank.execute(run, "SET LOCAL idle_in_transaction_session_timeout = 1")
-                _until(lambda: _read_by(other, f"SELECT pid FROM pg_stat_activity WHERE pid = {pid}") == [])
+                number = _connection(bank, run)
+                bank.execute(run, limit)
+                _until(lambda: not _is_connected(other, number))
                 if goes_on:
                     bank.deposit(run, 100)
             return "done"
@@ -573,6 +620,19 @@ def _committed(bank: Any, *statements: str) -> None:
     for statement in statements:
         bank.execute(_running(transaction), statement)
     transaction.commit(None)
+
+
+def _connection(bank: Any, run: Any) -> int:
+    """Return the server's number of the connection of a run."""
+    mine = "pg_backend_pid()" if bank.dialect == "postgresql" else "connection_id()"
+    ((number,),) = bank.execute(run, f"SELECT {mine}")
+    return int(number)
+
+
+def _is_connected(bank: Any, number: int) -> bool:
+    """Return whether a server has a connection, as seen by another one."""
+    seen = "pg_stat_activity WHERE pid" if bank.dialect == "postgresql" else "information_schema.processlist WHERE id"
+    return _read_by(bank, f"SELECT 1 FROM {seen} = {number}") != []
 
 
 def _read_by(bank: Any, statement: str) -> list[Any]:
@@ -979,9 +1039,8 @@ def test_a_look_leaves_no_connection_behind(make_bank: MakeBank, kind: str) -> N
     bank.close()
     assert bank.receipts.look().error is not None
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    transaction = other.receipts.begin(None, 0)
-    _until(lambda: other.execute(_running(transaction), count)[0][0] == 0)
-    transaction.rollback()
+    # In a transaction of its own each time: one sees the same activity until it ends.
+    _until(lambda: _read_by(other, count)[0][0] == 0)
 
 
 class TestUnguarded:

@@ -71,7 +71,7 @@ def test_killed_between_the_two_commits(make_guarded: MakeRig, wire: Wire, order
     worker.kill_child(first)
     assert rig.result(published) == first
     pass_on.set()
-    assert (rig.journal.count("started"), orders.rows()) == (1, ["ord-1"])
+    assert (rig.journal.count("started", task="save"), orders.rows()) == (1, ["ord-1"])
     rig.journal.wait_for("effect", key="after")
     assert rig.journal.count("effect", key="after") == 1
     assert rig.result(rig.send("save", "ord-1", "after")) == first

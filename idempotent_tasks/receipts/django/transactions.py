@@ -61,8 +61,8 @@ class DjangoReceipts:
         return transaction
 
     def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of the body is a deadlock or a serialisation failure; see `Receipts.is_lost`."""
-        return self._table.dialect.failure(driver_error(error)) is Failure.LOST
+        """Return whether an error of the body is a deadlock, or its connection is gone; see `Receipts.is_lost`."""
+        return _is_gone(connections[self.using]) or self._table.dialect.failure(driver_error(error)) is Failure.LOST
 
     def look(self) -> ReceiptsState:
         """Return whether receipts can be kept; see `Receipts.look`."""
@@ -92,8 +92,14 @@ class DjangoReceipts:
 def _executed(connection: Any, statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     with connection.cursor() as cursor:
         cursor.execute(_as_django(statement), parameters or None)
-        rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+        rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ((cursor.rowcount,),)
         return rows
+
+
+def _is_gone(connection: Any) -> bool:
+    """Return whether the driver has noticed that a connection has ended: psycopg says closed, PyMySQL not open."""
+    raw = connection.connection
+    return connection.closed_in_transaction or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
 
 
 class DjangoTransaction:
