@@ -167,9 +167,6 @@ class _Receipts:
     def begin(self, *args: Any) -> Any:
         return _current[0].database.begin(*args)
 
-    def is_lost(self, error: BaseException) -> bool:
-        return _current[0].database.is_lost(error)
-
     def look(self) -> Any:
         return _current[0].database.look()
 

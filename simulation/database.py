@@ -93,10 +93,6 @@ class Database:
             raise
         return Transaction(session, found)
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of a body is a deadlock."""
-        return isinstance(error, DeadlockError)
-
     def look(self) -> ReceiptsState:
         """Find nothing wrong."""
         return ReceiptsState(idle_seconds=IDLE_SECONDS)
@@ -374,6 +370,10 @@ class Transaction:
 
     def flush(self) -> None:
         """Do nothing: each row is sent when it is written."""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether an error of a body is a deadlock."""
+        return isinstance(error, DeadlockError)
 
     def commit(self, receipt: Receipt | None) -> None:
         """Commit the rows with their receipt."""

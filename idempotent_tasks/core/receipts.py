@@ -114,6 +114,13 @@ class ReceiptTransaction(Protocol):
     def flush(self) -> None:
         """Send what the body has not sent yet; what that raises is raised by the body."""
 
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether what a body raised says that the database has rolled the transaction back: run it again.
+
+        As after a deadlock, and where the connection has ended before the commit, as a server ends that of a process
+        which stands still for too long.
+        """
+
     def commit(self, receipt: Receipt | None) -> None:
         """Write the receipt with its outcome, if there is one, and commit.
 
@@ -146,13 +153,6 @@ class Receipts(Protocol):
             StoreMisconfiguredError: there is no such table, or it is of another version.
             ConfigurationError: a transaction is open already, whose rollback would undo the receipt.
             TransactionLost: as of any transaction.
-        """
-
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether what a body raised says that the database has rolled the transaction back: run it again.
-
-        As after a deadlock, and where the connection has ended before the commit, as a server ends that of a process
-        which stands still for too long.
         """
 
     def look(self) -> ReceiptsState:

@@ -121,12 +121,12 @@ class TransactedRun:
         try:
             self.run_body(run, lambda run: self._flushed(run, transaction))
         except Exception as error:
-            self._refuse_lost(error)
+            self._refuse_lost(error, transaction)
             raise
         finally:
             run.ended = False
         if run.failure is not None:
-            self._refuse_lost(run.failure)
+            self._refuse_lost(run.failure, transaction)
 
     def _flushed(self, run: RunContext, transaction: ReceiptTransaction) -> Any:
         value = self.body(run)
@@ -134,9 +134,9 @@ class TransactedRun:
             transaction.flush()
         return value
 
-    def _refuse_lost(self, error: BaseException) -> None:
+    def _refuse_lost(self, error: BaseException, transaction: ReceiptTransaction) -> None:
         """Raise `TransactionLost` for an error of the body by which the database asks to run it again."""
-        if self.is_repeatable and not self.run.handed_over and self.receipts.is_lost(error):
+        if self.is_repeatable and not self.run.handed_over and transaction.is_lost(error):
             raise TransactionLost(error) from error
 
     def _commit(self, transaction: ReceiptTransaction) -> Unanswered | None:

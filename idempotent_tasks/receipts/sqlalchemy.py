@@ -84,12 +84,6 @@ class SQLAlchemyReceipts:
             transaction.open(receipt, wait_seconds)
         return transaction
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of the body is a deadlock, or its connection is gone; see `Receipts.is_lost`."""
-        if isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated:
-            return True
-        return self._rows.dialect.failure(driver_error(error)) is Failure.LOST
-
     def look(self) -> ReceiptsState:
         """Return whether receipts can be kept; see `Receipts.look`."""
         rows = self._rows
@@ -148,6 +142,11 @@ class SessionTransaction:
         """Write what the body has added to the session; see `ReceiptTransaction.flush`."""
         assert self.session is not None  # noqa: S101 - it is open
         self.session.flush()
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether an error is a deadlock, or the connection is gone; see `ReceiptTransaction.is_lost`."""
+        is_gone = self._connection is not None and self._connection.invalidated
+        return is_gone or self._table.dialect.failure(driver_error(error)) is Failure.LOST
 
     def commit(self, receipt: Receipt | None) -> None:
         """Write the receipt and commit; see `ReceiptTransaction.commit`."""

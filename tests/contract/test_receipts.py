@@ -838,6 +838,18 @@ class TestSQLAlchemy:
         alchemy.receipts = SQLAlchemyReceipts(sessionmaker(alchemy.engine, class_=OwnSession))
         assert Teller(alchemy).deliver(lambda run: type(run.session).__name__) == Returned("OwnSession")
 
+    def test_another_connection_that_is_lost(self, alchemy: SQLAlchemyBank) -> None:
+        """It is none of the transaction's: the body fails once, and does not run again at once."""
+        from sqlalchemy.exc import OperationalError
+
+        def ask_elsewhere(_: RunContext) -> None:
+            raise OperationalError("SELECT 1", {}, Exception("gone"), connection_invalidated=True)
+
+        teller = Teller(alchemy)
+        with pytest.raises(OperationalError):
+            teller.deliver(ask_elsewhere)
+        assert (teller.runs, alchemy.deposits()) == (1, [])
+
     def test_a_pool_of_one_connection(self, make_bank: MakeBank) -> None:
         """Is enough: nothing of a delivery keeps it."""
         bank = make_bank("sqlalchemy-postgresql", None, pool_size=1, max_overflow=0, pool_timeout=1)

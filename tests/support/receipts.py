@@ -62,10 +62,6 @@ class MemoryReceipts(Receipts):
         self.open += 1
         return MemoryTransaction(self, receipt)
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Take a `TimeoutError` for a deadlock."""
-        return isinstance(error, TimeoutError)
-
     def look(self) -> ReceiptsState:
         """Find nothing wrong."""
         return ReceiptsState()
@@ -92,6 +88,10 @@ class MemoryTransaction:
     def flush(self) -> None:
         """Note that the body is over."""
         self.flushed = True
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Take a `TimeoutError` for a deadlock."""
+        return isinstance(error, TimeoutError)
 
     def commit(self, receipt: Receipt | None) -> None:
         """Commit the effects with the row, unless a test wants it otherwise."""

@@ -60,10 +60,6 @@ class DjangoReceipts:
             transaction.open(receipt, wait_seconds)
         return transaction
 
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether an error of the body is a deadlock, or its connection is gone; see `Receipts.is_lost`."""
-        return _is_gone(connections[self.using]) or self._table.dialect.failure(driver_error(error)) is Failure.LOST
-
     def look(self) -> ReceiptsState:
         """Return whether receipts can be kept; see `Receipts.look`."""
         own = connections.create_connection(self.using)
@@ -145,6 +141,10 @@ class DjangoTransaction:
 
     def flush(self) -> None:
         """Do nothing: Django writes at once."""
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether an error is a deadlock, or the connection is gone; see `ReceiptTransaction.is_lost`."""
+        return _is_gone(self._connection) or self._table.dialect.failure(driver_error(error)) is Failure.LOST
 
     def commit(self, receipt: Receipt | None) -> None:
         """Write the receipt and commit; see `ReceiptTransaction.commit`."""
