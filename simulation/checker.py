@@ -694,7 +694,8 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
             and not facts.history.of(*_RERUNS)
         ),
     ),
-    "merged": (_merged, lambda facts: bool(facts.history.of("Merged"))),
+    # Where messages are acknowledged before their bodies run, the broker does not know of one whose body does.
+    "merged": (_merged, lambda facts: bool(facts.history.of("Merged")) and not facts.history.acks_early),
     "run number": (
         _counted("run number", numbers),
         lambda facts: any(earlier for earlier, _ in facts.counts.pairs()),

@@ -240,6 +240,8 @@ class _Renewal:
 
     def renew(self) -> None:
         """Renew the claim, and set when it is due again."""
+        # A body may go on after it has handed its key over.
+        self.done = self.done or self.run.handed_over
         if self.done:
             return
         clock, claim = self.store.clock, self.run.claim

@@ -282,6 +282,19 @@ def test_a_finished_claim_is_not_reopened(renewer: LeaseRenewer, counted: Faulty
     assert run.lost
 
 
+def test_a_run_that_was_handed_over_is_renewed_no_more(
+    renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock
+) -> None:
+    """A body may go on after ``retry(throw=False)``, whose claim is released: a renewal would only be refused."""
+    run = start(counted)
+    with renewer.renewing(run, counted, TERMS, unseen):
+        run.hand_over("Retry")
+        clock.advance(21)
+        renewer.renew_due()
+    assert renewals(counted) == 0
+    assert not run.lost
+
+
 def test_nothing_is_renewed_after_the_block(renewer: LeaseRenewer, counted: FaultyStore, clock: FakeClock) -> None:
     """Also not where the body raised."""
     run = start(counted)
