@@ -22,8 +22,10 @@ def check_receipts(context: CheckContext) -> Iterator[Finding]:
     states: dict[str, ReceiptsState] = {}
     for code in RECEIPT_FINDINGS:
         for receipts, tasks in _users(context, code).values():
-            state = states.setdefault(repr(receipts), receipts.look())
-            yield from _about(context, code, receipts, tasks, state)
+            name = repr(receipts)
+            if name not in states:
+                states[name] = receipts.look()
+            yield from _about(context, code, receipts, tasks, states[name])
 
 
 def _users(context: CheckContext, code: str) -> dict[str, tuple[Receipts, list[IdempotentTask]]]:

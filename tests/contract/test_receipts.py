@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -1042,6 +1043,15 @@ def _idle(kind: str, seconds: int) -> dict[str, Any]:
     else:
         given = {"options": f"-c idle_in_transaction_session_timeout={seconds}s"}
     return {"OPTIONS": given} if kind.startswith("django") else {"connect_args": given}
+
+
+def test_a_database_is_looked_at_once(make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For both findings, and all tasks: a worker waits for that before it is ready."""
+    bank = make_bank("sqlalchemy-sqlite")
+    looks, look = count(1), bank.receipts.look
+    monkeypatch.setattr(bank.receipts, "look", lambda: (next(looks), look())[1])
+    assert len(_findings(bank)) == 1
+    assert next(looks) == 2
 
 
 @pytest.mark.parametrize("kind", POSTGRESQL)
