@@ -1,51 +1,11 @@
-"""Reruns in the simulation: the shipped code parks, asks and settles as promised, and every fault is met."""
+"""The invariants of reruns, on histories that are written by hand."""
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
-from simulation.bodies import RERUN_FEATURES
 from simulation.checker import check
 from simulation.history import Entry, History
 from simulation.rerun_rules import RERUN_INVARIANTS
-from simulation.reruns import RERUN_RATES, TASKS, play
-
-#: Histories of the shipped code that are played each time; ``python -m simulation --world reruns`` plays more.
-SEEDS = range(60)
-#: By these, the rarest fault, feature and precondition have been met at the latest.
-MOST_SEEDS = range(1000, 1600)
-
-
-def test_a_seed_plays_the_same_history_again() -> None:
-    """Times, faults, writes, effects and results: what was found once can be looked at again."""
-    first, again = play(3), play(3)
-    assert first.entries == again.entries
-    assert (first.counts, first.results) == (again.counts, again.results)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_shipped_code_keeps_its_promise(seed: int) -> None:
-    """No invariant is violated, nothing in the simulation fails, every message ends and every key is decided."""
-    history = play(seed)
-    assert history.failures == []
-    assert check(history) == []
-
-
-@pytest.mark.timeout(600)
-def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None:
-    """What never happens proves nothing."""
-    missing, tasks = {*RERUN_RATES, *RERUN_FEATURES}, set(TASKS)
-    met: Counter[str] = Counter()
-    for seed in MOST_SEEDS:
-        history = play(seed)
-        check(history, met)
-        missing -= history.counts.keys()
-        tasks.discard(history.task)
-        if not missing and not tasks and RERUN_INVARIANTS.keys() <= met.keys():
-            break
-    assert (missing, tasks, RERUN_INVARIANTS.keys() - met.keys()) == (set(), set(), set())
 
 
 class TestWhatIsFound:
