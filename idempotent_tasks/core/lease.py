@@ -16,17 +16,11 @@ from idempotent_tasks import events
 from idempotent_tasks.core.clock import Clock
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
-from idempotent_tasks.core.receipts import (
-    NO_SESSION,
-    NO_TRANSACTION,
-    Receipt,
-    ReceiptTransaction,
-    check_signature,
-)
+from idempotent_tasks.core.receipts import Receipt, ReceiptTransaction, check_following, session_of
 from idempotent_tasks.core.records import Claim, Lost, Released, Unanswered
 from idempotent_tasks.core.retry import LEASE_PART, RetryingStore, limited
 from idempotent_tasks.core.store import Store
-from idempotent_tasks.errors import ConfigurationError, StoreError
+from idempotent_tasks.errors import StoreError
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "RenewalQueue", "RunContext", "lease_terms"]
 
@@ -174,9 +168,7 @@ class RunContext:
         Raises:
             ConfigurationError: there is none, because the task has no such receipts, or the body is over.
         """
-        if self.transaction is None or self.transaction.session is None:
-            raise ConfigurationError(NO_SESSION, self.claim.request.task, self.key)
-        return self.transaction.session
+        return session_of(self.transaction, self.claim.request.task, self.key)
 
     def after_commit(self, signature: Any) -> None:
         """Have a Celery signature sent once the body's transaction is committed, at least once, whoever dies meanwhile.
@@ -190,9 +182,7 @@ class RunContext:
         Raises:
             ConfigurationError: the task has no ``receipts``, or this is no signature.
         """
-        if self.transaction is None:
-            raise ConfigurationError(NO_TRANSACTION, self.claim.request.task, self.key)
-        check_signature(signature, self.claim.request.task, self.key)
+        check_following(self.transaction, signature, self.claim.request.task, self.key)
         self.following.append(signature)
 
     def begin_again(self) -> None:

@@ -12,8 +12,6 @@ from idempotent_tasks.core.records import Claim, Outcome
 from idempotent_tasks.errors import ConfigurationError, StoreError
 
 __all__ = [
-    "NO_SESSION",
-    "NO_TRANSACTION",
     "WHOLE_BODY",
     "Following",
     "Receipt",
@@ -21,17 +19,18 @@ __all__ = [
     "Receipts",
     "ReceiptsState",
     "TransactionLost",
-    "check_signature",
+    "check_following",
+    "session_of",
 ]
 
 #: The step of the receipt of a whole body.
 WHOLE_BODY: Final = ""
 #: Why there is nothing to write with, or to wait for.
-NO_SESSION: Final = (
+_NO_SESSION: Final = (
     "self.idempotency.session is there while the body of a task runs in a worker that is declared with "
     "Idempotency(receipts=SQLAlchemyReceipts(...)); give a body that is called directly a session of your own"
 )
-NO_TRANSACTION: Final = (
+_NO_TRANSACTION: Final = (
     "after_commit() waits for the transaction of Idempotency(receipts=...), and there is none here: call apply_async()"
 )
 
@@ -180,12 +179,27 @@ class Following(Protocol):
         """Publish what `encode` returned; raises what the broker's client raises."""
 
 
-def check_signature(signature: object, task: str | None = None, key: str | None = None) -> None:
-    """Refuse what is no Celery signature; ``task`` and ``key`` are the delivery's.
+def session_of(transaction: ReceiptTransaction | None, task: str | None = None, key: str | None = None) -> Any:
+    """Return the session of a body's transaction; ``task`` and ``key`` are the delivery's.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: there is no transaction, or it has no session.
     """
+    if transaction is None or transaction.session is None:
+        raise ConfigurationError(_NO_SESSION, task, key)
+    return transaction.session
+
+
+def check_following(
+    transaction: ReceiptTransaction | None, signature: object, task: str | None = None, key: str | None = None
+) -> None:
+    """Refuse what cannot follow a body's transaction; ``task`` and ``key`` are the delivery's.
+
+    Raises:
+        ConfigurationError: there is no transaction, or this is no Celery signature.
+    """
+    if transaction is None:
+        raise ConfigurationError(_NO_TRANSACTION, task, key)
     if not isinstance(signature, Mapping) or "task" not in signature:
         msg = f"after_commit() takes a signature, as task.s(...) returns it, not a {type(signature).__name__}"
         raise ConfigurationError(msg, task, key)

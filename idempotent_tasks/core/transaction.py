@@ -83,9 +83,7 @@ class TransactedRun:
         """
         run = self.run
         try:
-            transaction = self.receipts.begin(
-                Receipt.of(run.claim, self.store.clock.now()), wait_seconds(run, self.store)
-            )
+            transaction = _begun(self.receipts, run, self.store)
         except StoreError as error:
             return self._answered(error)
         try:
@@ -188,10 +186,11 @@ class TransactedRun:
         return Unanswered(type(error)(error.message, self.run.claim.request.task, self.run.key))
 
 
-def wait_seconds(run: RunContext, store: RetryingStore) -> float:
-    """Return for how long a transaction of a run waits for another one that holds its row."""
-    left = min(run.claim.expires_at - store.clock.now(), store.deadline.seconds_left)
-    return max(left * WAIT_PART, 0.0)
+def _begun(receipts: Receipts, run: RunContext, store: RetryingStore) -> ReceiptTransaction:
+    """Begin a transaction of a run's row; see `Receipts.begin`."""
+    now = store.clock.now()
+    left = min(run.claim.expires_at - now, store.deadline.seconds_left)
+    return receipts.begin(Receipt.of(run.claim, now), max(left * WAIT_PART, 0.0))
 
 
 def has_receipt(receipts: Receipts, run: RunContext, store: RetryingStore) -> bool:
@@ -202,7 +201,7 @@ def has_receipt(receipts: Receipts, run: RunContext, store: RetryingStore) -> bo
     """
 
     def look() -> bool:
-        transaction = receipts.begin(Receipt.of(run.claim, store.clock.now()), wait_seconds(run, store))
+        transaction = _begun(receipts, run, store)
         try:
             return transaction.found is not None
         finally:

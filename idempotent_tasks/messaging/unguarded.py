@@ -13,16 +13,15 @@ from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.receipts import (
-    NO_SESSION,
-    NO_TRANSACTION,
     Receipts,
     ReceiptTransaction,
     TransactionLost,
-    check_signature,
+    check_following,
+    session_of,
 )
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.core.retry import transacted
-from idempotent_tasks.errors import ConfigurationError, MissingKeyError
+from idempotent_tasks.errors import MissingKeyError
 from idempotent_tasks.messaging.claim_request import claim_request, downstream_of
 from idempotent_tasks.settings import Settings
 
@@ -70,18 +69,14 @@ class UnguardedRun:
     @property
     def session(self) -> Any:
         """The SQLAlchemy session of the body's transaction; see `RunContext.session`."""
-        if self.transaction is None or self.transaction.session is None:
-            raise ConfigurationError(NO_SESSION, key=self.key)
-        return self.transaction.session
+        return session_of(self.transaction, key=self.key)
 
     def after_commit(self, signature: Any) -> None:
         """Have a signature sent after the body's transaction, once at most: no record can send it again.
 
         See `RunContext.after_commit`.
         """
-        if self.transaction is None:
-            raise ConfigurationError(NO_TRANSACTION, key=self.key)
-        check_signature(signature, key=self.key)
+        check_following(self.transaction, signature, key=self.key)
         self.following.append(signature)
 
     def perform(self, body: Body, policy: Idempotency, settings: Settings, task: str) -> Any:
