@@ -21,6 +21,7 @@ WORLDS: Final = {
     "atomic": "simulation.atomic",
     "receipts": "simulation.receipts",
     "small": "simulation.small_random",
+    "small-reruns": "simulation.small_reruns",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",
 }

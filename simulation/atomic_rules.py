@@ -115,9 +115,17 @@ class AtomicWrites:
                 yield entry
 
     def long_tries(self) -> Iterator[tuple[str, str, float, float]]:
-        """Yield key, owner, begin and end of each transaction that was tried for some time, in epoch seconds."""
+        """Yield key, owner, begin and end of each transaction that was tried for some time, in epoch seconds.
+
+        A run whose release is interrupted looks once more, by its transaction: it is none meanwhile.
+        """
         for (key, owner), tries in self.tries.items():
-            yield key, owner, tries[0].called_at, tries[-1].ended_at or tries[-1].called_at
+            released = [each.called_at for each in self.history.calls if _releases(each, key, owner)]
+            groups = defaultdict[int, list[Call]](list)
+            for each in tries:
+                groups[sum(at < each.called_at for at in released)].append(each)
+            for group in groups.values():
+                yield key, owner, group[0].called_at, group[-1].ended_at or group[-1].called_at
 
 
 def _writes_once(writes: AtomicWrites) -> Found:
@@ -201,6 +209,10 @@ def _unanswered(writes: AtomicWrites) -> Found:
     for entry, run in writes.unanswered():
         if text(writes.record_at(run, entry.at), "status") != "COMPLETED":
             yield entry.at, f"run {run} has no answer, and its delivery reports {entry.details['status']}"
+
+
+def _releases(call: Call, key: str, owner: str) -> bool:
+    return (call.method, call.key, call.owner) == ("release", key, owner)
 
 
 def _no_renewal(writes: AtomicWrites) -> Found:

@@ -19,7 +19,6 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import running_as, this_process
-from idempotent_tasks.core.recovery import NotDone
 from idempotent_tasks.core.retry import time_left
 from simulation.checker import Violation, check
 from simulation.history import History
@@ -28,7 +27,7 @@ from simulation.network import ENDPOINT, READ_SECONDS, DirectClient, Service
 from simulation.process import SimulatedProcess, check_alive
 from simulation.provider import SETTLE_SECONDS
 from simulation.scheduler import START, Scheduler, Strand
-from simulation.small import HARD_LIMIT_SECONDS, Message, SmallTask, SmallWorld
+from simulation.small import HARD_LIMIT_SECONDS, Message, SmallTask, SmallWorld, never_called
 from simulation.tills import TILLS, Writes
 
 __all__ = ["FAULTS", "QUICK", "SCENARIOS", "Found", "Scenario", "replay", "search"]
@@ -72,18 +71,13 @@ class Scenario:
     long: bool = False
 
 
-def _never_called(*_: object) -> NotDone:
-    """Stand for ``recover``, which the scenarios ask by themselves."""
-    raise AssertionError("the scenario asks by itself")
-
-
 _LIMITED: Final = SmallTask("limited", Idempotency(key="order", grace=2), HARD_LIMIT_SECONDS)
 _LEASED: Final = SmallTask("leased", Idempotency(key="order", lease=6))
 _OWN: Final = SmallTask("own", Idempotency(lease=6), by_id=True)
 _LOCKED: Final = SmallTask("exclusive", Idempotency.exclusive(lease=6, on_busy="defer"), by_id=True, locked=True)
 _PARKS: Final = SmallTask("parks", Idempotency(key="order", grace=2, on_rerun="park"), HARD_LIMIT_SECONDS)
 _RECOVERS: Final = SmallTask(
-    "recovers", Idempotency(key="order", grace=2, recover=_never_called, settle=SETTLE_SECONDS), HARD_LIMIT_SECONDS
+    "recovers", Idempotency(key="order", grace=2, recover=never_called, settle=SETTLE_SECONDS), HARD_LIMIT_SECONDS
 )
 _WRITES: Final = replace(_LIMITED, name="writes-limited", writes=True)
 _WRITES_LEASED: Final = replace(_LEASED, name="writes", writes=True)

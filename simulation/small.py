@@ -56,7 +56,7 @@ from simulation.scheduler import START, Ended, Scheduler, Strand
 from simulation.tills import RECORDS, TILLS, Writes, writes_of
 from simulation.wire import Table
 
-__all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "SmallTask", "SmallWorld"]
+__all__ = ["LEASE_SECONDS", "TASKS", "FinalError", "HandedOver", "Message", "SmallTask", "SmallWorld", "never_called"]
 
 LEASE_SECONDS: Final = 10.0
 HARD_LIMIT_SECONDS: Final = 8.0
@@ -81,6 +81,11 @@ class FinalError(Exception):
     """The body has failed for good."""
 
 
+def never_called(*_: object) -> NotDone:
+    """Stand for ``recover``: a small world asks by itself."""
+    raise AssertionError("a small world asks by itself")
+
+
 @dataclass(frozen=True, slots=True)
 class SmallTask:
     """How a task's claims live and what its key is."""
@@ -93,6 +98,11 @@ class SmallTask:
     locked: bool = False
     #: Whether its bodies return writes.
     writes: bool = False
+
+    @property
+    def closes(self) -> bool:
+        """Whether a rerun is parked, or asked about: no body of it says wrongly that it has done nothing."""
+        return self.policy.recover is not None or self.policy.on_rerun == "park"
 
 
 _LEASED: Final = Idempotency(key="order", lease=LEASE_SECONDS, store_failures=(FinalError,))

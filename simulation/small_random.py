@@ -1,7 +1,7 @@
 """Histories of the small world by chance: a seed decides what is published, what bodies do, and what goes wrong."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -13,9 +13,9 @@ from simulation.history import TRIED_ON_SECONDS, History
 from simulation.network import Service, SimulatedClient
 from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.scheduler import START, Scheduler
-from simulation.small import LEASE_SECONDS, TASKS, FinalError, HandedOver, Message, SmallWorld
+from simulation.small import LEASE_SECONDS, TASKS, FinalError, HandedOver, Message, SmallTask, SmallWorld
 
-__all__ = ["RATES", "play"]
+__all__ = ["RATES", "play", "play_tasks"]
 
 #: After so many seconds nothing goes wrong any more, so that every delivery can end.
 FAULTS_END: Final = 60.0
@@ -40,9 +40,14 @@ STRIKES: Final = 4
 
 
 class _RandomWorld(SmallWorld):
-    """A small world whose every choice is drawn from a seed."""
+    """A small world whose every choice is drawn from a seed.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of the history.
+        tasks: by name: those of which it has one.
+    """
+
+    def __init__(self, seed: int, tasks: Mapping[str, SmallTask]) -> None:
         self.draw = draw = random.Random(seed)
         scheduler = Scheduler(draw)
         common = draw.sample(sorted(RATES), draw.randint(0, MOST_KINDS))
@@ -52,7 +57,7 @@ class _RandomWorld(SmallWorld):
         self._clocks = {machine: self._new_clock() for machine in MACHINES}
         #: It does not end before.
         self.until = START + FAULTS_END
-        task = TASKS[draw.choice(sorted(TASKS))]
+        task = tasks[draw.choice(sorted(tasks))]
         super().__init__(
             scheduler, History(seed, task.name), task, self._connected, watched=draw.choice([True, True, False])
         )
@@ -110,7 +115,7 @@ class _RandomWorld(SmallWorld):
         draw = self.draw
         return [
             ("sleep", round(draw.choice([0.01, draw.uniform(0, 3), draw.uniform(0, 20)]), 3)),
-            ("do nothing", draw.choice([0, 0, 0, 0.5])),
+            ("do nothing", 0 if self.task.closes else draw.choice([0, 0, 0, 0.5])),
             ("retry", draw.choice([0, 0, 0, 0, 1])),
             ("fail", draw.choice([0, 0, 0, 0.5])),
             ("fail for good", draw.choice([0, 0, 0, 0.5])),
@@ -132,7 +137,7 @@ class _RandomWorld(SmallWorld):
             if step == "sleep":
                 self.scheduler.sleep(argument)
             elif step == "retry":
-                self._retry(run, message, argument)
+                self._retry(run, message, argument, number)
             elif self.faults.active and self.draw.random() < argument:
                 if step == "do nothing":
                     self.note("nothing-done", run=number)
@@ -141,9 +146,10 @@ class _RandomWorld(SmallWorld):
                     self._go_wrong(step)
         return number
 
-    def _retry(self, run: RunContext, message: Message, times: int) -> None:
+    def _retry(self, run: RunContext, message: Message, times: int, number: int) -> None:
         if message.retries >= times:
             return
+        self.note("retries", run=number)
         process: Any = this_process()
         run.hand_over("Retry")
         process.check_alive()
@@ -208,7 +214,12 @@ class _RandomWorld(SmallWorld):
 
 def play(seed: int) -> History:
     """Play the small world's history of a seed, and return what happened."""
-    world = _RandomWorld(seed)
+    return play_tasks(seed, TASKS)
+
+
+def play_tasks(seed: int, tasks: Mapping[str, SmallTask]) -> History:
+    """Play the history of a seed with one of some tasks, and return what happened."""
+    world = _RandomWorld(seed, tasks)
     history, scheduler = world.history, world.scheduler
     world.set_up()
 
