@@ -10,6 +10,7 @@ The tree::
     ├── InProgressError             another delivery holds the key (on_busy="raise")
     ├── CrashLoopError              the body killed its worker too many times
     ├── UnresolvedError             a run left no outcome, and a person is to say what came of it
+    ├── StepMismatchError           a step was done with other arguments
     ├── AtomicWriteError            a write of the body's transaction was refused, and nothing was written
     ├── ResultEncodingError         the body succeeded, its result cannot be stored
     ├── ResultUnavailableError      the result to replay was never stored, or is gone
@@ -44,6 +45,7 @@ __all__ = [
     "RecordNotFoundError",
     "ResultEncodingError",
     "ResultUnavailableError",
+    "StepMismatchError",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
@@ -125,6 +127,22 @@ class UnresolvedError(IdempotencyError):
     """An earlier run left no outcome, and the next one waits for a person's decision."""
 
     default_message = "An earlier run left no outcome, and the next one waits for a person's decision."
+
+
+class StepMismatchError(IdempotencyError):
+    """An earlier run of the key has done this step with other arguments.
+
+    Attributes:
+        step: its name.
+    """
+
+    default_message = "An earlier run of the key has done this step with other arguments."
+
+    def __init__(
+        self, message: str = "", task: str | None = None, key: str | None = None, step: str | None = None
+    ) -> None:
+        super().__init__(message, task, key, step)
+        self.step = step
 
 
 class AtomicWriteError(IdempotencyError):

@@ -10,6 +10,7 @@ from idempotent_tasks.core.records import (
     ClaimAnswer,
     ClaimRequest,
     CommitAnswer,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -19,6 +20,7 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    Step,
     WritesRefused,
 )
 from idempotent_tasks.errors import StoreError
@@ -146,6 +148,16 @@ class RecordedStore:
     def keep_message(self, key: str, task_id: str, message: bytes) -> MessageKept | NoRoom | NotParked:
         """See `ParkingStore.keep_message`; it changes neither holder nor outcome."""
         return self.store.keep_message(key, task_id, message)
+
+    def keep_step(self, claim: Claim, name: str, step: Step, kept: KeptSteps) -> KeptSteps | Lost:
+        """See `idempotent_tasks.stores.SteppingStore.keep_step`."""
+        call = Call("keep_step", claim.key, claim.owner, self._now(), data=name)
+        answer: KeptSteps | Lost = self._noted(call, lambda: self.store.keep_step(claim, name, step, kept))
+        return answer
+
+    def kept_step(self, claim: Claim, name: str) -> Step:
+        """See `idempotent_tasks.stores.SteppingStore.kept_step`."""
+        return self.store.kept_step(claim, name)
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `Store.note_deferral`; it changes neither holder nor outcome."""

@@ -99,13 +99,14 @@ def is_codec(name: object) -> bool:
     return name in CODECS or (isinstance(name, str) and name in serialization.registry.name_to_type)
 
 
-def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ()) -> Outcome:
+def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = (), of: str = "the body") -> Outcome:
     """Encode a body's result as an outcome; under `NONE`, or above `MAX_RESULT_BYTES`, it has no data.
 
     Args:
-        value: what the body returned.
+        value: what was returned.
         codec: a name that `is_codec`, or `NONE`, or `POWERTOOLS`, which is never compressed.
         interrupts: exceptions that are raised into this thread from outside; they are passed on.
+        of: what returned it.
 
     Raises:
         ResultEncodingError: the codec cannot write the value.
@@ -123,7 +124,7 @@ def encode_result(value: Any, codec: str = JSON, *, interrupts: Interrupts = ())
             codec, f"return what {codec} can write"
         )
         msg = (
-            f"the body succeeded, but its result of type {kind} cannot be written as {codec.upper()} "
+            f"{of} succeeded, but its result of type {kind} cannot be written as {codec.upper()} "
             f"({type(error).__name__}); {remedy}, or return None"
         )
         raise ResultEncodingError(msg) from None

@@ -5,7 +5,7 @@ No Celery and no DynamoDB here: `messaging` decides what a verdict means for the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from idempotent_tasks import events
 from idempotent_tasks.core.atomic import Atomic, transacting
@@ -32,11 +32,14 @@ from idempotent_tasks.core.records import (
     Unanswered,
     WritesRefused,
     committed_record,
+    held_claim,
     was_committed,
 )
 from idempotent_tasks.core.recovery import Done, NotDone, Recovery, Unknown
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.core.stepped import SteppedRun
+from idempotent_tasks.core.steps import RunEnds, StepCaller, StepUnkept, StepUnresolved
 from idempotent_tasks.core.store import AtomicStore
 from idempotent_tasks.core.transaction import TransactedRun, has_receipt
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
@@ -134,13 +137,15 @@ class Unwritten:
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """An earlier run left no outcome, and nobody knows what came of it; the body did not run, the key is still held."""
+    """An earlier run left no outcome, and nobody knows what came of it, or of a step; the key is still held."""
 
     run: RunContext
     #: Why, for the record of a parked key.
     reason: str
     #: What ``recover`` has raised, so that it may be asked again; None where that is of no use.
     error: Exception | None = None
+    #: Whether the body has begun, and was ended in one of its steps.
+    began: bool = False
 
 
 #: The result of `Guard.deliver`.  `Finished`, `Received` and `Superseded` have a record to replay.
@@ -347,6 +352,8 @@ class Guard:
                 if undecided is not None:
                     return undecided
                 verdict = self._settled(run)
+        except RunEnds as ends:
+            return self._ended_in_step(run, ends)
         except BaseException as error:
             is_interrupt = isinstance(error, self.store.interrupts)
             if not run.ended:
@@ -379,6 +386,7 @@ class Guard:
     def _perform(self, run: RunContext, body: Callable[[RunContext], Any]) -> Unwritten | None:
         """Run the body, unless the outcome is known; with receipts, have that committed in the body's database."""
         receipts, following = self.policy.imported_receipts, self.following
+        run.steps = self._steps(run)
         if receipts is None or following is None:
             if not run.ended:
                 self._run_body(run, body)
@@ -396,6 +404,30 @@ class Guard:
         )
         answer = transacted.perform()
         return None if answer is None else self._unwritten(run, answer.error)
+
+    def _steps(self, run: RunContext) -> StepCaller:
+        # Not over `store`, which a cache may answer for.
+        store = replace(self.store, store=self.lease.store)
+        return SteppedRun(
+            run=run, store=store, policy=self.policy, results=self.results, following=self.following
+        ).caller
+
+    def _ended_in_step(self, run: RunContext, ends: RunEnds) -> Superseded | Unresolved | Unwritten:
+        """Return why a body may not go on that was ended in a step."""
+        if isinstance(ends, StepUnresolved):
+            return Unresolved(run, ends.reason, ends.error, began=True)
+        if isinstance(ends, StepUnkept) and ends.error is not None:
+            return self._unwritten(run, ends.error)
+        lost = StoreUnavailableError("the claim was lost in a step", run.claim.request.task, run.key)
+        try:
+            record = self.store.get(run.key)
+        except StoreError as error:
+            return self._unwritten(run, lost if isinstance(error, RecordNotFoundError) else error)
+        if record.free or held_claim(record, run.claim) is not None:
+            # Nobody else has the key: its record was released, or it is the lock that is lost.
+            return self._unwritten(run, lost)
+        self._emit(events.Superseded, run.claim.request, fence=run.claim.fence)
+        return Superseded(record)
 
     def _asked(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | Unwritten | None:
         """Ask what came of an earlier run, unless that has left its receipt."""
@@ -441,9 +473,13 @@ class Guard:
             # No call between these two, so that no interrupt comes between them.
             run.value = body(run)
             run.ended = True
+            if run.ends is not None:
+                _refuse_to_go_on(run, run.ends)
             if isinstance(run.value, Atomic):
                 self._take_writes(run, run.value)
         except BaseException as error:
+            if run.ends is not None:
+                raise run.ends from None
             if run.handed_over or not self.results.is_final(error):
                 run.raised = error
                 raise
@@ -663,6 +699,12 @@ class Guard:
 
     def _emit(self, kind: type[events.Event], request: ClaimRequest, **details: Any) -> None:
         self.store.observe(kind.about(request, **details))
+
+
+def _refuse_to_go_on(run: RunContext, ends: RunEnds) -> NoReturn:
+    """End a body that was ended in a step, and has caught that and returned."""
+    run.ended = False
+    raise ends
 
 
 def _received(receipt: Receipt, claim: Claim) -> Outcome:

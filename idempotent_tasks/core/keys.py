@@ -1,7 +1,7 @@
 """Derive a record's key, its payload's digest and the key for downstream systems from a delivery."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,10 +30,12 @@ __all__ = [
     "check_prefix",
     "check_task_id",
     "downstream_key",
+    "inputs_digest",
     "parameter_names",
     "payload_digest",
     "record_key",
     "signature_of",
+    "step_key",
     "task_id_key",
 ]
 
@@ -390,6 +392,25 @@ def downstream_key(delivery: Delivery, selector: Selector, signature: inspect.Si
     """
     # SHA-1 is no weaker here than another digest: about 2**61 tries find two values that share any 122 bits.
     return str(uuid5(DOWNSTREAM_NAMESPACE, _canonical(selector.select(delivery, signature), selector, delivery)))
+
+
+def inputs_digest(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the digest of a step's arguments: 32 hexadecimal digits of the SHA-256 of their canonical form.
+
+    Raises:
+        UncanonicalError: one of them has none.
+    """
+    return sha256(canonical([list(args), dict(kwargs)]).encode()).hexdigest()[:32]
+
+
+def step_key(downstream: str, name: str) -> str:
+    """Return the key for downstream systems of one step: a UUID of version 5 (:rfc:`9562`).
+
+    Args:
+        downstream: the key for downstream systems of the whole body.
+        name: of the step.
+    """
+    return str(uuid5(uuid5(DOWNSTREAM_NAMESPACE, f"steps of {downstream}"), name))
 
 
 def check_explicit_key(key: object, task: str) -> str:

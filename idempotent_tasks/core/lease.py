@@ -14,13 +14,15 @@ from typing import Any, Final
 
 from idempotent_tasks import events
 from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.keys import step_key
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.receipts import Receipt, ReceiptTransaction, check_following, session_of
 from idempotent_tasks.core.records import Claim, Lost, Released, Unanswered
 from idempotent_tasks.core.retry import LEASE_PART, RetryingStore, limited
+from idempotent_tasks.core.steps import RunEnds, StepCaller
 from idempotent_tasks.core.store import Store
-from idempotent_tasks.errors import StoreError
+from idempotent_tasks.errors import ConfigurationError, StoreError
 
 __all__ = ["DEFAULT_LEASE_SECONDS", "Lease", "LeaseRenewer", "LeaseTerms", "RenewalQueue", "RunContext", "lease_terms"]
 
@@ -71,6 +73,13 @@ def lease_terms(policy: Idempotency, hard_limit_seconds: float | None) -> LeaseT
 class RunContext:
     """The run of a body under a claim, with its key, fence and run count; ``self.idempotency`` in the body."""
 
+    #: What the body calls its steps with; None before the body.
+    steps: StepCaller | None = None
+    #: The step that has a transaction of its own, while that is open: it shares the claim.
+    part: "RunContext | None" = None
+    #: What has ended the body in a step, so that it may not go on.
+    ends: RunEnds | None = None
+
     def __init__(self, claim: Claim, store: RetryingStore) -> None:
         self.claim = claim
         #: When the key was claimed, in epoch seconds by the store's clock.
@@ -94,7 +103,7 @@ class RunContext:
         self.continuation: str | None = None
         #: Whether a transaction of the run is under way, in which its claim is not renewed.
         self.writing = False
-        #: Whether nobody gets the result, so that one that cannot be stored is no error; known when the body has ended.
+        #: Whether nobody gets the result, so that one that cannot be stored is no error; known at the body's end.
         self.result_ignored = False
         #: Whether ``recover``, or the receipts' database, is being asked, so that the body has not begun.
         self.asking = False
@@ -162,13 +171,29 @@ class RunContext:
         self._nothing_done = True
 
     @property
-    def session(self) -> Any:
-        """The SQLAlchemy session in the transaction of ``Idempotency(receipts=)``.
+    def step(self) -> StepCaller:
+        """What runs a part of the body once, and keeps its result: ``self.idempotency.step("charge", f, order)``.
 
         Raises:
-            ConfigurationError: there is none, because the task has no such receipts, or the body is over.
+            ConfigurationError: the body has not begun: ``recover`` has no steps.
         """
-        return session_of(self.transaction, self.claim.request.task, self.key)
+        if self.steps is None:
+            msg = "self.idempotency.step() is there for the body, not for what is asked before it"
+            raise ConfigurationError(msg, self.claim.request.task, self.key)
+        return self.steps
+
+    def step_key(self, name: str) -> str:
+        """Return the key to pass to downstream systems for one step: a UUID (36 characters), the same in every run."""
+        return step_key(self.downstream_key, name)
+
+    @property
+    def session(self) -> Any:
+        """The SQLAlchemy session in the transaction of ``receipts=``, of the body or of its current step.
+
+        Raises:
+            ConfigurationError: there is none, because there are no such receipts, or the body or step is over.
+        """
+        return session_of((self.part or self).transaction, self.claim.request.task, self.key)
 
     def after_commit(self, signature: Any) -> None:
         """Have a Celery signature sent once the body's transaction is committed, at least once, whoever dies meanwhile.
@@ -180,10 +205,23 @@ class RunContext:
             signature: as of ``task.s(...)``; its arguments must have a JSON form.
 
         Raises:
-            ConfigurationError: the task has no ``receipts``, or this is no signature.
+            ConfigurationError: neither the task nor the current step has ``receipts``, or this is no signature.
         """
-        check_following(self.transaction, signature, self.claim.request.task, self.key)
-        self.following.append(signature)
+        part = self.part or self
+        check_following(part.transaction, signature, self.claim.request.task, self.key)
+        part.following.append(signature)
+
+    def renewed(self, claim: Claim) -> None:
+        """Take the claim as it was renewed, also for the current step."""
+        for each in (self, self.part):
+            if each is not None:
+                each.claim = claim
+
+    def lose(self) -> None:
+        """Note that the claim is lost, also for the current step."""
+        for each in (self, self.part):
+            if each is not None:
+                each.claim_lost = True
 
     def begin_again(self) -> None:
         """Forget what a body has left whose transaction was rolled back, because it runs again at once."""
@@ -258,10 +296,10 @@ class _Renewal:
             self.done = True
             # A claim that the run's own commit or release has ended is not lost.
             if not self.run.ending:
-                self.run.claim_lost = True
+                self.run.lose()
                 self.observe(events.Lost.about(claim.request))
             return
-        self.run.claim = answer.claim
+        self.run.renewed(answer.claim)
         now = clock.now()
         # The answer may have been slow, or have corrected the store's clock.
         late = lease - (answer.claim.expires_at - now)

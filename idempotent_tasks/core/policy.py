@@ -28,6 +28,7 @@ __all__ = [
     "OnRerun",
     "OnStoreError",
     "check_codes",
+    "imported_tools",
     "seconds",
 ]
 
@@ -98,7 +99,7 @@ class Idempotency:
             the key.  If it raises, a later delivery asks again; the fifth time the key is parked.
         settle: for how long what a dead run has requested elsewhere may still be on its way, in seconds: longer than
             the client's time-out.  So long does nobody get the key after a run without an outcome.  Required by
-            ``recover``.
+            ``recover``, and by that of a step.
         receipts: where the body's rows are, and a receipt of its result beside them, in one transaction that the
             library opens: ``DjangoReceipts(using="default")`` or ``SQLAlchemyReceipts(engine)``, or its name as
             ``module:name``.  A run that finds the receipt of an earlier one takes its result, whatever ended that one.
@@ -222,12 +223,11 @@ class Idempotency:
                 "recover= needs settle=: for how many seconds a request of a dead run may still be on its way, longer "
                 "than the client's time-out; before that, the other system is asked too early"
             )
-        elif self.settle is not None and self.recover is None:
-            problem = "settle= has no effect without recover=: nobody asks what came of an earlier run"
         elif self.settle_seconds > self.unresolved_seconds:
             problem = "settle= is longer than unresolved_for=: by then the record of the earlier run is gone"
         elif (self.parks or self.receipts is not None) and self.on_store_error == "run":
-            given = "recover=" if self.recover is not None else "on_rerun='park'" if self.parks else "receipts="
+            names = {"recover": "recover=", "settle": "settle=", "receipts": "receipts="}
+            given = next((text for name, text in names.items() if getattr(self, name) is not None), "on_rerun='park'")
             problem = f"{given} cannot be had with on_store_error='run', which runs the body whatever came before it"
         if problem is not None:
             raise ConfigurationError(problem)
@@ -295,8 +295,8 @@ class Idempotency:
 
     @property
     def parks(self) -> bool:
-        """Whether a key may be parked."""
-        return self.on_rerun == "park" or self.recover is not None
+        """Whether a key may be parked: who asks about an earlier run, or about a step of it, gives ``settle``."""
+        return self.on_rerun == "park" or self.settle is not None
 
     @property
     def key_selector(self) -> Selector | None:
@@ -438,6 +438,20 @@ def _check_receipts(receipts: object) -> None:
 def _check_failure(kind: object) -> None:
     if not isinstance(kind, str) and not (isinstance(kind, type) and issubclass(kind, Exception)):
         raise ConfigurationError(f"store_failures={short(kind)} is no subclass of Exception, nor a 'module:name'")
+
+
+def imported_tools(
+    recover: Recover | None, receipts: Receipts | str | None
+) -> tuple[Callable[..., Any] | None, Receipts | None]:
+    """Return what a step is given of its own, with each ``module:name`` imported.
+
+    Raises:
+        ConfigurationError: a name cannot be imported, or is not what it has to be.
+    """
+    asked, kept = _imported("recover", recover), _imported("receipts", receipts)
+    _check_hook("recover", asked)
+    _check_receipts(kept)
+    return asked, kept
 
 
 def _imported(field: str, value: Any) -> Any:

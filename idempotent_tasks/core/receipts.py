@@ -168,8 +168,13 @@ class Receipts(Protocol):
 class Following(Protocol):
     """What sends the tasks that must follow a transaction."""
 
-    def encode(self, signatures: Sequence[Any], claim: Claim) -> Sequence[str]:
+    def encode(self, signatures: Sequence[Any], claim: Claim, step: str = WHOLE_BODY) -> Sequence[str]:
         """Return Celery signatures as texts for the receipt, with task ids that are the same in every run of the key.
+
+        Args:
+            signatures: in the order of the calls.
+            claim: of the run.
+            step: of the receipt.
 
         Raises:
             ConfigurationError: one has no JSON form.

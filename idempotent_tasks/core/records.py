@@ -1,5 +1,6 @@
 """The record of a key, claims, and a store's answers: pure values, without Celery, DynamoDB or a clock."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -10,6 +11,8 @@ from idempotent_tasks.errors import StoreError
 
 __all__ = [
     "MAX_PARKED_BYTES",
+    "MAX_STEP_BYTES",
+    "MOST_STEPS",
     "PARKED_UNTIL",
     "Busy",
     "Claim",
@@ -19,6 +22,7 @@ __all__ = [
     "Committed",
     "Finished",
     "Granted",
+    "KeptSteps",
     "Lost",
     "MessageKept",
     "Mismatch",
@@ -30,6 +34,7 @@ __all__ = [
     "Released",
     "Renewed",
     "Status",
+    "Step",
     "Superseded",
     "Unanswered",
     "Vanished",
@@ -52,6 +57,8 @@ __all__ = [
     "reservation_owner",
     "reservation_seconds",
     "settling_milliseconds",
+    "step_id",
+    "step_item_key",
     "was_committed",
     "was_parked",
     "was_released",
@@ -65,6 +72,14 @@ CLOCK_SPREAD_MILLISECONDS: Final = 1000
 PARKED_UNTIL: Final = 253_402_300_799
 #: The most bytes of the messages that a parked record keeps, with their task ids.
 MAX_PARKED_BYTES: Final = 300 * 1024
+#: The most steps of one key.
+MOST_STEPS: Final = 500
+#: The most bytes of the steps that lie in a record: each claim, renewal and release of the key pays for them.
+MAX_STEP_BYTES: Final = 4 * 1024
+#: Bytes of a step beside its own texts: the names of its attributes, and what DynamoDB adds for each.
+_STEP_OVERHEAD_BYTES: Final = 24
+#: Hexadecimal digits that name a step's item: with 500 steps, two are the same once in 10**14 keys.
+_STEP_DIGITS: Final = 16
 
 
 class Status(StrEnum):
@@ -78,6 +93,57 @@ class Status(StrEnum):
     FAILED = "FAILED"
     #: The record's retention has passed; never stored.
     EXPIRED = "EXPIRED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The outcome of a step of a body, encoded for the store."""
+
+    #: Digest of its arguments.
+    inputs: str
+    #: As in `Outcome`.
+    codec: str
+    #: The encoded result; None where it could not be stored.
+    data: str | bytes | None = None
+    #: Why there is no data.
+    error: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it takes in a record, without its name."""
+        texts = (self.inputs, self.codec, self.data or "", self.error or "")
+        return _STEP_OVERHEAD_BYTES + sum(len(text if isinstance(text, bytes) else text.encode()) for text in texts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptSteps:
+    """The steps of a key whose outcomes are kept."""
+
+    #: By name, those that lie in the record.
+    here: Mapping[str, Step] = field(default_factory=dict)
+    #: The `step_id` of each that has an item of its own.
+    elsewhere: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.here) + len(self.elsewhere)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.here or step_id(name) in self.elsewhere)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes of the record those take that lie there."""
+        return sum(len(name.encode()) + step.size_bytes for name, step in self.here.items())
+
+    def has_room(self, name: str, step: Step) -> bool:
+        """Return whether a step is to lie in the record."""
+        return self.size_bytes + len(name.encode()) + step.size_bytes <= MAX_STEP_BYTES
+
+    def including(self, name: str, step: Step) -> "KeptSteps":
+        """Return these steps and one more, wherever it is to lie."""
+        if self.has_room(name, step):
+            return replace(self, here={**self.here, name: step})
+        return replace(self, elsewhere=self.elsewhere | {step_id(name)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +236,8 @@ class Claim:
     generation: int = 0
     #: As in `Record`: so many bytes less can the outcome have.
     parked_bytes: int = 0
+    #: The steps that earlier runs of the generation have left.
+    steps: KeptSteps = KeptSteps()
 
     @classmethod
     def unseen(cls, request: ClaimRequest) -> "Claim":
@@ -208,6 +276,7 @@ class Claim:
             runs=record.runs,
             generation=record.generation or 0,
             parked_bytes=record.parked_bytes,
+            steps=record.steps,
         )
 
     @property
@@ -240,6 +309,11 @@ class Outcome:
     error: str | None = None
     #: The continuation (links, chain, chord) that the body has set instead of its message's; None for the message's.
     continuation: str | None = None
+
+    @classmethod
+    def of_step(cls, step: "Step") -> "Outcome":
+        """Return a step's outcome as that of a body."""
+        return cls(status=Status.COMPLETED, codec=step.codec, data=step.data, error=step.error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,6 +363,8 @@ class Record:
     parked: Mapping[str, bytes] = field(default_factory=dict)
     #: The bytes of these messages and of their task ids.
     parked_bytes: int = 0
+    #: What runs of the generation have left; none once the key has an outcome.
+    steps: KeptSteps = KeptSteps()
     #: None where a foreign writer named none: its data is JSON.
     codec: str | None = None
     error: str | None = None
@@ -542,6 +618,7 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
             previous_owner=live.owner,
             previous_task_id=live.task_id,
             previous_claimed_at=live.claimed_at,
+            steps=live.steps,
         )
     )
 
@@ -570,6 +647,7 @@ def outcome_record(held: Record, outcome: Outcome, retention_seconds: float, now
         previous_task_id=None,
         previous_claimed_at=None,
         deferred={},
+        steps=KeptSteps(),
         completed_at=int(now * 1000),
         expiration=expiration_seconds(retention_seconds, held.in_progress_expiration or 0, now),
     )
@@ -663,6 +741,16 @@ def kept_message(record: Record | None, task_id: str, message: bytes) -> Record 
     if taken > MAX_PARKED_BYTES:
         return NoRoom()
     return replace(record, parked={**record.parked, task_id: message}, parked_bytes=taken)
+
+
+def step_id(name: str) -> str:
+    """Return what names a step's item: so many hexadecimal digits of the SHA-256 of its name."""
+    return hashlib.sha256(name.encode()).hexdigest()[:_STEP_DIGITS]
+
+
+def step_item_key(claim: Claim, name: str) -> str:
+    """Return the key of a step's item: ``{key}#{generation}#{step_id}``."""
+    return f"{claim.key}#{claim.generation}#{step_id(name)}"
 
 
 def _runs_begun(live: Record) -> int:

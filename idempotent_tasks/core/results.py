@@ -17,10 +17,16 @@ from idempotent_tasks.core.encoding import (
     unreplayable,
 )
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.records import Claim, Outcome, Record, expiration_seconds
+from idempotent_tasks.core.records import Claim, Outcome, Record, committed_record, expiration_seconds
 from idempotent_tasks.core.retry import RetryingResults, RetryingStore
 from idempotent_tasks.core.store import ResultStore
-from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoredFailureError, StoreError
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    ResultEncodingError,
+    ResultUnavailableError,
+    StoredFailureError,
+    StoreError,
+)
 
 __all__ = ["Recalled", "Results"]
 
@@ -59,11 +65,33 @@ class Results:
             ResultEncodingError: the result cannot be encoded.
         """
         codec = POWERTOOLS if self.policy.powertools else self.policy.codec
-        return self._offloaded(encode_result(value, codec, interrupts=self.store.interrupts), claim)
+        outcome = encode_result(value, codec, interrupts=self.store.interrupts)
+        return self._offloaded(outcome, claim, claim.request.retention_seconds)
 
     def failed(self, error: BaseException, claim: Claim) -> Outcome:
         """Encode a final failure as an outcome, as `completed` does a result."""
-        return self._offloaded(encode_failure(error, self.policy.codec, interrupts=self.store.interrupts), claim)
+        outcome = encode_failure(error, self.policy.codec, interrupts=self.store.interrupts)
+        return self._offloaded(outcome, claim, claim.request.retention_seconds)
+
+    def of_step(self, name: str, value: Any) -> Outcome:
+        """Encode the result of a step as an outcome; of one that cannot be encoded it has no data, and says why."""
+        try:
+            return encode_result(value, self.policy.codec, interrupts=self.store.interrupts, of=f"step {name!r}")
+        except ResultEncodingError as error:
+            return unreplayable(error.message)
+
+    def stored_step(self, outcome: Outcome, claim: Claim) -> Outcome:
+        """Return a step's outcome as its item can have it: uploaded to the bucket, or without data, if too large."""
+        return self._offloaded(outcome, claim, claim.request.kept_seconds)
+
+    def result_of_step(self, outcome: Outcome, claim: Claim) -> Any:
+        """Return the result of a step.
+
+        Raises:
+            ResultUnavailableError: there is none, or it cannot be read.
+            StoreError: the bucket does not answer.
+        """
+        return self.result(committed_record(claim, outcome, 0, 0))
 
     def result(self, record: Record, recalled: Recalled | None = None) -> Any:
         """Return the result of a completed record; ``recalled`` where it was not stored.
@@ -107,7 +135,9 @@ class Results:
             raise ConfigurationError(msg, record.task, record.key)
         return replayed
 
-    def _offloaded(self, outcome: Outcome, claim: Claim) -> Outcome:
+    def _offloaded(self, outcome: Outcome, claim: Claim, retention: float) -> Outcome:
+        if outcome.codec.endswith(ELSEWHERE):
+            return outcome
         # Powertools does not read from a bucket.
         size, bucket = size_of(outcome), None if outcome.codec == POWERTOOLS else self.bucket
         most = self.store.store.max_data_bytes - claim.parked_bytes
@@ -116,7 +146,7 @@ class Results:
             return outcome
         reason = f"the store takes {most}"
         if bucket is not None:
-            retention, now = claim.request.retention_seconds, self.store.clock.now()
+            now = self.store.clock.now()
             expires_at = expiration_seconds(retention, claim.in_progress_expiration, now)
             try:
                 address = self._retrying(bucket).put(as_bytes(outcome.data or b""), expires_at)

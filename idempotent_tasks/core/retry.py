@@ -23,6 +23,7 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     Committed,
     Granted,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -32,13 +33,21 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    Step,
     Superseded,
     Unanswered,
     Vanished,
     WritesRefused,
     committed_record,
 )
-from idempotent_tasks.core.store import CLOCK_TOLERANCE_SECONDS, AtomicStore, ParkingStore, ResultStore, Store
+from idempotent_tasks.core.store import (
+    CLOCK_TOLERANCE_SECONDS,
+    AtomicStore,
+    ParkingStore,
+    ResultStore,
+    SteppingStore,
+    Store,
+)
 from idempotent_tasks.errors import RecordExistsError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 
 __all__ = [
@@ -255,6 +264,35 @@ class RetryingStore:
         At most `COMMIT_RETRY_SECONDS` or a lease where the claim is renewed meanwhile: a store may take renewals and
         refuse the outcome.
         """
+        return self._while_claimed(run, lambda: self._commit_or_restore(run.claim, outcome))
+
+    def keep_step(self, run: Run, name: str, step: Step, kept: KeptSteps) -> KeptSteps | Lost | Unanswered:
+        """Keep a step's outcome, retrying as `commit` does; see `SteppingStore.keep_step`."""
+        store = self.stepping
+        return self._while_claimed(run, lambda: store.keep_step(run.claim, name, step, kept))
+
+    def kept_step(self, claim: Claim, name: str) -> Step:
+        """Return a step's outcome; see `SteppingStore.kept_step`.
+
+        Raises:
+            StoreError: there is no answer in time, or it is gone.
+        """
+        store = self.stepping
+        return self._persistently(lambda: store.kept_step(claim, name))
+
+    @property
+    def stepping(self) -> SteppingStore:
+        """The store as one that keeps steps.
+
+        Raises:
+            StoreMisconfiguredError: it is none.
+        """
+        if isinstance(self.store, SteppingStore):
+            return self.store
+        raise StoreMisconfiguredError(f"a {type(self.store).__name__} cannot keep steps: it has no keep_step()")
+
+    def _while_claimed(self, run: Run, call: Callable[[], T]) -> T | Unanswered:
+        """Return the answer to what an effect that is done has to be recorded by."""
         lease, begun = run.claim.request.lease_seconds, self.clock.monotonic()
 
         def left() -> float:
@@ -266,7 +304,7 @@ class RetryingStore:
 
         try:
             return persistently(
-                lambda: self._commit_or_restore(run.claim, outcome),
+                call,
                 clock=self.clock,
                 seconds=left,
                 # A pause must not outlast the lease, after which another delivery runs the body.

@@ -12,6 +12,7 @@ from idempotent_tasks.core.records import (
     ClaimAnswer,
     ClaimRequest,
     CommitAnswer,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -21,6 +22,7 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    Step,
     WritesRefused,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "AtomicStore",
     "ParkingStore",
     "ResultStore",
+    "SteppingStore",
     "Store",
 ]
 
@@ -178,6 +181,36 @@ class ParkingStore(Store, Protocol):
             key: the record's key.
             task_id: of the message's task, of which the first message is kept.
             message: the message, encoded.
+        """
+
+
+@runtime_checkable
+class SteppingStore(Store, Protocol):
+    """A store that also keeps the outcomes of a body's steps: ``self.idempotency.step()`` needs one.
+
+    A claim's answer brings what earlier runs of the key's generation have left (`Claim.steps`).  Renewal, release and
+    takeover leave it; an outcome, and a new generation, end it.
+    """
+
+    def keep_step(self, claim: Claim, name: str, step: Step, kept: KeptSteps) -> KeptSteps | Lost:
+        """Keep a step's outcome, if the claim's owner still holds the key, even past the claim's expiry.
+
+        Args:
+            claim: the claim.
+            name: of the step, which is not among those that are kept.
+            step: its outcome.
+            kept: the steps that are kept already; the new one lies where `KeptSteps.including` says.
+
+        Returns:
+            The steps that are kept now, also if an earlier try of this call did it; `Lost` if the owner does not hold
+            the key, and then no later run of the generation finds the outcome.
+        """
+
+    def kept_step(self, claim: Claim, name: str) -> Step:
+        """Return the outcome of a step that does not lie in the record; it is kept for another ``kept_seconds``.
+
+        Raises:
+            RecordNotFoundError: it is gone: somebody has deleted it, or it has expired.
         """
 
 

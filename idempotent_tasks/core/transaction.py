@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from idempotent_tasks.core.lease import RunContext
-from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptTransaction, TransactionLost
+from idempotent_tasks.core.receipts import WHOLE_BODY, Following, Receipt, Receipts, ReceiptTransaction, TransactionLost
 from idempotent_tasks.core.records import Outcome, Unanswered
 from idempotent_tasks.core.retry import RetryingStore, while_lost
 from idempotent_tasks.errors import ConfigurationError, ResultEncodingError, StoreError, StoreUnavailableError
@@ -21,6 +21,8 @@ class TransactedRun:
     """The run of a claim whose task has receipts."""
 
     run: RunContext
+    #: The name of the step that it is the run of; `WHOLE_BODY` for the body.
+    step: str = WHOLE_BODY
     receipts: Receipts
     following: Following
     store: RetryingStore
@@ -36,7 +38,7 @@ class TransactedRun:
     #: Whether the outcome is known, so that the body does not run.
     _known: bool = field(init=False, default=False)
     #: What came when the body had ended, and nobody knows whether the transaction is committed: raised if it is not.
-    _instead: BaseException | None = field(init=False, default=None)
+    instead: BaseException | None = field(init=False, default=None)
 
     def perform(self) -> Unanswered | None:
         """Run the body, or take an outcome that is known; leave it in ``run.receipt``, unless the run is handed over.
@@ -83,7 +85,7 @@ class TransactedRun:
         """
         run = self.run
         try:
-            transaction = _begun(self.receipts, run, self.store)
+            transaction = _begun(self.receipts, run, self.store, self.step)
         except StoreError as error:
             return self._answered(error)
         try:
@@ -96,8 +98,8 @@ class TransactedRun:
         run = self.run
         if transaction.found is not None:
             return self._take(transaction.found)
-        if self._instead is not None:
-            raise self._instead
+        if self.instead is not None:
+            raise self.instead
         if not self._known:
             if run.claim_lost or run.claim.expires_at <= self.store.clock.now():
                 return self._unavailable("the claim ended before its transaction began")
@@ -107,7 +109,7 @@ class TransactedRun:
         try:
             return self._commit(transaction)
         except self.store.interrupts as interrupt:
-            self._instead = interrupt
+            self.instead = interrupt
             raise TransactionLost(interrupt, is_certain=False) from interrupt
 
     def _run_in(self, transaction: ReceiptTransaction) -> None:
@@ -142,13 +144,13 @@ class TransactedRun:
         outcome, unwritable = self.encode()
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, run.claim.request.task, run.key)
-        begun = Receipt.of(run.claim, self.store.clock.now())
-        receipt = replace(begun, outcome=outcome, following=self.following.encode(run.following, run.claim))
+        begun = Receipt.of(run.claim, self.store.clock.now(), self.step)
+        receipt = replace(begun, outcome=outcome, following=self.following.encode(run.following, run.claim, self.step))
         try:
             transaction.commit(receipt)
         except TransactionLost as lost:
             if not self.is_repeatable:
-                self._instead = lost.error
+                self.instead = lost.error
             raise
         except StoreError as error:
             return self._answered(error)
@@ -186,11 +188,11 @@ class TransactedRun:
         return Unanswered(type(error)(error.message, self.run.claim.request.task, self.run.key))
 
 
-def _begun(receipts: Receipts, run: RunContext, store: RetryingStore) -> ReceiptTransaction:
+def _begun(receipts: Receipts, run: RunContext, store: RetryingStore, step: str = WHOLE_BODY) -> ReceiptTransaction:
     """Begin a transaction of a run's row; see `Receipts.begin`."""
     now = store.clock.now()
     left = min(run.claim.expires_at - now, store.deadline.seconds_left)
-    return receipts.begin(Receipt.of(run.claim, now), max(left * WAIT_PART, 0.0))
+    return receipts.begin(Receipt.of(run.claim, now, step), max(left * WAIT_PART, 0.0))
 
 
 def has_receipt(receipts: Receipts, run: RunContext, store: RetryingStore) -> bool:

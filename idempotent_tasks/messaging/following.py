@@ -6,7 +6,7 @@ from typing import Any
 from celery.canvas import maybe_signature
 from kombu.utils import json
 
-from idempotent_tasks.core.receipts import Following
+from idempotent_tasks.core.receipts import WHOLE_BODY, Following
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.messaging.callbacks import derive_task_ids
@@ -24,10 +24,11 @@ class SignaturesToFollow(Following):
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    def encode(self, signatures: Sequence[Any], claim: Claim) -> Sequence[str]:
-        """Return signatures as JSON, with task ids of the key, its generation and the place; see `Following.encode`."""
+    def encode(self, signatures: Sequence[Any], claim: Claim, step: str = WHOLE_BODY) -> Sequence[str]:
+        """Return signatures as JSON, with ids of the key, its generation, step and place; see `Following.encode`."""
         clones = [maybe_signature(each, app=self._app).clone() for each in signatures]
-        derive_task_ids(clones, f"{claim.key}/{claim.generation}/after_commit")
+        place = "after_commit" if step == WHOLE_BODY else f"after_commit of {step}"
+        derive_task_ids(clones, f"{claim.key}/{claim.generation}/{place}")
         try:
             return [str(json.dumps(each)) for each in clones]
         except Exception as error:

@@ -419,7 +419,7 @@ class DeliveryHandler:
         """Park the key of a rerun; or have a later delivery ask ``recover`` again that has failed."""
         claim, error = unresolved.run.claim, unresolved.error
         if error is not None:
-            self._ask_later(claim, error)
+            self._ask_later(claim, error, began=unresolved.began)
         match self._store.despite_interrupts(lambda: self._store.park(claim, unresolved.reason)):
             case Parked(record):
                 self._end_parked(record)
@@ -429,14 +429,14 @@ class DeliveryHandler:
                 self._unseen.insert(0, claim.owner)
                 self._defer_or_raise(store_error)
 
-    def _ask_later(self, claim: Claim, error: Exception) -> None:
+    def _ask_later(self, claim: Claim, error: Exception, *, began: bool) -> None:
         """Free the key, and defer the message or raise the error; return once that has happened too often."""
         failures = self.delivery.failed_recoveries + 1
         if failures >= MOST_FAILED_RECOVERIES:
             return
         where = self.delivery.task, self.delivery.task_id
         logger.warning("%s[%s]: recover failed (%d of %d)", *where, failures, MOST_FAILED_RECOVERIES, exc_info=error)
-        self._store.release(claim, type(error).__name__, began=False)
+        self._store.release(claim, type(error).__name__, began=began)
         if not self._is_deferrable:
             raise error
         self._headers[RECOVERIES_HEADER] = failures

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from celery.canvas import maybe_signature
 
 from idempotent_tasks.core.atomic import Atomic, transacting
 from idempotent_tasks.core.delivery import Delivery, read_delivery
+from idempotent_tasks.core.keys import step_key
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import this_process
@@ -21,6 +22,7 @@ from idempotent_tasks.core.receipts import (
 )
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.core.retry import transacted
+from idempotent_tasks.core.steps import StepCall, StepCaller
 from idempotent_tasks.errors import MissingKeyError
 from idempotent_tasks.messaging.claim_request import claim_request, downstream_of
 from idempotent_tasks.settings import Settings
@@ -31,7 +33,7 @@ __all__ = ["Body", "UnguardedRun", "disabled_run"]
 Body = Callable[["RunContext | UnguardedRun"], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UnguardedRun:
     """``self.idempotency`` in a body that runs without a claim: called directly, or as a policy or setting allows."""
 
@@ -62,6 +64,16 @@ class UnguardedRun:
             return cls(downstream_key=downstream_of(delivery, policy, task.run_signature))
         except MissingKeyError:
             return cls()
+
+    @property
+    def step(self) -> StepCaller:
+        """What runs a part of the body: each time, because no record keeps its result; see `RunContext.step`."""
+        return StepCaller(self._run_step)
+
+    def step_key(self, name: str) -> str | None:
+        """Return the key to pass to downstream systems for one step; None where the run has none for the body."""
+        downstream = self.downstream_key or self.key
+        return None if downstream is None else step_key(downstream, name)
 
     def nothing_done(self) -> None:
         """Do nothing: without a claim, no run is counted."""
@@ -103,18 +115,22 @@ class UnguardedRun:
             raise value.refused(refused.codes, task)
         return value.result
 
+    def _run_step(self, call: StepCall) -> Any:
+        return call.run() if call.receipts is None else self._transacted(lambda _: call.run(), call.receipts)
+
     def _transacted(self, body: Body, receipts: Receipts) -> Any:
-        transaction = receipts.begin(None, 0)
-        run = replace(self, transaction=transaction, following=[])
+        self.transaction = transaction = receipts.begin(None, 0)
         try:
-            value = body(run)
+            value = body(self)
             transaction.flush()
             transaction.commit(None)
         except TransactionLost as lost:
             raise lost.error from None
         finally:
+            self.transaction = None
             transaction.rollback()
-        for signature in run.following:
+        following, self.following = self.following, []
+        for signature in following:
             maybe_signature(signature).apply_async()
         return value
 

@@ -7,6 +7,7 @@ from idempotent_tasks.core.store import (
     AtomicStore,
     ParkingStore,
     ResultStore,
+    SteppingStore,
     Store,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "AtomicStore",
     "ParkingStore",
     "ResultStore",
+    "SteppingStore",
     "Store",
 ]

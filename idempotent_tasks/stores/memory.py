@@ -12,6 +12,7 @@ from idempotent_tasks.core.records import (
     CommitAnswer,
     Committed,
     Granted,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -22,6 +23,7 @@ from idempotent_tasks.core.records import (
     Released,
     Renewed,
     Status,
+    Step,
     Superseded,
     Vanished,
     answer_refusal,
@@ -33,6 +35,7 @@ from idempotent_tasks.core.records import (
     outcome_record,
     parked_record,
     released_record,
+    step_item_key,
     was_committed,
     was_parked,
     was_released,
@@ -58,6 +61,8 @@ class MemoryStore:
         self.clock: Clock = clock or SystemClock()
         self.max_data_bytes = max_data_bytes
         self._records: dict[str, Record] = {}
+        #: By key of the item, the steps that do not lie in their records.
+        self._steps: dict[str, Step] = {}
         self._lock = threading.Lock()
 
     def claim(self, request: ClaimRequest) -> ClaimAnswer:
@@ -139,6 +144,32 @@ class MemoryStore:
                 self._records[key] = answer
                 return MessageKept()
             return answer
+
+    def keep_step(
+        self,
+        claim: Claim,
+        name: str,
+        step: Step,
+        kept: KeptSteps,  # noqa: ARG002 - the record says so itself
+    ) -> KeptSteps | Lost:
+        """See `idempotent_tasks.stores.SteppingStore.keep_step`."""
+        with self._lock:
+            held = self._held(claim)
+            if held is None:
+                return Lost()
+            if name not in held.steps:
+                if not held.steps.has_room(name, step):
+                    self._steps[step_item_key(claim, name)] = step
+                held = self._records[claim.key] = replace(held, steps=held.steps.including(name, step))
+            return held.steps
+
+    def kept_step(self, claim: Claim, name: str) -> Step:
+        """See `idempotent_tasks.stores.SteppingStore.kept_step`."""
+        with self._lock:
+            try:
+                return self._steps[step_item_key(claim, name)]
+            except KeyError:
+                raise RecordNotFoundError(task=claim.request.task, key=claim.key) from None
 
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from idempotent_tasks.core.lease import RunContext
-from idempotent_tasks.core.receipts import Following, Receipt, Receipts, ReceiptsState, TransactionLost
+from idempotent_tasks.core.receipts import WHOLE_BODY, Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.receipts.dialects import DIALECTS
 from tests.testbed.servers import postgresql_database
@@ -25,9 +25,10 @@ class Sent(Following):
     texts: list[str] = field(default_factory=list)
     failures: int = 0
 
-    def encode(self, signatures: Sequence[Any], claim: Claim) -> Sequence[str]:
+    def encode(self, signatures: Sequence[Any], claim: Claim, step: str = WHOLE_BODY) -> Sequence[str]:
         """Return JSON with the key's generation."""
-        return [json.dumps({**signature, "of": [claim.key, claim.generation]}) for signature in signatures]
+        place = [claim.key, claim.generation, *([step] if step else [])]
+        return [json.dumps({**signature, "of": place}) for signature in signatures]
 
     def send(self, texts: Sequence[str]) -> None:
         """Note the texts, or fail."""

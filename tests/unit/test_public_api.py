@@ -38,6 +38,7 @@ PUBLIC = {
     "ResultUnavailableError",
     "S3Results",
     "Status",
+    "StepMismatchError",
     "Store",
     "StoreError",
     "StoreMisconfiguredError",

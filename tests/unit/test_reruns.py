@@ -411,7 +411,7 @@ class TestDeclaration:
         ("options", "says"),
         [
             ({"recover": print}, "recover= needs settle="),
-            ({"settle": 5}, "settle= has no effect without recover="),
+            ({"settle": 5, "on_store_error": "run"}, "settle= cannot be had with on_store_error='run'"),
             ({"on_rerun": "park", "recover": print, "settle": 5}, "on_rerun= has no effect beside recover="),
             ({"recover": print, "settle": 30, "unresolved_for": 10}, "settle= is longer than unresolved_for="),
             ({"on_rerun": "park", "on_store_error": "run"}, "on_rerun='park' cannot be had with on_store_error='run'"),
@@ -421,7 +421,7 @@ class TestDeclaration:
             ({"on_rerun": "ask"}, "on_rerun='ask' is not one of"),
         ],
         ids=[
-            *("no settle", "settle alone", "both", "longer than the record", "park or run", "ask or run"),
+            *("no settle", "settle or run", "both", "longer than the record", "park or run", "ask or run"),
             *("no function", "negative", "unknown"),
         ],
     )

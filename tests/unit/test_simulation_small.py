@@ -28,10 +28,7 @@ def test_a_seed_plays_the_same_history_again() -> None:
     assert (first.counts, first.results) == (again.counts, again.results)
 
 
-@pytest.mark.parametrize(
-    ("world", "all_tasks", "all_met"),
-    [(small_random, TASKS, set()), (small_reruns, small_reruns.TASKS, RERUNS | WRITES)],
-)
+@pytest.mark.parametrize(("world", "all_tasks", "all_met"), WORLDS)
 def test_the_shipped_code_keeps_its_promise(world: Any, all_tasks: dict[str, Any], all_met: set[str]) -> None:
     """No invariant is violated, every message ends, and every kind of fault and of task is among the histories."""
     met: Counter[str] = Counter()

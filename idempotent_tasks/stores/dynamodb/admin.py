@@ -155,9 +155,9 @@ class TableAdmin:
         projection = ", ".join(f"#{role}" for role in schema.roles if role not in unread)
         names = schema.names(projection)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
-        given: dict[str, Any] = {}
-        if wanted:
-            given["FilterExpression"] = " AND ".join(f"#{role} = :{role}" for role in wanted)
+        # A step that does not lie in its record is an item beside it.
+        clauses = [*(f"#{role} = :{role}" for role in wanted), "attribute_not_exists(#step)"]
+        given: dict[str, Any] = {"FilterExpression": " AND ".join(clauses)}
         if partition:
             names["#sort"] = schema.sort_key_attr or ""
             projection += ", #sort"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from idempotent_tasks.core.records import Record, Status, without_stale_previous
+from idempotent_tasks.core.records import KeptSteps, Record, Status, Step, without_stale_previous
 from idempotent_tasks.errors import ConfigurationError, RecordCorruptError
 
 __all__ = ["BOOKKEEPING", "ROLES", "Item", "ItemSchema", "Update", "Value", "values_of"]
@@ -16,7 +16,7 @@ __all__ = ["BOOKKEEPING", "ROLES", "Item", "ItemSchema", "Update", "Value", "val
 #: A DynamoDB item or key as requests have it: attribute name to ``{type: value}``.
 Item = dict[str, dict[str, Any]]
 #: The types of an attribute's value.
-Value = str | int | bytes | frozenset[str] | Mapping[str, int] | Mapping[str, bytes]
+Value = str | int | bytes | frozenset[str] | Mapping[str, "Value"] | Mapping[str, int] | Mapping[str, bytes]
 
 #: The attributes that Powertools does not have, by their default names.
 BOOKKEEPING: Final = (
@@ -47,6 +47,10 @@ BOOKKEEPING: Final = (
     "parked_at",
     "parked",
     "parked_bytes",
+    "steps",
+    "steps_elsewhere",
+    "step",
+    "inputs",
 )
 
 #: The roles of all attributes but the key's.
@@ -209,7 +213,32 @@ class ItemSchema:
         # An update can add a message only to a map that exists.
         if record.parked or record.parked_at is not None:
             values |= {"parked": record.parked, "parked_bytes": record.parked_bytes}
+        values |= steps_of(record)
         return self.key(record.key) | {self.roles[role]: _typed(value) for role, value in values.items()}
+
+    def step_item(self, key: str, step: Step, values: Mapping[str, Value]) -> Item:
+        """Return a step as an item of its own, with further values by role."""
+        return self.key(key) | {
+            self.roles[role]: _typed(value) for role, value in {**values_of_step(step), **values}.items()
+        }
+
+    def kept_steps(self, key: str, item: Item) -> KeptSteps:
+        """Return the steps that a record's item has kept.
+
+        Raises:
+            RecordCorruptError: an attribute has another type.
+        """
+        return _Reader(key, item, self.roles).steps()
+
+    def step(self, key: str, item: Item) -> Step:
+        """Return a step's own item as the step.
+
+        Raises:
+            RecordCorruptError: as `record`.
+        """
+        reader = _Reader(key, item, self.roles)
+        inputs, codec = reader.text("inputs") or "", reader.text("codec") or ""
+        return Step(inputs=inputs, codec=codec, data=reader.data(), error=reader.text("error"))
 
     def count(self, key: str, item: Item, role: str) -> int:
         """Read one integer of an item; 0 if there is none.
@@ -239,6 +268,7 @@ class ItemSchema:
             deferred=reader.counts("deferred"),
             dispatched=reader.texts("dispatched"),
             parked=reader.messages("parked"),
+            steps=reader.steps(),
             **values,
         )
         return without_stale_previous(record)
@@ -250,6 +280,22 @@ def values_of(record: Record) -> dict[str, Value]:
     # An outcome has no runs, and an item of Powertools no fence.
     shown |= {"fence": record.fence or None, "runs": record.runs or None}
     return {role: value for role, value in shown.items() if value is not None}
+
+
+def steps_of(record: Record) -> dict[str, Value]:
+    """Return by role what an item holds of its record's steps, which many do not have."""
+    values: dict[str, Value] = {}
+    if record.steps.here:
+        values["steps"] = {name: values_of_step(step) for name, step in record.steps.here.items()}
+    if record.steps.elsewhere:
+        values["steps_elsewhere"] = record.steps.elsewhere
+    return values
+
+
+def values_of_step(step: Step) -> dict[str, Value]:
+    """Return what a step has, by the names of its attributes."""
+    values = {"inputs": step.inputs, "codec": step.codec, "data": step.data, "error": step.error}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class _Reader:
@@ -308,6 +354,14 @@ class _Reader:
         except (KeyError, TypeError):
             raise self._corrupt(role, "is no map of binary values") from None
 
+    def steps(self) -> KeptSteps:
+        wire = self._item.get(self._roles["steps"], {"M": {}})
+        try:
+            here = {name: _step_in(entry["M"]) for name, entry in wire["M"].items()}
+        except (KeyError, TypeError, ValueError):
+            raise self._corrupt("steps", "is no map of steps") from None
+        return KeptSteps(here=here, elsewhere=self.texts("steps_elsewhere"))
+
     def texts(self, role: str) -> frozenset[str]:
         wire = self._item.get(self._roles[role], {"SS": []})
         try:
@@ -327,6 +381,13 @@ class _Reader:
             "delete it, or give the other writer a table or attribute names of its own",
             key=self._key,
         )
+
+
+def _step_in(entry: Item) -> Step:
+    data = entry.get("data")
+    kept = None if data is None else bytes(data["B"]) if "B" in data else str(data["S"])
+    error = entry["error"]["S"] if "error" in entry else None
+    return Step(inputs=str(entry["inputs"]["S"]), codec=str(entry["codec"]["S"]), data=kept, error=error)
 
 
 def _typed(value: Value) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from idempotent_tasks.core.records import (
     CommitAnswer,
     Committed,
     Granted,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -25,6 +26,7 @@ from idempotent_tasks.core.records import (
     Record,
     Released,
     Renewed,
+    Step,
     Superseded,
     Vanished,
     WritesRefused,
@@ -36,6 +38,7 @@ from idempotent_tasks.core.records import (
     is_first_try,
     kept_message,
     release_time,
+    step_item_key,
     was_committed,
     was_parked,
     was_released,
@@ -53,7 +56,7 @@ from idempotent_tasks.stores.aws import LOCAL_REGION, Credentials
 from idempotent_tasks.stores.aws_errors import error_code
 from idempotent_tasks.stores.dynamodb import updates
 from idempotent_tasks.stores.dynamodb.client import Connection, Refused, Succeeded
-from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update
+from idempotent_tasks.stores.dynamodb.item import BOOKKEEPING, Item, ItemSchema, Update, Value
 from idempotent_tasks.stores.dynamodb.table import (
     check_table_name,
     create_table,
@@ -73,6 +76,10 @@ MAX_DATA_BYTES: Final = 380 * 1024
 CLAIM_ROUNDS: Final = 5
 #: How often a renewal is sent in all, where its answer shows that its time was wrong; then the caller judges it.
 RENEWAL_ROUNDS: Final = 2
+#: How often a step is sent in all, where the record is found to have other steps than the claim has shown.
+STEP_ROUNDS: Final = 3
+#: Of a step's item: so much of the time for which it is kept may pass before a read prolongs it.
+PROLONG_AFTER: Final = 1 / 2
 _TEXT_ARGUMENTS: Final = (
     "key_attr",
     "sort_key_attr",
@@ -116,7 +123,8 @@ class DynamoDBStore:
             ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
             ``dispatched``, ``runs``, ``generation``, ``unresolved_since``, ``counted_fence``, ``previous_owner``,
             ``previous_task_id``, ``previous_claimed_at``, ``stands_in_until``, ``validated_by``, ``continuation``,
-            ``settled_at``, ``parked_at``, ``parked``, ``parked_bytes``.
+            ``settled_at``, ``parked_at``, ``parked``, ``parked_bytes``, ``steps``, ``steps_elsewhere``, ``step``,
+            ``inputs``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
             because the guard retries.
         client: a ready-made client instead of these; it must not be used before a fork.
@@ -422,6 +430,61 @@ class DynamoDBStore:
         # A record that would take it has been freed and parked again since.
         return NotParked() if isinstance(answer, Record) else answer
 
+    def keep_step(self, claim: Claim, name: str, step: Step, kept: KeptSteps) -> KeptSteps | Lost:
+        """See `idempotent_tasks.stores.SteppingStore.keep_step`."""
+        for _ in range(STEP_ROUNDS):
+            if kept.has_room(name, step):
+                update = updates.step_update(claim, name, step, is_first=not kept.here)
+            elif self._put_step(claim, name, step):
+                update = updates.step_mark_update(claim, name)
+            else:
+                return Lost()
+            written = self._update(claim.key, update)
+            if isinstance(written, Succeeded):
+                return kept.including(name, step)
+            old = self._refusing_record(claim.key, written)
+            if old is None or held_claim(old, claim) is None:
+                return Lost()
+            if name in old.steps:
+                # By an earlier try, whose answer was lost.
+                return old.steps
+            kept = old.steps
+        msg = f"the record changed under {STEP_ROUNDS} tries to keep a step"
+        raise StoreUnavailableError(msg, claim.request.task, claim.key)
+
+    def _put_step(self, claim: Claim, name: str, step: Step) -> bool:
+        """Write a step as an item of its own; return False where that of a later run is there.
+
+        Nobody reads it before the record names it, which only the holder of the key can have it do: that saves a
+        transaction, which costs twice as much, and which not every table has.
+        """
+        condition = "attribute_not_exists(#key) OR #fence <= :fence"
+        expiration = expiration_seconds(claim.request.kept_seconds, claim.in_progress_expiration, self.now(claim.key))
+        values: dict[str, Value] = {"step": name, "fence": claim.fence, "expiration": expiration}
+        item = self.schema.step_item(step_item_key(claim, name), step, values)
+        written = self.connection.request(
+            "put_item",
+            TableName=self.table,
+            Item=item,
+            ConditionExpression=condition,
+            ExpressionAttributeNames=self.schema.names(condition),
+            ExpressionAttributeValues={":fence": {"N": str(claim.fence)}},
+        )
+        return isinstance(written, Succeeded)
+
+    def kept_step(self, claim: Claim, name: str) -> Step:
+        """See `idempotent_tasks.stores.SteppingStore.kept_step`."""
+        key, kept_seconds = step_item_key(claim, name), claim.request.kept_seconds
+        item = self._item(key)
+        if item is None:
+            raise RecordNotFoundError(task=claim.request.task, key=claim.key)
+        now = self.now(key)
+        if self.schema.count(key, item, "expiration") - now < kept_seconds * PROLONG_AFTER:
+            # Runs of the key may go on for longer than one of its steps was to be kept.
+            values = {"expiration": expiration_seconds(kept_seconds, claim.in_progress_expiration, now)}
+            self._update(key, Update(values=values, condition="attribute_exists(#step)", operands={}))
+        return self.schema.step(key, item)
+
     def note_deferral(self, key: str, owner: str, token: str, due: int, past: Sequence[str] = ()) -> None:
         """See `idempotent_tasks.stores.Store.note_deferral`."""
         self._update(key, updates.deferral_update(owner, token, due, past, self.now(key)))
@@ -506,15 +569,20 @@ class DynamoDBStore:
         return self._read(key)
 
     def _read(self, key: str) -> Record | None:
+        item = self._item(key)
+        return self.schema.record(key, item) if item else None
+
+    def _item(self, key: str) -> Item | None:
         read = self.connection.request("get_item", TableName=self.table, Key=self.schema.key(key), ConsistentRead=True)
         item: Item | None = read.answer.get("Item") if isinstance(read, Succeeded) else None
-        return self.schema.record(key, item) if item else None
+        return item
 
     def _claim_from(self, request: ClaimRequest, now: float, until: int, attributes: Item) -> Claim:
         return Claim(
             request=request,
             in_progress_expiration=until,
             claimed_at=int(now * 1000),
+            steps=self.schema.kept_steps(request.key, attributes),
             **{role: self.schema.count(request.key, attributes, role) for role in _GRANTED},
         )
 

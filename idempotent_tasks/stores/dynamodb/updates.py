@@ -11,14 +11,16 @@ from idempotent_tasks.core.records import (
     Outcome,
     Record,
     Status,
+    Step,
     expiration_seconds,
     message_bytes,
     parked_owner,
     reservation_owner,
     settling_milliseconds,
+    step_id,
 )
 from idempotent_tasks.core.store import MOST_FORGOTTEN, MOST_NOTED
-from idempotent_tasks.stores.dynamodb.item import ROLES, Update, Value, values_of
+from idempotent_tasks.stores.dynamodb.item import ROLES, Update, Value, steps_of, values_of, values_of_step
 
 __all__ = [
     "claim_update",
@@ -33,15 +35,18 @@ __all__ = [
     "renew_update",
     "replace_update",
     "resolve_update",
+    "step_mark_update",
+    "step_update",
     "unchanged",
 ]
 
 #: `idempotent_tasks.core.records.claimable` as a condition expression, for what one and the same update turns into
 #: `idempotent_tasks.core.records.granted_record`: a missing item, an outcome that has expired, and a live item whose
-#: last claim has counted runs.  An outcome has ended the counts, unless somebody who does not know them wrote it.
+#: last claim has counted runs.  An outcome has ended the counts and steps, unless who does not know them wrote it.
 _CLAIMABLE: Final = (
     "attribute_not_exists(#key) OR "
     "(#expiration < :now AND #status <> :inprogress AND attribute_not_exists(#runs) AND "
+    "attribute_not_exists(#steps) AND attribute_not_exists(#steps_elsewhere) AND "
     "(attribute_not_exists(#attempt) OR #attempt = :zero)) OR "
     "(#status = :inprogress AND (#in_progress_expiration < :now_ms OR "
     # An older request is of an earlier run of the reservation's task, which has made it for its retry.
@@ -76,6 +81,8 @@ _UNRESOLVED: Final = (
     "previous_owner",
     "previous_task_id",
     "previous_claimed_at",
+    "steps",
+    "steps_elsewhere",
 )
 _SAME_PAYLOAD: Final = " AND (attribute_not_exists(#validation) OR #validation = :validation{other_expression})"
 #: The digest in the record is of something else.
@@ -147,7 +154,7 @@ def _requested(request: ClaimRequest, now: float, until: int) -> tuple[dict[str,
 
 def replace_update(seen: Record, record: Record) -> Update:
     """Return the update that replaces a key's record, if the item still is as it was seen."""
-    values: dict[str, Value] = {**values_of(record), "deferred": {}}
+    values: dict[str, Value] = {**values_of(record), **steps_of(record), "deferred": {}}
     condition, operands = unchanged(seen, ("status", "owner", "fence", "expiration", "in_progress_expiration"))
     absent = tuple(role for role in ROLES if role not in (*values, *_KEPT))
     return Update(values=values, remove=absent, condition=condition, operands=operands)
@@ -272,6 +279,25 @@ def message_removal(task_id: str, message: bytes) -> Update:
         operands={"message": message, "size": message_bytes(task_id, message)},
         entries={"message": task_id},
     )
+
+
+def step_update(claim: Claim, name: str, step: Step, *, is_first: bool) -> Update:
+    """Return the update that keeps a step in the record of a held claim, if it has others, or has none."""
+    entry: Value = values_of_step(step)
+    if is_first:
+        condition, values = f"{_HELD} AND attribute_not_exists(#steps)", {"steps": {name: entry}}
+        return Update(values=values, condition=condition, operands=_held_operands(claim))
+    return Update(
+        actions=("#steps.#step_name = :step",),
+        condition=f"{_HELD} AND attribute_exists(#steps) AND attribute_not_exists(#steps.#step_name)",
+        operands={**_held_operands(claim), "step": entry},
+        entries={"step_name": name},
+    )
+
+
+def step_mark_update(claim: Claim, name: str) -> Update:
+    """Return the update that notes in the record of a held claim that a step has an item of its own."""
+    return Update(add={"steps_elsewhere": frozenset([step_id(name)])}, condition=_HELD, operands=_held_operands(claim))
 
 
 def resolve_update(

@@ -1,0 +1,245 @@
+"""The steps of one run: found, asked about, run, and kept."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from idempotent_tasks.core.canonical import UncanonicalError
+from idempotent_tasks.core.encoding import NONE
+from idempotent_tasks.core.keys import inputs_digest
+from idempotent_tasks.core.lease import RunContext
+from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.receipts import Following
+from idempotent_tasks.core.records import MOST_STEPS, KeptSteps, Outcome, Step, Unanswered
+from idempotent_tasks.core.recovery import Done, NotDone, Unknown
+from idempotent_tasks.core.results import Results
+from idempotent_tasks.core.retry import RetryingStore
+from idempotent_tasks.core.steps import RunEnds, StepCall, StepCaller, StepUnkept, StepUnresolved
+from idempotent_tasks.core.transaction import TransactedRun
+from idempotent_tasks.errors import (
+    ConfigurationError,
+    KeyEncodingError,
+    RecordNotFoundError,
+    ResultEncodingError,
+    ResultUnavailableError,
+    StepMismatchError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+
+__all__ = ["SteppedRun"]
+
+
+@dataclass(kw_only=True, eq=False)
+class SteppedRun:
+    """The run of a claim whose body may have steps."""
+
+    run: RunContext
+    #: Over a store that no cache answers for.
+    store: RetryingStore
+    policy: Idempotency
+    results: Results
+    following: Following | None
+    #: The names that the body has used.
+    _used: set[str] = field(init=False, default_factory=set)
+    _kept: KeptSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with what earlier runs have left."""
+        self._kept = self.run.claim.steps
+
+    @property
+    def caller(self) -> StepCaller:
+        """What the body calls its steps with."""
+        return StepCaller(self.perform)
+
+    def perform(self, call: StepCall) -> Any:
+        """Return the result of a step that is kept, or run it and keep its result; see `StepCaller.__call__`."""
+        if self.run.ends is not None:
+            raise self.run.ends
+        try:
+            return self._performed(call)
+        except RunEnds as ends:
+            # The body cannot go on by catching it.
+            self.run.ends = ends
+            raise
+
+    def _performed(self, call: StepCall) -> Any:
+        inputs = self._checked(call)
+        self._used.add(call.name)
+        if call.name in self._kept:
+            return self._replayed(call.name, inputs)
+        self._refuse_late(call.name)
+        if call.receipts is not None:
+            outcome = self._transacted(call, inputs)
+        else:
+            value = self._done(call)
+            outcome = self._keep(call.name, inputs, lambda: self.results.of_step(call.name, value))
+        if outcome.codec == NONE:
+            raise ResultEncodingError(outcome.error or "", *self._where)
+        return self.results.result_of_step(outcome, self.run.claim)
+
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self.run.claim.request.task, self.run.key
+
+    def _checked(self, call: StepCall) -> str:
+        """Refuse a step that cannot be kept, before anything is done; return the digest of its arguments."""
+        run, problem = self.run, None
+        if run.handed_over:
+            problem = "comes after the run has handed its key over, as by retry(throw=False)"
+        elif call.name in self._used:
+            problem = "was called before in this run; name what it is about, as f'charge {item}'"
+        elif run.transaction is not None or run.part is not None:
+            problem = "is inside a transaction of receipts=, whose rollback it would outlive; call it before or after"
+        elif call.recover is not None and self.policy.settle is None:
+            problem = "has recover=, which needs Idempotency(settle=): how long a dead run's request may be on its way"
+        elif not run.claim.generation:
+            problem = "needs a store whose claims have a generation, as Store.claim says"
+        elif call.name not in self._kept and len(self._kept) >= MOST_STEPS:
+            problem = f"is one more than the {MOST_STEPS} that a key may have; publish tasks for parts of them"
+        if problem is not None:
+            raise ConfigurationError(f"step {call.name!r} {problem}", *self._where)
+        try:
+            self.store.stepping  # noqa: B018 - refuses a store that keeps none
+            return inputs_digest(call.args, call.kwargs)
+        except StoreMisconfiguredError as error:
+            raise ConfigurationError(error.message, *self._where) from None
+        except UncanonicalError as error:
+            msg = f"an argument of step {call.name!r} is {error}; pass ids or other plain values, or none: lambda: f(x)"
+            raise KeyEncodingError(msg, *self._where) from None
+
+    def _replayed(self, name: str, inputs: str) -> Any:
+        step = self._kept.here.get(name)
+        if step is None:
+            step = self._fetched(name)
+        if step.inputs != inputs:
+            msg = (
+                f"step {name!r} was done with other arguments by an earlier run of this key: give it a name of its own "
+                "for each effect, and arguments that are the same in every run"
+            )
+            raise StepMismatchError(msg, *self._where, name)
+        outcome = Outcome.of_step(step)
+        return self.results.result_of_step(outcome, self.run.claim)
+
+    def _fetched(self, name: str) -> Step:
+        try:
+            return self.store.kept_step(self.run.claim, name)
+        except RecordNotFoundError:
+            msg = f"step {name!r} was done by an earlier run, and its item was deleted or has expired"
+            raise ResultUnavailableError(msg, *self._where) from None
+        except StoreError as error:
+            raise self._unkept(error) from error
+
+    def _refuse_late(self, name: str) -> None:
+        """End the run where its claim has ended: another delivery may be doing the step."""
+        run = self.run
+        if run.lost:
+            raise StepUnkept
+        # Its own requests will have to settle before the claim ends.
+        if run.claim.expires_at - run.claim.request.settle_seconds <= self.store.clock.now():
+            raise self._unkept(StoreUnavailableError(f"the claim ended before step {name!r} began"))
+
+    def _done(self, call: StepCall) -> Any:
+        """Return the result that an earlier run's effect has, if somebody knows; else run the step."""
+        if call.recover is not None and self.run.rerun:
+            answer = self._asked(call)
+            if isinstance(answer, Done):
+                return answer.result
+            self._refuse_late(call.name)
+        return call.run()
+
+    def _asked(self, call: StepCall) -> Done | NotDone:
+        assert call.recover is not None  # noqa: S101 - asked for by who has one
+        try:
+            record = self.store.get(self.run.key)
+        except StoreError as error:
+            raise self._unkept(error) from error
+        try:
+            answer = call.recover(record, *call.args, **call.kwargs)
+        except Exception as error:
+            if self.run.handed_over:
+                # It has published a retry, whose run asks again.
+                raise
+            raise StepUnresolved(f"{type(error).__name__} of step {call.name!r}", error) from error
+        match answer:
+            case Done() | NotDone():
+                return answer
+            case Unknown(reason):
+                raise StepUnresolved(f"{reason} of step {call.name!r}")
+        msg = (
+            f"recover of step {call.name!r} returned a {type(answer).__name__}; "
+            "have it return Done(result), NotDone() or Unknown(reason)"
+        )
+        raise StepUnresolved(ConfigurationError.__name__, ConfigurationError(msg, *self._where))
+
+    def _transacted(self, call: StepCall, inputs: str) -> Outcome:
+        """Have the step's effect commit with its receipt; or take the receipt that an earlier run has left."""
+        receipts, following, part = call.receipts, self.following, RunContext(self.run.claim, self.store)
+        if receipts is None or following is None:
+            msg = f"step {call.name!r} has receipts=, and nothing here sends what follows them"
+            raise ConfigurationError(msg, *self._where)
+
+        def run_part(part: RunContext, body: Any) -> None:
+            part.value = body(part)
+            part.ended = True
+
+        transacted = TransactedRun(
+            run=part,
+            step=call.name,
+            receipts=receipts,
+            following=following,
+            store=self.store,
+            body=lambda _: call.run(),
+            run_body=run_part,
+            encode=lambda: self._stored_part(call.name, part),
+            is_final=lambda _: False,
+        )
+        self.run.part = part
+        try:
+            answer = transacted.perform()
+        finally:
+            self.run.part = None
+        if answer is not None:
+            raise self._unkept(answer.error)
+        assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
+        assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
+        committed = part.receipt.outcome
+        outcome = self._keep(call.name, inputs, lambda: committed)
+        if isinstance(transacted.instead, self.store.interrupts):
+            # It came while the commit was under way, and is for the body.
+            raise transacted.instead
+        return outcome
+
+    def _stored_part(self, name: str, part: RunContext) -> tuple[Outcome, ResultEncodingError | None]:
+        outcome = self.results.stored_step(self.results.of_step(name, part.value), part.claim)
+        if outcome.codec == NONE:
+            return outcome, ResultEncodingError(outcome.error or "", *self._where)
+        return outcome, None
+
+    def _keep(self, name: str, inputs: str, encoded: Callable[[], Outcome]) -> Outcome:
+        """Keep and return a step's outcome, also if an interrupt comes meanwhile; that is raised again then."""
+        try:
+            return self._keep_once(name, inputs, encoded())
+        except self.store.interrupts:
+            self._keep_once(name, inputs, encoded())
+            raise
+
+    def _keep_once(self, name: str, inputs: str, outcome: Outcome) -> Outcome:
+        stored = self.results.stored_step(outcome, self.run.claim)
+        step = Step(inputs=inputs, codec=stored.codec, data=stored.data, error=stored.error)
+        answer = self.store.keep_step(self.run, name, step, self._kept)
+        match answer:
+            case KeptSteps():
+                self._kept = answer
+                return outcome
+            case Unanswered(error):
+                msg = f"step {name!r} is done, and could not be kept, so the next run does it again: {error.message}"
+                raise self._unkept(type(error)(msg))
+            case _:
+                self.run.claim_lost = True
+                raise StepUnkept
+
+    def _unkept(self, error: StoreError) -> StepUnkept:
+        return StepUnkept(type(error)(error.message, *self._where))
