@@ -29,6 +29,8 @@ PARTS: Final = {
     "imports": ("imports", "measure"),
     "memory": ("deliveries", "memory"),
     "renewals": ("renewals", "measure"),
+    "flood": ("flood", "measure"),
+    "deferrals": ("flood", "deferrals"),
 }
 
 #: Exit codes.

@@ -46,6 +46,19 @@ def test_quick_run_of_the_cheap_parts(tmp_path: Path) -> None:
         assert row["measure"] in output
 
 
+@pytest.mark.timeout(150)
+def test_quick_run_of_a_flood(tmp_path: Path) -> None:
+    """Every message of a busy key is put off at least once, and all have the result in the end."""
+    code, output = run(tmp_path, "--only", "flood", "--json", str(tmp_path / "speed.json"))
+    # So small a flood is no measurement.
+    assert code in (0, 1), output
+    report = loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    for subject in ("20 duplicates, threads 4", "20 duplicates, prefork 2"):
+        measured = rows(report, "flood", subject)
+        assert measured["deliveries by duplicates"]["median"] > 1
+        assert measured["until all have the result"]["median"] > 0
+
+
 def test_part_that_cannot_be_measured_says_why(tmp_path: Path) -> None:
     """A server that is not installed is named with its remedy, and the exit code is neither reached nor missed."""
     code, output = run(tmp_path, "--only", "requests", **{MINISTACK_VARIABLE: str(tmp_path / "nowhere")})
