@@ -1,12 +1,16 @@
 """`IdempotentTask` under a worker: what becomes of each message, on kombu's in-memory transport."""
 
 import secrets
+import sys
 from itertools import repeat
+from traceback import walk_tb
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from billiard.einfo import ExceptionInfo
 from celery import chord
+from celery.app import trace
 
 from idempotent_tasks import IdempotentTask, InProgressError, ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.core.records import Claim, Status
@@ -84,6 +88,25 @@ def test_a_running_key_defers_by_default(shop: Shop) -> None:
     shop.store.commit(holder, done('"theirs"'), 3600)
     shop.worker.run_next()
     assert (shop.runs, shop.state, shop.result) == (0, "SUCCESS", "theirs")
+
+
+def test_a_deferral_leaves_celery_a_short_traceback(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery copies every frame of it, for nobody; what is below the handler would double the cost of a deferral."""
+    depths: list[int] = []
+
+    class Measured(ExceptionInfo):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            depths.append(len([*walk_tb(sys.exc_info()[2])]))
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(trace, "ExceptionInfo", Measured)
+    shop.sells(lambda task: "mine")
+    shop.claim_elsewhere()
+    shop.deliver()
+    assert shop.deferrals() == ["busy"]
+    # Celery's own frame, the task's and the handler's.
+    assert depths
+    assert max(depths) <= 4
 
 
 def test_a_running_key_may_raise(shop: Shop) -> None:
