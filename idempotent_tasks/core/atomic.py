@@ -7,7 +7,7 @@ from typing import Any, Final
 from idempotent_tasks.core.store import AtomicStore, Store
 from idempotent_tasks.errors import AtomicWriteError, ConfigurationError
 
-__all__ = ["MOST_WRITES", "Atomic", "transacting"]
+__all__ = ["MOST_WRITES", "Atomic", "refuse_in_transaction", "transacting"]
 
 #: The most writes beside the record's own; a transaction has 100 at most
 #: (https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html).
@@ -58,6 +58,22 @@ class Atomic:
                 reasons.append(f"{kind} {number} on {parameters['TableName']!r}: {code}")
         msg = "DynamoDB refused the body's transaction, and nothing was written"
         return AtomicWriteError("; ".join([msg, *reasons]), task, key, codes)
+
+
+def refuse_in_transaction(
+    returned: object, transaction: object | None, task: str | None = None, key: str | None = None
+) -> None:
+    """Refuse `Atomic` from what has a transaction of its receipts; ``task`` and ``key`` are the delivery's.
+
+    Raises:
+        ConfigurationError: that was returned, and there is one.
+    """
+    if transaction is not None and isinstance(returned, Atomic):
+        msg = (
+            "the body returned Atomic in a transaction of its receipts, and no transaction spans two databases: "
+            "have one of the two effects made by another task, which after_commit() sends"
+        )
+        raise ConfigurationError(msg, task, key)
 
 
 def transacting(store: Store, task: str, key: str | None = None) -> AtomicStore:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
 from idempotent_tasks import events
-from idempotent_tasks.core.atomic import Atomic, transacting
+from idempotent_tasks.core.atomic import Atomic, refuse_in_transaction, transacting
 from idempotent_tasks.core.encoding import NONE, unreplayable
 from idempotent_tasks.core.lease import Lease, RunContext
 from idempotent_tasks.core.policy import Idempotency, seconds
@@ -489,12 +489,7 @@ class Guard:
     def _take_writes(self, run: RunContext, returned: Atomic) -> None:
         """Take result and writes from what a body has returned; it has ended only once they can be carried out."""
         run.ended = False
-        if run.transaction is not None:
-            msg = (
-                "the body returned Atomic in a transaction of its receipts, and no transaction spans two databases: "
-                "have one of the two effects made by another task, which after_commit() sends"
-            )
-            raise ConfigurationError(msg, run.claim.request.task, run.key)
+        refuse_in_transaction(returned, run.transaction, run.claim.request.task, run.key)
         self._transacting(run.claim).check_writes(run.key, returned.writes)
         run.value, run.writes = returned.result, returned.writes
         run.ended = True
@@ -582,7 +577,7 @@ class Guard:
         """Store the outcome and carry out the body's writes; or neither, and then the key is released."""
         claim = run.claim
         if unwritable is not None and not run.result_ignored:
-            return self._without_writes(run, unwritable)
+            return self._without_writes(run, outcome, unwritable)
         run.writing = True
         try:
             answer = self.store.commit_with(self._transacting(claim), run, outcome, writes)
@@ -597,14 +592,14 @@ class Guard:
                 return answer
             case WritesRefused(codes):
                 error = Atomic(run.value, writes).refused(codes, claim.request.task, claim.key)
-                return self._without_writes(run, error)
+                return self._without_writes(run, outcome, error)
             case Unanswered(store_error):
-                return self._without_writes(run, store_error)
+                return self._without_writes(run, outcome, store_error)
         # It was released, or deleted, under the body.
         gone = StoreUnavailableError("the claim is gone, and nothing was written", claim.request.task, claim.key)
-        return self._without_writes(run, gone)
+        return self._without_writes(run, outcome, gone)
 
-    def _without_writes(self, run: RunContext, error: Exception) -> Verdict:
+    def _without_writes(self, run: RunContext, outcome: Outcome, error: Exception) -> Verdict:
         """Release the claim, so that no try of the transaction is carried out after this one, and report.
 
         Raises:
@@ -617,6 +612,7 @@ class Guard:
                 raise answer.error
             if isinstance(answer, Lost) and was_committed(self.store.get(run.key), claim):
                 # A try whose answer was lost.
+                self._emit_commit(run, outcome)
                 return Returned(run.value)
         except RecordNotFoundError:
             pass

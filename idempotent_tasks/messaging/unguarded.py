@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from celery.canvas import maybe_signature
 
-from idempotent_tasks.core.atomic import Atomic, transacting
+from idempotent_tasks.core.atomic import Atomic, refuse_in_transaction, transacting
 from idempotent_tasks.core.delivery import Delivery, read_delivery
 from idempotent_tasks.core.keys import step_key
 from idempotent_tasks.core.lease import RunContext
@@ -122,6 +122,7 @@ class UnguardedRun:
         self.transaction = transaction = receipts.begin(None, 0)
         try:
             value = body(self)
+            refuse_in_transaction(value, transaction, key=self.key)
             transaction.flush()
             transaction.commit(None)
         except TransactionLost as lost:

@@ -22,9 +22,10 @@ from idempotent_tasks import (
     Status,
     StoreMisconfiguredError,
 )
+from idempotent_tasks.core import records
 from idempotent_tasks.core.atomic import MOST_WRITES
-from idempotent_tasks.core.records import Claim, Committed, Superseded, Vanished, WritesRefused
-from idempotent_tasks.events import Deferred, Event
+from idempotent_tasks.core.records import Claim, Superseded, Vanished, WritesRefused
+from idempotent_tasks.events import Committed, Deferred, Event
 from tests.contract.conftest import MakeStore
 from tests.support.canned import JSON, Asked, Canned, Said, page
 from tests.support.guarding import KEY, done, grant, request_by
@@ -167,6 +168,14 @@ class TestDelivery:
         till.worker.drain()
         assert (till.runs, till.amount, till.result) == (2, 1, "paid")
 
+    def test_answers_that_are_all_lost(self, till: Till, wire: Wire) -> None:
+        """Only the release shows that it was carried out; observers hear of the outcome all the same, once."""
+        till.sells(lambda: Atomic("paid", till.writes()), idempotency=Idempotency(lease=2), time_limit=None)
+        wire.break_when(lambda operation, _: operation == "TransactWriteItems", lose_answer)
+        till.deliver()
+        assert [each.replayable for each in till.seen if isinstance(each, Committed)] == [True]
+        assert (till.runs, till.amount, till.result) == (1, 1, "paid")
+
     def test_contention_passes(self, till: Till, wire: Wire) -> None:
         """DynamoDB cancels a transaction that meets another one: it is tried again."""
         reasons = b'"CancellationReasons":[{"Code":"TransactionConflict"},{"Code":"None"}]'
@@ -279,7 +288,7 @@ class TestStore:
     def test_it_can_be_repeated(self, till: Till, claim: Claim) -> None:
         """The second call changes nothing."""
         for _ in range(2):
-            assert till.store.commit_with(claim, done(), RETENTION, till.writes()) == Committed()
+            assert till.store.commit_with(claim, done(), RETENTION, till.writes()) == records.Committed()
         assert till.amount == 1
         assert till.store.get(KEY).status is Status.COMPLETED
 
@@ -309,7 +318,7 @@ class TestStore:
     def test_the_most_writes(self, till: Till, claim: Claim) -> None:
         """A whole transaction, beside the record."""
         writes = [{"Put": {"TableName": till.table, "Item": {"id": {"S": f"n-{n}"}}}} for n in range(MOST_WRITES)]
-        assert till.store.commit_with(claim, done(), RETENTION, Atomic(None, writes).writes) == Committed()
+        assert till.store.commit_with(claim, done(), RETENTION, Atomic(None, writes).writes) == records.Committed()
 
     def test_other_layouts(self, make_store: MakeStore) -> None:
         """A composite key and other names."""
@@ -317,7 +326,7 @@ class TestStore:
         store.create_table()
         claim = grant(store)
         put = {"TableName": store.table, "Item": {"id": {"S": "orders"}, "sort": {"S": "17"}}}
-        assert store.commit_with(claim, done(), RETENTION, [{"Put": put}]) == Committed()
+        assert store.commit_with(claim, done(), RETENTION, [{"Put": put}]) == records.Committed()
         assert store.get(KEY).data == done().data
 
 

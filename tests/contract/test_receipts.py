@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from psycopg import IsolationLevel
 
 from idempotent_tasks import (
+    Atomic,
     ConfigurationError,
     DynamoDBStore,
     Idempotency,
@@ -1100,6 +1101,21 @@ class TestUnguarded:
         """And nothing follows."""
         with pytest.raises(ValueError, match="no"):
             task.apply(kwargs={"fails": True}).get()
+        assert (bank.deposits(), self.waiting(task)) == ([], 0)
+
+    def test_writes_elsewhere_are_refused(self, task: Any, bank: Bank) -> None:
+        """As under a claim: no transaction spans two databases, so nothing is committed and nothing follows."""
+
+        def move(self: Any) -> Atomic:
+            bank.deposit(self.idempotency, 17)
+            return Atomic(17, [])
+
+        policy = Idempotency(receipts=bank.receipts)
+        refused = task.app.task(
+            move, name="shop.move", base=IdempotentTask, bind=True, shared=False, idempotency=policy
+        )
+        with pytest.raises(ConfigurationError, match="no transaction spans two databases"):
+            refused.apply().get()
         assert (bank.deposits(), self.waiting(task)) == ([], 0)
 
     def test_a_direct_call_has_no_transaction(self, task: Any) -> None:
