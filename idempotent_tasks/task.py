@@ -117,8 +117,13 @@ class IdempotentTask(Task):
         Also in another thread that runs in the body's `contextvars` context, as with ``asyncio.to_thread()``.
         """
         request = self.request_stack.top
-        run = _runs.get().get(self) if request is None else state_of(request).run
-        return UnguardedRun() if run is None else run
+        if request is None:
+            return _runs.get().get(self) or UnguardedRun()
+        state = state_of(request)
+        if state.run is None and request.called_directly:
+            # The same for the whole call: a step may have a transaction in it.
+            state.run = UnguardedRun()
+        return state.run or UnguardedRun()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""

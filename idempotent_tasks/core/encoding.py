@@ -9,6 +9,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
@@ -154,29 +155,29 @@ def unreplayable(reason: str, status: Status = Status.COMPLETED) -> Outcome:
     return Outcome(status=status, codec=NONE, data=None, error=reason)
 
 
-def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts: Interrupts = ()) -> Any:
+def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts: Interrupts = (), of: str = "") -> Any:
     """Decode the result of a completed record: None if it is `OMITTED`; JSON if it names no codec, as of Powertools.
 
     Args:
         record: the record, with its data in it.
         accepted: the serializers of kombu that may be read beside JSON; reading `PICKLE` runs code.
         interrupts: as for `encode_result`.
+        of: as for `unavailable`.
 
     Raises:
         StoredFailureError: the record holds a failure.
         ResultUnavailableError: no result was stored, or it cannot be read.
     """
+    refused = partial(unavailable, record, of=of)
     if record.status is Status.FAILED:
         raise StoredFailureError.of(record.error, "an error is no result", record.task, record.key)
     if record.codec == NONE:
-        raise unavailable(record, record.error or "its result was not stored")
+        raise refused(record.error or "its result was not stored")
     codec = (record.codec or POWERTOOLS).removesuffix(COMPRESSED)
     if codec not in (OMITTED, *_WRITERS) and not is_codec(codec):
-        raise unavailable(record, f"its result was stored with the unknown codec {record.codec!r}")
+        raise refused(f"its result was stored with the unknown codec {record.codec!r}")
     if codec not in (JSON, POWERTOOLS, OMITTED, *accepted):
-        raise unavailable(
-            record, f"its result was stored as {codec}, which this app does not accept; see accept_content"
-        )
+        raise refused(f"its result was stored as {codec}, which this app does not accept; see accept_content")
     if record.data is None and record.codec in (JSON, OMITTED, None):
         return None
     try:
@@ -187,9 +188,9 @@ def decode_result(record: Record, *, accepted: Collection[str] = (), interrupts:
     except interrupts:
         raise
     except _UnreadableError as error:
-        raise unavailable(record, f"its stored result is {error}") from None
+        raise refused(f"its stored result is {error}") from None
     except Exception:  # noqa: BLE001 - from the user's own types
-        raise unavailable(record, f"its stored result is not readable {codec.upper()}") from None
+        raise refused(f"its stored result is not readable {codec.upper()}") from None
 
 
 def text_of(record: Record) -> str | bytes:
@@ -265,9 +266,11 @@ def as_bytes(data: str | bytes) -> bytes:
     return data if isinstance(data, bytes) else data.encode()
 
 
-def unavailable(record: Record, why: str) -> ResultUnavailableError:
-    """Return the error for a record whose result cannot be replayed, and why."""
+def unavailable(record: Record, why: str, of: str = "") -> ResultUnavailableError:
+    """Return the error for a record whose result cannot be replayed, and why; ``of`` a step, if it is one's."""
     msg = f"task {record.task_id or 'of another writer'} ran already, but {why}; the body does not run again"
+    if of:
+        msg = f"{of} was done already, but {why}; it is not done again"
     return ResultUnavailableError(msg, record.task, record.key)
 
 

@@ -5,6 +5,7 @@ No Celery and no DynamoDB here: `messaging` decides what a verdict means for the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from idempotent_tasks import events
@@ -353,7 +354,7 @@ class Guard:
                     return undecided
                 verdict = self._settled(run)
         except RunEnds as ends:
-            return self._ended_in_step(run, ends)
+            return self.store.despite_interrupts(partial(self._ended_in_step, run, ends))
         except BaseException as error:
             is_interrupt = isinstance(error, self.store.interrupts)
             if not run.ended:
@@ -416,16 +417,16 @@ class Guard:
         """Return why a body may not go on that was ended in a step."""
         if isinstance(ends, StepUnresolved):
             return Unresolved(run, ends.reason, ends.error, began=True)
-        if isinstance(ends, StepUnkept) and ends.error is not None:
+        assert isinstance(ends, StepUnkept)  # noqa: S101 - there is no other
+        if not ends.is_lost:
             return self._unwritten(run, ends.error)
-        lost = StoreUnavailableError("the claim was lost in a step", run.claim.request.task, run.key)
         try:
             record = self.store.get(run.key)
         except StoreError as error:
-            return self._unwritten(run, lost if isinstance(error, RecordNotFoundError) else error)
+            return self._unwritten(run, ends.error if isinstance(error, RecordNotFoundError) else error)
         if record.free or held_claim(record, run.claim) is not None:
-            # Nobody else has the key: its record was released, or it is the lock that is lost.
-            return self._unwritten(run, lost)
+            # Nobody else has the key: its claim has ended or its record was released, or it is the lock that is lost.
+            return self._unwritten(run, ends.error)
         self._emit(events.Superseded, run.claim.request, fence=run.claim.fence)
         return Superseded(record)
 
@@ -478,7 +479,7 @@ class Guard:
             if isinstance(run.value, Atomic):
                 self._take_writes(run, run.value)
         except BaseException as error:
-            if run.ends is not None:
+            if run.ends is not None and not isinstance(error, PROCESS_ENDS):
                 raise run.ends from None
             if run.handed_over or not self.results.is_final(error):
                 run.raised = error

@@ -84,17 +84,17 @@ class Results:
         """Return a step's outcome as its item can have it: uploaded to the bucket, or without data, if too large."""
         return self._offloaded(outcome, claim, claim.request.kept_seconds)
 
-    def result_of_step(self, outcome: Outcome, claim: Claim) -> Any:
+    def result_of_step(self, name: str, outcome: Outcome, claim: Claim) -> Any:
         """Return the result of a step.
 
         Raises:
             ResultUnavailableError: there is none, or it cannot be read.
             StoreError: the bucket does not answer.
         """
-        return self.result(committed_record(claim, outcome, 0, 0))
+        return self.result(committed_record(claim, outcome, 0, 0), of=f"step {name!r}")
 
-    def result(self, record: Record, recalled: Recalled | None = None) -> Any:
-        """Return the result of a completed record; ``recalled`` where it was not stored.
+    def result(self, record: Record, recalled: Recalled | None = None, of: str = "") -> Any:
+        """Return the result of a completed record, or ``of`` a step; ``recalled`` where it was not stored.
 
         Raises:
             ResultUnavailableError: there is none, or it cannot be read.
@@ -102,7 +102,8 @@ class Results:
         """
         if recalled is not None and record.codec == NONE:
             return recalled.value
-        return decode_result(self._with_data(record), accepted=self.accepted, interrupts=self.store.interrupts)
+        whole = self._with_data(record, of)
+        return decode_result(whole, accepted=self.accepted, interrupts=self.store.interrupts, of=of)
 
     def failure(self, record: Record) -> BaseException:
         """Return the exception of a failed record, or a `StoredFailureError` with why it cannot be rebuilt.
@@ -158,17 +159,17 @@ class Results:
         reason = f"the result has {size} bytes as {outcome.codec}, {reason}"
         return unreplayable(outcome.error or reason, outcome.status)
 
-    def _with_data(self, record: Record) -> Record:
+    def _with_data(self, record: Record, of: str = "") -> Record:
         """Return a record with its data, fetched from the bucket if it is stored there."""
         codec = record.codec or ""
         if not codec.endswith(ELSEWHERE):
             return record
         if self.bucket is None or not isinstance(record.data, str):
-            raise unavailable(record, "its result is in a bucket; set idempotency_results_bucket here too")
+            raise unavailable(record, "its result is in a bucket; set idempotency_results_bucket here too", of)
         try:
             data = self._retrying(self.bucket).get(record.data)
         except ResultUnavailableError as error:
-            raise unavailable(record, error.message) from error
+            raise unavailable(record, error.message, of) from error
         return replace(record, codec=codec.removesuffix(ELSEWHERE), data=data)
 
     def _retrying(self, bucket: ResultStore) -> RetryingResults:

@@ -1,6 +1,5 @@
 """The steps of one run: found, asked about, run, and kept."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +8,13 @@ from idempotent_tasks.core.encoding import NONE
 from idempotent_tasks.core.keys import inputs_digest
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
+from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.receipts import Following
-from idempotent_tasks.core.records import MOST_STEPS, KeptSteps, Outcome, Step, Unanswered
+from idempotent_tasks.core.records import MOST_STEPS, KeptSteps, Lost, Outcome, Step, Unanswered
 from idempotent_tasks.core.recovery import Done, NotDone, Unknown
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import RetryingStore
-from idempotent_tasks.core.steps import RunEnds, StepCall, StepCaller, StepUnkept, StepUnresolved
+from idempotent_tasks.core.steps import INSIDE_TRANSACTION, RunEnds, StepCall, StepCaller, StepUnkept, StepUnresolved
 from idempotent_tasks.core.transaction import TransactedRun
 from idempotent_tasks.errors import (
     ConfigurationError,
@@ -44,6 +44,10 @@ class SteppedRun:
     #: The names that the body has used.
     _used: set[str] = field(init=False, default_factory=set)
     _kept: KeptSteps = field(init=False)
+    #: Whether a step's ``recover`` is being asked.
+    _asking: bool = field(init=False, default=False)
+    #: Held while a name is taken, or a step kept: a body may have steps in several threads.
+    _lock: Any = field(init=False, default_factory=lambda: this_process().lock())
 
     def __post_init__(self) -> None:
         """Begin with what earlier runs have left."""
@@ -66,19 +70,16 @@ class SteppedRun:
             raise
 
     def _performed(self, call: StepCall) -> Any:
-        inputs = self._checked(call)
-        self._used.add(call.name)
+        with self._lock:
+            inputs = self._checked(call)
+            self._used.add(call.name)
         if call.name in self._kept:
             return self._replayed(call.name, inputs)
         self._refuse_late(call.name)
-        if call.receipts is not None:
-            outcome = self._transacted(call, inputs)
-        else:
-            value = self._done(call)
-            outcome = self._keep(call.name, inputs, lambda: self.results.of_step(call.name, value))
+        outcome = self._done(call, inputs) if call.receipts is None else self._transacted(call, inputs)
         if outcome.codec == NONE:
             raise ResultEncodingError(outcome.error or "", *self._where)
-        return self.results.result_of_step(outcome, self.run.claim)
+        return self._result(call.name, outcome)
 
     @property
     def _where(self) -> tuple[str, str]:
@@ -86,19 +87,7 @@ class SteppedRun:
 
     def _checked(self, call: StepCall) -> str:
         """Refuse a step that cannot be kept, before anything is done; return the digest of its arguments."""
-        run, problem = self.run, None
-        if run.handed_over:
-            problem = "comes after the run has handed its key over, as by retry(throw=False)"
-        elif call.name in self._used:
-            problem = "was called before in this run; name what it is about, as f'charge {item}'"
-        elif run.transaction is not None or run.part is not None:
-            problem = "is inside a transaction of receipts=, whose rollback it would outlive; call it before or after"
-        elif call.recover is not None and self.policy.settle is None:
-            problem = "has recover=, which needs Idempotency(settle=): how long a dead run's request may be on its way"
-        elif not run.claim.generation:
-            problem = "needs a store whose claims have a generation, as Store.claim says"
-        elif call.name not in self._kept and len(self._kept) >= MOST_STEPS:
-            problem = f"is one more than the {MOST_STEPS} that a key may have; publish tasks for parts of them"
+        problem = self._problem(call)
         if problem is not None:
             raise ConfigurationError(f"step {call.name!r} {problem}", *self._where)
         try:
@@ -110,6 +99,26 @@ class SteppedRun:
             msg = f"an argument of step {call.name!r} is {error}; pass ids or other plain values, or none: lambda: f(x)"
             raise KeyEncodingError(msg, *self._where) from None
 
+    def _problem(self, call: StepCall) -> str | None:
+        run, problem = self.run, None
+        if run.handed_over:
+            problem = "comes after the run has handed its key over, as by retry(throw=False)"
+        elif self._asking:
+            problem = "is inside recover=, which only looks; call it in the body"
+        elif call.name in self._used:
+            problem = "was called before in this run; name what it is about, as f'charge {item}'"
+        elif run.transaction is not None or run.part is not None:
+            problem = INSIDE_TRANSACTION
+        elif call.recover is not None and self.policy.settle is None:
+            problem = "has recover=, which needs Idempotency(settle=): how long a dead run's request may be on its way"
+        elif call.unfit is not None:
+            problem = call.unfit
+        elif not run.claim.generation:
+            problem = "needs a store whose claims have a generation, as Store.claim says"
+        elif call.name not in self._kept and len(self._kept) >= MOST_STEPS:
+            problem = f"is one more than the {MOST_STEPS} that a key may have; publish tasks for parts of them"
+        return problem
+
     def _replayed(self, name: str, inputs: str) -> Any:
         step = self._kept.here.get(name)
         if step is None:
@@ -120,8 +129,13 @@ class SteppedRun:
                 "for each effect, and arguments that are the same in every run"
             )
             raise StepMismatchError(msg, *self._where, name)
-        outcome = Outcome.of_step(step)
-        return self.results.result_of_step(outcome, self.run.claim)
+        return self._result(name, Outcome.of_step(step))
+
+    def _result(self, name: str, outcome: Outcome) -> Any:
+        try:
+            return self.results.result_of_step(name, outcome, self.run.claim)
+        except StoreError as error:
+            raise self._unkept(error) from error
 
     def _fetched(self, name: str) -> Step:
         try:
@@ -134,21 +148,46 @@ class SteppedRun:
 
     def _refuse_late(self, name: str) -> None:
         """End the run where its claim has ended: another delivery may be doing the step."""
-        run = self.run
-        if run.lost:
-            raise StepUnkept
-        # Its own requests will have to settle before the claim ends.
-        if run.claim.expires_at - run.claim.request.settle_seconds <= self.store.clock.now():
-            raise self._unkept(StoreUnavailableError(f"the claim ended before step {name!r} began"))
+        lost, now = self.run.lost, self.store.clock.now()
+        # Its own requests will have to settle before a claim ends.
+        held = (each.claim for each in (self.run, self.run.lock) if each is not None)
+        if lost or any(claim.expires_at - claim.request.settle_seconds <= now for claim in held):
+            how = "was lost" if lost else "ended"
+            raise self._unkept(StoreUnavailableError(f"the claim {how} before step {name!r} began"), is_lost=True)
 
-    def _done(self, call: StepCall) -> Any:
+    def _done(self, call: StepCall, inputs: str) -> Outcome:
+        """Run a step, or take the result that an earlier run's effect has, and keep it; return its outcome.
+
+        An interrupt that comes when the effect is made is raised again once the step is kept.
+        """
+        is_done, value = False, None
+        try:
+            # No call between these two, so that no interrupt comes between them.
+            value = self._value(call)
+            is_done = True
+            return self._keep(call.name, inputs, self.results.of_step(call.name, value))
+        except self.store.interrupts:
+            if is_done:
+                self._keep(call.name, inputs, self.results.of_step(call.name, value))
+            raise
+
+    def _value(self, call: StepCall) -> Any:
         """Return the result that an earlier run's effect has, if somebody knows; else run the step."""
         if call.recover is not None and self.run.rerun:
             answer = self._asked(call)
             if isinstance(answer, Done):
                 return answer.result
             self._refuse_late(call.name)
-        return call.run()
+        value = call.run(*self._where)
+        self._refuse_handed_over(call.name)
+        return value
+
+    def _refuse_handed_over(self, name: str) -> None:
+        if self.run.handed_over:
+            msg = (
+                f"step {name!r} has handed the key over, as by retry(throw=False), and cannot be kept: raise the retry"
+            )
+            raise ConfigurationError(msg, *self._where)
 
     def _asked(self, call: StepCall) -> Done | NotDone:
         assert call.recover is not None  # noqa: S101 - asked for by who has one
@@ -156,6 +195,7 @@ class SteppedRun:
             record = self.store.get(self.run.key)
         except StoreError as error:
             raise self._unkept(error) from error
+        self._asking = True
         try:
             answer = call.recover(record, *call.args, **call.kwargs)
         except Exception as error:
@@ -163,6 +203,9 @@ class SteppedRun:
                 # It has published a retry, whose run asks again.
                 raise
             raise StepUnresolved(f"{type(error).__name__} of step {call.name!r}", error) from error
+        finally:
+            self._asking = False
+        self._refuse_handed_over(call.name)
         match answer:
             case Done() | NotDone():
                 return answer
@@ -183,6 +226,7 @@ class SteppedRun:
 
         def run_part(part: RunContext, body: Any) -> None:
             part.value = body(part)
+            self._refuse_handed_over(call.name)
             part.ended = True
 
         transacted = TransactedRun(
@@ -191,7 +235,7 @@ class SteppedRun:
             receipts=receipts,
             following=following,
             store=self.store,
-            body=lambda _: call.run(),
+            body=lambda _: call.run(*self._where),
             run_body=run_part,
             encode=lambda: self._stored_part(call.name, part),
             is_final=lambda _: False,
@@ -206,7 +250,7 @@ class SteppedRun:
         assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
         assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
         committed = part.receipt.outcome
-        outcome = self._keep(call.name, inputs, lambda: committed)
+        outcome = self.store.despite_interrupts(lambda: self._keep(call.name, inputs, committed))
         if isinstance(transacted.instead, self.store.interrupts):
             # It came while the commit was under way, and is for the body.
             raise transacted.instead
@@ -218,28 +262,25 @@ class SteppedRun:
             return outcome, ResultEncodingError(outcome.error or "", *self._where)
         return outcome, None
 
-    def _keep(self, name: str, inputs: str, encoded: Callable[[], Outcome]) -> Outcome:
-        """Keep and return a step's outcome, also if an interrupt comes meanwhile; that is raised again then."""
-        try:
-            return self._keep_once(name, inputs, encoded())
-        except self.store.interrupts:
-            self._keep_once(name, inputs, encoded())
-            raise
-
-    def _keep_once(self, name: str, inputs: str, outcome: Outcome) -> Outcome:
+    def _keep(self, name: str, inputs: str, outcome: Outcome) -> Outcome:
+        """Keep and return a step's outcome."""
         stored = self.results.stored_step(outcome, self.run.claim)
         step = Step(inputs=inputs, codec=stored.codec, data=stored.data, error=stored.error)
-        answer = self.store.keep_step(self.run, name, step, self._kept)
-        match answer:
-            case KeptSteps():
+        with self._lock:
+            answer = self.store.keep_step(self.run, name, step, self._kept)
+            if isinstance(answer, KeptSteps):
                 self._kept = answer
                 return outcome
+        match answer:
             case Unanswered(error):
-                msg = f"step {name!r} is done, and could not be kept, so the next run does it again: {error.message}"
-                raise self._unkept(type(error)(msg))
-            case _:
+                raise self._unkept(type(error)(f"{_not_kept(name)}: {error.message}"))
+            case Lost():
                 self.run.claim_lost = True
-                raise StepUnkept
+                raise self._unkept(StoreUnavailableError(f"{_not_kept(name)}: its claim was lost"), is_lost=True)
 
-    def _unkept(self, error: StoreError) -> StepUnkept:
-        return StepUnkept(type(error)(error.message, *self._where))
+    def _unkept(self, error: StoreError, *, is_lost: bool = False) -> StepUnkept:
+        return StepUnkept(type(error)(error.message, *self._where), is_lost=is_lost)
+
+
+def _not_kept(name: str) -> str:
+    return f"step {name!r} is done, and could not be kept, so the next run does it again"

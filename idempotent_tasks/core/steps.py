@@ -3,22 +3,30 @@
 `idempotent_tasks.core.stepped` carries them out in a run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
+from idempotent_tasks.core.atomic import Atomic
+from idempotent_tasks.core.keys import signature_of
 from idempotent_tasks.core.policy import imported_tools
 from idempotent_tasks.core.receipts import Receipts
 from idempotent_tasks.core.recovery import Recover
 from idempotent_tasks.errors import ConfigurationError, StoreError
 
-__all__ = ["RunEnds", "StepCall", "StepCaller", "StepUnkept", "StepUnresolved"]
+__all__ = ["INSIDE_TRANSACTION", "RunEnds", "StepCall", "StepCaller", "StepUnkept", "StepUnresolved"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 #: The most characters of a step's name.
 MOST_NAME_CHARACTERS: Final = 255
+#: Why a step is refused that a transaction would undo.
+INSIDE_TRANSACTION: Final = (
+    "is inside a transaction of receipts=, whose rollback it would outlive; call it before or after"
+)
+#: What a function returns that has done nothing yet.
+_UNBEGUN: Final = (Coroutine, Generator, AsyncGenerator, Atomic)
 
 
 class RunEnds(BaseException):
@@ -28,10 +36,12 @@ class RunEnds(BaseException):
 class StepUnkept(RunEnds):
     """A step may not begin, or its outcome is not kept, because the claim is lost or the store does not answer."""
 
-    def __init__(self, error: StoreError | None = None) -> None:
-        super().__init__(error)
-        #: What a later delivery may try again after; None where the claim is lost.
+    def __init__(self, error: StoreError, *, is_lost: bool = False) -> None:
+        super().__init__(error, is_lost)
+        #: What a later delivery may try again after.
         self.error = error
+        #: Whether another delivery may have the key.
+        self.is_lost = is_lost
 
 
 class StepUnresolved(RunEnds):
@@ -57,9 +67,32 @@ class StepCall:
     #: Where its effect commits with its receipt; None for nowhere.
     receipts: Receipts | None = None
 
-    def run(self) -> Any:
-        """Call the function."""
-        return self.function(*self.args, **self.kwargs)
+    @property
+    def unfit(self) -> str | None:
+        """Why ``recover`` cannot be called with what the function is called with; None if it can."""
+        asked = signature_of(self.recover) if self.recover is not None else None
+        try:
+            if asked is not None:
+                asked.bind("record", *self.args, **self.kwargs)
+        except TypeError as error:
+            return f"has recover=, which cannot be called with the record and the step's own arguments: {error}"
+        return None
+
+    def run(self, task: str | None = None, key: str | None = None) -> Any:
+        """Call the function; ``task`` and ``key`` are the run's.
+
+        Raises:
+            ConfigurationError: it returned what has not begun yet, and what nobody here would carry out.
+        """
+        value = self.function(*self.args, **self.kwargs)
+        if isinstance(value, _UNBEGUN):
+            if isinstance(value, Coroutine):
+                # Else Python warns that nobody has awaited it.
+                value.close()
+            remedy = "return it from the body" if isinstance(value, Atomic) else "have the function carry it out"
+            msg = f"step {self.name!r} returned a {type(value).__name__}, of which nothing is done yet: {remedy}"
+            raise ConfigurationError(msg, task, key)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +121,8 @@ class StepCaller:
 
         Raises:
             ConfigurationError: the name was used in this run already or cannot be one; the key has 500 steps; a
-                transaction of receipts is open; the run was handed over; or the store keeps no steps.
+                transaction of receipts is open; the run was handed over; the store keeps no steps; or the function has
+                returned a coroutine, a generator or `Atomic`, of which nothing is done.
             KeyEncodingError: an argument has no canonical form.
             StepMismatchError: an earlier run has called the step with other arguments.
             ResultEncodingError: the function has returned, and its result cannot be stored; it is not called again.

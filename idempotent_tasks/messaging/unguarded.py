@@ -22,8 +22,8 @@ from idempotent_tasks.core.receipts import (
 )
 from idempotent_tasks.core.records import ClaimRequest
 from idempotent_tasks.core.retry import transacted
-from idempotent_tasks.core.steps import StepCall, StepCaller
-from idempotent_tasks.errors import MissingKeyError
+from idempotent_tasks.core.steps import INSIDE_TRANSACTION, StepCall, StepCaller
+from idempotent_tasks.errors import ConfigurationError, MissingKeyError
 from idempotent_tasks.messaging.claim_request import claim_request, downstream_of
 from idempotent_tasks.settings import Settings
 
@@ -116,6 +116,8 @@ class UnguardedRun:
         return value.result
 
     def _run_step(self, call: StepCall) -> Any:
+        if self.transaction is not None:
+            raise ConfigurationError(f"step {call.name!r} {INSIDE_TRANSACTION}", key=self.key)
         return call.run() if call.receipts is None else self._transacted(lambda _: call.run(), call.receipts)
 
     def _transacted(self, body: Body, receipts: Receipts) -> Any:

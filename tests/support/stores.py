@@ -10,6 +10,7 @@ from idempotent_tasks.core.records import (
     ClaimAnswer,
     ClaimRequest,
     CommitAnswer,
+    KeptSteps,
     Lost,
     MessageKept,
     NoRoom,
@@ -20,8 +21,9 @@ from idempotent_tasks.core.records import (
     Released,
     Renewed,
 )
+from idempotent_tasks.core.records import Step as KeptStep
 from idempotent_tasks.core.retry import time_left
-from idempotent_tasks.core.store import ParkingStore, Store
+from idempotent_tasks.core.store import ParkingStore, SteppingStore, Store
 from idempotent_tasks.errors import ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock
 
@@ -155,6 +157,23 @@ class FaultyStore:
     @property
     def _parking(self) -> ParkingStore:
         assert isinstance(self.inner, ParkingStore)
+        return self.inner
+
+    def keep_step(self, claim: Claim, name: str, step: KeptStep, kept: KeptSteps) -> KeptSteps | Lost:
+        """Keep a step as planned."""
+        answer: KeptSteps | Lost = self._take_step(
+            "keep_step", lambda: self._stepping.keep_step(claim, name, step, kept)
+        )
+        return answer
+
+    def kept_step(self, claim: Claim, name: str) -> KeptStep:
+        """Read a step as planned."""
+        step: KeptStep = self._take_step("kept_step", lambda: self._stepping.kept_step(claim, name))
+        return step
+
+    @property
+    def _stepping(self) -> SteppingStore:
+        assert isinstance(self.inner, SteppingStore)
         return self.inner
 
     def restore(self, record: Record) -> None:
