@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
-from idempotent_tasks.core.records import Outcome, Status
+from idempotent_tasks.core.records import Outcome, Status, step_id
 from idempotent_tasks.errors import ConfigurationError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.receipts.dialects import COLUMNS, DIALECTS, Dialect, Execute, Failure, Written, columns_of
 
@@ -178,7 +178,13 @@ def _named(error: Exception) -> str:
 
 
 def _begun(receipt: Receipt) -> Written:
-    return {name: getattr(receipt, name) for name in COLUMNS[:6]}
+    return {**{name: getattr(receipt, name) for name in COLUMNS[:6]}, "step": _step_column(receipt.step)}
+
+
+def _step_column(name: str) -> str:
+    """Return a step's name as its column has it: one that is too long for that ends in its digest."""
+    most, digest = KEY_CHARACTERS["step"], step_id(name)
+    return name if len(name) <= most else f"{name[: most - len(digest) - 1]}#{digest}"
 
 
 def _outcome(receipt: Receipt) -> Written:

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -14,6 +17,7 @@ from simulation.network import DirectClient, Service
 from tests.conftest import REGION
 from tests.support.canned import Canned, canned_server
 from tests.support.powertools import Lambda
+from tests.support.receipts import KINDS, Bank, DjangoBank, Place, SQLAlchemyBank, new_database
 from tests.testbed.servers import FAST
 from tests.testbed.wire import Answer, Forward, Wire, shift_date, show_time, wire_to
 from tests.testbed.workers import cache_service_descriptions
@@ -25,6 +29,8 @@ AnyStore = MemoryStore | DynamoDBStore
 MakeStore = Callable[..., DynamoDBStore]
 #: Makes a function under Powertools over the test's table.
 MakeLambda = Callable[..., Lambda]
+#: Makes banks of a kind over one database of the test's own.
+MakeBank = Callable[..., Any]
 
 STORES = ["memory", "ministack", "roto"]
 #: The shipped store over the simulation's interpreter of its requests, too.
@@ -147,3 +153,47 @@ def make_lambda(dynamodb: DynamoDBStore, raw: Any) -> MakeLambda:
 def refusal_read(request: pytest.FixtureRequest) -> list[str]:
     """What a refusal costs beside itself: a read where the server returns no old item."""
     return ["GetItem"] if request.node.callspec.params["dynamodb_endpoint"] == "roto" else []
+
+
+@pytest.fixture
+def make_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBank]:
+    """Makes banks of one kind over one database of the test's own; at another port where given."""
+    with ExitStack() as stack:
+        places: dict[str, Place] = {}
+
+        def make(kind: str, port: int | None = None, **options: Any) -> Any:
+            library, _, server = kind.partition("-")
+            if server not in places:
+                at = None if server == "sqlite" else request.getfixturevalue(server)
+                places[server] = stack.enter_context(new_database(server, at, tmp_path))
+            bank = (DjangoBank if library == "django" else SQLAlchemyBank)(places[server].at(port), **options)
+            stack.callback(bank.close)
+            return bank
+
+        yield make
+
+
+@pytest.fixture(params=KINDS)
+def bank(request: pytest.FixtureRequest, make_bank: MakeBank) -> Bank:
+    """A bank with its tables, on each database through each library."""
+    bank: Bank = make_bank(request.param)
+    bank.create_table()
+    return bank
+
+
+@pytest.fixture
+def pool(bank: Bank) -> Iterator[Callable[..., "Future[Any]"]]:
+    """Calls a function in another thread, which has a connection of its own and closes it."""
+    with ThreadPoolExecutor(4) as executor:
+
+        def submit(call: Callable[..., Any], *args: Any) -> "Future[Any]":
+            def closing() -> Any:
+                try:
+                    return call(*args)
+                finally:
+                    if isinstance(bank, DjangoBank):
+                        bank.close()
+
+            return executor.submit(closing)
+
+        yield submit

@@ -1,14 +1,12 @@
 """Receipts in real databases, through Django and SQLAlchemy: who waits for whom, and what is committed in the end."""
 
 import threading
-import time
 import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -16,7 +14,6 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
-from psycopg import IsolationLevel
 
 from idempotent_tasks import (
     Atomic,
@@ -39,79 +36,32 @@ from idempotent_tasks.core.records import Record
 from idempotent_tasks.core.retry import while_lost
 from idempotent_tasks.receipts.dialects import DIALECTS
 from idempotent_tasks.stores.dynamodb.admin import TableAdmin
+from tests.contract.conftest import MakeBank
 from tests.support.guarding import KEY, Bench, done, grant
-from tests.support.receipts import Bank, DjangoBank, Place, Sent, SQLAlchemyBank, new_database
+from tests.support.receipts import (
+    BOUND_SECONDS,
+    KINDS,
+    MARIADB,
+    POSTGRESQL,
+    SERVERS,
+    Bank,
+    DjangoBank,
+    Sent,
+    SQLAlchemyBank,
+    address_of,
+    committed,
+    connection_of,
+    elsewhere,
+    finished,
+    is_connected,
+    read_by,
+    repeatable_read,
+    row,
+    running,
+    until,
+)
 from tests.testbed.tcp import tcp_to
 from tests.testbed.wire import Wire
-
-BOUND_SECONDS = 20.0
-POSTGRESQL = ["django-postgresql", "sqlalchemy-postgresql"]
-MARIADB = ["django-mariadb", "sqlalchemy-mariadb"]
-SERVERS = [*POSTGRESQL, *MARIADB]
-KINDS = [*SERVERS, "django-sqlite", "sqlalchemy-sqlite"]
-
-
-def row(generation: int = 5, fence: int = 7, key: str = KEY) -> Receipt:
-    """Return a receipt without an outcome."""
-    return Receipt(key=key, generation=generation, fence=fence, task_id="id-one", expires_at=2_000_000_000)
-
-
-def finished(data: str = '"done"', **given: Any) -> Receipt:
-    """Return a receipt with an outcome."""
-    return replace(row(**given), outcome=done(data))
-
-
-MakeBank = Callable[..., Any]
-
-
-def _address(request: pytest.FixtureRequest, kind: str) -> str:
-    """Return the URL of the server of a kind of bank."""
-    found = request.getfixturevalue(kind.partition("-")[2])
-    return f"tcp://{found.get('PGHOST', found.get('host'))}:{found.get('PGPORT', found.get('port'))}"
-
-
-@pytest.fixture
-def make_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeBank]:
-    """Makes banks of one kind over one database of the test's own; at another port where given."""
-    with ExitStack() as stack:
-        places: dict[str, Place] = {}
-
-        def make(kind: str, port: int | None = None, **options: Any) -> Any:
-            library, _, server = kind.partition("-")
-            if server not in places:
-                at = None if server == "sqlite" else request.getfixturevalue(server)
-                places[server] = stack.enter_context(new_database(server, at, tmp_path))
-            bank = (DjangoBank if library == "django" else SQLAlchemyBank)(places[server].at(port), **options)
-            stack.callback(bank.close)
-            return bank
-
-        yield make
-
-
-@pytest.fixture(params=KINDS)
-def bank(request: pytest.FixtureRequest, make_bank: MakeBank) -> Bank:
-    """A bank with its tables, on each database through each library."""
-    bank: Bank = make_bank(request.param)
-    bank.create_table()
-    return bank
-
-
-@pytest.fixture
-def pool(bank: Bank) -> Iterator[Callable[..., "Future[Any]"]]:
-    """Calls a function in another thread, which has a connection of its own and closes it."""
-    with ThreadPoolExecutor(4) as executor:
-
-        def submit(call: Callable[..., Any], *args: Any) -> "Future[Any]":
-            def closing() -> Any:
-                try:
-                    return call(*args)
-                finally:
-                    if isinstance(bank, DjangoBank):
-                        bank.close()
-
-            return executor.submit(closing)
-
-        yield submit
 
 
 class Teller:
@@ -192,17 +142,10 @@ class TestTheRow:
         """Its body has a transaction all the same."""
         for end, deposits in (("rollback", []), ("commit", [1])):
             transaction = bank.receipts.begin(None, 0)
-            bank.deposit(_running(transaction), 1)
+            bank.deposit(running(transaction), 1)
             transaction.flush()
             transaction.commit(None) if end == "commit" else transaction.rollback()
             assert (bank.deposits(), bank.rows()) == (deposits, [])
-
-
-def _running(transaction: Any) -> Any:
-    class Run:
-        session = transaction.session
-
-    return Run
 
 
 class TestTwoRuns:
@@ -224,7 +167,7 @@ class TestTwoRuns:
 
         waiting = pool(second)
         assert locked.wait(BOUND_SECONDS)
-        bank.deposit(_running(first), 1)
+        bank.deposit(running(first), 1)
         assert not waiting.done()
         first.commit(finished()) if first_commits else first.rollback()
         assert waiting.result(BOUND_SECONDS) == (finished() if first_commits else None)
@@ -243,7 +186,7 @@ class TestTwoRuns:
         assert begun.wait(BOUND_SECONDS)
         _expire(teller)
         successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
-        _until(lambda: teller.bench.events().count("Claimed") == 2)
+        until(lambda: teller.bench.events().count("Claimed") == 2)
         go_on.set()
         assert successor.result(BOUND_SECONDS) == Replayed("first")
         assert (teller.runs, bank.deposits()) == (1, [1])
@@ -286,10 +229,10 @@ class TestTwoRuns:
             "mariadb": "SELECT @@innodb_lock_wait_timeout",
         }[bank.dialect]
         transaction = bank.receipts.begin(None, 0)
-        before = bank.execute(_running(transaction), statement)
+        before = bank.execute(running(transaction), statement)
         transaction.rollback()
         transaction = bank.receipts.begin(row(), 0.25)
-        assert bank.execute(_running(transaction), statement) == before
+        assert bank.execute(running(transaction), statement) == before
         transaction.rollback()
 
 
@@ -308,15 +251,7 @@ def _expire(teller: Teller) -> None:
     """Wait until the claim of a zombie has ended."""
     store = teller.bench.store
     # Claims end by whole milliseconds.
-    _until(lambda: store.get(KEY).held_until + 0.002 < store.clock.now())
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + BOUND_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
+    until(lambda: store.get(KEY).held_until + 0.002 < store.clock.now())
 
 
 class TestWhatTheDatabaseSays:
@@ -338,7 +273,7 @@ class TestWhatTheDatabaseSays:
     def test_a_table_of_another_version(self, bank: Bank) -> None:
         """As one that has lost a column."""
         transaction = bank.receipts.begin(None, 0)
-        bank.execute(_running(transaction), "ALTER TABLE idempotency_receipts DROP COLUMN following")
+        bank.execute(running(transaction), "ALTER TABLE idempotency_receipts DROP COLUMN following")
         transaction.commit(None)
         with pytest.raises(StoreMisconfiguredError, match="of this version"):
             bank.receipts.begin(row(), 1)
@@ -346,7 +281,7 @@ class TestWhatTheDatabaseSays:
     @pytest.mark.parametrize("kind", SERVERS)
     def test_a_server_that_is_not_there(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """No body, and the key is free."""
-        with tcp_to(_address(request, kind)) as tcp:
+        with tcp_to(address_of(request.getfixturevalue(kind.partition("-")[2]))) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             bank.close()
@@ -366,7 +301,7 @@ class TestWhatTheDatabaseSays:
         self, make_bank: MakeBank, kind: str, carried_out: bool, request: pytest.FixtureRequest
     ) -> None:
         """The row says what became of it, on a new connection: the effect is there once."""
-        with tcp_to(_address(request, kind)) as tcp:
+        with tcp_to(address_of(request.getfixturevalue(kind.partition("-")[2]))) as tcp:
             bank = make_bank(kind, tcp.port)
             bank.create_table()
             teller = Teller(bank)
@@ -383,7 +318,7 @@ class TestWhatTheDatabaseSays:
 
     def test_a_receipt_that_does_not_fit(self, bank: Bank) -> None:
         """Nothing is written, and the error quotes nothing of the result."""
-        _committed(bank, _narrowed(bank))
+        committed(bank, _narrowed(bank))
         verdict = Teller(bank).deliver(lambda _: "4111111111111111")
         assert isinstance(verdict, Unwritten)
         assert isinstance(verdict.error, StoreMisconfiguredError)
@@ -394,18 +329,18 @@ class TestWhatTheDatabaseSays:
     @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_a_dead_hosts_transaction(self, make_bank: MakeBank, kind: str, request: pytest.FixtureRequest) -> None:
         """The server ends it when its idle-transaction time-out has passed; until then deliveries wait."""
-        with tcp_to(_address(request, kind)) as tcp:
+        with tcp_to(address_of(request.getfixturevalue(kind.partition("-")[2]))) as tcp:
             dead, bank = make_bank(kind, tcp.port), make_bank(kind)
             bank.create_table()
             transaction = dead.receipts.begin(row(generation=2**62), 1)
             limit = "SET LOCAL idle_in_transaction_session_timeout = '1s'"
-            dead.execute(_running(transaction), limit)
-            dead.deposit(_running(transaction), 17)
+            dead.execute(running(transaction), limit)
+            dead.deposit(running(transaction), 17)
             # What it sends does not arrive any more, and nobody says so.
             tcp.swallow()
             teller = Teller(bank)
             assert isinstance(teller.deliver(lease_seconds=1), Unwritten)
-            _until(lambda: teller.deliver(owner=uuid4().hex, lease_seconds=1) == Returned(1))
+            until(lambda: teller.deliver(owner=uuid4().hex, lease_seconds=1) == Returned(1))
             assert bank.deposits() == [1]
             # Django connects anew after a rollback that has failed.
             tcp.heal()
@@ -418,7 +353,7 @@ class TestWhatTheDatabaseSays:
         """The database ends one of the two transactions, and its body runs again: both deposits are there."""
         bank = make_bank(kind)
         bank.create_table()
-        _committed(bank, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1), (2)")
+        committed(bank, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1), (2)")
         tellers, meeting = [Teller(bank), Teller(bank)], threading.Barrier(2)
 
         def cross(teller: Teller, first: int) -> Callable[[RunContext], int]:
@@ -452,10 +387,10 @@ class TestWhatTheDatabaseSays:
         bank, other = make_bank(kind, None, **kept), make_bank(kind)
         bank.create_table()
         transaction = bank.receipts.begin(None, 0)
-        number = _connection(bank, _running(transaction))
+        number = connection_of(bank, running(transaction))
         transaction.rollback()
-        _read_by(other, f"SELECT pg_terminate_backend({number})")
-        _until(lambda: not _is_connected(other, number))
+        read_by(other, f"SELECT pg_terminate_backend({number})")
+        until(lambda: not is_connected(other, number))
         teller = Teller(bank)
         if not looks:
             assert isinstance(teller.deliver(owner="zero"), Unwritten)
@@ -492,9 +427,9 @@ class TestWhatTheDatabaseSays:
 
         def lose(run: RunContext) -> str:
             if teller.runs == 1:
-                number = _connection(bank, run)
-                _elsewhere(other, end.format(number))
-                _until(lambda: not _is_connected(other, number))
+                number = connection_of(bank, run)
+                elsewhere(other, end.format(number))
+                until(lambda: not is_connected(other, number))
                 bank.deposit(run, 100)
             return "done"
 
@@ -516,9 +451,9 @@ class TestWhatTheDatabaseSays:
 
         def stand_still(run: RunContext) -> str:
             if teller.runs == 1:
-                number = _connection(bank, run)
+                number = connection_of(bank, run)
                 bank.execute(run, limit)
-                _until(lambda: not _is_connected(other, number))
+                until(lambda: not is_connected(other, number))
                 if goes_on:
                     bank.deposit(run, 100)
             return "done"
@@ -529,7 +464,7 @@ class TestWhatTheDatabaseSays:
     @pytest.mark.parametrize("kind", POSTGRESQL)
     def test_an_old_snapshot(self, make_bank: MakeBank, kind: str) -> None:
         """Under ``REPEATABLE READ`` a row that was committed since is found, or its transaction runs again."""
-        bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
+        bank, other = make_bank(kind, None, **repeatable_read(kind)), make_bank(kind)
         bank.create_table()
         teller = Teller(bank)
 
@@ -537,18 +472,18 @@ class TestWhatTheDatabaseSays:
             if teller.runs == 1:
                 # It reads what another transaction changes then: the update below cannot be serialised.
                 bank.execute(run, "SELECT count(*) FROM accounts")
-                _elsewhere(other, "UPDATE accounts SET id = id + 10")
+                elsewhere(other, "UPDATE accounts SET id = id + 10")
             bank.execute(run, "UPDATE accounts SET id = id + 1")
             return "done"
 
-        _committed(other, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1)")
+        committed(other, "CREATE TABLE accounts (id INTEGER PRIMARY KEY)", "INSERT INTO accounts VALUES (1)")
         assert teller.deliver(overtake) == Returned("done")
         assert (teller.runs, bank.deposits()) == (2, [2])
 
     @pytest.mark.parametrize("kind", SERVERS)
     def test_a_receipt_that_is_committed_behind_a_snapshot(self, make_bank: MakeBank, kind: str) -> None:
         """The row is met by writing, so that no snapshot hides it."""
-        bank, other = make_bank(kind, None, **_repeatable_read(kind)), make_bank(kind)
+        bank, other = make_bank(kind, None, **repeatable_read(kind)), make_bank(kind)
         bank.create_table()
         first = other.receipts.begin(row(), 1)
         waiting = ThreadPoolExecutor(1).submit(lambda: _found(bank))
@@ -560,7 +495,7 @@ class TestWhatTheDatabaseSays:
         """It is the body's failure, whose rows are gone."""
         bank = make_bank(kind)
         bank.create_table()
-        _committed(
+        committed(
             bank,
             "CREATE TABLE customers (id INTEGER PRIMARY KEY)",
             "CREATE TABLE orders (customer INTEGER REFERENCES customers (id) DEFERRABLE INITIALLY DEFERRED)",
@@ -597,15 +532,6 @@ class TestWhatTheDatabaseSays:
         assert (bank.deposits(), bank.rows()) == ([], [])
 
 
-def _repeatable_read(kind: str) -> dict[str, Any]:
-    """Return what has a bank's connections read one snapshot for each transaction."""
-    if kind == "django-mariadb":
-        return {"OPTIONS": {"isolation_level": "repeatable read"}}
-    if kind.startswith("django"):
-        return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
-    return {"isolation_level": "REPEATABLE READ"}
-
-
 def _found(bank: Any) -> Receipt | None:
     try:
         transaction = while_lost(lambda: bank.receipts.begin(row(fence=8), BOUND_SECONDS), SystemClock())
@@ -614,46 +540,6 @@ def _found(bank: Any) -> Receipt | None:
         return found
     finally:
         bank.close()
-
-
-def _committed(bank: Any, *statements: str) -> None:
-    """Run statements in a transaction of their own."""
-    transaction = bank.receipts.begin(None, 0)
-    for statement in statements:
-        bank.execute(_running(transaction), statement)
-    transaction.commit(None)
-
-
-def _connection(bank: Any, run: Any) -> int:
-    """Return the server's number of the connection of a run."""
-    mine = "pg_backend_pid()" if bank.dialect == "postgresql" else "connection_id()"
-    ((number,),) = bank.execute(run, f"SELECT {mine}")
-    return int(number)
-
-
-def _is_connected(bank: Any, number: int) -> bool:
-    """Return whether a server has a connection, as seen by another one."""
-    seen = "pg_stat_activity WHERE pid" if bank.dialect == "postgresql" else "information_schema.processlist WHERE id"
-    return _read_by(bank, f"SELECT 1 FROM {seen} = {number}") != []
-
-
-def _read_by(bank: Any, statement: str) -> list[Any]:
-    """Return the rows of a statement that has a transaction of its own."""
-    transaction = bank.receipts.begin(None, 0)
-    rows = list(bank.execute(_running(transaction), statement))
-    transaction.commit(None)
-    return rows
-
-
-def _elsewhere(bank: Any, *statements: str) -> None:
-    """Run statements on a connection of another thread."""
-
-    def run() -> None:
-        _committed(bank, *statements)
-        bank.close()
-
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(run).result(BOUND_SECONDS)
 
 
 class TestDjango:
@@ -884,7 +770,7 @@ class TestSQLAlchemy:
         bank = make_bank(kind)
         bank.create_table()
         shorter = ", ".join(f"MODIFY `{name}` VARCHAR(100)" for name in ("key", "step"))
-        _committed(bank, f"ALTER TABLE idempotency_receipts {shorter}, ENGINE = MyISAM")
+        committed(bank, f"ALTER TABLE idempotency_receipts {shorter}, ENGINE = MyISAM")
         (finding,) = _findings(bank)
         assert (finding.code, "is of the engine MyISAM, which has no transactions" in finding.what) == (
             "receipts-table",
@@ -1063,7 +949,7 @@ def test_a_look_leaves_no_connection_behind(make_bank: MakeBank, kind: str) -> N
     assert bank.receipts.look().error is not None
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     # In a transaction of its own each time: one sees the same activity until it ends.
-    _until(lambda: _read_by(other, count)[0][0] == 0)
+    until(lambda: read_by(other, count)[0][0] == 0)
 
 
 class TestUnguarded:
@@ -1169,7 +1055,7 @@ class TestCost:
         claim = grant(teller.bench.store, "dead", key="third", lease_seconds=0.001)
         receipt = replace(Receipt.of(claim, 0), outcome=done())
         bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
-        _until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
+        until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
         verdicts: list[Any] = []
         rerun = self.statements(bank, lambda: verdicts.append(teller.deliver(owner="three", key="third")))
         assert (verdicts, len(rerun)) == ([Replayed("done")], before)

@@ -1,21 +1,56 @@
 """Receipts for tests: a database in memory that loses what a test wants lost, and banks in real databases."""
 
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import WHOLE_BODY, Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.receipts.dialects import DIALECTS
+from tests.support.guarding import KEY, done
 from tests.testbed.servers import postgresql_database
 
-__all__ = ["Bank", "DjangoBank", "MemoryReceipts", "Place", "SQLAlchemyBank", "Sent", "lost", "new_database"]
+__all__ = [
+    "BOUND_SECONDS",
+    "KINDS",
+    "MARIADB",
+    "POSTGRESQL",
+    "SERVERS",
+    "Bank",
+    "DjangoBank",
+    "MemoryReceipts",
+    "Place",
+    "SQLAlchemyBank",
+    "Sent",
+    "address_of",
+    "committed",
+    "connection_of",
+    "elsewhere",
+    "finished",
+    "is_connected",
+    "lost",
+    "new_database",
+    "read_by",
+    "repeatable_read",
+    "row",
+    "running",
+    "until",
+]
+
+BOUND_SECONDS: Final = 20.0
+#: Kinds of banks: the library and the database.
+POSTGRESQL: Final = ["django-postgresql", "sqlalchemy-postgresql"]
+MARIADB: Final = ["django-mariadb", "sqlalchemy-mariadb"]
+SERVERS: Final = [*POSTGRESQL, *MARIADB]
+KINDS: Final = [*SERVERS, "django-sqlite", "sqlalchemy-sqlite"]
 
 
 @dataclass
@@ -347,3 +382,86 @@ def _in_mariadb(server: Mapping[str, Any]) -> Callable[[str], None]:
 def lost(error: BaseException | None = None, *, is_certain: bool = True) -> TransactionLost:
     """Return what a database says of a transaction that it has lost."""
     return TransactionLost(error or TimeoutError("a deadlock"), is_certain=is_certain)
+
+
+def row(generation: int = 5, fence: int = 7, key: str = KEY) -> Receipt:
+    """Return a receipt without an outcome."""
+    return Receipt(key=key, generation=generation, fence=fence, task_id="id-one", expires_at=2_000_000_000)
+
+
+def finished(data: str = '"done"', **given: Any) -> Receipt:
+    """Return a receipt with an outcome."""
+    return replace(row(**given), outcome=done(data))
+
+
+def running(transaction: Any) -> Any:
+    """Return what has a transaction's session, as a run in it has."""
+
+    class Run:
+        session = transaction.session
+
+    return Run
+
+
+def committed(bank: Any, *statements: str) -> None:
+    """Run statements in a transaction of their own."""
+    transaction = bank.receipts.begin(None, 0)
+    for statement in statements:
+        bank.execute(running(transaction), statement)
+    transaction.commit(None)
+
+
+def connection_of(bank: Any, run: Any) -> int:
+    """Return the server's number of the connection of a run."""
+    mine = "pg_backend_pid()" if bank.dialect == "postgresql" else "connection_id()"
+    ((number,),) = bank.execute(run, f"SELECT {mine}")
+    return int(number)
+
+
+def is_connected(bank: Any, number: int) -> bool:
+    """Return whether a server has a connection, as seen by another one."""
+    seen = "pg_stat_activity WHERE pid" if bank.dialect == "postgresql" else "information_schema.processlist WHERE id"
+    return read_by(bank, f"SELECT 1 FROM {seen} = {number}") != []
+
+
+def read_by(bank: Any, statement: str) -> list[Any]:
+    """Return the rows of a statement that has a transaction of its own."""
+    transaction = bank.receipts.begin(None, 0)
+    rows = list(bank.execute(running(transaction), statement))
+    transaction.commit(None)
+    return rows
+
+
+def elsewhere(bank: Any, *statements: str) -> None:
+    """Run statements on a connection of another thread."""
+
+    def run() -> None:
+        committed(bank, *statements)
+        bank.close()
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(run).result(BOUND_SECONDS)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + BOUND_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def address_of(server: Mapping[str, Any]) -> str:
+    """Return the URL of a server of banks, by what its fixture has."""
+    return f"tcp://{server.get('PGHOST', server.get('host'))}:{server.get('PGPORT', server.get('port'))}"
+
+
+def repeatable_read(kind: str) -> dict[str, Any]:
+    """Return what has a bank's connections read one snapshot for each transaction."""
+    if kind == "django-mariadb":
+        return {"OPTIONS": {"isolation_level": "repeatable read"}}
+    if kind.startswith("django"):
+        from psycopg import IsolationLevel
+
+        return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
+    return {"isolation_level": "REPEATABLE READ"}

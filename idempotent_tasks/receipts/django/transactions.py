@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.transaction import atomic
 
-from idempotent_tasks.core.receipts import Receipt, ReceiptsState, TransactionLost
+from idempotent_tasks.core.receipts import WHOLE_BODY, Receipt, ReceiptsState, TransactionLost
 from idempotent_tasks.errors import ConfigurationError, IdempotencyError
 from idempotent_tasks.receipts.dialects import Failure
 from idempotent_tasks.receipts.table import ReceiptTable, dialect_of, driver_error
@@ -124,12 +124,7 @@ class DjangoTransaction:
         try:
             self._atomic.__enter__()
         except RuntimeError as error:
-            msg = (
-                f"the task was called inside a transaction of the database {self._receipts.using!r}, whose rollback "
-                "would undo its effect and its receipt although its record says that it is done: call it after that "
-                "transaction, or from transaction.on_commit()"
-            )
-            raise ConfigurationError(msg) from error
+            raise ConfigurationError(self._inside(receipt)) from error
         self._is_open = True
         try:
             if receipt is not None:
@@ -138,6 +133,16 @@ class DjangoTransaction:
         except BaseException:
             self.rollback()
             raise
+
+    def _inside(self, receipt: Receipt | None) -> str:
+        """Return why a transaction cannot begin inside another."""
+        what, remedy = "the task", "call it after that transaction, or from transaction.on_commit()"
+        if receipt is not None and receipt.step != WHOLE_BODY:
+            what, remedy = f"step {receipt.step!r}", "call it before or after that transaction"
+        return (
+            f"{what} was called inside a transaction of the database {self._receipts.using!r}, whose rollback would "
+            f"undo its effect and its receipt although its record says that it is done: {remedy}"
+        )
 
     def flush(self) -> None:
         """Do nothing: Django writes at once."""
