@@ -334,6 +334,48 @@ WRONG_STORES: Final = (
         "parked={} if old is None else old.parked,",
         "parked={} if live is None else live.parked,",
     ),
+    # Steps.
+    WrongStore("keeps-steps-for-anybody", "keep_step", "self._held(claim)", "self._records.get(claim.key)"),
+    WrongStore(
+        "keeps-no-step-of-an-expired-claim",
+        "keep_step",
+        "if held is None:",
+        "if held is None or (held.in_progress_expiration or 0) < int(self.clock.now() * 1000):",
+    ),
+    WrongStore("keeps-a-step-twice", "keep_step", "if name not in held.steps:", "if True:"),
+    WrongStore(
+        "keeps-all-steps-in-the-record",
+        "keep_step",
+        "held.steps.including(name, step)",
+        "replace(held.steps, here={**held.steps.here, name: step})",
+    ),
+    WrongStore(
+        "keeps-every-step-beside-the-record",
+        "keep_step",
+        "held.steps.including(name, step)",
+        "replace(held.steps, elsewhere=held.steps.elsewhere | {step_item_key(claim, name)[-16:]})",
+    ),
+    WrongStore(
+        "keeps-one-step-of-all", "keep_step", "held.steps.including(name, step)", "KeptSteps().including(name, step)"
+    ),
+    WrongStore(
+        "keeps-steps-of-late-runs",
+        "keep_step",
+        "if held is None:",
+        "self._steps[step_item_key(claim, name)] = step\n            if held is None:",
+    ),
+    WrongStore("names-a-step-that-it-has-not", "keep_step", "self._steps[step_item_key(claim, name)] = step", "pass"),
+    WrongStore("mixes-generations", "step_item_key", "#{claim.generation}#", "#"),
+    WrongStore("forgets-steps-with-a-claim", "granted_record", "steps=live.steps,", ""),
+    WrongStore("forgets-steps-with-a-release", "released_record", "owner=None,", "owner=None, steps=KeptSteps(),"),
+    WrongStore("forgets-steps-with-a-parked-key", "parked_record", "deferred={},", "deferred={}, steps=KeptSteps(),"),
+    WrongStore("keeps-steps-through-an-outcome", "outcome_record", "steps=KeptSteps(),", ""),
+    WrongStore(
+        "keeps-steps-of-an-expired-record",
+        "granted_record",
+        "parked_bytes=0 if old is None else old.parked_bytes,",
+        "parked_bytes=0 if old is None else old.parked_bytes, steps=KeptSteps() if old is None else old.steps,",
+    ),
     # Renewal.
     WrongStore("renews-what-is-free", "renew", " or not held.in_progress_expiration", ""),
     WrongStore(

@@ -12,6 +12,7 @@ from idempotent_tasks.testing.conformance.releases import ReleaseConformance
 from idempotent_tasks.testing.conformance.reservations import ReservationConformance
 from idempotent_tasks.testing.conformance.runs import RunConformance
 from idempotent_tasks.testing.conformance.sequences import SequenceConformance
+from idempotent_tasks.testing.conformance.steps import StepConformance
 
 __all__ = ["CallConformance", "RaceConformance", "SequenceConformance", "StoreConformance"]
 
@@ -24,9 +25,10 @@ class CallConformance(
     ReleaseConformance,
     SettlingConformance,
     ParkingConformance,
+    StepConformance,
     NoteConformance,
 ):
-    """What each call of a `Store`, or of a `ParkingStore`, does, one after the other."""
+    """What each call of a `Store`, a `ParkingStore` or a `SteppingStore` does, one after the other."""
 
 
 class StoreConformance(CallConformance, SequenceConformance, RaceConformance):

@@ -21,6 +21,7 @@ from idempotent_tasks.core.records import (
     Committed,
     Finished,
     Granted,
+    KeptSteps,
     Lost,
     MessageKept,
     Mismatch,
@@ -32,6 +33,7 @@ from idempotent_tasks.core.records import (
     Released,
     Renewed,
     Status,
+    Step,
     Superseded,
     Vanished,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "commit",
     "get",
     "keep_message",
+    "keep_step",
     "note_deferral",
     "note_dispatch",
     "park",
@@ -162,7 +165,7 @@ def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted
         parked_bytes=0 if old is None else old.parked_bytes,
     )
     if live is not None:
-        record = _preceded(record, live)
+        record = _preceded(replace(record, steps=live.steps), live)
     return Permitted(Granted(_claim_in(record, request)), record, kept_anew=True)
 
 
@@ -206,6 +209,7 @@ def _claim_in(record: Record, request: ClaimRequest) -> Claim:
         runs=record.runs,
         generation=record.generation or 0,
         parked_bytes=record.parked_bytes,
+        steps=record.steps,
     )
 
 
@@ -246,6 +250,7 @@ def commit(
         previous_task_id=None,
         previous_claimed_at=None,
         deferred={},
+        steps=KeptSteps(),
     )
     return [
         Permitted(Committed(), replace(committed, expiration=_earliest(now, retention_seconds, end)), kept_anew=True)
@@ -406,6 +411,16 @@ def keep_message(record: Record | None, _: float, task_id: str, message: bytes) 
         return [Permitted(NoRoom(), record)]
     kept = replace(record, parked={**record.parked, task_id: message}, parked_bytes=size)
     return [Permitted(MessageKept(), kept)]
+
+
+def keep_step(
+    record: Record | None, _: float, held: Claim, name: str, step: Step, __: KeptSteps
+) -> Sequence[Permitted]:
+    """Return what keeping a step may come to, unless a later claim of the generation has kept it before."""
+    if record is None or record.status is not Status.INPROGRESS or record.owner != held.owner:
+        return [Permitted(Lost(), record)]
+    steps = record.steps if name in record.steps else record.steps.including(name, step)
+    return [Permitted(steps, replace(record, steps=steps))]
 
 
 def get(record: Record | None, _: float) -> Sequence[Permitted]:

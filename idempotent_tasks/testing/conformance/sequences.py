@@ -14,13 +14,17 @@ from idempotent_tasks.core.records import (
     Claim,
     ClaimRequest,
     Granted,
+    KeptSteps,
+    Lost,
     Outcome,
     Record,
     Renewed,
     Status,
+    Step,
     reservation_owner,
+    step_id,
 )
-from idempotent_tasks.core.store import MOST_NOTED, ParkingStore, Store
+from idempotent_tasks.core.store import MOST_NOTED, ParkingStore, SteppingStore, Store
 from idempotent_tasks.errors import RecordNotFoundError
 from idempotent_tasks.testing.clock import FakeClock
 from idempotent_tasks.testing.conformance import model
@@ -57,6 +61,8 @@ _OUTCOMES: Final = (
     Outcome(status=Status.COMPLETED, codec="json", data=None, error="not stored"),
     Outcome(status=Status.FAILED, codec="json", data='"no"', error="ValueError"),
 )
+#: The characters of each step's result, by its name; a record has room for two of three.
+_STEPS: Final = {"a": 2, "b.é": 20, "c": 1500, "d": 1500, "e": 1500, "f": 10_000}
 #: What older versions know nothing of.
 _COUNTING: Final = (
     "runs",
@@ -66,6 +72,7 @@ _COUNTING: Final = (
     "previous_owner",
     "previous_task_id",
     "previous_claimed_at",
+    "steps",
 )
 #: How often each kind of step is taken.
 _WEIGHTS: Final = {
@@ -83,11 +90,15 @@ _WEIGHTS: Final = {
 }
 #: The same for what only a `ParkingStore` has.
 _PARKING_WEIGHTS: Final = {"park": 6, "keep_message": 8}
+#: The same for what only a `SteppingStore` has.
+_STEPPING_WEIGHTS: Final = {"keep_step": 16, "kept_step": 4}
 #: The calls whose first argument is the key.
 _BY_KEY: Final = ("get", "note_deferral", "note_dispatch", "keep_message")
 #: The most entries of a map or set that a message shows, and the most bytes.
 _MOST_SHOWN: Final = 12
 _MOST_BYTES: Final = 40
+#: The same for a text.
+_MOST_CHARACTERS: Final = 300
 #: The most sequences that are played to shorten one.
 _MOST_PLAYS: Final = 400
 
@@ -127,13 +138,19 @@ class _Held:
     shown: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The steps that the holder of a claim knows of, and of a repeated call, those before it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
     """One call of the store, or a move of the clock."""
 
     name: str
     key: str = ""
-    #: The call's arguments: a `_Held` stands for a claim; a record is that of a sequence that begins at `_EPOCH`.
+    #: The call's arguments: a `_Held` stands for a claim, a `_Known` for its steps; a record is that of a sequence that
+    #: begins at `_EPOCH`.
     arguments: tuple[Any, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     milliseconds: int = 0
@@ -181,6 +198,7 @@ class _Play:
         self.records: dict[str, Record | None] = dict.fromkeys(_KEYS)
         #: Of each key and owner, the claims that were granted and renewed.
         self.claims: dict[tuple[str, str], list[Claim]] = {}
+        self._beside = _StepsBeside()
         for key in _KEYS:
             forget(key)
         #: When it began, in epoch milliseconds.
@@ -196,6 +214,11 @@ class _Play:
         return isinstance(self._store, ParkingStore)
 
     @property
+    def keeps_steps(self) -> bool:
+        """Whether the store keeps the steps of bodies."""
+        return isinstance(self._store, SteppingStore)
+
+    @property
     def now(self) -> int:
         """The time in epoch milliseconds."""
         return floor(self._clock.now() * 1000)
@@ -205,13 +228,18 @@ class _Play:
         if step.name == "advance":
             self._move_to(self.now + step.milliseconds)
             return None
-        old, arguments = self.records[step.key], tuple(self._resolved(step.key, each) for each in step.arguments)
-        if step.name == "forget":
-            permitted: Sequence[Permitted] = [Permitted(None, None)]
-        else:
-            permitted = getattr(model, step.name)(old, self._clock.now(), *arguments, **step.options)
+        old, arguments = self.records[step.key], tuple(self._resolved(step, each) for each in step.arguments)
         answer = self._call(step, arguments)
         found = self._read(step.key)
+        if step.name == "forget":
+            permitted: Sequence[Permitted] = [Permitted(None, None)]
+        elif step.name == "kept_step":
+            permitted = [Permitted(self._beside.expected(old, *arguments, otherwise=answer), old)]
+        else:
+            permitted = getattr(model, step.name)(old, self._clock.now(), *arguments, **step.options)
+        if step.name == "keep_step":
+            held, name, content, _ = arguments
+            permitted = self._beside.kept(old, held, name, content, permitted)
         if isinstance(answer, Granted | Renewed):
             versions = self.claims.setdefault((step.key, answer.claim.owner), [])
             if answer.claim not in versions:
@@ -229,11 +257,22 @@ class _Play:
                 return _Difference(found, found, [Permitted(wanted, wanted)])
         return None
 
-    def _resolved(self, key: str, argument: Any) -> Any:
+    def _resolved(self, step: _Step, argument: Any) -> Any:
         if isinstance(argument, Record):
             return _moved(argument, self.start - _EPOCH)
-        if not isinstance(argument, _Held):
-            return argument
+        if isinstance(argument, _Known):
+            held, name, *_ = step.arguments
+            return self._known(step.key, self._claim_of(step.key, held), name)
+        return self._claim_of(step.key, argument) if isinstance(argument, _Held) else argument
+
+    def _known(self, key: str, held: Claim, name: str) -> KeptSteps:
+        record = self.records[key]
+        if record is None or record.owner != held.owner:
+            return held.steps
+        others = {each: step for each, step in record.steps.here.items() if each != name}
+        return KeptSteps(here=others, elsewhere=record.steps.elsewhere - {step_id(name)})
+
+    def _claim_of(self, key: str, argument: _Held) -> Claim:
         record = self.records[key]
         # Nobody holds a key that is parked.
         if argument.shown and record is not None and record.owner is not None and record.parked_at is None:
@@ -263,6 +302,45 @@ class _Play:
         self._clock.advance((milliseconds + 0.25) / 1000 - self._clock.now())
 
 
+class _StepsBeside:
+    """The steps that stores keep beside their records."""
+
+    def __init__(self) -> None:
+        #: By key, generation and name: the fence of the claim that has kept a step, and the step.
+        self._steps: dict[tuple[str, int, str], tuple[int, Step]] = {}
+        #: The latest fence of a claim that has tried it.
+        self._tried: dict[tuple[str, int, str], int] = {}
+
+    def kept(
+        self, record: Record | None, held: Claim, name: str, step: Step, permitted: Sequence[Permitted]
+    ) -> Sequence[Permitted]:
+        """Note a call that keeps a step, and return what it may come to, by what the model says of the record."""
+        place, (usual,) = (held.key, held.generation, name), permitted
+        latest = self._tried.get(place, 0)
+        self._tried[place] = max(latest, held.fence)
+        steps = usual.answer
+        if isinstance(steps, KeptSteps) and record is not None:
+            is_new = name not in record.steps and name not in steps.here and record.generation == held.generation
+            if latest > held.fence and name not in record.steps:
+                # A record that was restored may have a claim that is older than a step beside it.
+                self._steps.pop(place, None)
+                return [usual, Permitted(Lost(), record)]
+            if is_new:
+                self._steps[place] = (held.fence, step)
+                return permitted
+        # A claim of an earlier time may still reach what is beside the record of that time.
+        fence, others = self._steps.get(place, (held.fence + 1, step))
+        if fence <= held.fence and others != step:
+            del self._steps[place]
+        return permitted
+
+    def expected(self, record: Record | None, held: Claim, name: str, *, otherwise: object) -> object:
+        """Return what reading a step must find; ``otherwise`` where the record does not name it."""
+        if record is None or record.generation != held.generation or step_id(name) not in record.steps.elsewhere:
+            return otherwise
+        return self._steps.get((held.key, held.generation, name), (0, otherwise))[1]
+
+
 class _Author:
     """Chooses a sequence's steps, one after the other, by what the model says of the keys.
 
@@ -275,6 +353,7 @@ class _Author:
         self._rng = rng
         self._play = play
         self._weights = _WEIGHTS | (_PARKING_WEIGHTS if play.parks else {})
+        self._weights |= _STEPPING_WEIGHTS if play.keeps_steps else {}
         self._requests = {key: [*self._deliveries(key), *self._reservations(key)] for key in _KEYS}
         self._taken: list[_Step] = []
         self._planned: list[_Step] = []
@@ -362,6 +441,23 @@ class _Author:
         is_run = held.request.is_for_run and not held.shown
         return _Step(name="park", key=key, arguments=(held, "Rerun")) if is_run else self._claim(key)
 
+    def _keep_step(self, key: str) -> _Step:
+        record, held = self._play.records[key], self._held(key)
+        names = [name for name in _STEPS if record is None or name not in record.steps]
+        if held.version is None or not names:
+            # Only who has seen its claim has a body.
+            return self._claim(key)
+        name = self._rng.choice(names)
+        arguments = (held, name, _step_of(held.request.owner, name), _Known())
+        return _Step(name="keep_step", key=key, arguments=arguments)
+
+    def _kept_step(self, key: str) -> _Step:
+        record, held = self._play.records[key], self._held(key)
+        if held.version is None:
+            return self._claim(key)
+        beside = [name for name in _STEPS if record is not None and step_id(name) in record.steps.elsewhere]
+        return _Step(name="kept_step", key=key, arguments=(held, self._rng.choice(beside or list(_STEPS))))
+
     def _keep_message(self, key: str) -> _Step:
         return _Step(name="keep_message", key=key, arguments=(self._rng.choice(_TASK_IDS), self._rng.choice(_MESSAGES)))
 
@@ -432,6 +528,7 @@ class _Author:
         request, expiration = self._request(key), self._play.now // 1000 + self._rng.choice((2, 600))
         ends = self._play.now + self._rng.choice((-1, 0, 1, 5000))
         foreign = Record(key=key, status=Status.INPROGRESS, expiration=expiration, validation=request.validation)
+        left = KeptSteps(here={"a": _step_of(request.owner, "a")} if self._play.keeps_steps else {})
         return self._rng.choice(
             (
                 foreign,
@@ -439,6 +536,7 @@ class _Author:
                 replace(foreign, status=Status.COMPLETED, in_progress_expiration=ends, data="1"),
                 # Its last write keeps the attributes that it does not know.
                 replace(foreign, status=Status.COMPLETED, data="1", owner=request.owner, fence=7, attempt=1),
+                replace(foreign, status=Status.COMPLETED, data="1", owner=request.owner, fence=7, steps=left),
                 replace(foreign, in_progress_expiration=0, fence=7, attempt=2, owner=request.owner),
                 replace(foreign, in_progress_expiration=0, fence=7, error="ValueError"),
                 *self._of_older_versions(key, request),
@@ -539,6 +637,14 @@ def _first_failure(steps: list[_Step], play: _Play) -> _Failure | None:
     return None if difference is None else _Failure(steps=steps, start=play.start, difference=difference)
 
 
+def _step_of(owner: str, name: str) -> Step:
+    """Return the outcome of a step, as this owner's claims keep it."""
+    size = _STEPS[name]
+    if size < _MOST_BYTES:
+        return Step(inputs=owner, codec="x", data=owner.encode() * size)
+    return Step(inputs=owner, codec="json", data=owner[0] * size)
+
+
 def _moved(record: Record, milliseconds: int) -> Record:
     """Return a record with all its times moved, and its fences and generation, which begin as one; 0 is no time."""
 
@@ -584,7 +690,7 @@ def _brief(value: object) -> str:
     if isinstance(value, Mapping | frozenset | bytes):
         return _brief_content(value)
     if isinstance(value, type) or not is_dataclass(value):
-        return value.__name__ if isinstance(value, type) else str(value) if isinstance(value, Status) else repr(value)
+        return _brief_scalar(value)
     given = [
         f"{each.name}={_brief(content)}"
         for each in fields(value)
@@ -593,6 +699,13 @@ def _brief(value: object) -> str:
         if each.default_factory is MISSING or content != each.default_factory()
     ]
     return f"{type(value).__name__}({', '.join(given)})"
+
+
+def _brief_scalar(value: object) -> str:
+    """Return a value without fields as text; of a long text only how long it is."""
+    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
+        return f"<{len(value)} characters>"
+    return value.__name__ if isinstance(value, type) else str(value) if isinstance(value, Status) else repr(value)
 
 
 def _brief_content(value: "Mapping[str, object] | frozenset[str] | bytes") -> str:
