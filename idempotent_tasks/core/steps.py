@@ -104,7 +104,8 @@ class StepCaller:
     run call the function again; `options` has the tools that close this.
     """
 
-    _perform: Callable[[StepCall], Any]
+    #: Carries a step out, in whichever run it is.
+    perform: Callable[[StepCall], Any]
     _recover: Callable[..., Any] | None = None
     _receipts: Receipts | None = None
 
@@ -138,7 +139,7 @@ class StepCaller:
             recover=self._recover,
             receipts=self._receipts,
         )
-        result: T = self._perform(call)
+        result: T = self.perform(call)
         return result
 
     def options(self, *, recover: Recover | None = None, receipts: Receipts | str | None = None) -> "StepCaller":

@@ -4,19 +4,22 @@
 """
 
 import functools
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 from unittest.mock import patch
 from uuid import uuid4
 
 from idempotent_tasks.core.clock import Clock
+from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.records import Claim, ClaimRequest, CommitAnswer, Lost, Outcome, Renewed
-from idempotent_tasks.core.store import Store
+from idempotent_tasks.core.steps import StepCall
+from idempotent_tasks.core.store import AtomicStore, ParkingStore, SteppingStore, Store
 from idempotent_tasks.events import Event
 from idempotent_tasks.settings import Settings, settings_of, temporary_settings
 from idempotent_tasks.stores.memory import MemoryStore
@@ -28,6 +31,8 @@ __all__ = ["Crash", "Redelivery", "WorkerDied", "crash_plans", "redeliver"]
 _LOST: Final = "WorkerLostError"
 #: Seconds after the time at which a key settles.  It is granted a millisecond later, of a time in binary fractions.
 _MOMENT: Final = 0.002
+#: A point of a step as a text.
+_STEP_POINT: Final = re.compile("(before|in|after)-step:.+")
 #: The most deliveries of one message, in case the plan crashes all of them.
 _MOST_DELIVERIES: Final = 100
 
@@ -44,8 +49,26 @@ class Crash(StrEnum):
     BEFORE_COMMIT = "before-commit"
     #: The result, of the body or of ``recover``, is stored, but the message is not acknowledged.
     BEFORE_ACK = "before-ack"
-    #: At the first line of the task's ``recover``, so in a rerun only.
+    #: At the first line of the task's ``recover``, or of a step's, so in a rerun only.
     IN_RECOVER = "in-recover"
+
+    @staticmethod
+    def before_step(step: int | str) -> str:
+        """Return the point where the body calls a step, by its number in the body (from 1) or its name.
+
+        As a text it is ``before-step:charge`` or ``before-step:2``.
+        """
+        return f"before-step:{step}"
+
+    @staticmethod
+    def in_step(step: int | str) -> str:
+        """Return the point where a step's effect is done, with its receipt if it has one, and its result not kept."""
+        return f"in-step:{step}"
+
+    @staticmethod
+    def after_step(step: int | str) -> str:
+        """Return the point where a step's result is kept, and the body has not gone on."""
+        return f"after-step:{step}"
 
 
 class WorkerDied(BaseException):
@@ -65,12 +88,14 @@ class Redelivery:
     runs: int
     #: How often it was started as a rerun: an earlier run had begun and left no outcome.
     reruns: int
-    #: How often the task's ``recover`` was called.
+    #: How often the task's ``recover``, or a step's, was called.
     recoveries: int
     #: The events of all deliveries.
     events: tuple[Event, ...]
     #: The store that holds the record.
     store: Store
+    #: The names of the steps whose functions were called, in order.
+    steps: tuple[str, ...] = ()
 
     def get(self) -> Any:
         """Return the result of the last delivery, or raise its error."""
@@ -82,7 +107,7 @@ def redeliver(
     args: Iterable[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    crashes: Iterable[Crash | str] = (Crash.BEFORE_ACK,),
+    crashes: Iterable[str] = (Crash.BEFORE_ACK,),
     store: Store | None = None,
     **options: Any,
 ) -> Redelivery:
@@ -100,10 +125,10 @@ def redeliver(
         options: further options of ``apply``, such as ``task_id`` or ``idempotency_key``.
 
     Raises:
-        ValueError: a value of ``crashes`` is not in `Crash`.
+        ValueError: a value of ``crashes`` is no point of `Crash`.
         AssertionError: a delivery did not reach its crash, for example because it was a replay, or all of 100 crashed.
     """
-    plan: list[Crash | None] = [Crash(each) for each in crashes]
+    plan: list[str | None] = [_point(each) for each in crashes]
     real = task.app.tasks[task.name]
     process = _Process(real.name, store or MemoryStore(clock=FakeClock()))
     options = {"task_id": uuid4().hex, **options, "throw": False}
@@ -124,24 +149,35 @@ def redeliver(
         recoveries=process.recoveries,
         events=tuple(process.events),
         store=process.inner,
+        steps=tuple(process.steps),
     )
 
 
-def crash_plans(task: Any) -> list[tuple[Crash, ...]]:
+def _point(crash: str) -> str:
+    return crash if _STEP_POINT.fullmatch(crash) else Crash(crash)
+
+
+def crash_plans(task: Any, *, steps: int | Iterable[str] = 0) -> list[tuple[str, ...]]:
     """Return every way in which a task's process may die, as plans for the ``crashes`` of `redeliver`.
 
-    It dies before the claim, before the effects, after them, and after the outcome is stored.  If the task has a
-    ``recover``, it also dies once more in the rerun: in ``recover``, and after what follows that.
+    It dies before the claim, before the effects, before, in and after each step, after the effects, and after the
+    outcome is stored.  If the task has a ``recover``, it also dies once more in the rerun: in ``recover``, and after
+    what follows that.
 
     Args:
         task: the guarded task.
+        steps: how many its body has, or their names.
     """
     real = task.app.tasks[task.name]
     with temporary_settings(real.app, store=MemoryStore(clock=FakeClock())):
         recovers = real.policy_under(settings_of(real.app)).recover is not None
-    plans: list[tuple[Crash, ...]] = [(each,) for each in Crash if each is not Crash.IN_RECOVER]
+    named: Iterable[int | str] = range(1, steps + 1) if isinstance(steps, int) else steps
+    points = [
+        point for step in named for point in (Crash.before_step(step), Crash.in_step(step), Crash.after_step(step))
+    ]
+    begun: list[str] = [Crash.IN_BODY, *points, Crash.BEFORE_COMMIT]
+    plans: list[tuple[str, ...]] = [(each,) for each in (Crash.BEFORE_CLAIM, *begun, Crash.BEFORE_ACK)]
     if recovers:
-        begun = (Crash.IN_BODY, Crash.BEFORE_COMMIT)
         plans += [(first, second) for first in begun for second in (Crash.IN_RECOVER, Crash.BEFORE_COMMIT)]
     return plans
 
@@ -155,10 +191,20 @@ class _Process:
         self.reruns = 0
         self.recoveries = 0
         self.events: list[Event] = []
+        #: The names of the steps whose functions were called.
+        self.steps: list[str] = []
         self._task = task
-        self._crash: Crash | None = None
+        self._crash: str | None = None
         self._dead = False
         self._requests: list[ClaimRequest] = []
+        #: By name, which of the body's steps it is.
+        self._numbers: dict[str, int] = {}
+        watched = {"commit_with": self._commit_with, "keep_step": self._keep_step}
+        # Python 3.12 looks for the methods of a protocol without `__getattr__`.
+        for protocol in (ParkingStore, AtomicStore, SteppingStore):
+            if isinstance(inner, protocol):
+                names = [name for name in vars(protocol) if not name.startswith("_")]
+                vars(self).update({name: watched.get(name) or self._delegate(name) for name in names})
 
     @property
     def clock(self) -> Clock:
@@ -170,6 +216,13 @@ class _Process:
         self._reach()
         return getattr(self.inner, name)
 
+    def _delegate(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._reach()
+            return getattr(self.inner, name)(*args, **kwargs)
+
+        return call
+
     def observe(self, event: Event) -> None:
         """Collect the events of this process, while alive."""
         if not self._dead:
@@ -177,15 +230,27 @@ class _Process:
 
     def claim(self, request: ClaimRequest) -> Any:
         """Die before the claim if planned, else claim."""
-        self._reach(Crash.BEFORE_CLAIM, request.task)
+        self._reach(Crash.BEFORE_CLAIM, task=request.task)
         if request.task == self._task:
             self._requests.append(request)
         return self.inner.claim(request)
 
     def commit(self, claim: Claim, outcome: Outcome, retention_seconds: float) -> CommitAnswer:
         """Die before the commit if planned, else commit."""
-        self._reach(Crash.BEFORE_COMMIT, claim.request.task)
+        self._reach(Crash.BEFORE_COMMIT, task=claim.request.task)
         return self.inner.commit(claim, outcome, retention_seconds)
+
+    def _commit_with(self, claim: Claim, *args: Any) -> Any:
+        self._reach(Crash.BEFORE_COMMIT, task=claim.request.task)
+        return self.inner.commit_with(claim, *args)  # type: ignore[attr-defined]
+
+    def _keep_step(self, claim: Claim, name: str, *args: Any) -> Any:
+        """Keep a step, and die before or after that if planned."""
+        task = claim.request.task
+        self._reach_step(Crash.in_step, name, task)
+        answer = self.inner.keep_step(claim, name, *args)  # type: ignore[attr-defined]
+        self._reach_step(Crash.after_step, name, task)
+        return answer
 
     def renew(self, claim: Claim, lease_seconds: float, retention_seconds: float) -> Renewed | Lost:
         """Renew; if dead, only pretend to: the renewing thread may still run."""
@@ -193,14 +258,15 @@ class _Process:
 
     @contextmanager
     def running(self, task: Any) -> Iterator[None]:
-        """Count the runs of the task's body, and the calls of its ``recover``, inside a with block."""
+        """Count the runs of the task's body and its steps, and the calls of ``recover``, inside a with block."""
         body, policy_under = task.run, task.policy_under
 
         @functools.wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
             self.runs += 1
             self.reruns += task.idempotency.rerun
-            self._reach(Crash.IN_BODY, task.name)
+            self._watch_steps(task.idempotency, task.name)
+            self._reach(Crash.IN_BODY, task=task.name)
             return body(*args, **kwargs)
 
         def policy_of(settings: Settings) -> Idempotency:
@@ -212,16 +278,37 @@ class _Process:
         with patch.object(task, "run", run), patch.object(task, "policy_under", policy_of):
             yield
 
+    def _watch_steps(self, run: Any, task: str) -> None:
+        """Have the steps of a run counted."""
+        self._numbers = {}
+        if not isinstance(run, RunContext) or run.steps is None:
+            return
+        caller = run.steps
+
+        def perform(call: StepCall) -> Any:
+            self._numbers[call.name] = len(self._numbers) + 1
+            self._reach_step(Crash.before_step, call.name, task)
+
+            @functools.wraps(call.function)
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                self.steps.append(call.name)
+                return call.function(*args, **kwargs)
+
+            recover = None if call.recover is None else self._recover(call.recover, task)
+            return caller.perform(replace(call, function=counted, recover=recover))
+
+        run.steps = replace(caller, perform=perform)
+
     def _recover(self, recover: Any, task: str) -> Any:
         @functools.wraps(recover)
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.recoveries += 1
-            self._reach(Crash.IN_RECOVER, task)
+            self._reach(Crash.IN_RECOVER, task=task)
             return recover(*args, **kwargs)
 
         return counted
 
-    def start(self, crash: Crash | None) -> None:
+    def start(self, crash: str | None) -> None:
         """Become a new process that dies at this point."""
         self._crash, self._dead = crash, False
         self._requests.clear()
@@ -234,7 +321,7 @@ class _Process:
             return None
         if self._crash in (None, Crash.BEFORE_ACK):
             return None if self._crash else result
-        raise AssertionError(f"this delivery never came to {self._crash.value!r}: it ended with {result.state}")
+        raise AssertionError(f"this delivery never came to {str(self._crash)!r}: it ended with {result.state}")
 
     def release_claims(self) -> None:
         """Release the claims of the dead process, as the worker's parent process does, and wait until they settle."""
@@ -245,11 +332,14 @@ class _Process:
             if record is not None and record.settles_at(now):
                 self.clock.sleep(record.held_until - now + _MOMENT)
 
-    def _reach(self, window: Crash | None = None, task: str = "") -> None:
+    def _reach_step(self, point: Callable[[int | str], str], name: str, task: str) -> None:
+        self._reach(point(name), point(self._numbers.get(name, 0)), task=task)
+
+    def _reach(self, *points: str, task: str = "") -> None:
         """Raise `WorkerDied` if this process is dead, or is planned to die at this point of the task under test."""
         # The guard would release the claim while a test double's `WorkerDied` unwinds the body.
         if self._dead or isinstance(sys.exception(), WorkerDied):
             raise WorkerDied
-        if window is not None and window is self._crash and task == self._task:
+        if self._crash in points and task == self._task:
             self._dead = True
             raise WorkerDied

@@ -137,6 +137,10 @@ def test_a_charge() -> None:
     happened = redeliver(charge, ("ord-17",), crashes=[Crash.IN_BODY, "before-commit"], store=MemoryStore())
     for plan in crash_plans(charge):
         assert_type(redeliver(charge, ("ord-17",), crashes=plan).recoveries, int)
+    for plan in (*crash_plans(charge, steps=["charge"]), *crash_plans(charge, steps=2)):
+        assert_type(plan, tuple[str, ...])
+    mixed = [Crash.in_step("charge"), Crash.IN_BODY, Crash.before_step(2), "after-step:charge"]
+    assert_type(redeliver(charge, ("ord-17",), crashes=mixed).steps, tuple[str, ...])
     assert_type(happened, Redelivery)
     assert_type(happened.runs, int)
     assert_type(happened.events, tuple[Event, ...])

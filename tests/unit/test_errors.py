@@ -16,6 +16,7 @@ from idempotent_tasks.errors import (
     DuplicateError,
     IdempotencyError,
     InProgressError,
+    StepMismatchError,
     StoredFailureError,
     StoreError,
     StoreUnavailableError,
@@ -31,10 +32,11 @@ SAMPLES = [
     *(
         kind("the text", task="shop.charge", key="shop.charge#17")
         for kind in CLASSES
-        if kind not in {InProgressError, DuplicateError, StoredFailureError}
+        if kind not in {InProgressError, DuplicateError, StepMismatchError, StoredFailureError}
     ),
     InProgressError("the text", task="shop.charge", key="shop.charge#17", until=1_700_000_000.5),
     DuplicateError("the text", task="shop.charge", key="shop.charge#17", task_id="4f1c"),
+    StepMismatchError("the text", task="shop.charge", key="shop.charge#17", step="charge"),
     StoredFailureError("the text", task="shop.charge", key="shop.charge#17", original="shop.CardDeclined"),
 ]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import pickle
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -531,12 +530,6 @@ class TestRefused:
         assert (raised.value.step, raised.value.task, raised.value.key) == ("charge", "shop.charge", KEY)
         assert SECRET not in str(raised.value)
         assert len(provider.calls) == 1
-
-    def test_a_mismatch_through_pickle(self) -> None:
-        """A prefork child hands it to its parent."""
-        error = StepMismatchError("other arguments", "shop.charge", KEY, "charge")
-        copy = pickle.loads(pickle.dumps(error))
-        assert (copy.step, copy.key, str(copy)) == ("charge", KEY, str(error))
 
     @pytest.mark.parametrize("same", [([1, 2],), ((1, 2),)], ids=["list", "tuple"])
     def test_the_same_arguments(self, bench: Bench, provider: Provider, same: Any) -> None:

@@ -1,11 +1,14 @@
 """`redeliver`: what users' tests see of each crash window, and of what closes it."""
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from idempotent_tasks import (
+    Atomic,
     CrashLoopError,
     Done,
     InProgressError,
@@ -16,7 +19,9 @@ from idempotent_tasks import (
     UnresolvedError,
     events,
 )
+from idempotent_tasks.core.records import Claim, Outcome
 from idempotent_tasks.testing import Crash, FakeClock, WorkerDied, crash_plans, redeliver
+from tests.support.receipts import MemoryReceipts
 from tests.support.shop import Counting, make
 
 
@@ -336,3 +341,226 @@ def test_a_rerun_is_parked(app: Celery, counting: Counting, crash: Crash, *, par
         assert isinstance(happened.events[-1], events.Parked)
     else:
         assert happened.get()[1] == "17"
+
+
+class Orders:
+    """An order in three steps, of which the second can be asked about and the third commits in a database."""
+
+    def __init__(self) -> None:
+        self.effects: list[str] = []
+        self.receipts = MemoryReceipts()
+
+    def reserve(self) -> str:
+        """Do what nobody recognises."""
+        self.effects.append("reserve")
+        return "reserved"
+
+    def charge(self) -> str:
+        """Do what can be asked about."""
+        self.effects.append("charge")
+        return "charged"
+
+    def find(self, record: Record) -> Done | NotDone:
+        """Say whether it was done."""
+        return Done("charged") if "charge" in self.effects else NotDone()
+
+    def task(self, app: Celery, **policy: Any) -> Any:
+        """Return the task."""
+
+        def order(task: Any) -> list[str]:
+            step = task.idempotency.step
+
+            def book() -> str:
+                task.idempotency.session.append("book")
+                return "booked"
+
+            return [
+                step("reserve", self.reserve),
+                step.options(recover=self.find)("charge", self.charge),
+                step.options(receipts=self.receipts)("book", book),
+            ]
+
+        policy = {"settle": 5, **policy}
+        return make(app, order, name="shop.order", bind=True, idempotency=policy)
+
+
+STEPS = ("reserve", "charge", "book")
+
+
+def step_points(*steps: Any) -> list[tuple[str]]:
+    """Return the plans of the points of steps."""
+    kinds = (Crash.before_step, Crash.in_step, Crash.after_step)
+    return [(kind(step),) for step in steps for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("crash", "again"),
+    [
+        ("before-step:reserve", []),
+        ("in-step:reserve", ["reserve"]),
+        ("after-step:reserve", []),
+        ("before-step:charge", []),
+        ("in-step:charge", []),
+        ("after-step:charge", []),
+        ("before-step:book", []),
+        ("in-step:book", []),
+        ("after-step:book", []),
+    ],
+)
+@pytest.mark.parametrize("form", ["text", "name", "number"])
+def test_each_point_of_a_step(app: Celery, crash: str, again: list[str], form: str) -> None:
+    """Only what dies between effect and result does it again, and the tools of the other two close that."""
+    orders = Orders()
+    kind, step = crash.split(":")
+    points = {"before-step": Crash.before_step, "in-step": Crash.in_step, "after-step": Crash.after_step}
+    forms = {"text": crash, "name": points[kind](step), "number": points[kind](1 + STEPS.index(step))}
+    happened = redeliver(orders.task(app), crashes=[forms[form]])
+    assert happened.get() == ["reserved", "charged", "booked"]
+    assert sorted(orders.effects) == sorted(["reserve", "charge", *again])
+    assert orders.receipts.effects == ["book"]
+    assert (happened.runs, happened.results[0]) == (2, None)
+
+
+def test_which_steps_ran(app: Celery) -> None:
+    """And how often somebody was asked."""
+    plan = [Crash.in_step("reserve"), Crash.after_step(2), Crash.in_step("book"), Crash.BEFORE_COMMIT]
+    happened = redeliver(Orders().task(app), crashes=plan)
+    assert happened.steps == ("reserve", "reserve", "charge", "book")
+    assert (happened.runs, happened.reruns, happened.recoveries) == (5, 4, 1)
+
+
+def test_a_step_may_die_each_time(app: Celery) -> None:
+    """Each delivery does it once more."""
+    orders = Orders()
+    happened = redeliver(orders.task(app), crashes=[Crash.in_step(1)] * 3)
+    assert (happened.steps.count("reserve"), orders.effects.count("reserve")) == (4, 4)
+
+
+def test_in_the_recover_of_a_step(app: Celery) -> None:
+    """As in that of a task."""
+    orders = Orders()
+    happened = redeliver(orders.task(app), crashes=[Crash.in_step("charge"), Crash.IN_RECOVER])
+    assert (happened.recoveries, orders.effects.count("charge")) == (2, 1)
+
+
+def test_a_double_dies_in_a_step(app: Celery) -> None:
+    """In the middle of its function the process dies where something that it calls says so."""
+    calls: list[int] = []
+
+    def charge() -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise WorkerDied
+        return len(calls)
+
+    def order(self: Any) -> Any:
+        return self.idempotency.step("charge", charge)
+
+    assert redeliver(make(app, order, bind=True), crashes=()).get() == 2
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [["before-step:4"], ["in-step:refund"], ["in-step:reserve", "before-step:4"], ["after-step:1", "in-step:1"]],
+    ids=["no such number", "no such name", "not in the second run", "kept already"],
+)
+def test_a_step_that_never_comes_fails_the_test(app: Celery, plan: list[str]) -> None:
+    """A step that the body does not call, or that is found, proves nothing."""
+    with pytest.raises(AssertionError, match=f"never came to '{plan[-1]}': it ended with SUCCESS"):
+        redeliver(Orders().task(app), crashes=plan)
+
+
+@pytest.mark.parametrize("point", ["in-step:", "during-step:charge", "in-step"])
+def test_what_is_no_point_of_a_step(point: str) -> None:
+    """A typing error is no plan."""
+    with pytest.raises(ValueError, match="step"):
+        redeliver(None, crashes=[point])
+
+
+def test_the_plans_of_steps(app: Celery) -> None:
+    """By number or by name, in the order in which a body comes to them; again with a second death under `recover`."""
+    task = Orders().task(app)
+    numbered = crash_plans(task, steps=2)
+    assert numbered == [
+        (Crash.BEFORE_CLAIM,),
+        (Crash.IN_BODY,),
+        *step_points(1, 2),
+        (Crash.BEFORE_COMMIT,),
+        (Crash.BEFORE_ACK,),
+    ]
+    assert crash_plans(task, steps=["reserve", "charge"])[2:8] == step_points("reserve", "charge")
+    recovers = crash_plans(Bank().task(app), steps=1)
+    assert (Crash.in_step(1), Crash.IN_RECOVER) in recovers
+    assert len(recovers) == 7 + 5 * 2
+
+
+def test_each_plan_of_steps(app: Celery) -> None:
+    """The whole of them can be played, with one effect for each step that has a tool."""
+    orders = Orders()
+    task = orders.task(app)
+    for crashes in [*crash_plans(task, steps=3), *crash_plans(task, steps=STEPS)]:
+        for gone in (orders.effects, orders.receipts.effects, orders.receipts.rows):
+            gone.clear()
+        assert redeliver(task, crashes=crashes).get() == ["reserved", "charged", "booked"]
+        assert (orders.effects.count("charge"), orders.receipts.effects) == (1, ["book"])
+
+
+def test_steps_of_other_tasks_do_not_count(app: Celery) -> None:
+    """A guarded task that the body runs eagerly has steps of its own."""
+
+    def other(self: Any) -> Any:
+        return self.idempotency.step("charge", len, "a")
+
+    inner = make(app, other, name="shop.inner", bind=True)
+
+    def order(self: Any) -> Any:
+        inner.apply(task_id="inner").get()
+        return self.idempotency.step("charge", len, "ab")
+
+    happened = redeliver(make(app, order, bind=True), crashes=["in-step:charge"])
+    assert (happened.get(), happened.steps, happened.runs) == (2, ("charge", "charge"), 2)
+
+
+class WritingStore(MemoryStore):
+    """A store whose outcomes take effect with writes."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.written: list[Any] = []
+
+    def check_writes(self, key: str, writes: Sequence[Any]) -> None:
+        """Take all of them."""
+
+    def commit_with(self, claim: Claim, outcome: Outcome, retention_seconds: float, writes: Sequence[Any]) -> Any:
+        """Commit and write."""
+        self.written += writes
+        return self.commit(claim, outcome, retention_seconds)
+
+    def write(self, writes: Sequence[Any], token: str) -> None:
+        """Write."""
+        self.written += writes
+
+
+def test_before_the_commit_of_writes(app: Celery, clock: FakeClock) -> None:
+    """What has died there has written nothing."""
+    write = {"Put": {"TableName": "orders", "Item": {"id": {"S": "17"}}}}
+    store = WritingStore(clock)
+
+    def charge() -> Atomic:
+        return Atomic("paid", [write])
+
+    happened = redeliver(make(app, charge), crashes=["before-commit"], store=store)
+    assert (happened.get(), happened.runs, store.written) == ("paid", 2, [write])
+
+
+def test_what_the_store_can_the_process_can(app: Celery) -> None:
+    """Whoever looks for the methods without calling them finds them: Python 3.12 does, for a protocol."""
+    seen: list[bool] = []
+
+    def charge() -> None:
+        store = app.conf.idempotency_store
+        names = ("park", "keep_message", "keep_step", "kept_step")
+        seen.extend(callable(inspect.getattr_static(store, name)) for name in names)
+
+    redeliver(make(app, charge), crashes=())
+    assert seen == [True] * 4
