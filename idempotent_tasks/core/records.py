@@ -59,6 +59,7 @@ __all__ = [
     "settling_milliseconds",
     "step_id",
     "step_item_key",
+    "step_item_keys",
     "was_committed",
     "was_parked",
     "was_released",
@@ -618,7 +619,8 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
             previous_owner=live.owner,
             previous_task_id=live.task_id,
             previous_claimed_at=live.claimed_at,
-            steps=live.steps,
+            # An uncounted run does not know of steps: it has done the body without, maybe in a later generation.
+            steps=live.steps if live.is_counted else KeptSteps(),
         )
     )
 
@@ -750,7 +752,16 @@ def step_id(name: str) -> str:
 
 def step_item_key(claim: Claim, name: str) -> str:
     """Return the key of a step's item: ``{key}#{generation}#{step_id}``."""
-    return f"{claim.key}#{claim.generation}#{step_id(name)}"
+    return _step_item_key(claim.key, claim.generation, step_id(name))
+
+
+def step_item_keys(record: Record) -> dict[str, str]:
+    """Return the keys of the items of a record's steps that do not lie in it, by their `step_id`."""
+    return {id_: _step_item_key(record.key, record.generation or 0, id_) for id_ in sorted(record.steps.elsewhere)}
+
+
+def _step_item_key(key: str, generation: int, id_: str) -> str:
+    return f"{key}#{generation}#{id_}"
 
 
 def _runs_begun(live: Record) -> int:

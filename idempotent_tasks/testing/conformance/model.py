@@ -165,7 +165,8 @@ def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted
         parked_bytes=0 if old is None else old.parked_bytes,
     )
     if live is not None:
-        record = _preceded(replace(record, steps=live.steps), live)
+        # A run that was not counted may be of a later generation than the steps are.
+        record = _preceded(replace(record, steps=live.steps if live.counted_fence == live.fence else KeptSteps()), live)
     return Permitted(Granted(_claim_in(record, request)), record, kept_anew=True)
 
 

@@ -202,6 +202,16 @@ class StepConformance(Conformance):
         idempotency_clock.advance(63)
         self._begins_anew(stepping)
 
+    def test_steps_before_a_run_that_does_not_know_them(self, store: Store, idempotency_clock: FakeClock) -> None:
+        """Of an older version: it has done the whole body, or has begun it in a generation that it has not counted."""
+        stepping, claim = self._stepping(store), grant(store)
+        self._kept(stepping, claim, "a", SMALL, claim.steps)
+        held = store.get(KEY)
+        self.forget(store, KEY)
+        store.restore(replace(held, owner="older", fence=held.fence + 1))
+        idempotency_clock.advance(LEASE_SECONDS + 2)
+        assert grant(store, "two").steps == store.get(KEY).steps == NOTHING
+
     def _stepping(self, store: Store) -> SteppingStore:
         if not isinstance(store, SteppingStore):
             raise SkipTest("this store keeps no steps")
