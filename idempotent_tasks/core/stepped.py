@@ -270,7 +270,8 @@ class SteppedRun:
             answer = self.store.keep_step(self.run, name, step, self._kept)
             if isinstance(answer, KeptSteps):
                 self._kept = answer
-                return outcome
+                # A result that no store takes is none in the run that has it, either.
+                return stored if stored.codec == NONE else outcome
         match answer:
             case Unanswered(error):
                 raise self._unkept(type(error)(f"{_not_kept(name)}: {error.message}"))
