@@ -31,7 +31,8 @@ autodoc_typehints_format = "short"
 nitpick_ignore_regex = [
     (r"py:.*", r"(boto3|botocore|celery|collections|dataclasses|datetime|enum|kombu|typing)\..*"),
     # Internals that docstrings name.
-    (r"py:.*", r"idempotent_tasks\.core\.(processes|encoding\.T|records\.Reserver|retry\.RetryingStore)"),
+    (r"py:.*", r"idempotent_tasks\.core\.(processes|encoding\.T|receipts\.Receipts|records\.Reserver|steps\.T)"),
+    (r"py:.*", r"idempotent_tasks\.core\.retry\.RetryingStore"),
     (r"py:.*", r"idempotent_tasks\.stores\.aws\.Credentials"),
 ]
 
