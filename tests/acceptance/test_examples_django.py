@@ -53,8 +53,8 @@ def test_requests_that_are_sent_twice_have_one_effect(shop: Example) -> None:
     """The commands of the README: what the second request of each kind publishes replays stored results."""
     port = str(free_port())
     server = f"http://127.0.0.1:{port}"
-    sent = ("localhost:8080/orders --data", "localhost:8080/webhooks")
-    asked = "localhost:8080/orders/ord-17"
+    sent = ("localhost:8080/orders --data", "localhost:8080/webhooks", "localhost:8080/orders/ord-17/charges")
+    asked, after_the_charge = "localhost:8080/orders/ord-17", 1
     with (
         shop.running("celery -A shop worker", r" ready\.") as worker,
         shop.running("python manage.py runserver", r"Starting (WSGI )?development server", {"8080": port}),
@@ -62,14 +62,15 @@ def test_requests_that_are_sent_twice_have_one_effect(shop: Example) -> None:
         for request in sent * 2:
             answer = shop.request(request, server)
             assert (answer.status_code, answer.text) == (202, shop.shown(f"curl {request}").strip())
-        # Two parcels, the shipment, the mail and the payment, each twice; and what follows the payment, once.
+        # Two parcels, the shipment, the mail, the payment and the charge, each twice; what follows the last two, once.
         wait_for(
-            lambda: worker.log.read_text().count(" succeeded in ") == 11,
+            lambda: worker.log.read_text().count(" succeeded in ") == 14,
             FULFILLED_SECONDS,
             lambda: f"not all was done twice:\n{worker.tail()}",
         )
-        assert shop.request(asked, server).text == shop.shown(f"curl {asked}").strip()
-    assert len(list((shop.folder / "mails").iterdir())) == 2
+        answer = shop.request(asked, server, after_the_charge)
+        assert answer.text == shop.shown(f"curl {asked}", after_the_charge).strip()
+    assert len(list((shop.folder / "mails").iterdir())) == 3
 
 
 @pytest.mark.timeout(TESTS_SECONDS + 60)

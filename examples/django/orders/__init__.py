@@ -1,1 +1,1 @@
-"""Orders: packed, shipped, confirmed by one mail, and paid once for each event of the payment provider."""
+"""Orders: packed, shipped, confirmed by one mail, charged once, and paid once for each event of a payment provider."""

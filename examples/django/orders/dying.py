@@ -1,4 +1,4 @@
-"""The Celery app of a test: a worker's process is killed when its payment is committed, and the record is not."""
+"""The Celery app of a test: a worker's process is killed where an effect is made, and nobody knows it yet."""
 
 import os
 import signal
@@ -10,15 +10,31 @@ from celery.signals import before_task_publish
 from django.conf import settings
 from shop.celery import app
 
+from orders import processor
+
 __all__ = ["app"]
 
-#: What shows that it has happened.
-DIED = Path(settings.EMAIL_FILE_PATH).with_name("died")
+charge = processor.charge
+
+
+def die_once(point: str) -> None:
+    """End this process without another word, the first time that one of them comes to this point."""
+    with suppress(FileExistsError):
+        Path(settings.EMAIL_FILE_PATH).with_name(f"died {point}").touch(exist_ok=False)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @before_task_publish.connect(sender="orders.tasks.thank")
-def die_once(**_: Any) -> None:
-    """End this process without another word, the first time: what follows a transaction is published after it."""
-    with suppress(FileExistsError):
-        DIED.touch(exist_ok=False)
-        os.kill(os.getpid(), signal.SIGKILL)
+def die_when_committed(**_: Any) -> None:
+    """Die when a payment is committed: what follows a transaction is published after it, and before its record."""
+    die_once("committed")
+
+
+def charge_and_die(*args: Any, **kwargs: Any) -> int:
+    """Die when the card is charged, and its step is not kept."""
+    number = charge(*args, **kwargs)
+    die_once("charged")
+    return number
+
+
+processor.charge = charge_and_die

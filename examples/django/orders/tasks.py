@@ -13,8 +13,10 @@ from django.utils import timezone
 
 from idempotent_tasks import Idempotency, IdempotentTask
 from idempotent_tasks.receipts.django import DjangoReceipts
+from orders import processor
 from orders.models import Order, Parcel, Payment
 
+RECEIPTS = DjangoReceipts(using="default")
 #: Seconds that the mail server takes to accept a mail.
 MAIL_SECONDS = float(os.environ.get("MAIL_SECONDS", "0"))
 
@@ -25,13 +27,36 @@ class GuardedTask(IdempotentTask, DjangoTask):
     abstract = True
 
 
-@shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(receipts=DjangoReceipts(using="default")))
+@shared_task(base=GuardedTask, bind=True, idempotency=Idempotency(receipts=RECEIPTS))
 def record_payment(self: Any, order_id: int, cents: int) -> int:
     """Add a payment to what is paid of an order; the webhook names the key. Returns the id of the payment."""
     # In the transaction of the receipt: both rows, or neither.
     payment = Payment.objects.create(order_id=order_id, cents=cents)
     Order.objects.filter(pk=order_id).update(paid_cents=F("paid_cents") + cents)
     self.idempotency.after_commit(thank.si(payment.pk))
+    return payment.pk
+
+
+@shared_task(
+    base=GuardedTask,
+    bind=True,
+    idempotency=Idempotency(key="reference", validate="cents", downstream="['collect', reference]"),
+)
+def collect(self: Any, reference: str, cents: int) -> int:
+    """Charge the card of an order, and add what it has paid. Returns the id of the payment."""
+    step = self.idempotency.step
+    # A step of its own, so that no row is locked while the processor is asked.  The key is the same in every run.
+    step("charge", processor.charge, reference, cents, idempotency_key=self.idempotency.step_key("charge"))
+    payment: int = step.options(receipts=RECEIPTS)("add payment", add_payment, reference, cents)
+    return payment
+
+
+def add_payment(reference: str, cents: int) -> int:
+    """Add what was charged to what is paid of an order, in the transaction of the step's receipt."""
+    order = Order.objects.get(reference=reference)
+    payment = Payment.objects.create(order=order, cents=cents)
+    Order.objects.filter(pk=order.pk).update(paid_cents=F("paid_cents") + cents)
+    collect.idempotency.after_commit(thank.si(payment.pk))
     return payment.pk
 
 

@@ -8,15 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 from django.conf import settings
 from django.db import connection, transaction
 from django.test import TransactionTestCase
+from shop import app
 
-from idempotent_tasks import ConfigurationError, DynamoDBStore
+from idempotent_tasks import ConfigurationError, DynamoDBStore, MemoryStore
+from idempotent_tasks.testing import redeliver, temporary_settings
+from orders import processor
 from orders.models import Order, Payment
-from orders.tasks import confirm, record_payment
+from orders.tasks import collect, confirm, record_payment
 
 WAIT_SECONDS = 60.0
 
@@ -30,6 +34,7 @@ class OrdersTest(TransactionTestCase):
         self.addCleanup(folder.cleanup)
         self.mails = Path(folder.name, "mails")
         self.log = Path(folder.name, "worker.log")
+        self.enterContext(self.settings(PROCESSOR_BOOKS=Path(folder.name, "processor.sqlite3")))
         self.store_url = f"{settings.CELERY_IDEMPOTENCY_STORE}-{uuid4().hex[:8]}"
         self.store = DynamoDBStore.from_url(self.store_url)
         self.store.create_table()
@@ -40,6 +45,7 @@ class OrdersTest(TransactionTestCase):
         environment = os.environ | {
             variable: str(connection.settings_dict["NAME"]),
             "MAILS": str(self.mails),
+            "PROCESSOR_BOOKS": str(settings.PROCESSOR_BOOKS),
             "STORE_URL": self.store_url,
         }
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "--concurrency", "2"]
@@ -51,6 +57,11 @@ class OrdersTest(TransactionTestCase):
     def post(self, path: str, data: Any, **options: Any) -> None:
         """Post as a browser or the payment provider does."""
         self.assertEqual(self.client.post(path, data, **options).status_code, 202)
+
+    def processor_has(self, table: str) -> list[Any]:
+        """Return the rows of a table of the processor's books."""
+        with processor.books() as books:
+            return books.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 - our own names
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition; fail if it does not hold in time."""
@@ -109,3 +120,37 @@ class OrdersTest(TransactionTestCase):
         with transaction.atomic(), self.assertRaisesMessage(ConfigurationError, "inside a transaction"):
             record_payment.apply((placed.pk, 4200), idempotency_key="evt-2").get()
         self.assertFalse(Payment.objects.exists())
+
+    def test_card_is_charged_once(self) -> None:
+        """The process dies when the card is charged, and the next one when the payment is committed."""
+        self.start_worker("orders.dying")
+        placed = Order.objects.create(reference="ord-22", email="ann@example.com")
+        self.post("/orders/ord-22/charges", {"cents": 4200})
+        again = collect.delay("ord-22", 4200)
+        self.assertEqual(again.get(timeout=WAIT_SECONDS), Payment.objects.get().pk)
+        self.assertEqual(self.log.read_text().count("exited with 'signal 9 (SIGKILL)'"), 2)
+        # Asked again by the second run, under the same key; not by the third, which has the step.
+        (first, second) = self.processor_has("requests")
+        self.assertEqual(first, second)
+        self.assertEqual(len(self.processor_has("charges")), 1)
+        placed.refresh_from_db()
+        self.assertEqual(placed.paid_cents, 4200)
+        self.wait_until(lambda: any("Thank you" in mail.read_text() for mail in self.mails.glob("*")))
+        self.assertEqual(len(list(self.mails.iterdir())), 1)
+
+    def test_no_transaction_is_open_while_the_card_is_charged(self) -> None:
+        """A processor that takes long holds no lock, and a rerun whose steps are kept asks it for nothing."""
+        self.enterContext(temporary_settings(app, store=MemoryStore()))
+        app.conf.task_always_eager = True
+        self.addCleanup(setattr, app.conf, "task_always_eager", False)
+        Order.objects.create(reference="ord-23", email="ann@example.com")
+        open_transactions = []
+
+        def charge(*args: Any, charge: Callable[..., int] = processor.charge, **kwargs: Any) -> int:
+            open_transactions.append(connection.in_atomic_block)
+            return charge(*args, **kwargs)
+
+        with patch.object(processor, "charge", charge):
+            happened = redeliver(collect, ("ord-23", 4200), crashes=["in-body", "before-commit"])
+        self.assertEqual((happened.runs, happened.get()), (3, Payment.objects.get().pk))
+        self.assertEqual(open_transactions, [False])

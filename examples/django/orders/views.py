@@ -9,7 +9,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
 from orders.models import Order
-from orders.tasks import fulfilment, record_payment
+from orders.tasks import collect, fulfilment, record_payment
 
 
 @csrf_exempt
@@ -34,6 +34,16 @@ def payments(request: HttpRequest) -> JsonResponse:
     paid = get_object_or_404(Order, reference=event["order"])
     record_payment.apply_async_on_commit((paid.pk, event["cents"]), idempotency_key=event["id"])
     return JsonResponse({"event": event["id"]}, status=202)
+
+
+@csrf_exempt
+@require_POST
+@transaction.atomic
+def charges(request: HttpRequest, reference: str) -> JsonResponse:
+    """Have the card of an order charged; posting it again charges nothing."""
+    charged = get_object_or_404(Order, reference=reference)
+    collect.delay_on_commit(charged.reference, int(request.POST["cents"]))
+    return JsonResponse({"charged": charged.reference}, status=202)
 
 
 @require_GET

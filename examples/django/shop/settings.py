@@ -33,6 +33,8 @@ DATABASES = {"default": POSTGRESQL if POSTGRESQL["NAME"] else SQLITE}
 #: Each mail is written as a file to this folder.
 EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
 EMAIL_FILE_PATH = os.environ.get("MAILS", BASE / "mails")
+#: The accounts of the card processor that this example brings.
+PROCESSOR_BOOKS = os.environ.get("PROCESSOR_BOOKS", BASE / "processor.sqlite3")
 
 CELERY_BROKER_URL = os.environ.get("BROKER_URL", "redis://localhost:6379/0")
 CELERY_RESULT_BACKEND = os.environ.get("RESULT_URL", "redis://localhost:6379/1")
