@@ -165,10 +165,10 @@ class SteppedRun:
             # No call between these two, so that no interrupt comes between them.
             value = self._value(call)
             is_done = True
-            return self._keep(call.name, inputs, self.results.of_step(call.name, value))
+            return self._keep(call, inputs, self.results.of_step(call.name, value))
         except self.store.interrupts:
             if is_done:
-                self._keep(call.name, inputs, self.results.of_step(call.name, value))
+                self._keep(call, inputs, self.results.of_step(call.name, value))
             raise
 
     def _value(self, call: StepCall) -> Any:
@@ -250,7 +250,7 @@ class SteppedRun:
         assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
         assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
         committed = part.receipt.outcome
-        outcome = self.store.despite_interrupts(lambda: self._keep(call.name, inputs, committed))
+        outcome = self.store.despite_interrupts(lambda: self._keep(call, inputs, committed))
         if isinstance(transacted.instead, self.store.interrupts):
             # It came while the commit was under way, and is for the body.
             raise transacted.instead
@@ -262,26 +262,30 @@ class SteppedRun:
             return outcome, ResultEncodingError(outcome.error or "", *self._where)
         return outcome, None
 
-    def _keep(self, name: str, inputs: str, outcome: Outcome) -> Outcome:
+    def _keep(self, call: StepCall, inputs: str, outcome: Outcome) -> Outcome:
         """Keep and return a step's outcome."""
         stored = self.results.stored_step(outcome, self.run.claim)
         step = Step(inputs=inputs, codec=stored.codec, data=stored.data, error=stored.error)
         with self._lock:
-            answer = self.store.keep_step(self.run, name, step, self._kept)
+            answer = self.store.keep_step(self.run, call.name, step, self._kept)
             if isinstance(answer, KeptSteps):
                 self._kept = answer
                 # A result that no store takes is none in the run that has it, either.
                 return stored if stored.codec == NONE else outcome
         match answer:
             case Unanswered(error):
-                raise self._unkept(type(error)(f"{_not_kept(name)}: {error.message}"))
+                raise self._unkept(type(error)(f"{_not_kept(call)}: {error.message}"))
             case Lost():
                 self.run.claim_lost = True
-                raise self._unkept(StoreUnavailableError(f"{_not_kept(name)}: its claim was lost"), is_lost=True)
+                raise self._unkept(StoreUnavailableError(f"{_not_kept(call)}: its claim was lost"), is_lost=True)
 
     def _unkept(self, error: StoreError, *, is_lost: bool = False) -> StepUnkept:
         return StepUnkept(type(error)(error.message, *self._where), is_lost=is_lost)
 
 
-def _not_kept(name: str) -> str:
-    return f"step {name!r} is done, and could not be kept, so the next run does it again"
+def _not_kept(call: StepCall) -> str:
+    """Return what becomes of a step that is done, and whose outcome is not in the record."""
+    if call.receipts is not None:
+        return f"step {call.name!r} is committed with its receipt, which the next run finds, and could not be kept"
+    again = "asks about it" if call.recover is not None else "does it again"
+    return f"step {call.name!r} is done, and could not be kept, so the next run {again}"

@@ -375,7 +375,8 @@ class TestWhatTheDatabaseSays:
 
         with ThreadPoolExecutor(2) as executor:
             assert list(executor.map(deliver, (0, 1))) == [Returned(1), Returned(2)]
-        assert sorted(teller.runs for teller in tellers) == [1, 2]
+        # The one that begins again may be early enough for another deadlock.
+        assert sum(teller.runs for teller in tellers) > 2
         assert len(bank.deposits()) == 2
 
     @pytest.mark.parametrize("kind", POSTGRESQL)

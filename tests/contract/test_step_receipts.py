@@ -63,10 +63,14 @@ class Records(MemoryStore):
         super().__init__(clock=FakeClock())
         #: The owners of runs that are killed when they have a step kept.
         self.killed_at_step: set[str] = set()
+        #: Whether it answers nobody who has a step kept.
+        self.is_away = False
 
     def keep_step(self, claim: Claim, name: str, step: Step, kept: KeptSteps) -> KeptSteps | Lost:
         """Keep it, unless the process dies now."""
         self._refuse_dead(claim)
+        if self.is_away:
+            raise StoreUnavailableError("made to fail")
         return super().keep_step(claim, name, step, kept)
 
     def release(self, claim: Claim, reason: str, **how: Any) -> Any:
@@ -242,6 +246,26 @@ class TestOneStep:
             assert transaction.found.outcome == done(str(number))
             transaction.rollback()
 
+    def test_a_step_that_hands_the_key_over(self, bank: Bank) -> None:
+        """Is rolled back, as a whole body is: a message that does it again is on its way."""
+        till = Till(bank)
+        with pytest.raises(ConfigurationError, match=r"step 'pay' has handed the key over"):
+            till.deliver(lambda run: till.pay(run, lambda: run.hand_over("Retry")))
+        assert (bank.deposits(), bank.rows(), till.bodies) == ([], [], 0)
+        assert till.deliver(owner="two") == Returned(2)
+
+    def test_a_record_that_cannot_be_written_after_it(self, bank: Bank) -> None:
+        """The error says that the effect is not made again."""
+        till = Till(bank)
+        till.records.is_away = True
+        verdict = till.deliver()
+        assert isinstance(verdict, Unwritten)
+        assert "step 'pay' is committed with its receipt, which the next run finds" in verdict.error.message
+        till.records.is_away = False
+        till.expire()
+        assert till.deliver(owner="two") == Returned(1)
+        assert (till.payments, bank.deposits()) == (1, [1])
+
     def test_no_table(self, make_bank: MakeBank) -> None:
         """The delivery waits until it is created; the step has not begun."""
         bank = make_bank("sqlalchemy-sqlite")
@@ -346,7 +370,8 @@ class TestDeaths:
 
         with ThreadPoolExecutor(2) as executor:
             assert list(executor.map(deliver, (0, 1))) == [Returned(1), Returned(2)]
-        assert sorted(till.payments for till in tills) == [1, 2]
+        # The one that begins again may be early enough for another deadlock.
+        assert sum(till.payments for till in tills) > 2
         assert (begun, len(bank.deposits())) == ([1, 1], 2)
 
     @pytest.mark.parametrize("kind", POSTGRESQL)
