@@ -64,10 +64,13 @@ def test_killed_between_the_two_commits(make_guarded: MakeRig, wire: Wire, order
     """The window of every other way: the next delivery finds the receipt, and the body does not run again."""
     rig = make_guarded(wire.endpoint, visibility_seconds=CHILD_LOSS_SECONDS, tasks=SAVE)
     worker, pass_on = rig.start_worker(2), threading.Event()
+    # It has tried its permissions when it started.
+    wire.clear()
     wire.break_nth(*COMMIT, hold(pass_on))
     published = rig.send("save", "ord-1", "after")
     first = started(rig)
     rig.journal.wait_until(lambda: orders.receipts() == 1, BOUND_SECONDS, "no receipt is committed")
+    assert rig.journal.count("Committed") == 0
     worker.kill_child(first)
     assert rig.result(published) == first
     pass_on.set()
@@ -84,10 +87,12 @@ def test_killed_after_the_record_has_the_outcome(
     """The next delivery replays without asking the database."""
     rig = make_guarded(wire.endpoint, visibility_seconds=CHILD_LOSS_SECONDS, tasks=SAVE)
     worker, pass_on = rig.start_worker(2), threading.Event()
+    wire.clear()
     wire.break_nth(*COMMIT, hold_answer(pass_on))
     published = rig.send("save", "ord-1")
     first, key = started(rig), rig.journal.wait_for("Claimed")["key"]
     rig.journal.wait_until(lambda: store.get(key).completed_at is not None, BOUND_SECONDS, "there is no outcome")
+    assert rig.journal.count("Committed") == 0
     worker.kill_child(first)
     pass_on.set()
     assert rig.result(published) == first

@@ -66,11 +66,9 @@ def bodies(journal: Journal) -> dict[str, Body]:
         begin(self, order)
         raise MemoryError(order)
 
-    own = {
-        body.__name__: body
-        for body in (charge, retry, fail, large, die, exhaust, _heed(journal), _deposit(journal), _save(journal))
-    }
-    return own | _canvas_bodies(journal, begin) | _leaving_bodies(journal, charge)
+    own: list[Body] = [charge, retry, fail, large, die, exhaust]
+    own += [make(journal) for make in (_heed, _deposit, _save, _fulfil)]
+    return {body.__name__: body for body in own} | _canvas_bodies(journal, begin) | _leaving_bodies(journal, charge)
 
 
 def _canvas_bodies(journal: Journal, begin: Callable[[Task, Any], None]) -> dict[str, Body]:
@@ -185,6 +183,48 @@ def _save(journal: Journal) -> Body:
         return os.getpid()
 
     return save
+
+
+def _fulfil(journal: Journal) -> Body:
+    def fulfil(self: Task, order: str, table: str) -> Atomic:
+        """Fulfil an order in four steps of different tools, then by a write; return the process that did each step.
+
+        Each step's effect is between two gates of the body, ``before-`` and ``after-`` its name, and has one, ``in-``
+        its name, behind it.  The journal is the books of two providers: one that takes keys, and one that can be asked.
+        """
+        run = self.idempotency
+        journal.write("started", **_about(self), key=order, run=run.run)
+
+        def charge() -> int:
+            key = run.step_key("charge")
+            journal.write("charge", key=order, provider_key=key)
+            journal.pass_gate("in-charge")
+            return int(journal.entries("charge", provider_key=key)[0]["pid"])
+
+        def do(name: str) -> int:
+            journal.write(name, key=order)
+            journal.pass_gate(f"in-{name}")
+            return os.getpid()
+
+        def save(order: str) -> int:
+            run.session.execute(text("INSERT INTO orders VALUES (:order)"), {"order": order})
+            return do("save")
+
+        steps: dict[str, Callable[[], Any]] = {
+            "charge": lambda: run.step("charge", charge),
+            "ship": lambda: run.step.options(recover="tests.support.recovery:find_step")("ship", do, "ship"),
+            "save": lambda: run.step.options(receipts="tests.support.bank:receipts")("save", save, order),
+            "notify": lambda: run.step("notify", do, "notify"),
+        }
+        done = {}
+        for name, step in steps.items():
+            journal.pass_gate(f"before-{name}")
+            done[name] = step()
+            journal.pass_gate(f"after-{name}")
+        add = {"UpdateExpression": "ADD amount :one", "ExpressionAttributeValues": {":one": {"N": "1"}}}
+        return Atomic(done, [{"Update": {"TableName": table, "Key": {"id": {"S": "till"}}, **add}}])
+
+    return fulfil
 
 
 def _about(task: Task) -> dict[str, Any]:
