@@ -250,7 +250,11 @@ class SteppedRun:
         assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
         assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
         committed = part.receipt.outcome
-        outcome = self.store.despite_interrupts(lambda: self._keep(call, inputs, committed))
+        try:
+            outcome = self._keep(call, inputs, committed)
+        except self.store.interrupts:
+            self._keep(call, inputs, committed)
+            raise
         if isinstance(transacted.instead, self.store.interrupts):
             # It came while the commit was under way, and is for the body.
             raise transacted.instead

@@ -1000,6 +1000,21 @@ class TestInterrupts:
         assert bench.deliver("two", body, guard=guard) == Returned(1 if committed else 2)
         assert receipts.effects == ["ch_17"]
 
+    @pytest.mark.parametrize("step", [down(Interrupt()), lost_answer(Interrupt())], ids=["before", "after"])
+    def test_while_a_committed_step_is_kept(self, store: MemoryStore, step: Step) -> None:
+        """It is kept first, as any other, then the body gets the interrupt."""
+        bench, receipts, provider = Bench(FaultyStore(store, keep_step=[step])), MemoryReceipts(), Provider()
+
+        def body(run: RunContext) -> Any:
+            return run.step.options(receipts=receipts)("charge", provider.charge)
+
+        guard = bench.guard(following=Sent())
+        with pytest.raises(Interrupt):
+            bench.deliver(value=body, guard=guard)
+        assert list(store.get(KEY).steps.here) == ["charge"]
+        assert bench.deliver("two", body, guard=guard) == Returned(1)
+        assert len(provider.calls) == 1
+
     def test_a_handled_one(self, bench: Bench) -> None:
         """What the body makes of it is its own business, and the step is kept."""
         bench.store = FaultyStore(bench.store, keep_step=[down(Interrupt())])
