@@ -611,8 +611,11 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
         parked={} if old is None else old.parked,
         parked_bytes=0 if old is None else old.parked_bytes,
     )
-    if live is None:
-        return granted
+    return granted if live is None else _after(live, granted)
+
+
+def _after(live: Record, granted: Record) -> Record:
+    """Return what a grant leaves that comes after another one of the generation."""
     return without_stale_previous(
         replace(
             granted,
