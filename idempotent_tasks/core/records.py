@@ -140,6 +140,10 @@ class KeptSteps:
         """Return whether a step is to lie in the record."""
         return self.size_bytes + len(name.encode()) + step.size_bytes <= MAX_STEP_BYTES
 
+    def joined(self, others: "KeptSteps") -> "KeptSteps":
+        """Return these steps and others."""
+        return KeptSteps(here={**self.here, **others.here}, elsewhere=self.elsewhere | others.elsewhere)
+
     def including(self, name: str, step: Step) -> "KeptSteps":
         """Return these steps and one more, wherever it is to lie."""
         if self.has_room(name, step):

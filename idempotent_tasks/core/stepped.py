@@ -8,7 +8,6 @@ from idempotent_tasks.core.encoding import NONE
 from idempotent_tasks.core.keys import inputs_digest
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.core.receipts import Following
 from idempotent_tasks.core.records import MOST_STEPS, KeptSteps, Lost, Outcome, Step, Unanswered
 from idempotent_tasks.core.recovery import Done, NotDone, Unknown
@@ -41,13 +40,11 @@ class SteppedRun:
     policy: Idempotency
     results: Results
     following: Following | None
-    #: The names that the body has used.
-    _used: set[str] = field(init=False, default_factory=set)
+    #: By name, the first calls of the body.
+    _used: dict[str, StepCall] = field(init=False, default_factory=dict)
     _kept: KeptSteps = field(init=False)
     #: Whether a step's ``recover`` is being asked.
     _asking: bool = field(init=False, default=False)
-    #: Held while a name is taken, or a step kept: a body may have steps in several threads.
-    _lock: Any = field(init=False, default_factory=lambda: this_process().lock())
 
     def __post_init__(self) -> None:
         """Begin with what earlier runs have left."""
@@ -70,9 +67,10 @@ class SteppedRun:
             raise
 
     def _performed(self, call: StepCall) -> Any:
-        with self._lock:
-            inputs = self._checked(call)
-            self._used.add(call.name)
+        inputs = self._checked(call)
+        # In one call, because a body may have steps in several threads.
+        if self._used.setdefault(call.name, call) is not call:
+            raise self._refusal(call.name, "was called before in this run; name what it is about, as f'charge {item}'")
         if call.name in self._kept:
             return self._replayed(call.name, inputs)
         self._refuse_late(call.name)
@@ -89,7 +87,7 @@ class SteppedRun:
         """Refuse a step that cannot be kept, before anything is done; return the digest of its arguments."""
         problem = self._problem(call)
         if problem is not None:
-            raise ConfigurationError(f"step {call.name!r} {problem}", *self._where)
+            raise self._refusal(call.name, problem)
         try:
             self.store.stepping  # noqa: B018 - refuses a store that keeps none
             return inputs_digest(call.args, call.kwargs)
@@ -99,14 +97,15 @@ class SteppedRun:
             msg = f"an argument of step {call.name!r} is {error}; pass ids or other plain values, or none: lambda: f(x)"
             raise KeyEncodingError(msg, *self._where) from None
 
+    def _refusal(self, name: str, problem: str) -> ConfigurationError:
+        return ConfigurationError(f"step {name!r} {problem}", *self._where)
+
     def _problem(self, call: StepCall) -> str | None:
         run, problem = self.run, None
         if run.handed_over:
             problem = "comes after the run has handed its key over, as by retry(throw=False)"
         elif self._asking:
             problem = "is inside recover=, which only looks; call it in the body"
-        elif call.name in self._used:
-            problem = "was called before in this run; name what it is about, as f'charge {item}'"
         elif run.transaction is not None or run.part is not None:
             problem = INSIDE_TRANSACTION
         elif call.recover is not None and self.policy.settle is None:
@@ -161,26 +160,32 @@ class SteppedRun:
         An interrupt that comes when the effect is made is raised again once the step is kept.
         """
         is_done, value = False, None
+        answer = self._answer(call)
         try:
-            # No call between these two, so that no interrupt comes between them.
-            value = self._value(call)
-            is_done = True
-            return self._keep(call, inputs, self.results.of_step(call.name, value))
+            if isinstance(answer, Done):
+                value, is_done = answer.result, True
+            else:
+                # On one line, so that no interrupt comes between the two.
+                value, is_done = call.function(*call.args, **call.kwargs), True
+            return self._keep_value(call, inputs, value)
         except self.store.interrupts:
             if is_done:
-                self._keep(call, inputs, self.results.of_step(call.name, value))
+                self._keep_value(call, inputs, value)
             raise
 
-    def _value(self, call: StepCall) -> Any:
-        """Return the result that an earlier run's effect has, if somebody knows; else run the step."""
-        if call.recover is not None and self.run.rerun:
-            answer = self._asked(call)
-            if isinstance(answer, Done):
-                return answer.result
-            self._refuse_late(call.name)
-        value = call.run(*self._where)
+    def _keep_value(self, call: StepCall, inputs: str, value: Any) -> Outcome:
         self._refuse_handed_over(call.name)
-        return value
+        call.check(value, *self._where)
+        return self._keep(call, inputs, self.results.of_step(call.name, value))
+
+    def _answer(self, call: StepCall) -> Done | NotDone:
+        """Return whether an earlier run has done a step, if somebody can be asked."""
+        if call.recover is None or not self.run.rerun:
+            return NotDone()
+        answer = self._asked(call)
+        if isinstance(answer, NotDone):
+            self._refuse_late(call.name)
+        return answer
 
     def _refuse_handed_over(self, name: str) -> None:
         if self.run.handed_over:
@@ -221,8 +226,7 @@ class SteppedRun:
         """Have the step's effect commit with its receipt; or take the receipt that an earlier run has left."""
         receipts, following, part = call.receipts, self.following, RunContext(self.run.claim, self.store)
         if receipts is None or following is None:
-            msg = f"step {call.name!r} has receipts=, and nothing here sends what follows them"
-            raise ConfigurationError(msg, *self._where)
+            raise self._refusal(call.name, "has receipts=, and nothing here sends what follows them")
 
         def run_part(part: RunContext, body: Any) -> None:
             part.value = body(part)
@@ -270,13 +274,13 @@ class SteppedRun:
         """Keep and return a step's outcome."""
         stored = self.results.stored_step(outcome, self.run.claim)
         step = Step(inputs=inputs, codec=stored.codec, data=stored.data, error=stored.error)
-        with self._lock:
-            answer = self.store.keep_step(self.run, call.name, step, self._kept)
-            if isinstance(answer, KeptSteps):
-                self._kept = answer
+        answer = self.store.keep_step(self.run, call.name, step, self._kept)
+        match answer:
+            case KeptSteps():
+                # Another thread may have kept one meanwhile.
+                self._kept = self._kept.joined(answer)
                 # A result that no store takes is none in the run that has it, either.
                 return stored if stored.codec == NONE else outcome
-        match answer:
             case Unanswered(error):
                 raise self._unkept(type(error)(f"{_not_kept(call)}: {error.message}"))
             case Lost():

@@ -79,20 +79,29 @@ class StepCall:
         return None
 
     def run(self, task: str | None = None, key: str | None = None) -> Any:
-        """Call the function; ``task`` and ``key`` are the run's.
+        """Call the function, and check what it returns."""
+        value = self.function(*self.args, **self.kwargs)
+        self.check(value, task, key)
+        return value
+
+    def check(self, value: object, task: str | None = None, key: str | None = None) -> None:
+        """Refuse what the function returned, if it has not begun yet and nobody here would carry it out.
+
+        Args:
+            value: what it returned.
+            task, key: of the run.
 
         Raises:
-            ConfigurationError: it returned what has not begun yet, and what nobody here would carry out.
+            ConfigurationError: it is a coroutine, a generator or `Atomic`.
         """
-        value = self.function(*self.args, **self.kwargs)
-        if isinstance(value, _UNBEGUN):
-            if isinstance(value, Coroutine):
-                # Else Python warns that nobody has awaited it.
-                value.close()
-            remedy = "return it from the body" if isinstance(value, Atomic) else "have the function carry it out"
-            msg = f"step {self.name!r} returned a {type(value).__name__}, of which nothing is done yet: {remedy}"
-            raise ConfigurationError(msg, task, key)
-        return value
+        if not isinstance(value, _UNBEGUN):
+            return
+        if isinstance(value, Coroutine):
+            # Else Python warns that nobody has awaited it.
+            value.close()
+        remedy = "return it from the body" if isinstance(value, Atomic) else "have the function carry it out"
+        msg = f"step {self.name!r} returned a {type(value).__name__}, of which nothing is done yet: {remedy}"
+        raise ConfigurationError(msg, task, key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import random
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from itertools import repeat
+from types import CodeType, FrameType
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +37,7 @@ from idempotent_tasks.core.encoding import MAX_RESULT_BYTES
 from idempotent_tasks.core.guard import Replayed, Returned, Unresolved, Unwritten
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.records import MOST_STEPS, Busy, Granted
+from idempotent_tasks.core.stepped import SteppedRun
 from idempotent_tasks.events import Superseded
 from idempotent_tasks.messaging.handler import MOST_FAILED_RECOVERIES
 from idempotent_tasks.messaging.unguarded import UnguardedRun
@@ -936,6 +939,35 @@ class TestStoreAway:
         assert store.get(KEY).free
 
 
+class InterruptedAt:
+    """Raises `Interrupt` at the so many-eth line of `core.stepped` that runs after a function has returned."""
+
+    def __init__(self, line: int, after: CodeType) -> None:
+        self.raised = False
+        self._left = line
+        self._after = after
+        self._returned = False
+        self._file = SteppedRun.perform.__code__.co_filename
+
+    def __enter__(self) -> None:
+        self._previous = sys.gettrace()
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._previous)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        is_here = frame.f_code.co_filename == self._file
+        if event == "return" and frame.f_code is self._after:
+            self._returned = True
+        elif event == "line" and is_here and self._returned and not self.raised:
+            self._left -= 1
+            if self._left == 0:
+                self.raised = True
+                raise Interrupt
+        return self._trace if is_here or frame.f_code is self._after else None
+
+
 class TestInterrupts:
     """A soft time limit, or another exception that is raised into the thread from outside."""
 
@@ -975,6 +1007,22 @@ class TestInterrupts:
             bench.deliver(value=self.body(provider))
         assert bench.deliver("two", lambda run: run.step("charge", provider.charge).value) == Returned("1")
         assert len(provider.calls) == 1
+
+    def test_at_each_line_after_the_function(self, clock: FakeClock) -> None:
+        """Wherever it comes once the effect is made, the step is kept."""
+        lines, kept = 0, []
+        for count in range(1, 200):
+            bench, provider = Bench(MemoryStore(clock=clock)), Provider()
+            interrupted = InterruptedAt(count, after=provider.charge.__code__)
+            with interrupted, suppress(Interrupt):
+                bench.deliver(value=self.body(provider))
+            if not interrupted.raised:
+                break
+            lines += 1
+            bench.deliver("two", self.body(provider))
+            kept.append(len(provider.calls) == 1)
+        assert lines > 10
+        assert all(kept), f"not kept after line {kept.index(False) + 1} of {lines}"
 
     @pytest.mark.parametrize("point", ["before the commit", "after the commit"])
     def test_in_a_transaction(self, bench: Bench, provider: Provider, point: str) -> None:
