@@ -586,9 +586,8 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
         now: epoch seconds by the store's clock.
         until: the end of the lease, in epoch milliseconds.
     """
-    at = int(now * 1000)
+    at, counted = int(now * 1000), int(request.is_for_run)
     live = None if old is None or old.expiration < int(now) else old
-    counted = int(request.is_for_run)
     fence = old.fence + 1 if old is not None and old.fence else at
     since = at if live is None or live.unresolved_since is None else live.unresolved_since
     granted = Record(
@@ -615,11 +614,8 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
         parked={} if old is None else old.parked,
         parked_bytes=0 if old is None else old.parked_bytes,
     )
-    return granted if live is None else _after(live, granted)
-
-
-def _after(live: Record, granted: Record) -> Record:
-    """Return what a grant leaves that comes after another one of the generation."""
+    if live is None:
+        return granted
     return without_stale_previous(
         replace(
             granted,
