@@ -189,10 +189,8 @@ class SteppedRun:
 
     def _refuse_handed_over(self, name: str) -> None:
         if self.run.handed_over:
-            msg = (
-                f"step {name!r} has handed the key over, as by retry(throw=False), and cannot be kept: raise the retry"
-            )
-            raise ConfigurationError(msg, *self._where)
+            problem = "has handed the key over, as by retry(throw=False), and cannot be kept: raise the retry"
+            raise self._refusal(name, problem)
 
     def _asked(self, call: StepCall) -> Done | NotDone:
         assert call.recover is not None  # noqa: S101 - asked for by who has one

@@ -881,6 +881,23 @@ class TestStoreAway:
         assert (verdict.error.task, verdict.error.key) == ("shop.charge", KEY)
         assert (len(provider.calls), store.get(KEY).free, store.get(KEY).runs) == (1, True, 1)
 
+    @pytest.mark.parametrize(
+        ("options", "then"),
+        [
+            ({}, "the next run does it again"),
+            ({"recover": lambda record: NotDone()}, "the next run asks recover"),
+            ({"receipts": MemoryReceipts()}, "the next run takes its receipt"),
+        ],
+        ids=["plain", "recover", "receipts"],
+    )
+    def test_what_the_next_run_does(self, store: MemoryStore, options: dict[str, Any], then: str) -> None:
+        """The error says that too."""
+        bench = Bench(FaultyStore(store, keep_step=repeat(down(), 500)))
+        guard = bench.guard(settle=0, following=Sent())
+        verdict = bench.deliver(value=lambda run: run.step.options(**options)("charge", int), guard=guard)
+        assert isinstance(verdict, Unwritten)
+        assert f"step 'charge' is done, and could not be kept, so {then}" in str(verdict.error)
+
     @pytest.mark.parametrize("on_store_error", ["defer", "raise"])
     def test_the_message(self, shop: Shop, store: MemoryStore, provider: Provider, on_store_error: Any) -> None:
         """It waits, or fails where the policy says so."""
