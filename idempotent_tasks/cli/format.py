@@ -116,8 +116,7 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
         "validated_by": record.validated_by,
         "codec": record.codec,
         "data_bytes": None if record.data is None else len(as_bytes(record.data)),
-        "deferred": dict(record.deferred) or None,
-        "dispatched": sorted(record.dispatched) or None,
+        **_parts(record),
     }
     # A list does not fetch the messages.
     if record.parked or not record.parked_bytes:
@@ -125,6 +124,16 @@ def as_dict(record: Record, now: float, *, data: bool) -> dict[str, Any]:
     if data and record.data is not None:
         fields["data"] = _readable(record)
     return fields
+
+
+def _parts(record: Record) -> dict[str, Any]:
+    """Return the names of a record's steps, how many lie elsewhere, of which `show` adds the names, and its notes."""
+    return {
+        "steps": sorted(record.steps.here) or None,
+        "steps_elsewhere": len(record.steps.elsewhere) or None,
+        "deferred": dict(record.deferred) or None,
+        "dispatched": sorted(record.dispatched) or None,
+    }
 
 
 def _readable(record: Record) -> str:

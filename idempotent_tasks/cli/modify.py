@@ -2,9 +2,10 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 
 import click
 
@@ -64,7 +65,10 @@ def release(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool)
 @pass_admin_context
 @takes_key("KEY")
 def forget(admin: AdminContext, *, key: str, hint: str, force: bool, yes: bool) -> None:
-    """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence."""
+    """Delete the record of a key: its next delivery runs the body as if it were the first, with a new fence.
+
+    Items of its steps that lie beside the record are left to TTL: nothing reads them any more.
+    """
     record = record_of(admin, key, hint)
     _refuse_live(admin, record, force=force)
     if needs_decision(record) and not force:
@@ -107,6 +111,9 @@ def purge(
     records, and those with messages of theirs, are left, except with --force.  TTL deletes expired records by itself,
     free of charge.
 
+    With --state expired, and no --task, it also deletes the items of steps that lie beside their records and have
+    expired before that time.
+
     With --receipts it deletes the receipts that no run of their keys can look for any more; run it daily.
     """
     if receipts:
@@ -117,26 +124,34 @@ def purge(
         return
     if not states or before is None:
         raise click.UsageError("say which records: --state and --before; or --receipts")
+    _purge_records(admin, states, before, task, force=force, yes=yes)
 
+
+def _purge_records(
+    admin: AdminContext, states: tuple[str, ...], before: float, task: str | None, *, force: bool, yes: bool
+) -> None:
     def selected() -> Iterator[Record]:
         for each in matching(admin, states=states, task=task, before=before):
             if isinstance(each, Record) and (force or not (is_live(each, admin.now()) or needs_decision(each))):
                 yield each
 
+    def steps() -> Iterator[tuple[str, int]]:
+        # Nothing in such an item tells its task.
+        if "expired" in states and task is None:
+            yield from admin.operations.expired_steps(min(before, admin.now()))
+
     records = selected()
     sample = list(islice(records, SAMPLE))
-    count = len(sample) + sum(1 for _ in records)
-    if not count:
+    count, items = len(sample) + sum(1 for _ in records), sum(1 for _ in steps())
+    if not count + items:
         click.echo("no such records")
         return
     for record in sample:
         click.echo("  ".join(columns(record, admin.now())))
-    click.echo(counted(count) + (f", {SAMPLE} of them above" if count > SAMPLE else ""))
-    confirm(f"Delete {counted(count)}?", yes=yes)
-    done = _delete_all(admin, selected(), count, force=force)
-    click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
-    if done[None]:
-        refuse(f"{done[None]} deletions had no answer; run the command again")
+    what = counted(count) + (f" and {items} item{'' if items == 1 else 's'} of steps" if items else "")
+    click.echo(what + (f", {SAMPLE} of them above" if count > SAMPLE else ""))
+    confirm(f"Delete {what}?", yes=yes)
+    _delete_all(_deletions(admin, selected(), steps(), force=force), count + items)
 
 
 def _purge_receipts(admin: AdminContext) -> None:
@@ -153,14 +168,22 @@ def _purge_receipts(admin: AdminContext) -> None:
         click.echo(f"deleted {count} receipt" + ("" if count == 1 else "s") + f" of {name}")
 
 
-def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, force: bool) -> Counter[bool | None]:
-    """Count the records that were deleted (True), had changed (False), or whose deletion had no answer (None)."""
-    done: Counter[bool | None] = Counter()
+def _deletions(
+    admin: AdminContext, records: Iterable[Record], steps: Iterable[tuple[str, int]], *, force: bool
+) -> Iterator[Callable[[], bool]]:
+    """Yield what deletes each record, and each item of a step, if it has not changed."""
     operations = admin.operations
+    of_records = (partial(operations.delete, record, force=force) for record in records)
+    return chain(of_records, (partial(operations.delete_step, key, expiration) for key, expiration in steps))
 
-    def delete(record: Record) -> bool | None:
+
+def _delete_all(deletions: Iterator[Callable[[], bool]], count: int) -> None:
+    """Delete in parallel, and say how many were deleted, had changed, or had no answer."""
+    done: Counter[bool | None] = Counter()
+
+    def delete(deletion: Callable[[], bool]) -> bool | None:
         try:
-            return operations.delete(record, force=force)
+            return deletion()
         except StoreUnavailableError:
             return None
 
@@ -168,12 +191,13 @@ def _delete_all(admin: AdminContext, records: Iterable[Record], count: int, *, f
         ThreadPoolExecutor(PARALLEL) as threads,
         click.progressbar(length=count, label="deleting", file=sys.stderr) as bar,
     ):
-        source = iter(records)
         # In batches, because `map` would read the whole table into memory.
-        while batch := list(islice(source, PARALLEL * 8)):
+        while batch := list(islice(deletions, PARALLEL * 8)):
             done.update(threads.map(delete, batch))
             bar.update(len(batch))
-    return done
+    click.echo(f"deleted {done[True]}" + (f", left {done[False]} that changed meanwhile" if done[False] else ""))
+    if done[None]:
+        refuse(f"{done[None]} deletions had no answer; run the command again")
 
 
 def record_of(admin: AdminContext, key: str, hint: str) -> Record:

@@ -106,18 +106,23 @@ def list_(
 @pass_admin_context
 @takes_key("KEY|TASK-ID")
 def show(admin: AdminContext, *, key: str, hint: str, data: bool, scan: bool, as_json: bool) -> None:
-    """Show one record: who holds the key, since when, for how long, how often it crashed, what came of it.
+    """Show one record: who holds the key, since when, for how long, how often it crashed, its steps, what came of it.
 
     A task id finds the records of tasks whose key is the task id; with --scan also those that were last claimed by it.
     --task NAME --arg order.id=17 finds the record of a call by its arguments, with one read.
     """
     if scan and "#" in key:
         raise click.UsageError("--scan is for a task id: a key is read without it")
-    shown = [as_dict(record, admin.now(), data=data) for record in found(admin, key, scan=scan, hint=hint)]
+    shown = [_shown(admin, record, data=data) for record in found(admin, key, scan=scan, hint=hint)]
     if as_json:
         click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
         return
     click.echo("\n\n".join(_text(each) for each in shown))
+
+
+def _shown(admin: AdminContext, record: Record, *, data: bool) -> dict[str, object]:
+    names = admin.operations.step_names(record)
+    return as_dict(record, admin.now(), data=data) | {"steps": names or None}
 
 
 def found(admin: AdminContext, key: str, *, scan: bool, hint: str = "") -> list[Record]:

@@ -10,6 +10,7 @@ from idempotent_tasks import DynamoDBStore
 from idempotent_tasks.checks import CheckContext, run_checks
 from idempotent_tasks.checks.dynamodb import WORKER_ACTIONS
 from idempotent_tasks.cli import idempotency
+from idempotent_tasks.core.records import KeptSteps, Step
 from idempotent_tasks.stores.dynamodb.admin import OPERATOR_ACTIONS
 from tests.contract.conftest import MakeStore
 from tests.support.guarding import done, grant, request_by
@@ -30,6 +31,11 @@ def test_a_worker_does_what_it_is_granted(dynamodb: DynamoDBStore, wire: Wire) -
     dynamodb.note_dispatch(claim.key, "id-third")
     dynamodb.park(grant(dynamodb, "fourth", key="parked"), "Rerun")
     dynamodb.keep_message("parked", "id-fourth", b"message")
+    stepped = grant(dynamodb, "fifth", key="stepped")
+    for name, size in (("here", 1), ("also here", 1), ("elsewhere", 5000)):
+        step = Step(inputs="i", codec="json", data="x" * size)
+        assert isinstance(dynamodb.keep_step(stepped, name, step, dynamodb.get("stepped").steps), KeptSteps)
+    dynamodb.kept_step(stepped, "elsewhere")
     record = dynamodb.get(claim.key)
     dynamodb.forget(claim.key)
     wire.requests[:] = [each for each in wire.requests if each.operation != "DeleteItem"]
@@ -48,11 +54,15 @@ def test_an_operator_does_what_he_is_granted(make_store: MakeStore, wire: Wire) 
         store.park(grant(store, key="shop#parked"), "Rerun")
         run(store, "check")
         run(store, "list")
+        claim = grant(store, key="shop#stepped")
+        store.keep_step(claim, "report", Step(inputs="i", codec="json", data="x" * 5000), claim.steps)
         run(store, "show", "shop#1")
+        run(store, "show", "shop#stepped")
         run(store, "release", "shop#1", "--yes", "--force")
         run(store, "forget", "shop#2", "--yes", "--force")
         run(store, "resolve", "shop#parked", "--done", "17", "--yes")
         run(store, "purge", "--status", "free", "--before", "2099-01-01", "--yes")
+        run(store, "purge", "--status", "expired", "--before", "2099-01-01", "--yes")
         run(store, "watch", "--once", "--interval", "0.5")
         run(store, "template", "--format", "iam")
         store.connection.request("update_table", TableName=store.table, DeletionProtectionEnabled=False)

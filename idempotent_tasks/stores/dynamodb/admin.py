@@ -9,7 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from idempotent_tasks.core.records import Claim, Outcome, Record, Status, release_time
+from idempotent_tasks.core.records import Claim, Outcome, Record, Status, release_time, step_item_keys
 from idempotent_tasks.core.retry import persistently
 from idempotent_tasks.errors import RecordCorruptError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.stores.aws_errors import blames_credentials, error_code
@@ -58,7 +58,7 @@ class TableAdmin:
         Args:
             status: only records with this stored status.
             task: only records that this task claimed.
-            data: whether to fetch the records' data; ``Record.data`` is None otherwise.  ``parked`` is always empty.
+            data: whether to fetch the records' data and steps; there are none otherwise.  ``parked`` is always empty.
             pages: how many pages of `PAGE_ITEMS` items, or of 1 MB, are read at most; None for all.
         """
         wanted: dict[str, Value] = {}
@@ -70,6 +70,37 @@ class TableAdmin:
         for _ in count() if pages is None else range(pages):
             page = self._retried(partial(self._page, wanted, start, data=data))
             yield from map(self._record, page["Items"])
+            start = page.get("LastEvaluatedKey")
+            if not start:
+                return
+
+    def step_names(self, record: Record) -> list[str]:
+        """Return the names of a record's steps; of one whose item is gone, what the record has instead of its name."""
+        names = list(record.steps.here)
+        for id_, key in step_item_keys(record).items():
+            read = self._store.connection.request(
+                "get_item",
+                TableName=self._store.table,
+                Key=self._schema.key(key),
+                ProjectionExpression="#step",
+                ExpressionAttributeNames=self._schema.names("#step"),
+            )
+            item: Item = read.answer.get("Item", {}) if isinstance(read, Succeeded) else {}
+            names.append(str(item[self._schema.roles["step"]]["S"]) if item else f"{id_}, whose item is gone")
+        return sorted(names)
+
+    def expired_steps(self, before: float) -> Iterator[tuple[str, int]]:
+        """Iterate over the items of steps that have expired before a time (epoch seconds), as key and expiration.
+
+        DynamoDB bills for every item of the table, whatever its kind.
+        """
+        clauses, values = ("attribute_exists(#step)", "#expiration < :before"), {":before": {"N": str(int(before))}}
+        start: Item | None = None
+        while True:
+            page = self._retried(partial(self._read_page, ("key", "expiration"), clauses, values, start))
+            for item in page["Items"]:
+                key = self._key_of(item)
+                yield key, self._schema.count(key, item, "expiration")
             start = page.get("LastEvaluatedKey")
             if not start:
                 return
@@ -120,6 +151,13 @@ class TableAdmin:
         del given["UpdateExpression"]
         return self._written("delete_item", Key=self._schema.key(record.key), **given)
 
+    def delete_step(self, key: str, expiration: int) -> bool:
+        """Delete a step's own item, and return whether it was there and had not been prolonged."""
+        condition, operands = "attribute_exists(#step) AND #expiration = :seen", {"seen": expiration}
+        given = self._schema.update(Update(condition=condition, operands=operands))
+        del given["UpdateExpression"]
+        return self._written("delete_item", Key=self._schema.key(key), **given)
+
     def _retried(self, read: Callable[[], T]) -> T:
         clock = self._store.clock
         begun, patience = clock.monotonic(), SILENCE_SECONDS
@@ -149,17 +187,24 @@ class TableAdmin:
         return isinstance(answer, Succeeded)
 
     def _page(self, wanted: dict[str, Value], start: Item | None, *, data: bool) -> dict[str, Any]:
-        schema, partition = self._schema, self._schema.sort_key_attr is not None
         # A page of parked messages would be long, and only their size is shown.
-        unread = ("parked",) if data else ("parked", "data")
-        projection = ", ".join(f"#{role}" for role in schema.roles if role not in unread)
-        names = schema.names(projection)
+        unread = ("parked",) if data else ("parked", "data", "steps")
+        roles = tuple(role for role in self._schema.roles if role not in unread)
         values: dict[str, Any] = {f":{role}": {"S": str(value)} for role, value in wanted.items()}
         # A step that does not lie in its record is an item beside it.
-        clauses = [*(f"#{role} = :{role}" for role in wanted), "attribute_not_exists(#step)"]
+        clauses = (*(f"#{role} = :{role}" for role in wanted), "attribute_not_exists(#step)")
+        return self._read_page(roles, clauses, values, start)
+
+    def _read_page(
+        self, roles: tuple[str, ...], clauses: tuple[str, ...], values: Item, start: Item | None
+    ) -> dict[str, Any]:
+        """Read some roles of the items that meet all clauses, from a place on."""
+        schema, partition, values = self._schema, self._schema.sort_key_attr is not None, dict(values)
+        projection = ", ".join(f"#{role}" for role in roles)
         given: dict[str, Any] = {"FilterExpression": " AND ".join(clauses)}
+        names = schema.names(f"{projection} {given['FilterExpression']}")
         if partition:
-            names["#sort"] = schema.sort_key_attr or ""
+            names |= {"#sort": schema.sort_key_attr or "", **schema.names("#key")}
             projection += ", #sort"
             given["KeyConditionExpression"] = "#key = :partition"
             values[":partition"] = {"S": schema.static_pk_value}
@@ -178,9 +223,12 @@ class TableAdmin:
         # A read has no condition that could be refused.
         return answer.answer if isinstance(answer, Succeeded) else {"Items": []}
 
-    def _record(self, item: Item) -> Record | Corrupt:
+    def _key_of(self, item: Item) -> str:
         attribute = self._schema.sort_key_attr or self._schema.key_attr
-        key = str(item.get(attribute, {}).get("S", ""))
+        return str(item.get(attribute, {}).get("S", ""))
+
+    def _record(self, item: Item) -> Record | Corrupt:
+        key = self._key_of(item)
         try:
             return self._schema.record(key, item)
         except RecordCorruptError as error:
