@@ -131,6 +131,7 @@ def _judge(player: Player, events: list[Event], plan: Plan) -> Figures:
         events,
         [job.key for job in plan.jobs],
         prevents=CONTENDERS[name].prevents,
+        steps=CONTENDERS[name].steps,
         forgetful=player.arena.is_forgetful,
         settled=player.settled,
         seconds=player.seconds,

@@ -10,7 +10,7 @@ from benchmarks import provider
 from benchmarks.chaos.arena import Arena, Journal, now
 from benchmarks.chaos.history import What
 
-__all__ = ["REQUEST_SECONDS", "Charge", "Effect", "body_of", "charge_at_provider", "charge_by"]
+__all__ = ["REQUEST_SECONDS", "Charge", "Effect", "about", "body_of", "charge_at_provider", "charge_by"]
 
 #: How long a body waits for the provider: many times as long as a request takes, even on a busy machine.
 REQUEST_SECONDS: Final = 5.0
@@ -70,17 +70,18 @@ def charge_by(journal: Journal, have_effect: Callable[[Any, Effect], str | None]
     """
 
     def charge(task: Any, key: str, seconds: float, effect_seconds: float) -> str:
-        about, value = _about(task, key), uuid4().hex[:12]
-        journal.append(What.STARTED, worker=task.request.hostname, **about)
+        run, value = about(task, key), uuid4().hex[:12]
+        journal.append(What.STARTED, worker=task.request.hostname, **run)
         over_at = now() + seconds
         time.sleep(effect_seconds)
-        value = have_effect(task, {**about, "value": value}) or value
+        value = have_effect(task, {**run, "value": value}) or value
         time.sleep(max(over_at - now(), 0.0))
-        journal.append(What.ENDED, value=value, **about)
+        journal.append(What.ENDED, value=value, **run)
         return value
 
     return charge
 
 
-def _about(task: Any, key: str) -> dict[str, Any]:
+def about(task: Any, key: str) -> dict[str, Any]:
+    """Return what names a run of a body, which begins now: the fields of its events."""
     return {"key": key, "run": uuid4().hex[:8], "task_id": task.request.id, "pid": os.getpid()}

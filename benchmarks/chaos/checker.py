@@ -22,9 +22,11 @@ from typing import Final
 
 from benchmarks.chaos.history import Event, History, Run, What
 
-__all__ = ["OVERTAKING_SECONDS", "SUCCESS", "Finding", "Kind", "Messages", "check"]
+__all__ = ["ONE_EFFECT", "OVERTAKING_SECONDS", "SUCCESS", "Finding", "Kind", "Messages", "check"]
 
 SUCCESS: Final = "SUCCESS"
+#: The name of the only effect of a body.
+ONE_EFFECT: Final = ("",)
 #: The delivery ended because Celery published the message again.
 RETRY: Final = "RETRY"
 _UNFINISHED: Final = ("PENDING", "STARTED", RETRY)
@@ -123,35 +125,43 @@ class Finding:
     at: float
     pids: tuple[int, ...]
     text: str
+    #: Of several effects of a body, the one that it is about.
+    step: str = ""
 
 
-def check(events: Iterable[Event], keys: Sequence[str], *, forgetful: bool = False) -> list[Finding]:
+def check(
+    events: Iterable[Event], keys: Sequence[str], *, forgetful: bool = False, steps: Sequence[str] = ONE_EFFECT
+) -> list[Finding]:
     """Return what the history shows, in the order of time.
 
     Args:
         events: everything that happened.
         keys: every key that was asked for; one that no event names is lost.
         forgetful: whether the broker's client takes messages out of the broker before it notes that it has them.
+        steps: the names of the effects that each key is to have.
     """
     history = History(events)
     messages = Messages(history)
     findings: list[Finding] = []
     for key in keys:
         runs = history.runs.get(key, [])
-        findings += _effects(key, runs)
+        for step in steps:
+            findings += _effects(key, step, runs)
         findings += _overlaps(key, runs)
-        findings += _answers(key, runs, messages, forgetful=forgetful)
+        missing = [step for step in steps if not any(step in run.effects for run in runs)]
+        findings += _answers(key, missing, messages, forgetful=forgetful)
     return sorted(findings, key=lambda finding: (finding.at, finding.line))
 
 
-def _effects(key: str, runs: Sequence[Run]) -> Iterator[Finding]:
-    done = sorted((run for run in runs if run.effect is not None), key=_effect_at)
+def _effects(key: str, step: str, runs: Sequence[Run]) -> Iterator[Finding]:
+    done = sorted((run for run in runs if step in run.effects), key=lambda run: run.effects[step].at)
     for number, run in enumerate(done[1:], start=1):
         excuses = [_excuse(earlier, run, runs) for earlier in done[:number]]
         kind = next((excuse for excuse in (Kind.DUPLICATED, Kind.ZOMBIE_EFFECT) if excuse in excuses), Kind.LIMIT)
         first = done[excuses.index(kind)]
-        text = f"effect {number + 1} of {key} by {_name(run)}; {_name(first)} had it at {_effect_at(first):.3f}"
-        yield _finding(kind, run.effect, (first, run), text)
+        what = f"{key} in step {step}" if step else key
+        text = f"effect {number + 1} of {what} by {_name(run)}; {_name(first)} had it at {first.effects[step].at:.3f}"
+        yield _finding(kind, run.effects[step], (first, run), text)
 
 
 def _excuse(earlier: Run, later: Run, runs: Sequence[Run]) -> Kind:
@@ -186,21 +196,20 @@ def _overtaken_before(paused: Run, at: float, runs: Sequence[Run]) -> bool:
     return any(other is not paused and other.started.at <= at and _overtaken(paused, other) for other in runs)
 
 
-def _answers(key: str, runs: Sequence[Run], messages: Messages, *, forgetful: bool) -> Iterator[Finding]:
+def _answers(key: str, without: Sequence[str], messages: Messages, *, forgetful: bool) -> Iterator[Finding]:
     publications = messages.publications.get(key, [])
     given = [event for each in publications for event in messages.answers(each)]
     vanished = [each for each in publications if forgetful and messages.vanished(each)]
     for each in vanished:
         yield _finding(Kind.VANISHED, each, (), f"message {each.task_id} of {key} {messages.end_of(each)}")
-    has_effect = any(run.effect is not None for run in runs)
-    if given and has_effect:
+    if given and not without:
         yield from _conflicts(key, given)
         for each in publications:
             if not messages.answers(each) and each not in vanished:
                 text = f"message {each.task_id or '(no id)'} of {key} {messages.end_of(each)}"
                 yield _finding(Kind.UNANSWERED, each, (), text)
     elif len(vanished) < len(publications) or not publications:
-        missing = "no effect" if not has_effect else "no result"
+        missing = "no effect" + "".join(f" in step {step}" for step in without if step) if without else "no result"
         ends = "; ".join(f"message {each.task_id or '(no id)'} {messages.end_of(each)}" for each in publications)
         text = f"{key} has {missing}: {ends or 'it was never published'}"
         yield Finding(kind=Kind.LOST, key=key, line=0, at=0.0, pids=(), text=text)
@@ -216,14 +225,9 @@ def _conflicts(key: str, given: Sequence[Event]) -> Iterator[Finding]:
         seen.setdefault(event.value, event)
 
 
-def _finding(kind: Kind, event: Event | None, runs: Sequence[Run], text: str) -> Finding:
-    assert event is not None, "a finding shows at an event"  # noqa: S101 - for the type checker
+def _finding(kind: Kind, event: Event, runs: Sequence[Run], text: str) -> Finding:
     pids = tuple(dict.fromkeys(run.started.pid for run in runs))
-    return Finding(kind=kind, key=event.key, line=event.line, at=event.at, pids=pids, text=text)
-
-
-def _effect_at(run: Run) -> float:
-    return run.effect.at if run.effect is not None else 0.0
+    return Finding(kind=kind, key=event.key, line=event.line, at=event.at, pids=pids, text=text, step=event.step)
 
 
 def _name(run: Run) -> str:

@@ -4,9 +4,9 @@ A contender's package is imported where it is declared, because it may not be in
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 from uuid import uuid4
@@ -22,6 +22,7 @@ from benchmarks.chaos.charges import REQUEST_SECONDS, Charge, body_of, charge_at
 from benchmarks.chaos.checker import Kind
 from benchmarks.chaos.history import What
 from benchmarks.chaos.refusing import declare_refusing
+from benchmarks.chaos.stepping import STEPS, charge_in_steps
 from idempotent_tasks import Atomic, Done, Idempotency, IdempotentTask, NotDone, Record, Store, events
 from tests.testbed.elsewhere import store_elsewhere
 
@@ -65,6 +66,10 @@ class Contender:
     ours: bool = False
     #: What it must prevent beyond that, because its tool can.
     prevents: tuple[Kind, ...] = ()
+    #: Of a body with several effects, by name: what it must prevent of each.
+    steps: Mapping[str, tuple[Kind, ...]] = field(default_factory=dict)
+    #: Whether it has effects at a provider wherever those of the others are.
+    has_provider: bool = False
 
 
 def build_app(arena: Arena) -> Celery:
@@ -275,6 +280,11 @@ def _declare_atomic(app: Celery, arena: Arena, _: Charge) -> None:
     _declare_on(_store_url(arena), app, arena, charge)
 
 
+def _declare_steps(app: Celery, arena: Arena, _: Charge) -> None:
+    """Have five effects, each by a tool of its own."""
+    _declare_on(_store_url(arena), app, arena, charge_in_steps(arena), settle=SETTLE_SECONDS)
+
+
 def _store_url(arena: Arena) -> str:
     return f"dynamodb://{arena.region}/{arena.table}?endpoint_url={arena.endpoint}"
 
@@ -374,6 +384,15 @@ CONTENDERS: Final = {
         needs="rows",
         ours=True,
         prevents=(Kind.LIMIT, Kind.ZOMBIE_EFFECT),
+    ),
+    "ours-steps": Contender(
+        title="IdempotentTask, steps",
+        declare=_declare_steps,
+        has_table=True,
+        needs="rows",
+        ours=True,
+        has_provider=True,
+        steps=STEPS,
     ),
 }
 

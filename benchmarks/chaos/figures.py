@@ -4,12 +4,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
-from benchmarks.chaos.checker import Finding, Kind, check
+from benchmarks.chaos.checker import ONE_EFFECT, Finding, Kind, check
 from benchmarks.chaos.history import Event, History, Run, What
 
 __all__ = ["PROMISES", "RECOVERY", "Figures", "Recovery", "Spread", "figures_of", "recoveries", "spread"]
+
+
+#: Of a body with one effect.
+_NO_STEPS: Final[Mapping[str, tuple[Kind, ...]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +103,8 @@ class Figures:
     missed: int
     #: What it must prevent beyond what a guard could.
     prevents: tuple[Kind, ...]
+    #: Of several effects of a body, by name: what it must prevent of each.
+    steps: Mapping[str, tuple[Kind, ...]]
     counts: dict[str, int]
     findings: tuple[Finding, ...]
     recoveries: tuple[Recovery, ...]
@@ -105,7 +112,11 @@ class Figures:
     @property
     def broken(self) -> list[Finding]:
         """The findings that a guard could have prevented, or this one has a tool against."""
-        return [each for each in self.findings if each.kind.breaks_promise or each.kind in self.prevents]
+        return [
+            each
+            for each in self.findings
+            if each.kind.breaks_promise or each.kind in self.steps.get(each.step, self.prevents)
+        ]
 
     def count(self, kind: Kind) -> int:
         """Return how many findings of a kind there are."""
@@ -119,7 +130,9 @@ class Figures:
         """Return the cells under `PROMISES`."""
         kinds = (Kind.DUPLICATED, Kind.LOST, Kind.OVERLAP, Kind.CONFLICT, Kind.UNANSWERED)
         excused = (Kind.VANISHED, Kind.LIMIT, Kind.ZOMBIE_RUN, Kind.ZOMBIE_EFFECT)
-        counts = (self.counts[name] for name in ("by_zombies", "recovered", "parked", "resolved", "runs"))
+        counts = (
+            self.counts[name] for name in ("by_plain_steps", "by_zombies", "recovered", "parked", "resolved", "runs")
+        )
         return [self.title, *(str(self.count(kind)) for kind in (*kinds, *excused)), *map(str, counts)]
 
     def recovery(self) -> list[str]:
@@ -136,7 +149,12 @@ class Figures:
             "all": asdict(self.spread()),
         }
         tally = {kind.name.lower(): self.count(kind) for kind in Kind}
-        return {**asdict(self), "tally": tally, "recovery_seconds": spreads, "broken": len(self.broken)}
+        return {
+            **asdict(self),
+            "tally": tally,
+            "recovery_seconds": spreads,
+            "broken": len(self.broken),
+        }
 
 
 #: The heads of the two tables; the README says what each column holds.
@@ -151,6 +169,7 @@ PROMISES = (
     "(limit)",
     "(zombie runs)",
     "(zombie effects)",
+    "(of these: plain steps)",
     "by zombies",
     "recovered",
     "parked",
@@ -179,12 +198,14 @@ def figures_of(
     keys: Sequence[str],
     *,
     prevents: tuple[Kind, ...],
+    steps: Mapping[str, tuple[Kind, ...]] = _NO_STEPS,
     forgetful: bool,
     settled: bool,
     seconds: float,
     missed: int,
 ) -> Figures:
     """Judge one contender's events; see `check` for ``forgetful``."""
+    findings = check(events, keys, forgetful=forgetful, steps=tuple(steps) or ONE_EFFECT)
     return Figures(
         name=name,
         title=title,
@@ -192,8 +213,9 @@ def figures_of(
         seconds=round(seconds, 1),
         missed=missed,
         prevents=prevents,
-        counts=_counts(events),
-        findings=tuple(check(events, keys, forgetful=forgetful)),
+        steps=dict(steps),
+        counts=_counts(events) | {"by_plain_steps": sum(steps.get(each.step) == () for each in findings)},
+        findings=tuple(findings),
         recoveries=tuple(recoveries(events)),
     )
 
@@ -235,7 +257,7 @@ def _by_zombies(history: History, key_of: Mapping[str, str]) -> int:
             for key, event in claims
         )
         for run in history.all_runs()
-        if run.effect is not None
+        if run.effects
     )
 
 

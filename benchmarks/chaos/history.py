@@ -25,7 +25,7 @@ class What(StrEnum):
     EFFECT = "effect"
     #: The provider: the side effect that a body has asked for, whatever has become of the body meanwhile.
     CHARGED = "charged"
-    #: The body: it returns its value.
+    #: The body: it returns its value; or it has ended without one.
     ENDED = "ended"
     #: The library under test: a delivery has the key, and nobody else has.
     CLAIMED = "claimed"
@@ -71,6 +71,8 @@ class Event:
     task_id: str = ""
     #: Names one run of a body.
     run: str = ""
+    #: Of an effect: which of several that a body has; empty for the only one.
+    step: str = ""
     pid: int = 0
     worker: str = ""
     #: What a body returns, other for each run; or what the result backend holds.
@@ -96,7 +98,8 @@ class Run:
     """One run of a key's body."""
 
     started: Event
-    effect: Event | None = None
+    #: Its effects by step.
+    effects: dict[str, Event] = field(default_factory=dict)
     ended: Event | None = None
     #: When its outcome was safe: stored by the library under test, else by Celery.
     settled: Event | None = None
@@ -198,7 +201,7 @@ class History:
         if event.what is What.ENDED:
             run.ended = event
         else:
-            run.effect = event
+            run.effects[event.step] = event
 
     def _settle(self, event: Event) -> None:
         run = self._latest.get((event.pid, event.task_id))

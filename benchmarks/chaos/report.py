@@ -50,6 +50,7 @@ _COLUMNS: Final = {
     "limit": "(limit)",
     "zombie_run": "(zombie runs)",
     "zombie_effect": "(zombie effects)",
+    "by_plain_steps": "(of these: plain steps)",
     "by_zombies": "by zombies",
     "recovered": "recovered",
     "parked": "parked",
@@ -59,6 +60,7 @@ _COLUMNS: Final = {
 _ONLY: Final = {
     "zombie_run": "pause",
     "zombie_effect": "pause",
+    "by_plain_steps": "rows",
     "by_zombies": "rows, pause",
     "recovered": "provider",
     "parked": "provider",

@@ -49,6 +49,7 @@ _EFFECTS: Final = Table(
     _METADATA,
     Column("run", Text, primary_key=True),
     *(Column(name, Text, nullable=False) for name in ("key", "task_id", "value")),
+    Column("step", Text, nullable=False, server_default=""),
     Column("pid", Integer, nullable=False),
     Column("at", Double, nullable=False),
 )

@@ -96,6 +96,7 @@ class Services:
             broker = brokers.redis(self.redis_url, f"{prefix}.").with_visibility(VISIBILITY_SECONDS)
         else:
             broker = brokers.rabbitmq(self.amqp_url)
+        at_provider = at_provider or CONTENDERS[contender].has_provider
         endpoint = table = credentials_uri = ""
         if CONTENDERS[contender].has_table:
             table = f"{prefix}.records"

@@ -56,6 +56,10 @@ class Book:
         """Add what the result backend holds."""
         self.add(What.RESULT, at, task_id=message, value=value, state=state)
 
+    def step(self, run: str, step: str, at: float, *, pid: int = CHILD) -> Event:
+        """Add one of several effects of a run."""
+        return self.add(What.EFFECT, at, run=run, step=step, task_id="m1", pid=pid, value=run)
+
     def charged(self, run: str, at: float, *, pid: int = CHILD, message: str = "m1") -> Event:
         """Add a charge that a run has asked a provider for."""
         return self.add(What.CHARGED, at, run=run, task_id=message, pid=pid, value=run)
@@ -558,3 +562,55 @@ def test_seed_decides_the_plan() -> None:
     assert {strike.kind for strike in rougher.strikes} == set(StrikeKind)
     threads = draw(seed=1, **size, threads=True, pause=False, faults=False)
     assert {strike.kind for strike in threads.strikes} == {StrikeKind.KILL_WORKER}
+
+
+STEPS: dict[str, tuple[Kind, ...]] = {"row": (Kind.LIMIT, Kind.ZOMBIE_EFFECT), "plain": ()}
+
+
+def in_steps(*repeated: str) -> Book:
+    """Return a history in which a run is killed after its two effects, and a later one repeats some."""
+    book = Book()
+    book.published("m1", result="b")
+    book.run("a", 1.0)
+    for at, step in enumerate(STEPS, 2):
+        book.step("a", step, at)
+    book.kill_child(4.0)
+    book.run("b", 5.0, pid=OTHER)
+    for at, step in enumerate(repeated, 6):
+        book.step("b", step, at, pid=OTHER)
+    book.add(What.ENDED, 9.0, run="b", task_id="m1", pid=OTHER, value="b")
+    book.add(What.OVER, 9.0, task_id="m1", pid=OTHER, key="")
+    return book
+
+
+def judged(book: Book) -> Figures:
+    """Return the figures of a contender whose body has steps."""
+    about = {"forgetful": False, "settled": True, "seconds": 90.0, "missed": 0, "prevents": ()}
+    return figures_of("ours", "IdempotentTask", book.events, [KEY], steps=STEPS, **about)  # type: ignore[arg-type]
+
+
+def test_effects_of_several_steps_repeat_nothing() -> None:
+    """Neither another step of the same run, nor a later run that does the rest."""
+    assert judged(in_steps()).findings == ()
+
+
+def test_step_that_is_repeated_is_judged_by_its_own_tool() -> None:
+    """One without a tool meets the limit and is counted; one with a tool has broken its promise."""
+    plain = judged(in_steps("plain"))
+    assert [(each.kind, each.step) for each in plain.findings] == [(Kind.LIMIT, "plain")]
+    assert (plain.broken, plain.counts["by_plain_steps"], plain.as_json()["broken"]) == ([], 1, 0)
+    both = judged(in_steps("row", "plain"))
+    assert [each.step for each in both.broken] == ["row"]
+    assert "effect 2 of k001 in step row by run b" in both.broken[0].text
+    assert (both.count(Kind.LIMIT), both.counts["by_plain_steps"]) == (2, 1)
+
+
+def test_key_without_the_effect_of_a_step_is_lost() -> None:
+    """Although its publisher has a result."""
+    book = Book()
+    book.published("m1", result="a")
+    book.run("a", 1.0)
+    book.step("a", "row", 2.0)
+    (finding,) = judged(book).findings
+    assert finding.kind is Kind.LOST
+    assert "k001 has no effect in step plain" in finding.text

@@ -17,7 +17,7 @@ def run(seed: int, extras: tuple[str, ...], *names: str) -> dict[str, Any]:
             "name": name,
             "title": name.upper(),
             "tally": dict.fromkeys(COLUMNS, 0) | {"limit": seed},
-            "counts": {"by_zombies": 1, "recovered": 1, "parked": 2, "resolved": 2},
+            "counts": {"by_plain_steps": 1, "by_zombies": 1, "recovered": 1, "parked": 2, "resolved": 2},
             "recoveries": [],
         }
         for name in names
@@ -45,6 +45,8 @@ def test_what_an_option_adds_has_a_column_only_with_it() -> None:
 
 def test_effects_of_zombies_have_a_column_where_a_successor_can_take_one() -> None:
     """With rows and pauses; without pauses there are no zombies."""
-    assert "| (zombie effects) | by zombies |" in next(summary([run(1, ("rows", "pause"), "ours")]))
+    assert "| (zombie effects) | (of these: plain steps) | by zombies |" in next(
+        summary([run(1, ("rows", "pause"), "ours")])
+    )
     for extras in (("rows",), ("pause",), ("provider", "pause")):
         assert "by zombies" not in next(summary([run(1, extras, "ours")]))
