@@ -622,8 +622,7 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
             previous_owner=live.owner,
             previous_task_id=live.task_id,
             previous_claimed_at=live.claimed_at,
-            # An uncounted run does not know of steps: it has done the body without, maybe in a later generation.
-            steps=live.steps if live.is_counted else KeptSteps(),
+            steps=_steps_left(live),
         )
     )
 
@@ -775,6 +774,12 @@ def _runs_begun(live: Record) -> int:
         return live.runs
     # Somebody who does not count runs has claimed the key since; of his own runs he counts the crashes.
     return max(live.runs + 1, live.attempt)
+
+
+def _steps_left(live: Record) -> KeptSteps:
+    """Return the steps that the next run of a key in progress finds, by its record."""
+    # Who does not count runs does not know steps: he has done the body without, maybe in a later generation.
+    return live.steps if live.is_counted else KeptSteps()
 
 
 def without_stale_previous(record: Record) -> Record:

@@ -366,10 +366,8 @@ WRONG_STORES: Final = (
     ),
     WrongStore("names-a-step-that-it-has-not", "keep_step", "self._steps[step_item_key(claim, name)] = step", "pass"),
     WrongStore("mixes-generations", "_step_item_key", "#{generation}#", "#"),
-    WrongStore(
-        "forgets-steps-with-a-claim", "granted_record", "steps=live.steps if live.is_counted else KeptSteps(),", ""
-    ),
-    WrongStore("keeps-steps-through-an-uncounted-run", "granted_record", " if live.is_counted else KeptSteps()", ""),
+    WrongStore("forgets-steps-with-a-claim", "granted_record", "steps=_steps_left(live),", ""),
+    WrongStore("keeps-steps-through-an-uncounted-run", "_steps_left", " if live.is_counted else KeptSteps()", ""),
     WrongStore("forgets-steps-with-a-release", "released_record", "owner=None,", "owner=None, steps=KeptSteps(),"),
     WrongStore("forgets-steps-with-a-parked-key", "parked_record", "deferred={},", "deferred={}, steps=KeptSteps(),"),
     WrongStore("keeps-steps-through-an-outcome", "outcome_record", "steps=KeptSteps(),", ""),
