@@ -1,14 +1,25 @@
 """Items as they lie in tables: one of each codec, word for word; every later version must read them as this one."""
 
 from base64 import b64decode
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import pytest
 
 from idempotent_tasks.core.encoding import CODECS, COMPRESSED, FAILURE, NONE, OMITTED, PICKLE, decode_result
+from idempotent_tasks.core.keys import inputs_digest
 from idempotent_tasks.core.policy import Idempotency
-from idempotent_tasks.core.records import Record
+from idempotent_tasks.core.records import (
+    Claim,
+    KeptSteps,
+    Outcome,
+    Record,
+    Step,
+    step_id,
+    step_item_key,
+    step_item_keys,
+)
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.errors import ResultUnavailableError, StoredFailureError
@@ -16,6 +27,7 @@ from idempotent_tasks.messaging import callbacks
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.dynamodb.item import Item
 from idempotent_tasks.testing import MemoryStore
+from idempotent_tasks.testing.conformance.requests import request_by
 from tests.support.stores import MemoryBucket
 
 KEY = "shop.charge#3d2a"
@@ -79,6 +91,40 @@ OMITTED_DATA: Item = {"codec": {"S": "omitted"}}
 #: The attributes of an outcome without data, and the error of its replay.
 NOTHING: Item = {"codec": {"S": "none"}, "error": {"S": "the result has 500000 bytes as json, the store takes 389120"}}
 
+#: The attributes of a record in progress whose body has steps.
+STEPPED: Item = {
+    "status": {"S": "INPROGRESS"},
+    "generation": {"N": "1764064000123"},
+    "runs": {"N": "2"},
+    "steps": {
+        "M": {
+            "charge": {
+                "M": {
+                    "inputs": {"S": "cb3ae14b31f7f4ce6edd1ddf09cf5e07"},
+                    "codec": {"S": "json"},
+                    "data": {"S": '{"paid": true}'},
+                }
+            },
+            "report é": {"M": {"inputs": {"S": "4f"}, "codec": {"S": "json+zlib"}, "data": {"B": ZIPPED_TEAS}}},
+            "odd": {
+                "M": {"inputs": {"S": "4f"}, "codec": {"S": "none"}, "error": {"S": "the result has 500000 bytes"}}
+            },
+        }
+    },
+    "steps_elsewhere": {"SS": ["0c36bea8ecd2a2d8", "845e91831319e89c"]},
+}
+#: A step's own item, and its key.
+STEP_KEY = "shop.charge#3d2a#1764064000123#845e91831319e89c"
+STEP: Item = {
+    "id": {"S": STEP_KEY},
+    "step": {"S": "report"},
+    "inputs": {"S": "4f53cda18c2baa0c0354bb5f9a3ecbe5"},
+    "codec": {"S": "json+zlib"},
+    "data": {"B": ZIPPED_TEAS},
+    "fence": {"N": "1764064000123"},
+    "expiration": {"N": "1765273600"},
+}
+
 
 @pytest.fixture
 def outcomes(store: MemoryStore) -> Results:
@@ -123,6 +169,37 @@ def test_nothing_is_read(outcomes: Results) -> None:
     """An old item without data still says why."""
     with pytest.raises(ResultUnavailableError, match="500000 bytes"):
         outcomes.result(read(NOTHING))
+
+
+def test_steps_in_a_record_are_read(outcomes: Results) -> None:
+    """By their names, with results of each type; of those that lie elsewhere, what names their items."""
+    record = read(STEPPED)
+    assert record.steps == KeptSteps(
+        here={
+            "charge": Step(inputs="cb3ae14b31f7f4ce6edd1ddf09cf5e07", codec="json", data='{"paid": true}'),
+            "report é": Step(inputs="4f", codec="json+zlib", data=ZIPPED_TEAS),
+            "odd": Step(inputs="4f", codec="none", error="the result has 500000 bytes"),
+        },
+        elsewhere=frozenset({"0c36bea8ecd2a2d8", "845e91831319e89c"}),
+    )
+    claim = Claim.shown_by(record)
+    assert outcomes.result_of_step("charge", Outcome.of_step(record.steps.here["charge"]), claim) == {"paid": True}
+    assert outcomes.result_of_step("report é", Outcome.of_step(record.steps.here["report é"]), claim) == [TEAS]
+    assert step_item_keys(record)["845e91831319e89c"] == STEP_KEY
+
+
+def test_a_steps_own_item_is_read() -> None:
+    """Under the key that this version looks for."""
+    claim = replace(Claim.unseen(request_by(key=KEY)), generation=1764064000123)
+    assert step_id("report") == "845e91831319e89c"
+    assert step_item_key(claim, "report") == STEP_KEY
+    step = DynamoDBStore("idempotency").schema.step(STEP_KEY, STEP)
+    assert step == Step(inputs="4f53cda18c2baa0c0354bb5f9a3ecbe5", codec="json+zlib", data=ZIPPED_TEAS)
+
+
+def test_the_arguments_of_an_old_step_are_recognised() -> None:
+    """A later version computes the same digest of them, or a rerun across an upgrade is a mismatch."""
+    assert inputs_digest([17, "EUR"], {"on": date(2026, 3, 1)}) == "39c1730d625bf77533e78d31dac468cb"
 
 
 def test_every_codec_has_an_item() -> None:
