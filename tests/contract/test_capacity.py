@@ -3,17 +3,18 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from idempotent_tasks import DynamoDBStore
-from idempotent_tasks.core.records import Claim
+from idempotent_tasks.core.records import Claim, KeptSteps, Step
 from idempotent_tasks.core.store import MOST_NOTED
-from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, size_of, token_of, write_units
+from tests.support.capacity import KEY, KILOBYTE, RETENTION, claimed_by, read_units, size_of, token_of, write_units
 from tests.support.guarding import done, grant, request_by
-from tests.testbed.wire import Wire
+from tests.testbed.wire import Answer, Fault, Forward, Request, Wire
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "cost.md"
 #: The bytes of the result's JSON text, by the heading of its column.
@@ -28,6 +29,11 @@ HAPPENINGS = {
     "renewal": ("renewal",),
     "note of what follows": ("dispatch",),
 }
+#: A row of the table of steps: how many, the size of each, requests and write units of a first run, and of a rerun its
+#: read units, too.
+STEP_ROW = r"^\| (\d+ \| [\d.]+ KB(?: \| [\d,]+){5}) \|$"
+STEPS = (3, 10, 50)
+STEP_RESULTS = {"0.2 KB": 205, "1 KB": KILOBYTE, "2 KB": 2 * KILOBYTE}
 
 
 @dataclass
@@ -110,3 +116,72 @@ def test_the_page_gives_the_units_of_a_crowded_key(dynamodb: DynamoDBStore, raw:
     ((refused, deferral),) = re.findall(r"refused claim costs (\d+) units, a deferral (\d+)", text)
     assert meter.units["busy"] == int(refused)
     assert meter.units["busy"] + meter.units["note"] == int(deferral)
+
+
+class Bill:
+    """What is billed for the requests on a wire."""
+
+    def __init__(self, store: DynamoDBStore, raw: Any, wire: Wire) -> None:
+        self.store = store
+        self.raw = raw
+        self.wire = wire
+        self.clear()
+        wire.decide_by(self.decide)
+
+    def clear(self) -> None:
+        """Begin a new bill."""
+        self.writes, self.reads, self.requests = 0, 0, 0
+
+    def decide(self, request: Request) -> Fault:
+        """Let a request through, and add its units by the bytes of its item before and after it."""
+        key = request.body.get("Key") or {"id": request.body["Item"]["id"]}
+
+        def pass_through(forward: Forward) -> Answer:
+            before = self.size(key)
+            reply = forward()
+            self.requests += 1
+            if request.operation == "GetItem":
+                self.reads += read_units(before)
+            else:
+                self.writes += write_units(max(before, self.size(key)))
+            return reply
+
+        return pass_through
+
+    def size(self, key: dict[str, Any]) -> int:
+        """Return the bytes of an item."""
+        return size_of(self.raw.get_item(TableName=self.store.table, Key=key, ConsistentRead=True).get("Item", {}))
+
+
+def stepped(store: DynamoDBStore, owner: str, count: int, result_bytes: int) -> Claim:
+    """Run a body of so many steps under a claim of its own, up to its outcome; it keeps those that it does not find."""
+    claim = grant(store, **claimed_by(owner))
+    kept = claim.steps
+    step = Step(inputs="0123456789abcdef" * 2, codec="json", data=f'"{"x" * (result_bytes - 2)}"')
+    for name in (f"charge {number}" for number in range(10, 10 + count)):
+        if name not in kept:
+            answer = store.keep_step(claim, name, step, kept)
+            assert isinstance(answer, KeptSteps)
+            kept = answer
+        elif name not in kept.here:
+            assert store.kept_step(claim, name) == step
+    return claim
+
+
+@pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
+def test_the_page_gives_the_units_of_steps(dynamodb: DynamoDBStore, raw: Any, wire: Wire) -> None:
+    """Of a first run, and of a rerun that finds every step of one that left no outcome."""
+    bill, rows = Bill(dynamodb, raw, wire), []
+    for count, (name, result_bytes) in product(STEPS, STEP_RESULTS.items()):
+        dynamodb.forget(KEY)
+        bill.clear()
+        dynamodb.commit(stepped(dynamodb, "1", count, result_bytes), done('""'), RETENTION)
+        first = [bill.requests, bill.writes]
+        dynamodb.forget(KEY)
+        dynamodb.release(stepped(dynamodb, "1", count, result_bytes), "TimeoutError")
+        bill.clear()
+        dynamodb.commit(stepped(dynamodb, "2", count, result_bytes), done('""'), RETENTION)
+        rows.append([str(count), name, *map(str, [*first, bill.requests, bill.writes, bill.reads])])
+    page = PAGE.read_text(encoding="utf-8")
+    shown = [[cell.strip() for cell in row.split("|")] for row in re.findall(STEP_ROW, page, re.MULTILINE)]
+    assert shown == rows

@@ -2,7 +2,7 @@
 
 The rules are AWS's (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html and
 read-write-operations.html there): a write costs a unit for each KB of the item before or after it, whichever is
-larger, also where its condition fails.
+larger, also where its condition fails; a consistent read costs one for each 4 KB.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 from idempotent_tasks.core.processes import current_process
 
-__all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "size_of", "token_of", "write_units"]
+__all__ = ["KEY", "KILOBYTE", "RETENTION", "claimed_by", "read_units", "size_of", "token_of", "write_units"]
 
 KEY = f"shop.charge#{'0123456789abcdef' * 4}"
 RETENTION = 86_400.0
@@ -27,6 +27,11 @@ def size_of(item: Mapping[str, Mapping[str, Any]]) -> int:
 def write_units(item_bytes: int) -> int:
     """Return the write units of one write to an item of so many bytes."""
     return max(ceil(item_bytes / KILOBYTE), 1)
+
+
+def read_units(item_bytes: int) -> int:
+    """Return the read units of one strongly consistent read of an item of so many bytes."""
+    return max(ceil(item_bytes / (4 * KILOBYTE)), 1)
 
 
 def _value_size(value: Mapping[str, Any]) -> int:
