@@ -29,7 +29,7 @@ from idempotent_tasks.checks import CheckContext, Finding
 from idempotent_tasks.checks.receipts import RECEIPT_FINDINGS, check_receipts
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.core.clock import SystemClock
-from idempotent_tasks.core.guard import Failed, Guard, Replayed, Returned, Unwritten
+from idempotent_tasks.core.guard import Failed, Replayed, Returned, Unwritten
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import Receipt
 from idempotent_tasks.core.records import Record
@@ -46,12 +46,13 @@ from tests.support.receipts import (
     SERVERS,
     Bank,
     DjangoBank,
-    Sent,
     SQLAlchemyBank,
+    Teller,
     address_of,
     committed,
     connection_of,
     elsewhere,
+    expire,
     finished,
     is_connected,
     read_by,
@@ -62,32 +63,6 @@ from tests.support.receipts import (
 )
 from tests.testbed.tcp import tcp_to
 from tests.testbed.wire import Wire
-
-
-class Teller:
-    """A guard of one key over a bank."""
-
-    def __init__(self, bank: Bank, **policy: Any) -> None:
-        self.bank = bank
-        self.sent = Sent()
-        self.bench = Bench(MemoryStore())
-        self.runs = 0
-        self.policy = policy
-
-    @property
-    def guard(self) -> Guard:
-        """A guard with the bank's receipts."""
-        return self.bench.guard(following=self.sent, receipts=self.bank.receipts, **self.policy)
-
-    def deliver(self, body: Callable[[RunContext], Any] | None = None, owner: str = "one", **given: Any) -> Any:
-        """Deliver once; the body deposits the number of the run, and goes on as given."""
-
-        def deposit(run: RunContext) -> Any:
-            self.runs += 1
-            number = self.bank.deposit(run, self.runs)
-            return number if body is None else body(run)
-
-        return self.bench.deliver(owner, deposit, guard=self.guard, **given)
 
 
 class TestTheRow:
@@ -184,7 +159,7 @@ class TestTwoRuns:
 
         zombie = pool(lambda: teller.deliver(stand_still, "zombie", lease_seconds=0.5))
         assert begun.wait(BOUND_SECONDS)
-        _expire(teller)
+        expire(teller)
         successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
         until(lambda: teller.bench.events().count("Claimed") == 2)
         go_on.set()
@@ -199,7 +174,7 @@ class TestTwoRuns:
 
         def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
             bank.receipts.begin = begin
-            _expire(teller)
+            expire(teller)
             done_by.append(teller.deliver(lambda _: "second", "successor"))
             return begin(receipt, wait_seconds)
 
@@ -245,13 +220,6 @@ def _narrowed(bank: Bank) -> str:
         )
     quote = DIALECTS[bank.dialect].quote
     return f"ALTER TABLE idempotency_receipts ADD CONSTRAINT narrow CHECK (length({quote}text{quote}) < 5)"
-
-
-def _expire(teller: Teller) -> None:
-    """Wait until the claim of a zombie has ended."""
-    store = teller.bench.store
-    # Claims end by whole milliseconds.
-    until(lambda: store.get(KEY).held_until + 0.002 < store.clock.now())
 
 
 class TestWhatTheDatabaseSays:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
+from idempotent_tasks import MemoryStore
+from idempotent_tasks.core.guard import Guard
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.receipts import WHOLE_BODY, Following, Receipt, Receipts, ReceiptsState, TransactionLost
 from idempotent_tasks.core.records import Claim
 from idempotent_tasks.receipts.dialects import DIALECTS
-from tests.support.guarding import KEY, done
+from tests.support.guarding import KEY, Bench, done
 from tests.testbed.servers import postgresql_database
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "Place",
     "SQLAlchemyBank",
     "Sent",
+    "Teller",
     "address_of",
     "committed",
     "connection_of",
     "elsewhere",
+    "expire",
     "finished",
     "is_connected",
     "lost",
@@ -465,3 +469,36 @@ def repeatable_read(kind: str) -> dict[str, Any]:
 
         return {"OPTIONS": {"isolation_level": IsolationLevel.REPEATABLE_READ}}
     return {"isolation_level": "REPEATABLE READ"}
+
+
+class Teller:
+    """A guard of one key over a bank."""
+
+    def __init__(self, bank: Bank, **policy: Any) -> None:
+        self.bank = bank
+        self.sent = Sent()
+        self.bench = Bench(MemoryStore())
+        self.runs = 0
+        self.policy = policy
+
+    @property
+    def guard(self) -> Guard:
+        """A guard with the bank's receipts."""
+        return self.bench.guard(following=self.sent, receipts=self.bank.receipts, **self.policy)
+
+    def deliver(self, body: Callable[[RunContext], Any] | None = None, owner: str = "one", **given: Any) -> Any:
+        """Deliver once; the body deposits the number of the run, and goes on as given."""
+
+        def deposit(run: RunContext) -> Any:
+            self.runs += 1
+            number = self.bank.deposit(run, self.runs)
+            return number if body is None else body(run)
+
+        return self.bench.deliver(owner, deposit, guard=self.guard, **given)
+
+
+def expire(teller: Teller) -> None:
+    """Wait until the claim of a zombie has ended."""
+    store = teller.bench.store
+    # Claims end by whole milliseconds.
+    until(lambda: store.get(KEY).held_until + 0.002 < store.clock.now())

@@ -1,4 +1,4 @@
-"""Real servers as child processes: Redis, RabbitMQ, PostgreSQL, MariaDB, two DynamoDB stand-ins and Prometheus.
+"""Real servers as child processes: Redis, RabbitMQ, PostgreSQL, its pooler, MariaDB, DynamoDB stand-ins, Prometheus.
 
 A server that is not installed is a `MissingServiceError`: tests skip or, in CI, fail; a benchmark says what to install.
 """
@@ -31,6 +31,7 @@ __all__ = [
     "connect_postgresql",
     "mariadb_server",
     "ministack_server",
+    "pgbouncer_server",
     "postgresql_database",
     "postgresql_server",
     "prometheus_scraping",
@@ -51,6 +52,20 @@ RABBITMQ_REMEDY: Final = (
 #: Debian has the server in no folder of PATH.
 POSTGRESQL_VERSIONS: Final = Path("/usr/lib/postgresql")
 POSTGRESQL_REMEDY: Final = "sudo apt-get install --no-install-recommends postgresql (or docker compose up -d postgres)"
+
+PGBOUNCER_REMEDY: Final = "sudo apt-get install --no-install-recommends pgbouncer"
+#: Any user may come, and is that of the server; so many connections to it are shared by all clients of a database.
+PGBOUNCER_CONFIGURATION: Final = """\
+[databases]
+* = host={PGHOST} port={PGPORT} user={PGUSER}{password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {connections}
+"""
 
 MARIADB_REMEDY: Final = "sudo apt-get install --no-install-recommends mariadb-server (or docker compose up -d mariadb)"
 
@@ -221,6 +236,33 @@ def postgresql_database(variables: Mapping[str, str], name: str) -> Iterator[Non
     finally:
         with closing(connect_postgresql(variables)) as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def pgbouncer_server(variables: Mapping[str, str], connections: int) -> Iterator[int]:
+    """Run a PgBouncer in transaction mode in front of the PostgreSQL of libpq's variables; yield its port.
+
+    Args:
+        variables: of the server.
+        connections: to the server, for each database.
+    """
+    executable = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    if executable is None:
+        raise MissingServiceError("PgBouncer", "no pgbouncer is installed", PGBOUNCER_REMEDY)
+    port = free_port()
+    password = f" password={os.environ['PGPASSWORD']}" if "PGPASSWORD" in os.environ else ""
+    content = PGBOUNCER_CONFIGURATION.format(**variables, password=password, port=port, connections=connections)
+    with TemporaryDirectory(prefix="pgbouncer-") as name:
+        configuration = Path(name) / "pgbouncer.ini"
+        configuration.write_text(content)
+        user: list[str] = []
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]
+            shutil.chown(name, "nobody")
+        with child([*user, executable, str(configuration)], Path(name) / "pgbouncer.log") as process:
+            process.wait_until(lambda: listening(port), START_SECONDS)
+            yield port
 
 
 @contextmanager
