@@ -20,8 +20,10 @@ WORLDS: Final = {
     "reruns": "simulation.reruns",
     "atomic": "simulation.atomic",
     "receipts": "simulation.receipts",
+    "steps": "simulation.steps",
     "small": "simulation.small_random",
     "small-reruns": "simulation.small_reruns",
+    "small-steps": "simulation.small_steps",
     "calls": "simulation.sequences",
     "directed": "simulation.directed",
 }

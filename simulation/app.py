@@ -137,6 +137,12 @@ class _ProcessStore:
     def keep_message(self, *args: Any) -> Any:
         return self._own.keep_message(*args)
 
+    def keep_step(self, *args: Any) -> Any:
+        return self._own.keep_step(*args)
+
+    def kept_step(self, *args: Any) -> Any:
+        return self._own.kept_step(*args)
+
     def note_deferral(self, *args: Any) -> Any:
         return self._own.note_deferral(*args)
 

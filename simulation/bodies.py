@@ -9,7 +9,8 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from idempotent_tasks import Atomic
 from idempotent_tasks.core.processes import this_process
-from simulation.tasks import FinalError, follow
+from simulation.step_bodies import Spec, Steps, new_specs
+from simulation.tasks import SETTLING_STEPS, FinalError, follow
 from simulation.tills import Writes, writes_of
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ __all__ = [
     "RECEIPT_FEATURES",
     "RECOVERIES",
     "RERUN_FEATURES",
+    "STEP_FEATURES",
     "Run",
     "new_atomic_plan",
     "new_plan",
     "new_receipt_plan",
     "new_rerun_plan",
+    "new_step_plan",
 ]
 
 Plan = list[Any]
@@ -59,6 +62,8 @@ ATOMIC_FEATURES: Final = {
 #: What only bodies with rows have: a constraint that is checked when they are committed, nothing to write, and tasks
 #: that follow.
 RECEIPT_FEATURES: Final = ("row-refused", "row-refused-finally", "no-row", "follows")
+#: What only bodies with steps have: they go on where a step has ended them, or call a step with other arguments.
+STEP_FEATURES: Final = ("end-swallowed", "other-arguments")
 #: What that constraint says.
 _REFUSALS: Final[dict[str, type[Exception]]] = {"row-refused": ValueError, "row-refused-finally": FinalError}
 #: Steps that are done with the likelihood that is their argument, and only while things go wrong.
@@ -141,6 +146,19 @@ def new_receipt_plan(draw: random.Random, features: frozenset[str], *, asks: boo
     return plan
 
 
+def new_step_plan(draw: random.Random, features: frozenset[str], *, asks: bool) -> Plan:
+    """Return the plan of one message of a task whose body has steps; of one that ``asks``, each can be asked about."""
+    plan = new_plan(draw, features)
+    for spec in new_specs(draw, asks=asks):
+        if "other-arguments" in features and draw.random() < 0.2:
+            spec["inputs"] = 1
+        # In any place, also where others are between them.
+        plan.insert(draw.randrange(len(plan)), ("call", spec))
+    if "end-swallowed" in features:
+        plan.insert(0, ("swallow", None))
+    return plan
+
+
 class Run:
     """One run of a body.
 
@@ -159,6 +177,7 @@ class Run:
         self._catches = False
         self._writes: Writes | None = None
         self._rows = 0
+        self._swallows = False
 
     def follow(self, plan: Plan) -> Any:
         """Do each step of a plan, and return the body's result."""
@@ -188,6 +207,13 @@ class Run:
     def _effect(self, _: None) -> None:
         run = self._task.idempotency
         self._world.note("effect", run=self._number, key=run.key, lost=run.lost, downstream=run.downstream_key)
+
+    def _swallow(self, _: None) -> None:
+        self._swallows = True
+
+    def _call(self, spec: Spec) -> None:
+        asks = self._task.name in SETTLING_STEPS
+        Steps(self._world, self._task.idempotency, self._number, asks=asks, swallows=self._swallows).call(spec)
 
     def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
         self._catches = catches

@@ -17,6 +17,7 @@ from simulation.receipt_rules import RECEIPT_INVARIANTS, ReceiptRows
 from simulation.rerun_rules import RERUN_INVARIANTS, Reruns
 from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
+from simulation.step_rules import STEP_INVARIANTS, StepFacts
 
 __all__ = ["INVARIANTS", "Violation", "check"]
 
@@ -27,7 +28,7 @@ FINAL: Final = ("SUCCESS", "FAILURE")
 #: What ends a process, or bodies in it.
 KILLS: Final = frozenset(
     {"child-killed", "worker-killed", "body-died", "hard-limit", "exits", "out-of-memory", "shut-down-cold"}
-    | {"killed-in-transaction"}
+    | {"killed-in-transaction", "killed-in-keep"}
 )
 #: What may keep a claim from being renewed or released in time.
 DISTURBANCES: Final = KILLS | {
@@ -37,7 +38,10 @@ DISTURBANCES: Final = KILLS | {
     *TRANSACTION_FAULTS,
     *DATABASE_FAULTS,
     *("store-away", "throttled-for-a-while", "child-stopped", "machine-frozen", "stopped-in-transaction"),
+    "stopped-in-keep",
 }
+#: Ends of processes that bodies bring about, none of them while a step is being kept.
+_BODIES_OWN: Final = frozenset({"body-died", "exits", "out-of-memory"})
 #: Deliveries that fail because they have no result to replay; no event says so.
 _WITHOUT_RESULT: Final = frozenset({"unwritable-result", "small-records"})
 #: What may keep a parent from releasing the claim of a child that has ended.
@@ -55,7 +59,7 @@ _REFUSALS: Final = ("publish-refused", "publish-unconfirmed")
 _LATE_ENDS: Final = ("RecordedLate", "Superseded", "Unrecorded")
 _GIVEN_UP: Final = ("Expired", "ProcessEnds", "Released", "Vanished")
 #: For how many seconds outcomes are kept: those of keys that begin so, and at least those of the others.
-_BRIEF: Final = ("brief#", "writes-brief#", "rows-brief#")
+_BRIEF: Final = ("brief#", "writes-brief#", "rows-brief#", "steps-brief#")
 SHORTEST_SECONDS: Final = 20
 LONG_SECONDS: Final = 3600
 #: After how many crashes in a row the task "crashing" is not tried again.
@@ -121,6 +125,8 @@ class _Facts:
         self.reruns = Reruns(history, self.counts, ends, _begun_anew(self))
         self.atomic = AtomicWrites(history, self.counts, lambda before, entry: _begins_anew(self, before, entry))
         self.rows = ReceiptRows(history, self.counts, may_lose=self.may_lose)
+        is_calm = (DISTURBANCES - _BODIES_OWN).isdisjoint(history.counts)
+        self.steps = StepFacts(history, self.counts, self.forced, is_calm=is_calm)
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -553,6 +559,8 @@ def _budget(facts: _Facts) -> Iterator[Violation]:
         most -= entry.kind == "Deferred" and entry.details["deferrals"] == 1
     # A transaction that is refused, and the read that tells why.
     most += 2 * len(facts.history.of("cancelled")) + _releases_met(facts) + _renewals_too_late(facts)
+    # A step's write, that of its own item, its read, and the read of the record that ``recover`` gets.
+    most += len(facts.steps.kept) + len(facts.history.of("step-written", "step-read", "step-asked"))
     if sent > most:
         yield Violation("budget", facts.history.entries[-1].at, f"{sent} requests instead of {most}")
 
@@ -634,6 +642,13 @@ def _of_receipts(
 ) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
     """Return the invariant of a name whose violations are found in the user's database, and its precondition."""
     return lambda facts: (Violation(name, *each) for each in find(facts.rows)), lambda facts: applies(facts.rows)
+
+
+def _of_steps(
+    name: str, find: Callable[[StepFacts], Iterator[tuple[float, str]]], applies: Callable[[StepFacts], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the bodies' steps, and its precondition."""
+    return lambda facts: (Violation(name, *each) for each in find(facts.steps)), lambda facts: applies(facts.steps)
 
 
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
@@ -721,6 +736,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
     **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
     **{name: _of_receipts(name, *rule) for name, rule in RECEIPT_INVARIANTS.items()},
+    **{name: _of_steps(name, *rule) for name, rule in STEP_INVARIANTS.items()},
 }
 
 

@@ -1,5 +1,6 @@
 """What happened in a world: its entries in the order of time, and what notes them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ from simulation.calls import Call
 from simulation.network import TRANSACTION, Service
 from simulation.scheduler import START, Scheduler
 
-__all__ = ["TRIED_ON_SECONDS", "Entry", "History", "Recorder"]
+__all__ = ["TRIED_ON_SECONDS", "Entry", "History", "Recorder", "step_in"]
 
 #: Seconds after the last fault within which every outcome that was kept is stored or given up: a request that has left
 #: by then may be waited for.
 TRIED_ON_SECONDS: Final = 45.0
 #: Seconds between two entries of the same time.
 MOMENT: Final = 1e-6
+#: The name of a step's own item.
+_STEP: Final = re.compile(r"(.*)#(\d+)#([0-9a-f]{16})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +117,20 @@ class Recorder:
     ) -> None:
         if operation == TRANSACTION:
             self._on_transaction(process, parameters["TransactItems"], outcome)
+        elif operation == "get_item" and (step := step_in(_name_in(parameters))):
+            self.note("step-read", **step, by=process.name())
         elif operation not in ("get_item", "scan") and outcome == "done":
             self._on_written(parameters, process)
 
     def _on_written(self, parameters: dict[str, Any], process: Any, **about: Any) -> None:
         key = _name_in(parameters)
         # An update makes a new item, and changes none.
-        self.note("written", key=key, item=self._service.table.items.get(key), by=process.name(), **about)
+        item = self._service.table.items.get(key)
+        step = step_in(key)
+        if step:
+            self.note("step-written", **step, item=item, by=process.name())
+        else:
+            self.note("written", key=key, item=item, by=process.name(), **about)
 
     def _on_transaction(self, process: Any, writes: Any, outcome: str | tuple[str, ...]) -> None:
         """Note what a transaction has written to records and to an app's tables, or that it was cancelled."""
@@ -137,6 +147,12 @@ class Recorder:
             elif outcome == "done" and kind != "ConditionCheck":
                 about = {"transaction": self._transactions, "table": table, "name": name, "by": process.name()}
                 self.note("applied", **about, item=tables[table].items.get(name))
+
+
+def step_in(name: str) -> dict[str, Any]:
+    """Return whose step has an item of a name: the key, its generation and the step's id; empty for any other item."""
+    found = _STEP.fullmatch(name)
+    return {} if found is None else {"key": found[1], "generation": int(found[2]), "step": found[3]}
 
 
 def _name_in(parameters: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from idempotent_tasks.core.records import (
     Committed,
     Finished,
     Granted,
+    KeptSteps,
     Lost,
     Mismatch,
     Parked,
@@ -29,6 +30,7 @@ from idempotent_tasks.core.records import (
     Vanished,
     WritesRefused,
     reservation_owner,
+    step_id,
 )
 from simulation.calls import Call
 from simulation.scheduler import CLOCK_SECONDS
@@ -52,6 +54,8 @@ class Register:
     outcome: tuple[Any] | None = None
     #: Whether its next run waits for a person, whose decision is no call.
     parked: bool = False
+    #: Of each step that is kept: its `step_id`.
+    steps: frozenset[str] = frozenset()
 
     @property
     def is_held(self) -> bool:
@@ -81,6 +85,8 @@ def effects(register: Register, call: Call) -> Iterator[Effect]:
             yield from _renew_effects(register, call)
         case "park":
             yield from _park_effects(register, call)
+        case "keep_step":
+            yield from _keep_effects(register, call)
         case _:
             # A restored record returns nothing: it may have been written.
             if not register.exists:
@@ -118,14 +124,15 @@ def _grants(register: Register, call: Call, claim: Claim) -> Iterator[Effect]:
     # An earlier request of the same owner was granted; or this one is.
     if register.is_held and register.owner == call.owner and register.fence in (None, claim.fence):
         yield -inf, inf, _prolonged(register, claim)
-    if register.fence in (None, claim.fence - 1):
-        granted = Register(True, call.owner, claim.fence, claim.expires_at, claim.expires_at)
+    if register.fence in (None, claim.fence - 1) and _steps_of(claim) == register.steps:
+        granted = Register(True, call.owner, claim.fence, claim.expires_at, claim.expires_at, steps=register.steps)
         yield _claimable_from(register, call), inf, granted
 
 
 def _unseen_grants(register: Register, call: Call) -> Iterator[Effect]:
     fence, (earliest, latest) = None if register.fence is None else register.fence + 1, _expiry(call)
-    yield _claimable_from(register, call), inf, Register(True, call.owner, fence, earliest, latest)
+    granted = Register(True, call.owner, fence, earliest, latest, steps=register.steps)
+    yield _claimable_from(register, call), inf, granted
     if register.is_held and register.owner == call.owner:
         # It prolongs an earlier request's claim, if that is too short.
         yield -inf, inf, replace(register, expires_from=earliest, expires_by=max(register.expires_by, latest))
@@ -138,6 +145,10 @@ def _claimable_from(register: Register, call: Call) -> float:
     """
     is_reserved = register.is_held and register.owner == reservation_owner(call.task_id)
     return register.expires_from - CLOCK_SECONDS if register.exists and not is_reserved else -inf
+
+
+def _steps_of(claim: Claim) -> frozenset[str]:
+    return claim.steps.elsewhere | {step_id(name) for name in claim.steps.here}
 
 
 def _prolonged(register: Register, claim: Claim) -> Register:
@@ -229,6 +240,15 @@ def _park_effects(register: Register, call: Call) -> Iterator[Effect]:
                 yield -inf, inf, register
         case None if mine:
             yield -inf, inf, parked
+
+
+def _keep_effects(register: Register, call: Call) -> Iterator[Effect]:
+    mine = register.is_held and register.owner == call.owner
+    match call.answer:
+        case KeptSteps() | None if mine:
+            yield -inf, inf, replace(register, steps=register.steps | {step_id(call.data)})
+        case Lost() if not mine:
+            yield -inf, inf, register
 
 
 def is_linearizable(calls: Sequence[Call], *, doubled: bool = False) -> bool:

@@ -21,13 +21,15 @@ from idempotent_tasks.core.policy import Idempotency
 from idempotent_tasks.core.processes import running_as, this_process
 from idempotent_tasks.core.retry import time_left
 from simulation.checker import Violation, check
+from simulation.faults import Faults
 from simulation.history import History
 from simulation.linear import unexplained
 from simulation.network import ENDPOINT, READ_SECONDS, DirectClient, Service
 from simulation.process import SimulatedProcess, check_alive
 from simulation.provider import SETTLE_SECONDS
 from simulation.scheduler import START, Scheduler, Strand
-from simulation.small import HARD_LIMIT_SECONDS, Message, SmallTask, SmallWorld, never_called
+from simulation.small import HARD_LIMIT_SECONDS, LEASE_SECONDS, Message, SmallTask, SmallWorld, never_called
+from simulation.step_bodies import Steps
 from simulation.tills import TILLS, Writes
 
 __all__ = ["FAULTS", "QUICK", "SCENARIOS", "Found", "Scenario", "replay", "search"]
@@ -46,6 +48,7 @@ FAULTS: Final = {
 #: The kinds of entries whose order the checker reads.
 JUDGED: Final = frozenset(
     {"began", "over", "stopped", "written", "asked", "answered", "returns-writes", "applied", "reported"}
+    | {"step-ran", "step-done", "step-returned", "step-ended", "step-written", "step-read"}
 )
 #: Seconds for which an answer is late at most while its client waits for it.
 LATEST_ANSWER_SECONDS: Final = 60.0
@@ -67,6 +70,8 @@ class Scenario:
     failures: int = 0
     #: Seconds for which a body may last.
     body_seconds: float = 0.0
+    #: How many bytes the result of each step of a body has, in order.
+    steps: tuple[int, ...] = ()
     #: Whether its search takes more than ten minutes.
     long: bool = False
 
@@ -93,6 +98,7 @@ SCENARIOS: Final = (
     Scenario("writes with the outcome", _WRITES),
     Scenario("writes that are refused", _WRITES, failures=1),
     Scenario("writes under a claim that is renewed", _WRITES_LEASED),
+    Scenario("a step beside the record", replace(_LIMITED, name="steps-limited"), failures=1, steps=(3_000,)),
     Scenario("a lock", _LOCKED, long=True),
 )
 #: The scenarios and faults of a bound that takes some seconds.
@@ -346,6 +352,9 @@ class _ChosenWorld(SmallWorld):
             lambda service: _ChosenClient(service, scheduler),
             watched=scenario.watched,
         )
+        self.draw = scheduler.draw
+        #: None of its own: what goes wrong is chosen.
+        self.faults = Faults(self.draw, {}, LEASE_SECONDS)
         self._places = dict(zip(scenario.ids, scenario.machines, strict=True))
         self._judged = 0
         #: How many entries are in that digest.
@@ -364,7 +373,10 @@ class _ChosenWorld(SmallWorld):
         self.scheduler.after(seconds, lambda: self.deliver(message, self._places[message.id]))
 
     def body(self, run: RunContext, message: Message, number: int) -> int:
-        """Last as long as chosen; raise as often as the scenario says."""
+        """Call each step and last as long as chosen; raise as often as the scenario says."""
+        steps = Steps(self, run, number, asks=False, swallows=False)
+        for place, size in enumerate(self.scenario.steps):
+            steps.call({"name": f"step {place}", "seconds": 0.0, "bytes": size, "wrong": "", "inputs": 0})
         scheduler, process = self.choosing, this_process()
         assert isinstance(process, SimulatedProcess)
 

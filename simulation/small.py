@@ -46,6 +46,7 @@ from idempotent_tasks.core.recovery import Done, NotDone, Recovery
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import Deadline, RetryingStore
 from idempotent_tasks.core.store import Store
+from idempotent_tasks.messaging.handler import MOST_FAILED_RECOVERIES
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.worker.reaper import ClaimReaper
 from simulation.calls import RecordedStore
@@ -102,7 +103,7 @@ class SmallTask:
     @property
     def closes(self) -> bool:
         """Whether a rerun is parked, or asked about: no body of it says wrongly that it has done nothing."""
-        return self.policy.recover is not None or self.policy.on_rerun == "park"
+        return self.policy.parks
 
 
 _LEASED: Final = Idempotency(key="order", lease=LEASE_SECONDS, store_failures=(FinalError,))
@@ -131,6 +132,8 @@ class Message:
     deferrals: int = 0
     #: Owner tokens of claims whose answers earlier deliveries did not see.
     unseen: tuple[str, ...] = ()
+    #: How often ``recover`` has failed.
+    failed_recoveries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +320,10 @@ class SmallWorld(ABC):
         """Do what the handler does with a key that waits for a person, who never comes."""
         if isinstance(verdict, Unresolved):
             claim = verdict.run.claim
+            failures = message.failed_recoveries + (verdict.error is not None)
+            if verdict.error is not None and failures < MOST_FAILED_RECOVERIES:
+                store.release(claim, type(verdict.error).__name__, began=verdict.began)
+                return self._again(delivery, replace(message, failed_recoveries=failures), None)
             match store.despite_interrupts(lambda: store.park(claim, verdict.reason)):
                 case Lost():
                     return self._again(delivery, message, None)

@@ -15,7 +15,7 @@ from simulation.process import SimulatedClock, SimulatedProcess
 from simulation.scheduler import START, Scheduler
 from simulation.small import LEASE_SECONDS, TASKS, FinalError, HandedOver, Message, SmallTask, SmallWorld
 
-__all__ = ["RATES", "play", "play_tasks"]
+__all__ = ["RATES", "RandomWorld", "play", "play_in", "play_tasks"]
 
 #: After so many seconds nothing goes wrong any more, so that every delivery can end.
 FAULTS_END: Final = 60.0
@@ -39,7 +39,7 @@ MOST_KINDS: Final = 4
 STRIKES: Final = 4
 
 
-class _RandomWorld(SmallWorld):
+class RandomWorld(SmallWorld):
     """A small world whose every choice is drawn from a seed.
 
     Args:
@@ -50,9 +50,7 @@ class _RandomWorld(SmallWorld):
     def __init__(self, seed: int, tasks: Mapping[str, SmallTask]) -> None:
         self.draw = draw = random.Random(seed)
         scheduler = Scheduler(draw)
-        common = draw.sample(sorted(RATES), draw.randint(0, MOST_KINDS))
-        kinds = sorted({*common, *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1, 2]))})
-        self.faults = Faults(draw, {kind: RATES[kind] for kind in kinds}, LEASE_SECONDS)
+        self.faults = Faults(draw, self.rates(draw), LEASE_SECONDS)
         #: By machine: seconds that its clock is ahead, and those that it gains in each second.
         self._clocks = {machine: self._new_clock() for machine in MACHINES}
         #: It does not end before.
@@ -62,6 +60,12 @@ class _RandomWorld(SmallWorld):
             scheduler, History(seed, task.name), task, self._connected, watched=draw.choice([True, True, False])
         )
         self.faults.on_fault = lambda kind: self.note("fault", fault=kind, process=this_process().name())
+
+    def rates(self, draw: random.Random) -> dict[str, float]:
+        """Return the kinds of faults of the history, and how likely each is."""
+        common = draw.sample(sorted(RATES), draw.randint(0, MOST_KINDS))
+        kinds = sorted({*common, *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1, 2]))})
+        return {kind: RATES[kind] for kind in kinds}
 
     def _connected(self, service: Service) -> SimulatedClient:
         return SimulatedClient(service, self.scheduler, self.faults)
@@ -85,7 +89,7 @@ class _RandomWorld(SmallWorld):
         for machine in MACHINES:
             self.start(machine)
         for number in range(draw.choice([1, 2, 2, 3])):
-            message = Message(f"task-{number}", f"order-{draw.choice([0, 0, 0, 0, 1])}", self._plan())
+            message = Message(f"task-{number}", f"order-{draw.choice([0, 0, 0, 0, 1])}", self.new_plan())
             scheduler.after(draw.uniform(0, 15), partial(self._take, message))
         strikes: dict[str, Callable[[], None]] = {
             "child-killed": self._kill_child,
@@ -111,7 +115,8 @@ class _RandomWorld(SmallWorld):
             self.until += TRIED_ON_SECONDS
             self.scheduler.at(self.until, lambda: None)
 
-    def _plan(self) -> list[tuple[str, Any]]:
+    def new_plan(self) -> Any:
+        """Return the plan of one message."""
         draw = self.draw
         return [
             ("sleep", round(draw.choice([0.01, draw.uniform(0, 3), draw.uniform(0, 20)]), 3)),
@@ -134,17 +139,21 @@ class _RandomWorld(SmallWorld):
     def body(self, run: RunContext, message: Message, number: int) -> int:
         """Follow a plan; return a value that no other run returns."""
         for step, argument in message.plan:
-            if step == "sleep":
-                self.scheduler.sleep(argument)
-            elif step == "retry":
-                self._retry(run, message, argument, number)
-            elif self.faults.active and self.draw.random() < argument:
-                if step == "do nothing":
-                    self.note("nothing-done", run=number)
-                    run.nothing_done()
-                else:
-                    self._go_wrong(step)
+            self.follow(step, argument, run, message, number)
         return number
+
+    def follow(self, step: str, argument: Any, run: RunContext, message: Message, number: int) -> None:
+        """Do one step of a plan."""
+        if step == "sleep":
+            self.scheduler.sleep(argument)
+        elif step == "retry":
+            self._retry(run, message, argument, number)
+        elif self.faults.active and self.draw.random() < argument:
+            if step == "do nothing":
+                self.note("nothing-done", run=number)
+                run.nothing_done()
+            else:
+                self._go_wrong(step)
 
     def _retry(self, run: RunContext, message: Message, times: int, number: int) -> None:
         if message.retries >= times:
@@ -219,7 +228,11 @@ def play(seed: int) -> History:
 
 def play_tasks(seed: int, tasks: Mapping[str, SmallTask]) -> History:
     """Play the history of a seed with one of some tasks, and return what happened."""
-    world = _RandomWorld(seed, tasks)
+    return play_in(RandomWorld(seed, tasks))
+
+
+def play_in(world: RandomWorld) -> History:
+    """Play the history of a world, and return what happened."""
     history, scheduler = world.history, world.scheduler
     world.set_up()
 

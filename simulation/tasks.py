@@ -18,6 +18,8 @@ __all__ = [
     "PARKING_TASKS",
     "RECEIPT_TASKS",
     "RECOVERING_TASKS",
+    "SETTLING_STEPS",
+    "STEP_TASKS",
     "TASKS",
     "UNRESOLVED_SECONDS",
     "FinalError",
@@ -167,8 +169,32 @@ RECEIPT_TASKS: Final = {
     "rows-recovers": _declare("rows-recovers", _with_receipts(_recovering())),
     "rows-early": _declare("rows-early", _with_receipts(_by_order()), acks_late=False),
 }
+
+
+def _asking_steps(policy: Idempotency) -> Idempotency:
+    return Idempotency(**{**policy.given, "settle": SETTLE_SECONDS})
+
+
+#: Those whose bodies have steps.
+STEP_TASKS: Final = {
+    "steps": _declare("steps", _by_order()),
+    "steps-limited": _declare("steps-limited", _limited(), time_limit=HARD_LIMIT_SECONDS),
+    "steps-soft": _declare("steps-soft", _by_order(), soft_time_limit=SOFT_LIMIT_SECONDS),
+    "steps-own": _declare("steps-own", Idempotency(lease=LEASE_SECONDS, store_failures=FinalError)),
+    "steps-brief": _declare("steps-brief", _by_order(expires=BRIEF_SECONDS)),
+    "steps-cached": _declare("steps-cached", _by_order(cache=30)),
+    "steps-joined": _declare("steps-joined", _by_order(at_publish="join", reserve=30)),
+    "steps-raises": _declare("steps-raises", _by_order(on_busy="raise", on_store_error="raise")),
+    "steps-exclusive": _declare("steps-exclusive", _EXCLUSIVE),
+    "steps-parks": _declare("steps-parks", _parking()),
+    "steps-asks": _declare("steps-asks", _asking_steps(_by_order())),
+    "steps-asks-limited": _declare("steps-asks-limited", _asking_steps(_limited()), time_limit=HARD_LIMIT_SECONDS),
+    "steps-early": _declare("steps-early", _by_order(), acks_late=False),
+}
+#: Those of them that can be asked about.
+SETTLING_STEPS: Final = frozenset({"steps-asks", "steps-asks-limited"})
 #: All whose reruns wait for a person, and all whose reruns ask first.
-PARKING: Final = frozenset({*PARKING_TASKS, "writes-parks", "rows-parks"})
+PARKING: Final = frozenset({*PARKING_TASKS, "writes-parks", "rows-parks", "steps-parks"})
 ASKING: Final = frozenset({*RECOVERING_TASKS, "writes-recovers", "rows-recovers"})
 
 #: Those of directed histories only.

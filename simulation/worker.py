@@ -291,6 +291,12 @@ class Worker:
             self._tell(lambda: self._report(callbacks["timeout_callback"], soft=True, timeout=seconds))
             self._raise_in(child, callbacks["strand"], SoftTimeLimitExceeded(seconds))
 
+    def interrupt(self, child: SimulatedProcess) -> None:
+        """Raise a soft time limit in what a child runs, if it is one of the worker's and runs anything."""
+        callbacks = self.busy.get(child)
+        if callbacks is not None:
+            self._raise_in(child, callbacks["strand"], SoftTimeLimitExceeded())
+
     def _raise_in(self, child: SimulatedProcess, strand: Any, error: BaseException) -> None:
         """Raise an error in a body, as a signal handler does: in a process that stands still, when it goes on."""
         raised = partial(strand.interrupt, error)

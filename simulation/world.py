@@ -33,7 +33,7 @@ from simulation.producers import CALL_FEATURES, Producer
 from simulation.provider import SETTLE_SECONDS, Provider
 from simulation.recoveries import recover
 from simulation.scheduler import START, Scheduler
-from simulation.tasks import ASKING, LEASE_SECONDS, TASKS, UNRESOLVED_SECONDS
+from simulation.tasks import ASKING, LEASE_SECONDS, SETTLING_STEPS, TASKS, UNRESOLVED_SECONDS
 from simulation.tills import RECORDS, TILLS
 from simulation.wire import Table
 from simulation.worker import Worker
@@ -141,7 +141,7 @@ class World:
         self._operator = Operator(self)
         self.history.operator = self._operator.name
         self.history.unresolved_seconds = UNRESOLVED_SECONDS
-        self.history.settle_seconds = SETTLE_SECONDS if task in ASKING else 0.0
+        self.history.settle_seconds = SETTLE_SECONDS if task in ASKING | SETTLING_STEPS else 0.0
         self.provider = Provider(self)
         self.database = Database(self)
         enter(self)

@@ -11,12 +11,14 @@ from idempotent_tasks.core.records import (
     ClaimRequest,
     Committed,
     Granted,
+    KeptSteps,
     Lost,
     Mismatch,
     Parked,
     Record,
     Released,
     Status,
+    Step,
     Superseded,
     WritesRefused,
 )
@@ -30,7 +32,8 @@ LEASE_SECONDS = 10.0
 
 def test_both_checkers_find_nothing_in_the_shipped_code() -> None:
     """What one of them finds and the other does not would be a fault of one of them."""
-    for world, seeds in (("small", range(150)), ("reruns", range(40)), ("atomic", range(40))):
+    worlds = {"small": range(150), "small-steps": range(150), "reruns": range(40), "atomic": range(40)}
+    for world, seeds in worlds.items():
         agreement = judge(world, seeds)
         assert (agreement.first, agreement.second) == ([], [])
         assert agreement.calls > 1_000
@@ -49,6 +52,24 @@ def test_a_grant_after_a_release_is_explained() -> None:
     assert is_linearizable([first, released, last])
     assert is_linearizable([first, replace(released, answer=None), last])
     assert not is_linearizable([first, replace(released, answer=Lost()), last])
+
+
+def test_steps_are_kept_by_the_owner_and_brought_by_later_claims() -> None:
+    """A later claim brings what was said to be kept, and what an unanswered call has kept; nobody else keeps any."""
+    first, kept = granted("A", 0.0, fence=1), KeptSteps(here={"charge": Step(inputs="", codec="json")})
+    keep = Call("keep_step", "k", "A", START + 2.0, data="charge", ended_at=START + 3.0, answer=kept)
+    silent, lost = replace(keep, answer=None), replace(keep, answer=Lost())
+    without = granted("B", 12.0, fence=2)
+    bringing = replace(without, answer=Granted(replace(without.answer.claim, steps=kept)))
+    assert is_linearizable([first, keep, bringing])
+    assert not is_linearizable([first, keep, without])
+    assert is_linearizable([first, silent, bringing])
+    assert is_linearizable([first, silent, without])
+    assert not is_linearizable([first, bringing])
+    assert not is_linearizable([first, lost])
+    late = replace(keep, called_at=START + 13.0, ended_at=START + 14.0)
+    assert not is_linearizable([first, without, late])
+    assert is_linearizable([first, without, replace(late, answer=Lost())])
 
 
 def test_a_fence_that_does_not_grow_has_no_explanation() -> None:

@@ -5,18 +5,23 @@ from typing import Any
 
 import pytest
 
-from simulation import small_random, small_reruns
+from simulation import small_random, small_reruns, small_steps
 from simulation.atomic_rules import ATOMIC_INVARIANTS
 from simulation.checker import check
 from simulation.small import TASKS
 from simulation.small_random import RATES, play
+from simulation.step_rules import STEP_INVARIANTS
 
 #: Histories of the shipped code that are played each time; ``python -m simulation --world small`` plays more.
 SEEDS = range(300)
 #: What the histories of reruns and writes meet.  Nobody decides what is parked, nothing is refused, and few last long.
 RERUNS = {"never again", "stays parked", "kept messages", "asked first", "one effect", "settled"}
 WRITES = {*ATOMIC_INVARIANTS} - {"refused writes", "no renewal"}
-WORLDS = [(small_random, TASKS, set()), (small_reruns, small_reruns.TASKS, RERUNS | WRITES)]
+WORLDS = [
+    (small_random, TASKS, set()),
+    (small_reruns, small_reruns.TASKS, RERUNS | WRITES),
+    (small_steps, small_steps.TASKS, {*STEP_INVARIANTS, "never again"}),
+]
 #: What the small world has no part of, such as what follows a task.
 ELSEWHERE = {"continuation", "merged"}
 

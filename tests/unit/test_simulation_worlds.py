@@ -1,4 +1,4 @@
-"""The simulation's worlds of reruns, writes and rows: the shipped code keeps its promise, and every fault is met."""
+"""The worlds of reruns, writes, rows and steps: the shipped code keeps its promise, and every fault is met."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,17 +7,20 @@ from itertools import product
 
 import pytest
 
-from simulation import atomic, receipts, reruns
+from simulation import atomic, receipts, reruns, steps
 from simulation.atomic_rules import ATOMIC_INVARIANTS
 from simulation.bodies import ATOMIC_FEATURES, RECEIPT_FEATURES, RERUN_FEATURES
 from simulation.checker import check
 from simulation.history import History
 from simulation.receipt_rules import RECEIPT_INVARIANTS
 from simulation.rerun_rules import RERUN_INVARIANTS
-from simulation.tasks import ATOMIC_TASKS, RECEIPT_TASKS
+from simulation.step_rules import STEP_INVARIANTS
+from simulation.tasks import ATOMIC_TASKS, RECEIPT_TASKS, STEP_TASKS
 
 #: Histories of the shipped code that are played each time; ``python -m simulation --world NAME`` plays more.
 SEEDS = range(60)
+#: What goes wrong in steps.
+STEP_MISHAPS = ("step-raises", "step-dies", "step-exits", "step-late", "recover-raises", "recover-knows-nothing")
 #: By these, the rarest fault, feature and precondition have been met at the latest.
 MOST_SEEDS = range(1000, 1600)
 
@@ -51,6 +54,13 @@ WORLDS = {
         frozenset({*receipts.RECEIPT_RATES, *RECEIPT_FEATURES, "idle-ended", "row-held"}),
         frozenset(RECEIPT_TASKS),
         frozenset(RECEIPT_INVARIANTS),
+    ),
+    "steps": Played(
+        steps.play,
+        # What happens in a step, and what ``recover`` of one does, are parts of its plan.
+        frozenset({*steps.STEP_RATES, "end-swallowed", *STEP_MISHAPS}),
+        frozenset(STEP_TASKS),
+        frozenset(STEP_INVARIANTS),
     ),
 }
 
