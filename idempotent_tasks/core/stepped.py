@@ -291,7 +291,6 @@ class SteppedRun:
 
 def _not_kept(call: StepCall) -> str:
     """Return what becomes of a step that is done, and whose outcome is not in the record."""
-    if call.receipts is not None:
-        return f"step {call.name!r} is committed with its receipt, which the next run finds, and could not be kept"
-    again = "asks about it" if call.recover is not None else "does it again"
-    return f"step {call.name!r} is done, and could not be kept, so the next run {again}"
+    then = "does it again" if call.recover is None else "asks recover"
+    then = then if call.receipts is None else "takes its receipt"
+    return f"step {call.name!r} is done, and could not be kept, so the next run {then}"

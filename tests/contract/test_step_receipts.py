@@ -260,7 +260,7 @@ class TestOneStep:
         till.records.is_away = True
         verdict = till.deliver()
         assert isinstance(verdict, Unwritten)
-        assert "step 'pay' is committed with its receipt, which the next run finds" in verdict.error.message
+        assert "step 'pay' is done, and could not be kept, so the next run takes its receipt" in verdict.error.message
         till.records.is_away = False
         till.expire()
         assert till.deliver(owner="two") == Returned(1)
