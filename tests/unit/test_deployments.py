@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, current_task
 
 from idempotent_tasks import (
     Done,
@@ -20,10 +20,11 @@ from idempotent_tasks import (
     PayloadMismatchError,
     Record,
     ResultUnavailableError,
+    StepMismatchError,
     StoreUnavailableError,
     UnresolvedError,
 )
-from idempotent_tasks.core.keys import Selector, downstream_key
+from idempotent_tasks.core.keys import Selector, downstream_key, step_key
 from idempotent_tasks.core.records import Status
 from idempotent_tasks.testing import FakeClock
 from tests.support.deployments import Carried, Code, Deployment, Version, charge, row
@@ -451,6 +452,55 @@ def test_rows_without_a_recorded_outcome(deploy: Deploy, new: str, is_repeated: 
     deployment.new.run_next()
     assert published.result == ["new" if is_repeated else "old", "ord-1", 5]
     assert len(deployment.new.runs) == is_repeated
+
+
+def stepping(called: list[Any], *steps: tuple[str, Any]) -> Callable[[Any, int], None]:
+    """Return a body that has steps of these names and arguments, and notes which functions are called."""
+
+    def body(order_id: Any, cents: int) -> None:
+        for name, argument in steps:
+            current_task.idempotency.step(name, called.append, (name, argument))
+
+    return body
+
+
+@row("[Steps](steps.md) are inserted, removed or moved")
+def test_other_steps(deploy: Deploy) -> None:
+    """What is kept is found by its name, wherever it stands now; what has no name any more is ignored."""
+    called: list[Any] = []
+    old = stepping(called, ("charge", 5), ("number", 1), ("mail", "ann"))
+    new = stepping(called, ("stock", 1), ("mail", "ann"), ("charge", 5))
+    deployment = deploy(Code(BY_ORDER, old), Code(BY_ORDER, new))
+    leave_no_outcome(deployment.old, "ord-1")
+    assert deployment.new.deliver("ord-1", 5).state == "SUCCESS"
+    assert called == [("charge", 5), ("number", 1), ("mail", "ann"), ("stock", 1)]
+
+
+@row("A step is renamed, or gets other arguments")
+@pytest.mark.parametrize(("step", "repeated"), [(("bill", 5), [("bill", 5)]), (("charge", 6), [])])
+def test_another_step_for_the_same_effect(deploy: Deploy, step: tuple[str, Any], repeated: list[Any]) -> None:
+    """Under a new name it runs again, and has another key downstream; under the old one its inputs must be equal."""
+    called: list[Any] = []
+    deployment = deploy(Code(BY_ORDER, stepping(called, ("charge", 5))), Code(BY_ORDER, stepping(called, step)))
+    leave_no_outcome(deployment.old, "ord-1")
+    result = deployment.new.deliver("ord-1", 5).result
+    assert called == [("charge", 5), *repeated]
+    assert isinstance(result, StepMismatchError) is not bool(repeated)
+    assert (step_key("ord-1", step[0]) == step_key("ord-1", "charge")) is (step[0] == "charge")
+
+
+@row("A part of the body becomes a step")
+def test_a_part_that_becomes_a_step(deploy: Deploy) -> None:
+    """The old code has kept nothing of what its run has done."""
+    called: list[Any] = []
+
+    def at_once(order_id: Any, cents: int) -> None:
+        called.append(("charge", 5))
+
+    deployment = deploy(Code(BY_ORDER, at_once), Code(BY_ORDER, stepping(called, ("charge", 5))))
+    leave_no_outcome(deployment.old, "ord-1")
+    assert deployment.new.deliver("ord-1", 5).state == "SUCCESS"
+    assert called == [("charge", 5)] * 2
 
 
 @row("`store_failures`")
