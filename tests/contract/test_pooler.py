@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,6 @@ from tests.support.receipts import (
     address_of,
     connection_of,
     elsewhere,
-    expire,
     finished,
     is_connected,
     read_by,
@@ -93,10 +92,10 @@ def test_a_run_and_what_comes_after_it(bank: Bank) -> None:
     teller = Teller(bank)
     assert teller.deliver() == Returned(1)
     assert teller.deliver(owner="two") == Replayed(1)
-    claim = grant(teller.bench.store, "dead", key="another", lease_seconds=0.001)
+    claim = grant(teller.bench.store, "dead", key="another")
     receipt = replace(Receipt.of(claim, 0), outcome=done())
     bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
-    until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
+    teller.expire()
     assert teller.deliver(owner="three", key="another") == Replayed("done")
     assert (teller.runs, bank.deposits(), len(bank.rows())) == (1, [1], 2)
 
@@ -118,7 +117,7 @@ def test_nothing_is_left_in_the_session(make_pooled: MakePooled) -> None:
     assert [tuple(each) for each in read_by(bank, state)] == [(numbers[0], "0", 0)]
 
 
-def test_a_transaction_keeps_its_connection(make_pooled: MakePooled, pool: Callable[..., "Future[Any]"]) -> None:
+def test_a_transaction_keeps_its_connection(make_pooled: MakePooled) -> None:
     """With one for all, another run waits for the first's end, and both are committed."""
     bank = make_pooled(1)
     tellers, begun, go_on = [Teller(bank), Teller(bank)], threading.Event(), threading.Event()
@@ -128,12 +127,20 @@ def test_a_transaction_keeps_its_connection(make_pooled: MakePooled, pool: Calla
         assert go_on.wait(BOUND_SECONDS)
         return "first"
 
-    first = pool(lambda: tellers[0].deliver(stand_still, key="one"))
-    assert begun.wait(BOUND_SECONDS)
-    second = pool(lambda: tellers[1].deliver(key="two"))
-    until(lambda: tellers[1].bench.events().count("Claimed") == 1)
-    go_on.set()
-    assert (first.result(BOUND_SECONDS), second.result(BOUND_SECONDS)) == (Returned("first"), Returned(1))
+    def deliver(number: int, body: Callable[[RunContext], Any] | None) -> Any:
+        try:
+            return tellers[number].deliver(body, key=str(number))
+        finally:
+            # That of this thread.
+            bank.close()
+
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(deliver, 0, stand_still)
+        assert begun.wait(BOUND_SECONDS)
+        second = executor.submit(deliver, 1, None)
+        until(lambda: tellers[1].bench.events().count("Claimed") == 1)
+        go_on.set()
+        assert (first.result(BOUND_SECONDS), second.result(BOUND_SECONDS)) == (Returned("first"), Returned(1))
     assert len(bank.rows()) == 2
 
 
@@ -146,9 +153,9 @@ def test_a_zombie_that_comes_first(bank: Bank, pool: Callable[..., "Future[Any]"
         assert go_on.wait(BOUND_SECONDS)
         return "first"
 
-    zombie = pool(lambda: teller.deliver(stand_still, "zombie", lease_seconds=0.5))
+    zombie = pool(lambda: teller.deliver(stand_still, "zombie"))
     assert begun.wait(BOUND_SECONDS)
-    expire(teller)
+    teller.expire()
     successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
     until(lambda: teller.bench.events().count("Claimed") == 2)
     go_on.set()
@@ -164,12 +171,12 @@ def test_a_zombie_that_comes_last(bank: Bank) -> None:
 
     def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
         bank.receipts.begin = begin
-        expire(teller)
+        teller.expire()
         assert teller.deliver(lambda _: "second", "successor") == Returned("second")
         return begin(receipt, wait_seconds)
 
     bank.receipts.begin = begin_late
-    assert teller.deliver(lambda _: "first", "zombie", lease_seconds=0.5) == Replayed("second")
+    assert teller.deliver(lambda _: "first", "zombie") == Replayed("second")
     assert (teller.runs, bank.deposits()) == (1, [1])
 
 

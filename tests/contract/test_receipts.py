@@ -52,7 +52,6 @@ from tests.support.receipts import (
     committed,
     connection_of,
     elsewhere,
-    expire,
     finished,
     is_connected,
     read_by,
@@ -157,9 +156,9 @@ class TestTwoRuns:
             assert go_on.wait(BOUND_SECONDS)
             return "first"
 
-        zombie = pool(lambda: teller.deliver(stand_still, "zombie", lease_seconds=0.5))
+        zombie = pool(lambda: teller.deliver(stand_still, "zombie"))
         assert begun.wait(BOUND_SECONDS)
-        expire(teller)
+        teller.expire()
         successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
         until(lambda: teller.bench.events().count("Claimed") == 2)
         go_on.set()
@@ -174,12 +173,12 @@ class TestTwoRuns:
 
         def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
             bank.receipts.begin = begin
-            expire(teller)
+            teller.expire()
             done_by.append(teller.deliver(lambda _: "second", "successor"))
             return begin(receipt, wait_seconds)
 
         bank.receipts.begin = begin_late
-        verdict = teller.deliver(lambda _: "first", "zombie", lease_seconds=0.5)
+        verdict = teller.deliver(lambda _: "first", "zombie")
         assert (done_by, verdict) == ([Returned("second")], Replayed("second"))
         assert (teller.runs, bank.deposits()) == (1, [1])
 
@@ -1021,10 +1020,10 @@ class TestCost:
         assert [each.startswith("INSERT INTO deposits") for each in first].index(True) == before
         assert len(first) == before + 1 + after
         assert self.statements(bank, lambda: teller.deliver(owner="two")) == []
-        claim = grant(teller.bench.store, "dead", key="third", lease_seconds=0.001)
+        claim = grant(teller.bench.store, "dead", key="third")
         receipt = replace(Receipt.of(claim, 0), outcome=done())
         bank.receipts.begin(replace(receipt, outcome=None), 1).commit(receipt)
-        until(lambda: claim.expires_at + 0.002 < teller.bench.store.clock.now())
+        teller.expire()
         verdicts: list[Any] = []
         rerun = self.statements(bank, lambda: verdicts.append(teller.deliver(owner="three", key="third")))
         assert (verdicts, len(rerun)) == ([Replayed("done")], before)
