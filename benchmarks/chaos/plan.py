@@ -8,7 +8,19 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Deck", "Job", "Message", "Outage", "Plan", "Rotation", "Strike", "StrikeKind", "Trouble", "draw"]
+__all__ = [
+    "LAST_RANK",
+    "Deck",
+    "Job",
+    "Message",
+    "Outage",
+    "Plan",
+    "Rotation",
+    "Strike",
+    "StrikeKind",
+    "Trouble",
+    "draw",
+]
 
 #: Seconds between two messages on average: about four bodies of a contender run at a time.
 SECONDS_PER_MESSAGE: Final = 0.45
@@ -50,6 +62,8 @@ LONG_LIFE_SHARE: Final = 1 / 3
 #: The run begins when the first bodies run, and ends when the last were just published; in seconds.
 CALM_SECONDS: Final = 1.0
 AFTERMATH_SECONDS: Final = 3.0
+#: The rank of a blow is less than 1, also rounded.
+LAST_RANK: Final = 0.9999
 
 
 class StrikeKind(StrEnum):
@@ -226,7 +240,7 @@ def _strikes(rng: random.Random, count: int, window: float, *, pauses: bool, thr
         Strike(
             at=round(at, 3),
             kind=kind,
-            rank=round(rng.random(), 4),
+            rank=min(round(rng.random(), 4), LAST_RANK),
             seconds=round(rng.uniform(*PAUSE_SECONDS), 3) if pauses else 0.0,
         )
         for kind, at in times

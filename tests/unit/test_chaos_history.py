@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.chaos.checker import OVERTAKING_SECONDS, Finding, Kind, check
 from benchmarks.chaos.figures import Figures, Recovery, figures_of, recoveries, spread
 from benchmarks.chaos.history import Event, History, What
-from benchmarks.chaos.plan import StrikeKind, draw
+from benchmarks.chaos.plan import LAST_RANK, StrikeKind, draw
 
 W1, W2 = "w1@ours", "w2@ours"
 CHILD, OTHER = 11, 22
@@ -614,3 +614,10 @@ def test_key_without_the_effect_of_a_step_is_lost() -> None:
     (finding,) = judged(book).findings
     assert finding.kind is Kind.LOST
     assert "k001 has no effect in step plain" in finding.text
+
+
+def test_each_blow_has_a_victim_among_any_number() -> None:
+    """Also where chance is so close to 1 that it is rounded up, as one of this plan's is."""
+    plan = draw(seed=3, keys=40, messages=50, kills=16, threads=False, pause=False, faults=False)
+    assert max(strike.rank for strike in plan.strikes) == LAST_RANK
+    assert LAST_RANK < 1
