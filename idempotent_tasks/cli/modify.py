@@ -159,7 +159,7 @@ def _purge_receipts(admin: AdminContext) -> None:
     tables = {repr(each.imported_receipts): each.imported_receipts for each in policies}
     found = {name: table for name, table in sorted(tables.items()) if table is not None}
     if not found:
-        refuse("no task of the app has receipts")
+        refuse("no task of the app has receipts; of those that only steps have, call purge(time.time()) in a job")
     for name, table in found.items():
         try:
             count = table.purge(admin.now())
