@@ -3,6 +3,8 @@
 import random
 from typing import Any, Final
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import Idempotency
 from simulation.faults import LATEST_IN_LEASES
@@ -73,11 +75,16 @@ class _StepsWorld(RandomWorld):
         """Follow the plan of the version that is deployed when the run begins."""
         versions, swallows = message.plan
         steps = Steps(self, run, number, asks=self._asks, swallows=swallows)
-        for step, argument in versions[self.scheduler.now >= self._deployed_at]:
-            if step == "call":
-                steps.call(argument)
-            else:
-                self.follow(step, argument, run, message, number)
+        try:
+            for step, argument in versions[self.scheduler.now >= self._deployed_at]:
+                if step == "call":
+                    steps.call(argument)
+                else:
+                    self.follow(step, argument, run, message, number)
+        except SoftTimeLimitExceeded:
+            # As with ``autoretry_for``, once.
+            self.follow("retry", 1, run, message, number)
+            raise
         return number
 
 

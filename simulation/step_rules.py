@@ -300,7 +300,10 @@ def _ends(facts: StepFacts) -> Found:
             if is_own and text(written.item, "status") != "INPROGRESS" and written.at > entry.at:
                 yield written.at, f"run {run} has an outcome although it was ended in a step"
         over = facts.goes_on(entry)
-        if over is None or entry.details["is_lost"] or entry.details["why"] != "StepUnkept":
+        if over is None or entry.details["why"] != "StepUnkept":
+            continue
+        record = facts.record_at(entry.details["key"], over.at)
+        if entry.details["is_lost"] and holder(record) != entry.details["owner"]:
             continue
         about = "release", entry.details["key"], entry.details["owner"]
         if not any((call.method, call.key, call.owner) == about for call in facts.history.calls):
