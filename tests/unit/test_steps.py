@@ -34,7 +34,7 @@ from idempotent_tasks import (
 )
 from idempotent_tasks.core.atomic import Atomic
 from idempotent_tasks.core.encoding import MAX_RESULT_BYTES
-from idempotent_tasks.core.guard import Replayed, Returned, Unresolved, Unwritten
+from idempotent_tasks.core.guard import Failed, Replayed, Returned, Unresolved, Unwritten
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.records import MOST_STEPS, Busy, Granted
 from idempotent_tasks.core.stepped import SteppedRun
@@ -1490,6 +1490,26 @@ class TestReceipts:
         clock.advance(LEASE + 1)
         assert bench.deliver("two", body, guard=bench.guard(following=Sent())) == Returned(1)
         assert receipts.effects == [1]
+
+    def test_a_claim_that_ends_before_the_commit(
+        self, bench: Bench, receipts: MemoryReceipts, clock: FakeClock
+    ) -> None:
+        """Who has the key now need not come to this step, and meet its receipt: it is rolled back."""
+
+        def fail(_: RunContext) -> None:
+            raise KeyError("no such order")
+
+        def write(run: RunContext) -> None:
+            run.session.append(17)
+            clock.advance(LEASE + 1)
+            assert isinstance(bench.deliver("two", fail, guard=final), Failed)
+
+        guard, final = bench.guard(following=Sent()), bench.guard(store_failures=KeyError)
+        verdict = bench.deliver(
+            value=lambda run: run.step.options(receipts=receipts)("row", lambda: write(run)), guard=guard
+        )
+        assert isinstance(verdict, Failed)
+        assert (receipts.effects, receipts.rows) == ([], {})
 
     @pytest.mark.parametrize("at", ["the commit", "the body"])
     def test_a_lost_transaction_runs_again(self, bench: Bench, receipts: MemoryReceipts, at: str) -> None:
