@@ -14,7 +14,7 @@ import click
 from simulation.planted import FOUND, PLANTED, BugName, Found, PlantedBug, found
 
 #: The worlds in the order in which they are searched.
-SEARCHED: Final = ("small", "calls", "directed", "reruns", "atomic", "receipts", "whole")
+SEARCHED: Final = ("small", "small-steps", "calls", "directed", "reruns", "atomic", "receipts", "steps", "whole")
 _VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
 
 
@@ -26,7 +26,7 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
         bounds: by world: how many histories are played at most.
     """
     for world in SEARCHED:
-        options = ("--planted", bug.name, "--world", world, "--histories", str(bounds[world]))
+        options = ("--planted", bug.name, "--world", world, "--histories", str(bounds[world.replace("-", "_")]))
         played = subprocess.run(  # noqa: S603 - the names of our own planted bugs
             [sys.executable, "-m", "simulation", *options], capture_output=True, text=True, check=False
         )
@@ -44,11 +44,13 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
     "--bug", "names", type=BugName(), multiple=True, help="Search this bug of simulation/planted.toml only; repeatable."
 )
 @click.option("--small", default=5_000, show_default=True, help="How many histories of the small world to play.")
+@click.option("--small-steps", default=5_000, show_default=True, help="How many of it with steps to play then.")
 @click.option("--calls", default=200, show_default=True, help="How many sequences of calls to play then.")
 @click.option("--directed", default=300, show_default=True, help="How many directed histories to play then.")
 @click.option("--reruns", default=500, show_default=True, help="How many histories of reruns to play then.")
 @click.option("--atomic", default=500, show_default=True, help="How many histories with writes to play then.")
 @click.option("--receipts", default=500, show_default=True, help="How many histories with receipts to play then.")
+@click.option("--steps", default=500, show_default=True, help="How many histories with steps to play then.")
 @click.option("--whole", default=2_000, show_default=True, help="How many histories of the whole world to play then.")
 @click.option("--processes", default=1, show_default=True, help="How many bugs to search at once.")
 def main(names: tuple[str, ...], processes: int, **bounds: int) -> None:

@@ -21,6 +21,8 @@ __all__ = ["STEP_INVARIANTS", "StepFacts"]
 _ENDS: Final = ("step-returned", "step-ended")
 #: Seconds by which the times of entries are later than those of calls, at most.
 _ROUNDING: Final = 0.01
+#: Seconds within which a step is kept where the store answers.
+_KEEP_SECONDS: Final = 1.0
 
 Found = Iterator[tuple[float, str]]
 
@@ -148,6 +150,16 @@ class StepFacts:
         process = entry.details["process"]
         later = (each for each in self.history.of("again", "ended") if each.at > entry.at)
         return next((each for each in later if each.details["process"] == process), None)
+
+    def is_interrupted_again(self, done: Entry) -> bool:
+        """Return whether two interrupts come while a step is kept, of which a soft time limit sends but one."""
+        process, kinds = done.details["process"], ("soft-limit", "interrupted-in-keep")
+        came = (
+            each.at - done.at
+            for each in self.history.of("soft-limit", "fault")
+            if each.details.get("process") == process and each.details.get("fault", each.kind) in kinds
+        )
+        return sum(abs(after) < _KEEP_SECONDS for after in came) > 1
 
     def is_forced(self, entry: Entry) -> bool:
         """Return whether an operator may have ended the claim of a run."""
@@ -322,9 +334,9 @@ def _calm(facts: StepFacts) -> Found:
     """Where the store answers and no process is killed or stopped, a step that has returned never runs again."""
     done: dict[StepName, int] = {}
     for entry in facts.history.of("step-done", "step-ran"):
-        if entry.kind == "step-done":
+        if entry.kind == "step-done" and not facts.is_interrupted_again(entry):
             done[_of(entry)] = entry.details["run"]
-        elif _of(entry) in done and not facts.is_forced(entry):
+        elif entry.kind == "step-ran" and _of(entry) in done and not facts.is_forced(entry):
             yield entry.at, f"{_of(entry)} ran again in run {entry.details['run']} after run {done[_of(entry)]}"
 
 
