@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final
 
+from idempotent_tasks.core.records import message_bytes
 from simulation.history import Entry, History
 from simulation.items import holder, is_lock, is_parked, text, until
 from simulation.provider import SETTLE_SECONDS
@@ -106,6 +107,9 @@ def _kept_messages(reruns: Reruns) -> Found:
             kept_at[key, task_id] = entry.at
         if any(after[each] != before[each] for each in after.keys() & before.keys()):
             yield entry.at, f"a message of {key} was replaced by another"
+        size = sum(message_bytes(task_id, message["B"]) for task_id, message in after.items())
+        if size != int(text(entry.item, "parked_bytes") or 0):
+            yield entry.at, f"the messages of {key} have {size} bytes, and its record says otherwise"
         for task_id in before.keys() - after.keys():
             since, about = kept_at.get((key, task_id), -math.inf), {"key": key, "id": task_id}
             is_published = any(about.items() <= each.details.items() and since < each.at <= entry.at for each in again)

@@ -153,7 +153,7 @@ def test_a_process_that_stands_still_longer_than_its_claim_lives(
 def test_a_process_that_stands_still_in_a_steps_transaction(
     make_guarded: MakeRig, wire: Wire, url: str, store: DynamoDBStore
 ) -> None:
-    """Its successor waits for the step's row and is deferred; the row that was written first is the only one."""
+    """Its successor waits for the row and is deferred; past its claim's end it rolls back, and one row is left."""
     rig = make_guarded(wire.endpoint, visibility_seconds=60, tasks=FULFIL)
     rig.journal.shut("in-save")
     worker = rig.start_worker(2)
@@ -166,5 +166,4 @@ def test_a_process_that_stands_still_in_a_steps_transaction(
         assert Books(rig, url, store).rows("orders") == 0
     done = rig.result(duplicate)
     assert rig.result(published) == done
-    assert done["save"] == zombie
-    assert (Books(rig, url, store).count(), rig.journal.count("save")) == (ONCE, 1)
+    assert (Books(rig, url, store).count(), rig.journal.count("save")) == (ONCE, 2)
