@@ -49,7 +49,8 @@ from idempotent_tasks.core.records import (
 )
 from idempotent_tasks.stores import MOST_FORGOTTEN, MOST_NOTED
 
-COLUMNS = [field.name for field in fields(Record)]
+# It keeps no steps.
+COLUMNS = [field.name for field in fields(Record) if field.name != "steps"]
 CREATE = f"CREATE TABLE IF NOT EXISTS records ({', '.join(COLUMNS)}, PRIMARY KEY (key)) WITHOUT ROWID"
 WRITE = f"INSERT OR REPLACE INTO records VALUES ({', '.join('?' * len(COLUMNS))})"
 #: For how long a call waits for those of other processes, in seconds.
