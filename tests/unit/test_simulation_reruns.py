@@ -28,12 +28,15 @@ class TestWhatIsFound:
         assert self.found("parks", *written(item(owner="a"), parked)) == ["stays parked"]
 
     def test_a_message_that_is_gone(self) -> None:
-        """Or was replaced by another."""
+        """Or was replaced by another, or is there and not counted."""
         parked = item(owner="parked after a", parked_at=2)
-        kept = {**parked, "parked": {"M": {"id-1": {"B": b"x"}}}}
-        other = {**parked, "parked": {"M": {"id-1": {"B": b"y"}}}}
+        kept = {**parked, "parked": {"M": {"id-1": {"B": b"x"}}}, "parked_bytes": {"N": "5"}}
+        other = {**kept, "parked": {"M": {"id-1": {"B": b"y"}}}}
+        assert self.found("parks", *written(item(owner="a"), kept)) == []
         assert self.found("parks", *written(item(owner="a"), kept, parked)) == ["kept messages"]
         assert self.found("parks", *written(item(owner="a"), kept, other)) == ["kept messages"]
+        miscounted = {**kept, "parked_bytes": {"N": "0"}}
+        assert self.found("parks", *written(item(owner="a"), kept, miscounted)) == ["kept messages"]
 
     def test_an_effect_that_happens_twice(self) -> None:
         """Under a claim that lives for long enough."""
