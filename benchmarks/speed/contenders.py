@@ -29,7 +29,7 @@ from benchmarks.speed.calls import (
 )
 from idempotent_tasks import DynamoDBStore, Idempotency, IdempotentTask
 
-__all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "build_app", "load", "names", "queue_named"]
+__all__ = ["CACHED", "CHARGE", "NOTE", "Contender", "build_app", "load", "names", "new_app", "queue_named"]
 
 #: Writes the record of a key in a bare request, and returns when the table has answered.
 Write = Callable[[str], None]
@@ -181,6 +181,15 @@ def names(*wanted: str) -> Sequence[str]:
 
 def build_app(place: Place) -> Celery:
     """Return the app with the contender's tasks registered; nothing global is touched."""
+    # The usual way to bound how long a worker that died holds a key.
+    app = new_app(place, IN_PROGRESS_SECONDS)
+    load(place.contender).declare(app, place)
+    app.task(note, name=NOTE, shared=False)
+    return app
+
+
+def new_app(place: Place, limit_seconds: float) -> Celery:
+    """Return an app over a place's servers and queue, without tasks, whose tasks have a hard time limit."""
     app = Celery(place.prefix, set_as_current=False)
     app.conf.update(
         broker_url=place.broker_url,
@@ -195,11 +204,8 @@ def build_app(place: Place) -> Celery:
         task_default_routing_key=place.queue,
         # Its announcements and questions would be counted with the tasks.
         worker_enable_remote_control=False,
-        # The usual way to bound how long a worker that died holds a key.
-        task_time_limit=IN_PROGRESS_SECONDS,
+        task_time_limit=limit_seconds,
     )
-    load(place.contender).declare(app, place)
-    app.task(note, name=NOTE, shared=False)
     return app
 
 

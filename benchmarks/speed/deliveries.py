@@ -13,7 +13,7 @@ from tests.testbed.forking import Child
 from tests.testbed.outcome_memory import remember_ten_thousand
 from tests.testbed.wire import Wire, wire_to
 
-__all__ = ["memory", "requests", "throughput"]
+__all__ = ["cpu_seconds", "memory", "requests", "throughput"]
 
 Sample = Mapping[str, float]
 
@@ -88,9 +88,9 @@ def _sample_throughput(bench: Bench, name: str, table: str, number: int) -> Samp
     with running(bench.place(name, bench.roto_url, table), processes=PROCESSES) as worker:
         worker.warm_up(WARM_UP_TASKS)
         worker.stage(tasks)
-        before, began = _cpu_seconds(worker.pid), psutil.cpu_times()
+        before, began = cpu_seconds(worker.pid), psutil.cpu_times()
         tally = worker.work_off(tasks)
-        spent, ended = _cpu_seconds(worker.pid) - before, psutil.cpu_times()
+        spent, ended = cpu_seconds(worker.pid) - before, psutil.cpu_times()
     busy, idle = _busy(ended) - _busy(began), _idle(ended) - _idle(began)
     return {
         RATE: tasks / tally.seconds,
@@ -100,7 +100,7 @@ def _sample_throughput(bench: Bench, name: str, table: str, number: int) -> Samp
     }
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return what a process and all below it have spent, in seconds."""
     import psutil
 

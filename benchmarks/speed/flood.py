@@ -15,7 +15,8 @@ from redis import Redis
 from benchmarks.chaos.contenders import REDELIVERED
 from benchmarks.speed.bench import Bench, Place
 from benchmarks.speed.calls import store_at
-from benchmarks.speed.contenders import queue_named
+from benchmarks.speed.contenders import new_app
+from benchmarks.speed.deliveries import cpu_seconds
 from benchmarks.speed.rows import Reach, Row, interleaved, rows_of
 from idempotent_tasks import Idempotency, IdempotentTask
 from tests.testbed.waiting import wait_for
@@ -80,22 +81,8 @@ class Counted:
 
 def build_app(place: Place) -> Celery:
     """Return the app of a place; nothing global is touched."""
-    app = Celery(place.prefix, set_as_current=False)
-    app.conf.update(
-        broker_url=place.broker_url,
-        broker_transport_options=place.transport_options,
-        broker_connection_retry_on_startup=True,
-        result_backend=place.result_backend,
-        result_backend_transport_options={"global_keyprefix": f"{place.prefix}."},
-        result_expires=3600,
-        task_queues=[queue_named(place.queue)],
-        task_default_queue=place.queue,
-        task_default_exchange=place.queue,
-        task_default_routing_key=place.queue,
-        worker_enable_remote_control=False,
-        task_time_limit=LIMIT_SECONDS,
-        idempotency_store=store_at(place.endpoint, place.table),
-    )
+    app = new_app(place, LIMIT_SECONDS)
+    app.conf.idempotency_store = store_at(place.endpoint, place.table)
     counted = Counted(place)
 
     def hold(order: str, seconds: float) -> str:
@@ -135,11 +122,7 @@ class _Flooded:
 
     def cpu_seconds(self) -> float:
         """Return what the worker and its pool have spent."""
-        import psutil
-
-        parent = psutil.Process(self.worker.process.pid)
-        times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
-        return sum(each.user + each.system for each in times)
+        return cpu_seconds(self.worker.process.pid)
 
 
 @contextmanager

@@ -285,7 +285,7 @@ class SteppedRun:
             case Unanswered(error):
                 raise self._unkept(type(error)(f"{_not_kept(call)}: {error.message}"))
             case Lost():
-                self.run.claim_lost = True
+                self.run.lose()
                 raise self._unkept(StoreUnavailableError(f"{_not_kept(call)}: its claim was lost"), is_lost=True)
 
     def _unkept(self, error: StoreError, *, is_lost: bool = False) -> StepUnkept:

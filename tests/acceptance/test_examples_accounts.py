@@ -9,9 +9,8 @@ import httpx
 import pytest
 import redis
 
-from tests.support.examples import Example, dynamodb_url
+from tests.support.examples import RESULT_SECONDS, Example, dynamodb_url, outcome
 from tests.support.receipts import new_database
-from tests.testbed.processes import free_port
 from tests.testbed.waiting import wait_for
 
 WORKER = "celery -A tasks worker"
@@ -19,7 +18,6 @@ READY = r" ready\."
 POST = "localhost:8080/accounts/ann/deposits"
 #: The deposits of the README, in its order: the same key with another amount is the second.
 FIRST, CONFLICTING, KILLED = range(3)
-RESULT_SECONDS = 60.0
 #: After which Redis delivers a message again that nobody has acknowledged.
 VISIBILITY_SECONDS = 5
 HELD = "86400"
@@ -49,22 +47,8 @@ def accounts(postgresql: dict[str, str], redis_url: str, roto: str, table: str, 
 @pytest.fixture
 def api(accounts: Example) -> Iterator[str]:
     """The URL of the example's API."""
-    port = free_port()
-    with accounts.running("uvicorn", "Application startup complete", {"8080": str(port)}):
-        yield f"http://127.0.0.1:{port}"
-
-
-def outcome(api: str, accepted: httpx.Response) -> httpx.Response:
-    """Return the answer of the API when a deposit has come to its end."""
-    assert accepted.status_code == 202, accepted.text
-    url = f"{api}/deposits/{accepted.json()['task_id']}"
-
-    def look() -> list[httpx.Response]:
-        answer = httpx.get(url)
-        return [] if answer.status_code == 202 else [answer]
-
-    (answer,) = wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
-    return answer
+    with accounts.serving() as url:
+        yield url
 
 
 def balance(api: str) -> int:
@@ -88,10 +72,10 @@ def test_two_posts_of_one_key_are_one_deposit(accounts: Example, api: str) -> No
     with accounts.running(WORKER, READY):
         posted = [accounts.request(POST, api, FIRST) for _ in range(2)]
         assert posted[0].json()["task_id"] != posted[1].json()["task_id"]
-        first, second = (outcome(api, each) for each in posted)
+        first, second = (outcome(each, f"{api}/deposits") for each in posted)
         assert first.status_code == second.status_code == 200
         assert first.json()["number"] == second.json()["number"]
-        assert outcome(api, accounts.request(POST, api, CONFLICTING)).status_code == 409
+        assert outcome(accounts.request(POST, api, CONFLICTING), f"{api}/deposits").status_code == 409
         wait_for_notices(accounts, accounts.shown("cat notices.txt").splitlines())
     asked, after_the_post = "localhost:8080/accounts/ann", 1
     shown = accounts.shown(f"curl {asked}", after_the_post).strip()
@@ -109,7 +93,7 @@ def test_worker_killed_before_the_commit(accounts: Example, api: str) -> None:
     visible_at = time.monotonic() + VISIBILITY_SECONDS
     wait_for(lambda: time.monotonic() > visible_at, RESULT_SECONDS, "the message is not visible again")
     with accounts.running(WORKER, READY):
-        assert outcome(api, posted).json()["state"] == "SUCCESS"
+        assert outcome(posted, f"{api}/deposits").json()["state"] == "SUCCESS"
         wait_for_notices(accounts, ["ann: 1300 cents have arrived"])
     assert balance(api) == 1300
 
@@ -118,7 +102,7 @@ def test_process_killed_after_the_commit(accounts: Example, api: str) -> None:
     """The next process finds the receipt: its body does not run, and the notice is published."""
     with accounts.running("celery -A dying worker", READY) as worker:
         posted = accounts.request(POST, api, KILLED)
-        assert outcome(api, posted).json()["state"] == "SUCCESS"
+        assert outcome(posted, f"{api}/deposits").json()["state"] == "SUCCESS"
         wait_for_notices(accounts, ["ann: 1300 cents have arrived"])
         log = worker.log.read_text()
     assert "exited with 'signal 9 (SIGKILL)'" in log

@@ -10,14 +10,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.support.examples import Example, dynamodb_url
-from tests.testbed.processes import free_port
+from tests.support.examples import RESULT_SECONDS, Example, dynamodb_url, outcome
 from tests.testbed.servers import roto_server
 from tests.testbed.waiting import wait_for
 
 WORKER = "celery -A tasks worker"
 READY = r" ready\."
-RESULT_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -38,22 +36,8 @@ def payments(redis_url: str, table: str, tmp_path: Path) -> Iterator[Example]:
 @pytest.fixture
 def api(payments: Example) -> Iterator[str]:
     """The URL of the example's API."""
-    port = free_port()
-    with payments.running("uvicorn", "Application startup complete", {"8080": str(port)}):
-        yield f"http://127.0.0.1:{port}"
-
-
-def outcome(api: str, accepted: httpx.Response) -> httpx.Response:
-    """Return the answer of the API when the payment has come to its end."""
-    assert accepted.status_code == 202, accepted.text
-    url = f"{api}/payments/{accepted.json()['task_id']}"
-
-    def look() -> list[httpx.Response]:
-        answer = httpx.get(url)
-        return [] if answer.status_code == 202 else [answer]
-
-    (answer,) = wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
-    return answer
+    with payments.serving() as url:
+        yield url
 
 
 def test_two_posts_of_one_key_are_one_charge(payments: Example, api: str) -> None:
@@ -61,13 +45,13 @@ def test_two_posts_of_one_key_are_one_charge(payments: Example, api: str) -> Non
     with payments.running(WORKER, READY):
         accepted = [payments.request("localhost:8080/payments", api) for _ in range(2)]
         assert accepted[0].json()["task_id"] != accepted[1].json()["task_id"]
-        outcomes = [outcome(api, each) for each in accepted]
+        outcomes = [outcome(each, f"{api}/payments") for each in accepted]
         assert {each.status_code for each in outcomes} == {200}
         assert [each.json()["receipt"] for each in outcomes] == [
             {"customer": "ann", "amount_cents": 4200, "receipt": 1}
         ] * 2
         assert payments.run("python provider.py") == payments.shown("python provider.py")
-        assert outcome(api, payments.request("localhost:8080/payments", api, number=1)).status_code == 409
+        assert outcome(payments.request("localhost:8080/payments", api, number=1), f"{api}/payments").status_code == 409
         assert payments.run("python provider.py") == payments.shown("python provider.py")
     payment = {"customer": "ann", "amount_cents": 1}
     refused = httpx.post(f"{api}/payments", json=payment, headers={"Idempotency-Key": ""})
@@ -88,7 +72,7 @@ def test_worker_killed_while_it_charges(payments: Example, api: str, slow: str, 
         )
     del payments.environment[slow]
     with payments.running(WORKER, READY):
-        assert outcome(api, accepted).json()["receipt"]["receipt"] == 1
+        assert outcome(accepted, f"{api}/payments").json()["receipt"]["receipt"] == 1
     (first_key, first_fence), (second_key, second_fence) = rows(payments, "requests")
     assert first_key == second_key
     assert first_fence < second_fence

@@ -146,37 +146,16 @@ def test_a_transaction_keeps_its_connection(make_pooled: MakePooled) -> None:
 
 def test_a_zombie_that_comes_first(bank: Bank, pool: Callable[..., "Future[Any]"]) -> None:
     """Its successor waits at the row, and has its result."""
-    teller, begun, go_on = Teller(bank), threading.Event(), threading.Event()
-
-    def stand_still(_: RunContext) -> str:
-        begun.set()
-        assert go_on.wait(BOUND_SECONDS)
-        return "first"
-
-    zombie = pool(lambda: teller.deliver(stand_still, "zombie"))
-    assert begun.wait(BOUND_SECONDS)
-    teller.expire()
-    successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
-    until(lambda: teller.bench.events().count("Claimed") == 2)
-    go_on.set()
-    assert successor.result(BOUND_SECONDS) == Replayed("first")
-    zombie.result(BOUND_SECONDS)
+    teller = Teller(bank)
+    _, successor = teller.zombie_first(pool)
+    assert successor == Replayed("first")
     assert (teller.runs, bank.deposits()) == (1, [1])
 
 
 def test_a_zombie_that_comes_last(bank: Bank) -> None:
     """It finds its successor's row, and that is its result too."""
     teller = Teller(bank)
-    begin = bank.receipts.begin
-
-    def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
-        bank.receipts.begin = begin
-        teller.expire()
-        assert teller.deliver(lambda _: "second", "successor") == Returned("second")
-        return begin(receipt, wait_seconds)
-
-    bank.receipts.begin = begin_late
-    assert teller.deliver(lambda _: "first", "zombie") == Replayed("second")
+    assert teller.zombie_last() == (Replayed("second"), Returned("second"))
     assert (teller.runs, bank.deposits()) == (1, [1])
 
 

@@ -149,37 +149,16 @@ class TestTwoRuns:
 
     def test_a_zombie_that_comes_first(self, bank: Bank, pool: Callable[..., "Future[Any]"]) -> None:
         """Its claim was taken over while its body ran: its successor waits, and has its result."""
-        teller, begun, go_on = Teller(bank), threading.Event(), threading.Event()
-
-        def stand_still(_: RunContext) -> str:
-            begun.set()
-            assert go_on.wait(BOUND_SECONDS)
-            return "first"
-
-        zombie = pool(lambda: teller.deliver(stand_still, "zombie"))
-        assert begun.wait(BOUND_SECONDS)
-        teller.expire()
-        successor = pool(lambda: teller.deliver(lambda _: "second", "successor"))
-        until(lambda: teller.bench.events().count("Claimed") == 2)
-        go_on.set()
-        assert successor.result(BOUND_SECONDS) == Replayed("first")
+        teller = Teller(bank)
+        zombie, successor = teller.zombie_first(pool)
+        assert successor == Replayed("first")
         assert (teller.runs, bank.deposits()) == (1, [1])
-        assert type(zombie.result(BOUND_SECONDS)).__name__ in ("Busy", "Replayed")
+        assert type(zombie).__name__ in ("Busy", "Replayed")
 
     def test_a_zombie_that_comes_last(self, bank: Bank) -> None:
         """It has stood still before its transaction: it finds its successor's row, and that is its result too."""
         teller = Teller(bank)
-        begin, done_by = bank.receipts.begin, []
-
-        def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
-            bank.receipts.begin = begin
-            teller.expire()
-            done_by.append(teller.deliver(lambda _: "second", "successor"))
-            return begin(receipt, wait_seconds)
-
-        bank.receipts.begin = begin_late
-        verdict = teller.deliver(lambda _: "first", "zombie")
-        assert (done_by, verdict) == ([Returned("second")], Replayed("second"))
+        assert teller.zombie_last() == (Replayed("second"), Returned("second"))
         assert (teller.runs, bank.deposits()) == (1, [1])
 
     def test_a_wait_that_is_too_long(self, bank: Bank, pool: Callable[..., "Future[Any]"]) -> None:

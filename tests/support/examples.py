@@ -15,15 +15,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from tests.testbed.processes import ChildProcess
+from tests.testbed.processes import ChildProcess, free_port
+from tests.testbed.waiting import wait_for
 
-__all__ = ["Example", "OnRabbitMQ", "dynamodb_url"]
+__all__ = ["RESULT_SECONDS", "Example", "OnRabbitMQ", "dynamodb_url", "outcome"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What somebody leaves there who follows a README by hand; .gitignore has the same list.
 LEFT_BEHIND = ("*.pid", "*.sqlite*", "*.txt", "__pycache__", "beat-*", "mails", "roto-data")
 START_SECONDS = 60.0
 COMMAND_SECONDS = 90.0
+#: Within which a task has its result, also one whose worker was killed.
+RESULT_SECONDS = 60.0
 
 _curl = argparse.ArgumentParser(prog="curl")
 _curl.add_argument("url")
@@ -110,6 +113,13 @@ class Example:
         instead = {self.folder.name: self.environment["QUEUE"]}
         return self.running("celery -A tasks worker", r" ready\.", instead, **variables)
 
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        """Run the README's API for the length of a block, on a port of its own; yield its URL."""
+        port = free_port()
+        with self.running("uvicorn", "Application startup complete", {"8080": str(port)}):
+            yield f"http://127.0.0.1:{port}"
+
     def lines(self, name: str) -> list[str]:
         """Return the lines of a file that the example writes; none if it has not begun to."""
         path = self.folder / name
@@ -125,6 +135,24 @@ class Example:
         if options.data is not None:
             return httpx.post(url, data=parse_qs(options.data), headers=headers)
         return httpx.get(url, headers=headers)
+
+
+def outcome(accepted: httpx.Response, collection: str) -> httpx.Response:
+    """Return the answer of an example's API when a task that it has accepted has come to its end.
+
+    Args:
+        accepted: the answer to the request for it.
+        collection: the URL of all of its kind, which the task's id follows.
+    """
+    assert accepted.status_code == 202, accepted.text
+    url = f"{collection}/{accepted.json()['task_id']}"
+
+    def look() -> list[httpx.Response]:
+        answer = httpx.get(url)
+        return [] if answer.status_code == 202 else [answer]
+
+    (answer,) = wait_for(look, RESULT_SECONDS, f"{url} has no outcome")
+    return answer
 
 
 def _command(line: str) -> list[str]:

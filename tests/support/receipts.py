@@ -1,10 +1,11 @@
 """Receipts for tests: a database in memory that loses what a test wants lost, and banks in real databases."""
 
 import json
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -502,3 +503,39 @@ class Teller:
     def expire(self) -> None:
         """Let every claim end, as those of processes that stand still."""
         self.clock.advance(LATER_SECONDS)
+
+    def zombie_first(self, pool: Callable[..., "Future[Any]"]) -> tuple[Any, Any]:
+        """Let a run stand still in its transaction past its claim, and go on when its successor waits for its row.
+
+        Returns:
+            What each was answered, the zombie first.
+        """
+        begun, go_on = threading.Event(), threading.Event()
+
+        def stand_still(_: RunContext) -> str:
+            begun.set()
+            assert go_on.wait(BOUND_SECONDS)
+            return "first"
+
+        zombie = pool(lambda: self.deliver(stand_still, "zombie"))
+        assert begun.wait(BOUND_SECONDS)
+        self.expire()
+        successor = pool(lambda: self.deliver(lambda _: "second", "successor"))
+        until(lambda: self.bench.events().count("Claimed") == 2)
+        go_on.set()
+        return zombie.result(BOUND_SECONDS), successor.result(BOUND_SECONDS)
+
+    def zombie_last(self) -> tuple[Any, Any]:
+        """Let a run stand still before its transaction, until its successor has committed; return what each got."""
+        begin, successors = self.bank.receipts.begin, []
+
+        def begin_late(receipt: Receipt, wait_seconds: float) -> Any:
+            self.bank.receipts.begin = begin
+            self.expire()
+            successors.append(self.deliver(lambda _: "second", "successor"))
+            return begin(receipt, wait_seconds)
+
+        self.bank.receipts.begin = begin_late
+        zombie = self.deliver(lambda _: "first", "zombie")
+        (successor,) = successors
+        return zombie, successor
