@@ -31,6 +31,7 @@ PARTS: Final = {
     "renewals": ("renewals", "measure"),
     "flood": ("flood", "measure"),
     "deferrals": ("flood", "deferrals"),
+    "crowd": ("crowd", "measure"),
 }
 
 #: Exit codes.

@@ -13,7 +13,7 @@ from redis import Redis
 
 from benchmarks.command import own_environment
 from benchmarks.speed.calls import store_at
-from tests.testbed.servers import ministack_server, redis_server, roto_server
+from tests.testbed.servers import ministack_server, rabbitmq_server, redis_server, roto_server
 from tests.testbed.workers import WorkerConfig
 
 __all__ = ["Bench", "Place", "SpeedError"]
@@ -37,6 +37,10 @@ class Place(WorkerConfig):
     table: str
     #: An empty folder for the marks and the log.
     directory: str
+    #: Kombu's options, where the broker is not Redis.
+    options: dict[str, Any] = field(default_factory=dict)
+    #: Arguments of the queue's declaration.
+    queue_arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -66,6 +70,8 @@ class Place(WorkerConfig):
     @property
     def transport_options(self) -> dict[str, Any]:
         """Kombu's options: keys of its own, because a server may have other users."""
+        if not self.broker_url.startswith("redis"):
+            return self.options
         return {
             "unacked_key": self.unacknowledged,
             "unacked_index_key": f"{self.unacknowledged}.index",
@@ -110,6 +116,11 @@ class Bench:
         url = self._stack.enter_context(redis_server(self.folder))
         self._stack.callback(self._forget, url)
         return url
+
+    @cached_property
+    def amqp_url(self) -> str:
+        """A RabbitMQ server."""
+        return self._stack.enter_context(rabbitmq_server(self.folder))
 
     @cached_property
     def roto_url(self) -> str:

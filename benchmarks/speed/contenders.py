@@ -198,7 +198,7 @@ def new_app(place: Place, limit_seconds: float) -> Celery:
         result_backend=place.result_backend,
         result_backend_transport_options={"global_keyprefix": f"{place.prefix}."},
         result_expires=3600,
-        task_queues=[queue_named(place.queue)],
+        task_queues=[queue_named(place.queue, place.queue_arguments)],
         task_default_queue=place.queue,
         task_default_exchange=place.queue,
         task_default_routing_key=place.queue,
@@ -209,9 +209,9 @@ def new_app(place: Place, limit_seconds: float) -> Celery:
     return app
 
 
-def queue_named(name: str) -> Queue:
-    """Return a queue with an exchange of its own."""
-    return Queue(name, Exchange(name), routing_key=name)
+def queue_named(name: str, arguments: Mapping[str, Any] | None = None) -> Queue:
+    """Return a queue with an exchange of its own, and with the arguments of its declaration."""
+    return Queue(name, Exchange(name), routing_key=name, queue_arguments=arguments or None)
 
 
 def note() -> None:

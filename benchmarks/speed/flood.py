@@ -23,15 +23,12 @@ from tests.testbed.waiting import wait_for
 from tests.testbed.wire import wire_to
 from tests.testbed.workers import CeleryWorker
 
-__all__ = ["NEIGHBOUR", "Counted", "build_app", "deferrals", "measure"]
+__all__ = ["HOLD", "NEIGHBOUR", "Counted", "Flooded", "build_app", "deferrals", "flooded", "measure"]
 
 #: The task that holds a key; one with a key of its own; and a plain one that Celery's ``retry`` puts off.
 HOLD: Final = "flood.hold"
 NEIGHBOUR: Final = "flood.neighbour"
 RETRIED: Final = "flood.retried"
-#: Seconds, as of a deferral.
-FIRST_COUNTDOWN: Final = 1.0
-LONGEST_COUNTDOWN: Final = 30.0
 #: For how long a worker that died would hold a key.
 LIMIT_SECONDS: Final = 120
 #: Each pool and how many tasks it runs at once.
@@ -52,30 +49,29 @@ class Counted:
     """
 
     def __init__(self, place: Place) -> None:
-        self._counts = Redis.from_url(place.broker_url, decode_responses=True)
-        self._results = Redis.from_url(place.result_backend, decode_responses=True)
+        self._redis = Redis.from_url(place.result_backend, decode_responses=True)
         self._prefix = place.prefix
 
     def delivered(self) -> None:
         """Count a delivery of what is put off."""
-        self._counts.incr(f"{self._prefix}.deliveries")
+        self._redis.incr(f"{self._prefix}.deliveries")
 
     @property
     def deliveries(self) -> int:
         """How many there were."""
-        return int(self._counts.get(f"{self._prefix}.deliveries") or 0)
+        return int(self._redis.get(f"{self._prefix}.deliveries") or 0)
 
     def note(self, what: str, seconds: float) -> None:
         """Note a time."""
-        self._counts.rpush(f"{self._prefix}.{what}", seconds)
+        self._redis.rpush(f"{self._prefix}.{what}", seconds)
 
     def noted(self, what: str) -> list[float]:
         """Return the times that were noted."""
-        return [float(each) for each in self._counts.lrange(f"{self._prefix}.{what}", 0, -1)]
+        return [float(each) for each in self._redis.lrange(f"{self._prefix}.{what}", 0, -1)]
 
     def successes(self, ids: list[str]) -> int:
         """Return how many of some tasks have their result."""
-        found = self._results.mget([f"{self._prefix}.celery-task-meta-{each}" for each in ids]) if ids else []
+        found = self._redis.mget([f"{self._prefix}.celery-task-meta-{each}" for each in ids]) if ids else []
         return sum('"SUCCESS"' in each for each in found if each)
 
 
@@ -95,7 +91,7 @@ def build_app(place: Place) -> Celery:
         counted.note("waits", time.monotonic() - sent)
 
     def put_off(task: Task) -> None:
-        raise task.retry(countdown=min(FIRST_COUNTDOWN * 2.0**task.request.retries, LONGEST_COUNTDOWN))
+        raise task.retry(countdown=LIMIT_SECONDS)
 
     app.task(hold, name=HOLD, base=IdempotentTask, shared=False, idempotency=Idempotency(key="order"))
     app.task(pass_by, name=NEIGHBOUR, base=IdempotentTask, shared=False)
@@ -104,8 +100,10 @@ def build_app(place: Place) -> Celery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Flooded:
+class Flooded:
     """A worker, what is published to it, and what it counts."""
+
+    place: Place
 
     app: Celery
     counted: Counted
@@ -126,21 +124,27 @@ class _Flooded:
 
 
 @contextmanager
-def _flooded(bench: Bench, name: str, pool: str, endpoint: str, table: str) -> Iterator[_Flooded]:
-    place = bench.place(name, endpoint, table)
+def flooded(place: Place, pool: str, concurrency: int) -> Iterator[Flooded]:
+    """Have a worker of a place run until the end of a block.
+
+    Args:
+        place: where.
+        pool: the kind of its pool.
+        concurrency: how many tasks it runs at once.
+    """
     worker = CeleryWorker(
         "benchmarks.speed.flood_app",
-        f"{name}@flood",
+        f"{place.contender}@flood",
         place.queue,
         place.folder,
         os.environ | place.environment(),
         pool=pool,
-        concurrency=POOLS[pool],
+        concurrency=concurrency,
         loglevel="WARNING",
     )
     try:
         worker.wait_until_ready((place.folder / "ready").exists)
-        yield _Flooded(app=build_app(place), counted=Counted(place), worker=worker)
+        yield Flooded(place=place, app=build_app(place), counted=Counted(place), worker=worker)
     finally:
         worker.kill()
 
@@ -165,7 +169,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 def _flood(bench: Bench, pool: str, table: str, name: str, number: int) -> Mapping[str, float]:
     bench.say(f"flood: round {number + 1} of {bench.rounds}, {pool}, {name}")
     seconds, duplicates = bench.size(30, 3), bench.size(500, 20) if name == "duplicates" else 0
-    with _flooded(bench, pool, pool, bench.ministack_url, table) as it:
+    with flooded(bench.place(pool, bench.ministack_url, table), pool, POOLS[pool]) as it:
         order = it.app.main
         ids = it.publish(HOLD, order, seconds)
         it.wait(lambda: it.counted.noted("begun"))
@@ -202,10 +206,10 @@ def deferrals(bench: Bench) -> Iterator[Row]:
 
 def _put_off(bench: Bench, table: str, task: str, number: int) -> Mapping[str, float]:
     bench.say(f"flood: round {number + 1} of {bench.rounds}, {task} put off")
-    messages = bench.size(300, 20)
+    messages = bench.size(500, 20)
     with (
         wire_to(bench.ministack_url) as wire,
-        _flooded(bench, "putoff", "threads", wire.endpoint, table) as it,
+        flooded(bench.place("putoff", wire.endpoint, table), "threads", POOLS["threads"]) as it,
     ):
         args: tuple[Any, ...] = ()
         if task == HOLD:
@@ -215,7 +219,7 @@ def _put_off(bench: Bench, table: str, task: str, number: int) -> Mapping[str, f
         wire.clear()
         before, delivered = it.cpu_seconds(), it.counted.deliveries
         it.publish(task, *args, number=messages)
-        it.wait(lambda: it.counted.deliveries - delivered >= 3 * messages)
+        it.wait(lambda: it.counted.deliveries - delivered >= messages)
         spent, deliveries = it.cpu_seconds() - before, it.counted.deliveries - delivered
         requests = len(wire.operations())
     return {CPU: spent / deliveries * 1000, REQUESTS: requests / deliveries}
