@@ -3,7 +3,6 @@
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -15,12 +14,14 @@ from celery.exceptions import TaskRevokedError
 from celery.signals import worker_process_shutdown, worker_shutdown
 from celery.utils.imports import instantiate
 from celery.worker import state
+from kombu.asynchronous.timer import Entry, scheduled
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.core.processes import running_as
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
 from idempotent_tasks.messaging.queues import name_queues
 from idempotent_tasks.worker.request import remember_worker
+from idempotent_tasks.worker.waiting import WaitingCopies
 from simulation.app import QUEUE, app
 from simulation.broker import Consumer, Delivered
 from simulation.process import SimulatedProcess
@@ -33,6 +34,9 @@ __all__ = ["Worker"]
 
 #: How likely a body notices SIGTERM before its process is killed.
 HEEDED: Final = 0.5
+
+#: How many copies for one run a worker holds for their countdown only: histories have few.
+MOVING: Final = 2
 
 #: Seconds within which a child is dead that is past its hard limit.
 KILL_SECONDS: Final = 1.0
@@ -53,6 +57,11 @@ class _Pool:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
 
+    @property
+    def num_processes(self) -> int:
+        """How many children there are."""
+        return len(self._worker.busy) + self._worker.free
+
     def maintain_pool(self) -> None:
         """Do nothing: ends are noticed."""
 
@@ -66,6 +75,35 @@ class _Pool:
 
 
 _Pool.__module__ = "celery.concurrency.prefork"
+
+
+class _Timer:
+    """The timer of the worker's event loop, as far as `WaitingCopies` uses it."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._entries: list[Entry] = []
+
+    @property
+    def queue(self) -> list[Any]:
+        """What is not due yet."""
+        return [scheduled(0.0, 0, each) for each in self._entries]
+
+    def call_after(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
+        """Call in the worker's parent process, unless the call is cancelled before."""
+        entry, worker = Entry(call, args), self._worker
+        self._entries.append(entry)
+        worker.world.scheduler.after(seconds, lambda: worker.parent.spawn(lambda: self._fire(entry), "timer"))
+
+    def _fire(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        if not entry.canceled:
+            entry()
+
+    def apply_entry(self, entry: Entry) -> None:
+        """Make a call that is not due yet."""
+        self._worker.world.faults.counts["let-go"] += 1
+        entry()
 
 
 class Worker:
@@ -87,6 +125,7 @@ class Worker:
         #: By child: the callbacks of what it runs.
         self.busy: dict[SimulatedProcess, dict[str, Any]] = {}
         self.pool = _Pool(self)
+        self._timer = _Timer(self)
         self._recycled_after = recycled_after
         #: By child: how many bodies it has run.
         self._ran: Counter[SimulatedProcess] = Counter()
@@ -108,11 +147,24 @@ class Worker:
             remember_worker(SimpleNamespace(app=app, pool_cls=_Pool, time_limit=None, pool=self.pool, consumer=None))
             name_queues(self._consuming)
             self._consuming.basic_consume(queue=QUEUE, callback=self._receive)
+            self.parent.provide(WaitingCopies, WaitingCopies(MOVING))
+            self._connected()
         self._channel = app.connection_for_read().default_channel
         world.broker.subscribe(self.consumer)
 
     def _basic_consume(self, *, queue: str, callback: Callable[[Any], None]) -> None:
         self._callback = callback
+
+    @property
+    def free(self) -> int:
+        """How many children run nothing."""
+        return len(self._free)
+
+    def _connected(self) -> None:
+        """Do what the worker's own bootstep does with each connection."""
+        loop = self.parent.event_loop()
+        consumer = SimpleNamespace(app=app, hub=loop, timer=self._timer, pool=self.pool, call_soon=loop.call_soon)
+        self.parent.own(WaitingCopies).connected(consumer)
 
     def _receive_in_strand(self, held: Delivered) -> None:
         self.parent.spawn(lambda: self._callback(held), "consumer")
@@ -130,18 +182,17 @@ class Worker:
             on_ack=lambda *_: self._settle(lambda: broker.ack(held)),
             on_reject=lambda _, __, requeue=False: self._settle(lambda: broker.reject(held, requeue=requeue)),
         )
-        eta = message.headers.get("eta")
-        left = 0.0 if eta is None else datetime.fromisoformat(eta).timestamp() - app.now().timestamp()
+        left = 0.0 if request.eta is None else request.eta.timestamp() - app.now().timestamp()
         if left > 0:
             self._held_for_eta += 1
-            due = partial(self._due, request, self._connection)
-            self.world.scheduler.after(left, lambda: self.parent.spawn(due, "timer"))
+            self._timer.call_after(left, self._due, request, self._connection)
         else:
             self._take(request)
 
     def _due(self, request: Any, connection: int) -> None:
         self._held_for_eta -= 1
         if connection == self._connection:
+            state.task_reserved(request)
             self._take(request)
 
     def _settle(self, settle: Callable[[], None]) -> None:
@@ -308,6 +359,7 @@ class Worker:
         self.has_failed_callbacks = False
         self._drop_requests(self._connection + 1)
         self.world.broker.lose(self.consumer)
+        self._connected()
         self.world.broker.subscribe(self.consumer)
 
     def _drop_requests(self, connection: int) -> None:

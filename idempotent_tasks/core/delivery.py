@@ -6,6 +6,7 @@ The rest of `core` sees a request only as this value; nothing here imports Celer
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Final
 
 from idempotent_tasks.core.processes import this_process
@@ -22,10 +23,13 @@ __all__ = [
     "PRIVATE_HEADERS",
     "RECOVERIES_HEADER",
     "UNSEEN_HEADER",
+    "WAITS_HEADER",
     "WATCHER_ENTRY",
+    "AwaitedRun",
     "Delivery",
     "OwnerToken",
     "ReceivedMessage",
+    "awaited_run",
     "chord_with_key",
     "explicit_key",
     "following_signatures",
@@ -33,6 +37,7 @@ __all__ = [
     "inherited_headers",
     "is_grouped",
     "read_delivery",
+    "run_digest",
 ]
 
 #: Message header with the caller's explicit key.
@@ -48,6 +53,8 @@ UNSEEN_HEADER: Final = "idempotency_unseen"
 MOST_UNSEEN: Final = 8
 #: Message header of a deferred copy: a random token that no other message has, and the message that it is a copy of.
 COPY_HEADER: Final = "idempotency_copy"
+#: Message header of a deferred copy: the run that it waits for, as `AwaitedRun` writes it.
+WAITS_HEADER: Final = "idempotency_waits_for"
 #: Message header of a deferred copy: how often asking ``recover`` has failed before it.
 RECOVERIES_HEADER: Final = "idempotency_recoveries"
 # The worker's parent process sets three entries of the request dict.
@@ -62,10 +69,15 @@ WATCHER_ENTRY: Final = "idempotency_watcher"
 MESSAGE_ENTRY: Final = "idempotency_message"
 #: Removed when a message is sent again for another reason than deferral.
 PRIVATE_HEADERS: Final = frozenset(
-    (DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, RECOVERIES_HEADER, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY)
+    (
+        *(DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, WAITS_HEADER, RECOVERIES_HEADER),
+        *(HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY),
+    )
 )
 #: An owner token of this library; a message's sender can write anything else, such as a reservation's owner.
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
+#: A `run_digest`, and two times in epoch seconds.
+_WAITS: Final = re.compile(r"([0-9a-f]{32})/(\d{1,11}(?:\.\d{1,6})?)/(\d{1,11}(?:\.\d{1,6})?)")
 #: A higher count is forged: deferred each second, a message reaches it after 11 days.
 MOST_DEFERRALS: Final = 1_000_000
 #: Where signatures stand, one or a list of them: in a message's body, a signature's options, a canvas's arguments.
@@ -181,6 +193,41 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         received=received if isinstance(received, ReceivedMessage) else None,
     )
     return replace(delivery, copy=_token(_header(request, COPY_HEADER), delivery.message))
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedRun:
+    """The run that a deferred copy waits for; times are epoch seconds by the clock of the copy's publisher."""
+
+    #: Its `run_digest`.
+    digest: str
+    #: When it was published; the run had its key shortly before.
+    since: float
+    #: Until when a worker may hold it for the run's end.
+    until: float
+
+    @property
+    def header(self) -> str:
+        """The value of `WAITS_HEADER`."""
+        return f"{self.digest}/{self.since:.3f}/{self.until:.3f}"
+
+
+def awaited_run(headers: Mapping[str, Any]) -> AwaitedRun | None:
+    """Return what the message of a deferred copy waits for, from its headers; None for any other message."""
+    waits, retries = headers.get(WAITS_HEADER), headers.get("retries") or 0
+    # One that was copied from another message is not about this one.
+    if (
+        not isinstance(waits, str)
+        or _token(headers.get(COPY_HEADER), f"{id_text(headers.get('id'))}/{retries}") is None
+    ):
+        return None
+    found = _WAITS.fullmatch(waits)
+    return None if found is None else AwaitedRun(found[1], float(found[2]), float(found[3]))
+
+
+def run_digest(owner: str) -> str:
+    """Return the name of a run in messages, which must not tell its owner token."""
+    return sha256(owner.encode()).hexdigest()[:32]
 
 
 def id_text(task_id: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from celery.exceptions import Reject
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from idempotent_tasks.core.delivery import Delivery, ReceivedMessage
+from idempotent_tasks.core.delivery import WAITS_HEADER, AwaitedRun, Delivery, ReceivedMessage
 from idempotent_tasks.core.processes import this_process
 from idempotent_tasks.messaging.confirms import confirm_publishes
 from idempotent_tasks.messaging.copies import message_copy, publishing, queue_of, rebuilt, sqs_message
@@ -19,16 +19,19 @@ from idempotent_tasks.messaging.queues import (
     QueueLimits,
     delay_queue,
     delays_messages,
+    holds_freely,
     limits_of,
 )
 
-__all__ = ["GivenBack", "Publisher", "countdown_seconds"]
+__all__ = ["GivenBack", "Publisher", "countdown_seconds", "longest_wait_seconds"]
 
 logger = logging.getLogger("idempotent_tasks")
 
 #: The first and the longest countdown in seconds; each deferral doubles it.
 FIRST_COUNTDOWN: Final = 1.0
 LONGEST_COUNTDOWN: Final = 30.0
+#: The longest time in seconds for which a worker holds a copy that waits for a run of its own.
+LONGEST_WAIT: Final = 300.0
 #: The shortest countdown in seconds, unless a visibility timeout or the message's expiry is near.
 SHORTEST_COUNTDOWN: Final = 1.0
 #: The shortest countdown in seconds in any case.
@@ -89,6 +92,19 @@ def countdown_seconds(
     return max(_before_expiry(countdown, expires_in), SHORTEST_OF_ALL)
 
 
+def longest_wait_seconds(claim_left: float, hold_seconds: float | None, expires_in: float | None = None) -> float:
+    """Return for how many seconds a worker may hold a copy that it lets go as soon as a run of its own ends.
+
+    Args:
+        claim_left, hold_seconds, expires_in: as for `countdown_seconds`.
+    """
+    longest = min(LONGEST_WAIT, claim_left + MARGIN)
+    if hold_seconds is not None:
+        longest = min(longest, hold_seconds / 2)
+    # A claim that is renewed outlives them, and then they must not all come back at once.
+    return _before_expiry(longest * this_process().random.uniform(0.5, 1.0), expires_in)
+
+
 def _before_expiry(seconds: float, expires_in: float | None) -> float:
     return seconds if expires_in is None else min(seconds, max(expires_in - EXPIRY_MARGIN, expires_in * EXPIRY_PART))
 
@@ -101,7 +117,12 @@ class Publisher:
         self._undelayed: set[str] = set()
 
     def publish_again(
-        self, task: Any, delivery: Delivery, claim_left: float | None, headers: Mapping[str, Any] | None = None
+        self,
+        task: Any,
+        delivery: Delivery,
+        claim_left: float | None,
+        headers: Mapping[str, Any] | None = None,
+        run: str | None = None,
     ) -> float:
         """Publish the task's current message again with a countdown, and return that countdown in seconds.
 
@@ -114,6 +135,7 @@ class Publisher:
             delivery: of the same message.
             claim_left: seconds until the claim that holds the key expires; None if unknown.
             headers: further headers of the copy.
+            run: the `run_digest` of that claim's run, whose worker may hold the copy until the run ends.
 
         Raises:
             Exception: the broker does not take it, or the queue is unknown; the message must go back.
@@ -123,7 +145,7 @@ class Publisher:
         queue = queue_of(task, received)
         confirmed = confirm_publishes(app)
         # Both tries publish the same copy: the first may have arrived.
-        more = {**(headers or {}), **delivery.successor().headers}
+        more = {**_cleared(received), **(headers or {}), **delivery.successor().headers}
 
         def publish(connection: Any, channel: Any) -> float:
             delays = delays_messages(queue, channel)
@@ -140,7 +162,11 @@ class Publisher:
                 self._declare(channel, queue, delayed)
                 # A worker holds it for the rest: just enough to spread duplicates over time.
                 countdown = min(countdown, delayed.delay + 1.0)
-            eta = {"eta": (app.now() + timedelta(seconds=countdown)).isoformat()}
+            now = app.now()
+            eta = {"eta": (now + timedelta(seconds=countdown)).isoformat()}
+            if run is not None and claim_left is not None and holds_freely(app, channel):
+                longest = longest_wait_seconds(claim_left, held, _expires_in(task))
+                eta[WAITS_HEADER] = AwaitedRun(run, now.timestamp(), now.timestamp() + longest).header
             message = message_copy(connection, channel, received, {**more, **eta})
             options = {"mandatory": True, "timeout": CONFIRM_SECONDS} if confirmed else {}
             channel.basic_publish(
@@ -179,6 +205,11 @@ class Publisher:
             logger.warning("queue %r cannot be declared: workers hold what waits for %r", delayed.name, queue)
             self._undelayed.add(queue)
             raise
+
+
+def _cleared(received: ReceivedMessage) -> dict[str, None]:
+    """Return the header that a copy has only while its own run lives."""
+    return {WAITS_HEADER: None} if received.headers.get(WAITS_HEADER) is not None else {}
 
 
 def _expires_in(task: Any) -> float | None:

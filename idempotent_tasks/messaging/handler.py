@@ -16,7 +16,8 @@ from celery.exceptions import (
 )
 
 from idempotent_tasks import events
-from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery
+from idempotent_tasks.core.busy import BusyKeys
+from idempotent_tasks.core.delivery import MOST_UNSEEN, RECOVERIES_HEADER, UNSEEN_HEADER, Delivery, run_digest
 from idempotent_tasks.core.encoding import NONE, OMITTED
 from idempotent_tasks.core.guard import (
     Ask,
@@ -51,6 +52,7 @@ from idempotent_tasks.core.records import (
     Status,
     Superseded,
     Unanswered,
+    is_reservation,
 )
 from idempotent_tasks.core.recovery import Done, Recovery
 from idempotent_tasks.core.results import Results
@@ -153,6 +155,11 @@ def handle(
         raise
 
 
+def _running(holder: Record) -> str | None:
+    """Return the name of the run that holds a key; None if none does."""
+    return None if holder.owner is None or holder.free or is_reservation(holder) else run_digest(holder.owner)
+
+
 def _deadline(hard_limit_seconds: float | None) -> Deadline:
     """Return the time by which a delivery that begins now must have deferred or given back its message."""
     if hard_limit_seconds is None:
@@ -221,7 +228,7 @@ class DeliveryHandler:
 
     def deliver(self, body: Body, ask: Ask | None) -> Any:
         """Do what `handle` does, for a delivery that has a key."""
-        verdict = self._release_unseen() or self._verdict(body, ask)
+        verdict = self._release_unseen() or self._known_refusal() or self._asked(body, ask)
         match verdict:
             case Returned(value):
                 self._prepare_callbacks()
@@ -254,6 +261,29 @@ class DeliveryHandler:
                 self._defer_or_raise(store_error)
             case Interrupted(interrupt):
                 self._defer_interrupted(interrupt)
+
+    def _known_refusal(self) -> Busy | None:
+        """Return the answer that another duplicate of the key has just had, where this one too would be deferred.
+
+        A copy asks: it may be the second of one copy, which only the record can tell.
+        """
+        is_first = self.delivery.copy is None and not self.delivery.deferrals
+        if self.policy.on_busy != "defer" or not self._is_deferrable or not is_first or self.request.lock is not None:
+            return None
+        return this_process().own(BusyKeys).refused(self.task.app, self.request, self._store.clock)
+
+    def _asked(self, body: Body, ask: Ask | None) -> Verdict:
+        """Return the guard's verdict, and note what it means for other deliveries of the key."""
+        verdict = self._verdict(body, ask)
+        self._store.despite_interrupts(lambda: self._note_refusal(verdict))
+        return verdict
+
+    def _note_refusal(self, verdict: Verdict) -> None:
+        busy = this_process().own(BusyKeys)
+        if self.request.lock is None and isinstance(verdict, Busy):
+            busy.note(self.task.app, verdict, self._store.clock)
+        else:
+            busy.forget(self.task.app, self.request.key)
 
     def _verdict(self, body: Body, ask: Ask | None) -> Verdict:
         request, delivery = self.request, self.delivery
@@ -541,7 +571,8 @@ class DeliveryHandler:
             raise self._in_progress(began_at + (claim_left or 0.0))
         publisher = this_process().own(Publisher)
         try:
-            countdown = publisher.publish_again(self.task, self.delivery, claim_left, self._copy_headers)
+            run = None if holder is None else _running(holder)
+            countdown = publisher.publish_again(self.task, self.delivery, claim_left, self._copy_headers, run)
         except Exception as error:
             logger.exception(
                 "%s[%s] cannot be deferred and goes back to its queue", self.delivery.task, self.delivery.task_id

@@ -20,6 +20,7 @@ __all__ = [
     "consumed_queue",
     "delay_queue",
     "delays_messages",
+    "holds_freely",
     "limits_of",
     "name_queues",
     "received_message",
@@ -149,9 +150,8 @@ def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
     are due.  With a quorum queue it cannot (``celery.utils.quorum_queues``), and held copies would block other
     messages.  Celery's own delay is a topic exchange, ``celery_delayed_delivery``, to which other queues may be bound.
     """
-    kinds = {(each.queue_arguments or {}).get("x-queue-type") for each in app.amqp.queues.values()}
     delay = next((each for each in DELAYS if each <= countdown), None)
-    if "quorum" not in kinds or delay is None:
+    if delay is None or not _has_quorum_queue(app):
         return None
     kind = app.conf.get("broker_native_delayed_delivery_queue_type") or "quorum"
     arguments = {
@@ -166,6 +166,22 @@ def delay_queue(app: Any, queue: str, countdown: float) -> DelayQueue | None:
         arguments["x-dead-letter-strategy"] = "at-least-once"
     declaration = {"durable": True, "auto_delete": False, "arguments": arguments}
     return DelayQueue(name=_delay_name(queue, delay), delay=delay, declaration=declaration)
+
+
+def holds_freely(app: Any, channel: Any) -> bool:
+    """Return whether a worker may hold messages of a queue without keeping others from it.
+
+    With a quorum queue its prefetch count is fixed; of SQS a FIFO queue keeps back the rest of the message's group.
+
+    Args:
+        app: the Celery app.
+        channel: kombu's.
+    """
+    return not _is_sqs(channel) and not _has_quorum_queue(app)
+
+
+def _has_quorum_queue(app: Any) -> bool:
+    return any((each.queue_arguments or {}).get("x-queue-type") == "quorum" for each in app.amqp.queues.values())
 
 
 def _delay_name(queue: str, delay: int) -> str:

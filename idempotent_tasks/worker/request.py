@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from idempotent_tasks.core.delivery import (
     WATCHER_ENTRY,
     OwnerToken,
     ReceivedMessage,
+    awaited_run,
 )
 from idempotent_tasks.core.guard import PROCESS_ENDS
 from idempotent_tasks.core.processes import this_process
@@ -28,6 +30,7 @@ from idempotent_tasks.messaging.deferral import GivenBack
 from idempotent_tasks.messaging.queues import name_queues, received_message
 from idempotent_tasks.settings import settings_of
 from idempotent_tasks.worker.reaper import ChildExitWatcher, ClaimReaper
+from idempotent_tasks.worker.waiting import LetGo, OwnRun, WaitingCopies
 
 __all__ = ["GuardedRequest", "is_prefork", "remember_worker"]
 
@@ -67,17 +70,18 @@ class _Workers:
 def remember_worker(worker: Any) -> None:
     """Register the ``celery.worker.WorkController`` that runs an app in this process, before it starts."""
     _workers().by_app[worker.app] = worker
-    worker.app.steps["consumer"].add(_QueueNames)
+    worker.app.steps["consumer"].add(_Connected)
 
 
-class _QueueNames(StartStopStep):
-    """Bootstep that names the queue of each consumed message; starts with each connection, before its event loop."""
+class _Connected(StartStopStep):
+    """Bootstep that starts with each connection of a worker: names queues, forgets what the former one delivered."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
         """Start with a ``celery.worker.consumer.Consumer``."""
         name_queues(parent.task_consumer.channel)
+        this_process().own(WaitingCopies).connected(parent)
 
 
 class GuardedRequest(Request):
@@ -89,6 +93,12 @@ class GuardedRequest(Request):
     """
 
     _releasing: Future[None] | None = None
+    #: What a process of the pool runs for this delivery.
+    _run: OwnRun | None = None
+    #: When a deferred copy is due that says for which run it waits.
+    _due: datetime | None = None
+    #: What let this copy go before its countdown had passed.
+    _let_go: LetGo | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,6 +107,43 @@ class GuardedRequest(Request):
         self._request_dict[WATCHER_ENTRY] = this_process().pid if self._is_prefork else None
         received = self._received_message(decoded=kwargs.get("decoded", False))
         self._request_dict["properties"] = {**(self._request_dict.get("properties") or {}), MESSAGE_ENTRY: received}
+        self._awaited = awaited_run(self._request_dict)
+        due = super().eta
+        if self._awaited is not None and due is not None:
+            self._due = _waiting_copies().hold(self, self._awaited, due, self._app.now())
+
+    @property
+    def eta(self) -> datetime | None:
+        """When the message is due; Celery's timer holds it until then."""
+        due: datetime | None = super().eta if self._due is None else self._due
+        return due
+
+    def let_go(self, by: LetGo) -> None:
+        """Note that this copy is due because the run that it waited for has ended."""
+        self._let_go = by
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message; what waits for the end of its run is due."""
+        try:
+            super().acknowledge()
+        finally:
+            self._end()
+
+    def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's signature
+        """Reject the message; what waits for the end of its run is due."""
+        try:
+            super().reject(requeue)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Let go what waits for the end of this delivery, once."""
+        run, self._run = self._run, None
+        if run is not None:
+            _waiting_copies().ended(run, self._app.now())
+        by, self._let_go = self._let_go, None
+        if by is not None:
+            _waiting_copies().copy_ended(by)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Watch the process that took the delivery for its exit."""
@@ -104,6 +151,9 @@ class GuardedRequest(Request):
         # Without an event loop a thread of the pool polls its processes.
         if loop is not None and self._is_prefork:
             this_process().own(ChildExitWatcher).watch(pid, loop, self._worker.pool.maintain_pool)
+        if self._awaited is not None:
+            _waiting_copies().taken(self, self._awaited)
+        self._run = _waiting_copies().begun(self._request_dict[OWNER_ENTRY])
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
@@ -198,6 +248,10 @@ class GuardedRequest(Request):
 def is_prefork(pool_cls: Any) -> bool:
     """Return whether a pool class is Celery's prefork pool."""
     return getattr(pool_cls, "__module__", "") == "celery.concurrency.prefork"
+
+
+def _waiting_copies() -> WaitingCopies:
+    return this_process().own(WaitingCopies)
 
 
 def _workers() -> _Workers:

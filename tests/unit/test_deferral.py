@@ -85,7 +85,7 @@ def holder(charge: Task, worker: InlineWorker, store: MemoryStore) -> Iterator[C
 
 def essence(message: Message) -> dict[str, Any]:
     """Return what makes a message: all but what says when it was published, and that it is a copy."""
-    changed = ("eta", "idempotency_deferrals", "idempotency_copy")
+    changed = ("eta", "idempotency_deferrals", "idempotency_copy", "idempotency_waits_for")
     headers = {name: value for name, value in message.headers.items() if name not in changed}
     passing = {"delivery_tag", "delivery_info"}
     properties = {name: value for name, value in message.properties.items() if name not in passing}

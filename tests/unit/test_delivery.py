@@ -18,6 +18,7 @@ from idempotent_tasks.core.delivery import (
     PRIVATE_HEADERS,
     RECOVERIES_HEADER,
     UNSEEN_HEADER,
+    WAITS_HEADER,
     WATCHER_ENTRY,
     Delivery,
     OwnerToken,
@@ -164,7 +165,7 @@ def test_what_a_retry_inherits(request_headers: dict[str, Any]) -> None:
 
 def test_the_callers_key_is_not_private() -> None:
     """A retry carries the caller's key on, and nothing of the delivery that it follows."""
-    copied = {DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, RECOVERIES_HEADER}
+    copied = {DEFERRALS_HEADER, COPY_HEADER, UNSEEN_HEADER, WAITS_HEADER, RECOVERIES_HEADER}
     private = {*copied, HARD_LIMIT_ENTRY, OWNER_ENTRY, WATCHER_ENTRY}
     assert private == PRIVATE_HEADERS
     assert KEY_HEADER not in PRIVATE_HEADERS

@@ -34,7 +34,7 @@ EFFECTS = {"recycled": "child-recycled", "catches-interrupt": "interrupt-caught"
 CONSEQUENCES = {
     *EFFECTS.values(),
     *("visibility-timeout", "restored", "requeued", "prefetched", "answers-reordered"),
-    *("hard-limit", "soft-limit", "body-died", "worker-out-of-memory", "outcomes-finished"),
+    *("hard-limit", "soft-limit", "body-died", "worker-out-of-memory", "outcomes-finished", "let-go"),
 }
 #: What others wrote and the simulation imports, as far as that takes time.
 IMPORTED = (
