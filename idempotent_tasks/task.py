@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from celery import Task
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
 from idempotent_tasks.core.declaration import check_declaration, uncallable
@@ -127,7 +127,13 @@ class IdempotentTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task: guarded where a worker or ``apply`` delivers it, as a plain function where code calls it."""
-        return self._guard(self._call_past_guard, args, kwargs, plain=super().__call__)
+        try:
+            return self._guard(self._call_past_guard, args, kwargs, plain=super().__call__)
+        except Ignore as ignored:
+            if self.request.called_directly:
+                raise
+            # Celery formats each frame, which takes longer than publishing a deferred copy, and shows it to nobody.
+            raise ignored.with_traceback(None) from None
 
     def _call_past_guard(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body as the next class in the method resolution order that defines ``__call__`` does."""

@@ -145,9 +145,8 @@ def handle(
         return UnguardedRun.keyless(delivery, policy, task).perform(body, policy, settings, delivery.task)
     try:
         return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body, ask)
-    except Ignore as ignored:
-        # Celery copies each frame of the traceback, which takes as long as publishing the copy, and shows it to nobody.
-        raise ignored.with_traceback(None) from None
+    except Ignore:
+        raise
     except Exception:
         # Not earlier: a deferred copy keeps the error callbacks of the message.
         if not delivery.eager:

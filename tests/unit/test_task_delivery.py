@@ -11,6 +11,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery import chord
 from celery.app import trace
+from celery.exceptions import Ignore
 
 from idempotent_tasks import IdempotentTask, InProgressError, ResultUnavailableError, StoreUnavailableError
 from idempotent_tasks.core.records import Claim, Status
@@ -91,7 +92,7 @@ def test_a_running_key_defers_by_default(shop: Shop) -> None:
 
 
 def test_a_deferral_leaves_celery_a_short_traceback(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery copies every frame of it, for nobody; what is below the handler would double the cost of a deferral."""
+    """Celery formats every frame of it, for nobody; what is below the task would double the cost of a deferral."""
     depths: list[int] = []
 
     class Measured(ExceptionInfo):
@@ -104,9 +105,17 @@ def test_a_deferral_leaves_celery_a_short_traceback(shop: Shop, monkeypatch: pyt
     shop.claim_elsewhere()
     shop.deliver()
     assert shop.deferrals() == ["busy"]
-    # Celery's own frame, the task's and the handler's.
+    # Celery's own frame and the task's.
     assert depths
-    assert max(depths) <= 4
+    assert max(depths) <= 2
+
+
+def test_what_a_plain_call_raises_keeps_its_traceback(shop: Shop) -> None:
+    """Code that calls the task as a function sees where the body raised."""
+    shop.sells(raising(Ignore()))
+    with pytest.raises(Ignore) as raised:
+        shop.task()
+    assert raised.traceback[-1].name == "body"
 
 
 def test_a_running_key_may_raise(shop: Shop) -> None:
