@@ -136,15 +136,16 @@ class _Facts:
         }
 
     def fails_past_limit(self, task_id: str) -> bool:
-        """Return whether a task has failed, visibly, because its hard time limit came after its outcome was stored.
+        """Return whether a task has failed, visibly, because its hard time limit came when its body had just ended.
 
-        Celery reports that failure, and acknowledges the message, whatever the delivery was about to send.
+        Celery reports that failure, and acknowledges the message, whatever the delivery was about to send: its outcome
+        is stored before the limit, or between that and the end of the process.
         """
-        committed = [entry.at for entry in self.history.of("Committed") if entry.details["task_id"] == task_id]
-        limits = [entry.at for entry in self.history.of("hard-limit") if entry.details.get("id") == task_id]
+        committed = any(entry.details["task_id"] == task_id for entry in self.history.of("Committed"))
+        limited = any(entry.details.get("id") == task_id for entry in self.history.of("hard-limit"))
         result = self.result(task_id)
         is_reported = result.get("status") == "FAILURE" and result["result"]["exc_type"] == "TimeLimitExceeded"
-        return is_reported and bool(committed) and max(limits, default=-math.inf) > min(committed)
+        return is_reported and committed and limited
 
     def fails_with_chain(self, task_id: str) -> bool:
         """Return whether a group that has replaced a task could not go on, which the last task of its chain reports.
