@@ -155,7 +155,7 @@ class Delivery:
     @property
     def message(self) -> str:
         """The id that all copies of this message share, and its retries do not."""
-        return f"{self.task_id}/{self.retries}"
+        return _message_id(self.task_id, self.retries)
 
     def successor(self) -> "Delivery":
         """Return the delivery of the next copy of this message: deferred once more, with a new token."""
@@ -173,17 +173,19 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
     from_parent = isinstance(owner, OwnerToken)
     properties = request.properties
     received = properties.get(MESSAGE_ENTRY) if isinstance(properties, Mapping) else None
-    delivery = Delivery(
+    task_id, retries, places = id_text(request.id), request.retries or 0, tuple(_places(request))
+    return Delivery(
         task=task,
-        task_id=id_text(request.id),
+        task_id=task_id,
         args=args,
         kwargs=kwargs,
-        explicit_key=_header(request, KEY_HEADER),
+        explicit_key=_header(places, KEY_HEADER),
         grouped=is_grouped(request.group, request.chain),
-        retries=request.retries or 0,
-        deferrals=_count(_header(request, DEFERRALS_HEADER)),
-        failed_recoveries=_count(_header(request, RECOVERIES_HEADER)),
-        unseen=_tokens(_header(request, UNSEEN_HEADER)),
+        retries=retries,
+        deferrals=_count(_header(places, DEFERRALS_HEADER)),
+        failed_recoveries=_count(_header(places, RECOVERIES_HEADER)),
+        unseen=_tokens(_header(places, UNSEEN_HEADER)),
+        copy=_token(_header(places, COPY_HEADER), _message_id(task_id, retries)),
         hard_limit_seconds=request.get(HARD_LIMIT_ENTRY) if from_parent else None,
         owner=str(owner) if from_parent else None,
         watcher=request.get(WATCHER_ENTRY) if from_parent else None,
@@ -192,7 +194,10 @@ def read_delivery(task: str, request: Any, args: tuple[Any, ...], kwargs: Mappin
         # A message's own property of this name is never one.
         received=received if isinstance(received, ReceivedMessage) else None,
     )
-    return replace(delivery, copy=_token(_header(request, COPY_HEADER), delivery.message))
+
+
+def _message_id(task_id: str, retries: int) -> str:
+    return f"{task_id}/{retries}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,22 +307,27 @@ def inherited_headers(request: Any, headers: Mapping[str, Any]) -> dict[str, Any
         request: the request, whose explicit key is kept.
         headers: those that Celery would send, from which `PRIVATE_HEADERS` are removed.
     """
-    key = _header(request, KEY_HEADER)
+    key = _header(_places(request), KEY_HEADER)
     kept = {} if key is None else {KEY_HEADER: key}
     return {**kept, **_public(headers, _DEEPEST)}
 
 
-def _header(request: Any, name: str) -> Any:
-    """Return a message's header; None if it has none of this name.
+def _header(places: Iterable[Mapping[str, Any]], name: str) -> Any:
+    """Return the first of a name in what `_places` yields; None if there is none."""
+    for each in places:
+        found = each.get(name)
+        if found is not None:
+            return found
+    return None
+
+
+def _places(request: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the mappings in which a request may have its message's headers.
 
     A worker's request has headers as attributes, and in ``request.headers`` unless the message has an inner
     ``headers``, which replaces them: tracing SDKs add one (https://github.com/celery/celery/issues/4875).  The request
     of an eager call has them in ``request.headers`` only.
     """
-    return next((each[name] for each in _places(request) if each.get(name) is not None), None)
-
-
-def _places(request: Any) -> Iterator[Mapping[str, Any]]:
     yield vars(request)
     headers = request.headers
     for _ in range(_DEEPEST):
