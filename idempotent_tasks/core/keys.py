@@ -55,9 +55,9 @@ DOWNSTREAM_NAMESPACE: Final = UUID("6f0166d2-f434-41b1-b57a-e6da11cdda40")
 class _Interpreter(TreeInterpreter):
     """JMESPath interpreter that also reads fields of dataclasses and pydantic models."""
 
-    def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Visit a node with tuples as lists, which is what JSON makes of them in a message."""
-        return super().visit(node, *(list(each) if isinstance(each, tuple) else each for each in args), **kwargs)
+    def visit(self, node: dict[str, Any], value: Any) -> Any:
+        """Visit a node with a tuple as a list, which is what JSON makes of it in a message."""
+        return super().visit(node, list(value) if isinstance(value, tuple) else value)
 
     def visit_field(self, node: dict[str, Any], value: Any) -> Any:
         """Return a field of a mapping, a dataclass or a model; None where there is no such field."""
@@ -130,9 +130,9 @@ class _StrictInterpreter(_Interpreter):
     null.
     """
 
-    def visit(self, node: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def visit(self, node: dict[str, Any], value: Any) -> Any:
         """Visit a node; return a selected tuple as a list."""
-        found = super().visit(node, *args, **kwargs)
+        found = super().visit(node, value)
         return list(found) if isinstance(found, tuple) else found
 
     def visit_multi_select_list(self, node: dict[str, Any], value: Any) -> Any:
@@ -177,8 +177,7 @@ class _StrictInterpreter(_Interpreter):
         elements = self.visit(base, value)
         if not isinstance(elements, list):
             return None
-        conditions = _Interpreter()
-        chosen = [each for each in elements if self._is_true(conditions.visit(condition, each))]
+        chosen = [each for each in elements if self._is_true(_OF_CONDITIONS.visit(condition, each))]
         return self._of_each(selected, chosen) or None
 
     def _of_each(self, selected: dict[str, Any], elements: Iterable[Any]) -> list[Any]:
@@ -190,6 +189,12 @@ class _StrictInterpreter(_Interpreter):
                 _require(part, "an element of a projection")
                 found.append(part)
         return found
+
+
+#: They keep nothing of what they visit, so all threads share them.
+_STRICT: Final = _StrictInterpreter()
+_OF_CONDITIONS: Final = _Interpreter()
+_OF_POWERTOOLS: Final = _Interpreter(Options(custom_functions=PowertoolsFunctions()))
 
 
 @dataclass(frozen=True)
@@ -315,13 +320,13 @@ class Selector:
         return value
 
     def _search(self, delivery: Delivery, arguments: dict[str, Any]) -> Any:
-        interpreter: _Interpreter = _StrictInterpreter()
+        interpreter: _Interpreter = _STRICT
         if self.powertools_hash:
             if isinstance(arguments, KnownPart):
                 arguments = arguments.mapped(prepared)
             else:
                 arguments = {name: prepared(each) for name, each in arguments.items()}
-            interpreter = _Interpreter(Options(custom_functions=PowertoolsFunctions()))
+            interpreter = _OF_POWERTOOLS
         try:
             return interpreter.visit(self._parsed, arguments)
         except (JMESPathError, ValueError) as error:
