@@ -23,6 +23,7 @@ from idempotent_tasks.core.records import (
     Committed,
     Finished,
     Granted,
+    KeptSteps,
     Lost,
     Mismatch,
     Outcome,
@@ -40,7 +41,7 @@ from idempotent_tasks.core.recovery import Done, NotDone, Recovery, Unknown
 from idempotent_tasks.core.results import Recalled, Results
 from idempotent_tasks.core.retry import RetryingStore
 from idempotent_tasks.core.stepped import SteppedRun
-from idempotent_tasks.core.steps import RunEnds, StepCaller, StepUnkept, StepUnresolved
+from idempotent_tasks.core.steps import RunEnds, StepCall, StepCaller, StepUnkept, StepUnresolved
 from idempotent_tasks.core.store import AtomicStore
 from idempotent_tasks.core.transaction import TransactedRun, has_receipt
 from idempotent_tasks.core.unrecorded import UnrecordedOutcomes
@@ -407,11 +408,22 @@ class Guard:
         return None if answer is None else self._unwritten(run, answer.error)
 
     def _steps(self, run: RunContext) -> StepCaller:
+        """Return what a body calls its steps with; most bodies have none, so the first step makes what it needs."""
+        kept, made = run.claim.steps, dict[RunContext, SteppedRun]()
+
+        def perform(call: StepCall) -> Any:
+            # In one call, because a body may have steps in several threads.
+            stepped = made.get(run) or made.setdefault(run, self._stepped(run, kept))
+            return stepped.perform(call)
+
+        return StepCaller(perform)
+
+    def _stepped(self, run: RunContext, kept: KeptSteps) -> SteppedRun:
         # Not over `store`, which a cache may answer for.
         store = replace(self.store, store=self.lease.store)
         return SteppedRun(
-            run=run, store=store, policy=self.policy, results=self.results, following=self.following
-        ).caller
+            run=run, kept=kept, store=store, policy=self.policy, results=self.results, following=self.following
+        )
 
     def _ended_in_step(self, run: RunContext, ends: RunEnds) -> Superseded | Unresolved | Unwritten:
         """Return why a body may not go on that was ended in a step."""
@@ -566,7 +578,7 @@ class Guard:
                 outcome = self.results.failed(run.failure, run.claim)
         except ResultEncodingError as error:
             unwritable, outcome = error, unreplayable(error.message)
-        return replace(outcome, continuation=run.continuation), unwritable
+        return outcome if run.continuation is None else replace(outcome, continuation=run.continuation), unwritable
 
     def _commit_with(
         self,

@@ -1,6 +1,6 @@
 """The steps of one run: found, asked about, run, and kept."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from idempotent_tasks.core.canonical import UncanonicalError
@@ -13,7 +13,7 @@ from idempotent_tasks.core.records import MOST_STEPS, KeptSteps, Lost, Outcome, 
 from idempotent_tasks.core.recovery import Done, NotDone, Unknown
 from idempotent_tasks.core.results import Results
 from idempotent_tasks.core.retry import RetryingStore
-from idempotent_tasks.core.steps import INSIDE_TRANSACTION, RunEnds, StepCall, StepCaller, StepUnkept, StepUnresolved
+from idempotent_tasks.core.steps import INSIDE_TRANSACTION, RunEnds, StepCall, StepUnkept, StepUnresolved
 from idempotent_tasks.core.transaction import TransactedRun
 from idempotent_tasks.errors import (
     ConfigurationError,
@@ -35,6 +35,8 @@ class SteppedRun:
     """The run of a claim whose body may have steps."""
 
     run: RunContext
+    #: What earlier runs have left.
+    kept: InitVar[KeptSteps]
     #: Over a store that no cache answers for.
     store: RetryingStore
     policy: Idempotency
@@ -46,17 +48,12 @@ class SteppedRun:
     #: Whether a step's ``recover`` is being asked.
     _asking: bool = field(init=False, default=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, kept: KeptSteps) -> None:
         """Begin with what earlier runs have left."""
-        self._kept = self.run.claim.steps
-
-    @property
-    def caller(self) -> StepCaller:
-        """What the body calls its steps with."""
-        return StepCaller(self.perform)
+        self._kept = kept
 
     def perform(self, call: StepCall) -> Any:
-        """Return the result of a step that is kept, or run it and keep its result; see `StepCaller.__call__`."""
+        """Return the result of a step that is kept, or run it and keep its result; see `StepCall`."""
         if self.run.ends is not None:
             raise self.run.ends
         try:
