@@ -28,7 +28,7 @@ from idempotent_tasks.core.store import ParkingStore
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.messaging.handler import NEVER_FINAL, handle
 from idempotent_tasks.messaging.publish import publication_of, reserve_for_retry
-from idempotent_tasks.messaging.request_state import state_of
+from idempotent_tasks.messaging.request_state import RequestState, state_of
 from idempotent_tasks.messaging.unguarded import UnguardedRun, disabled_run
 from idempotent_tasks.settings import Settings, codec_of, settings_of
 
@@ -161,7 +161,9 @@ class IdempotentTask(Task):
             declared = self.idempotency_policy.over(settings.defaults)
             if declared.receipts is not None:
                 declared = declared.imported()
-            return disabled.perform(lambda run: self._run_body(run, call, args, kwargs), declared, settings, self.name)
+            return disabled.perform(
+                lambda run: self._run_body(state, run, call, args, kwargs), declared, settings, self.name
+            )
         delivery = read_delivery(self.name, request, tuple(args), kwargs)
         policy = self.policy_under(settings)
         recover: Any = policy.recover
@@ -170,8 +172,8 @@ class IdempotentTask(Task):
             delivery,
             policy,
             settings,
-            lambda run: self._run_body(run, call, args, kwargs),
-            ask=lambda run, record: self._run_body(run, recover, (record, *args), kwargs),
+            lambda run: self._run_body(state, run, call, args, kwargs),
+            ask=lambda run, record: self._run_body(state, run, recover, (record, *args), kwargs),
         )
 
     def apply_async(
@@ -320,9 +322,13 @@ class IdempotentTask(Task):
             raise ConfigurationError(msg, self.name)
 
     def _run_body(
-        self, run: RunContext | UnguardedRun, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        state: RequestState,
+        run: RunContext | UnguardedRun,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
-        state = state_of(self.request)
         state.run = run
         token = _runs.set({**_runs.get(), self: run})
         try:

@@ -56,9 +56,11 @@ class _Snapshot(NamedTuple):
 
 def _snapshot(request: Any) -> _Snapshot:
     found = {name: getattr(request, name) or None for name in _PARTS}
+    if not any(found.values()):
+        return _Snapshot(NOTHING, found)
     parts = {name: list(each) if isinstance(each, list | tuple) else each for name, each in found.items()}
     try:
-        return _Snapshot(str(json.dumps(parts)) if any(parts.values()) else NOTHING, parts)
+        return _Snapshot(str(json.dumps(parts)), parts)
     except Exception:  # noqa: BLE001 - whatever the forms of the user's own types raise
         return _Snapshot(None, parts)
 

@@ -76,10 +76,11 @@ def confirm_publishes(app: Any) -> bool:
     is acknowledged on another connection.  RabbitMQ confirms on request
     (https://www.rabbitmq.com/docs/confirms#publisher-confirms); the other transports always wait for an answer.
     """
-    known = this_process().own(_ProducerPools)
-    if app not in known:
-        known[app] = _pool(app)
-    pool, confirms = known[app]
+    pools_by_app = this_process().own(_ProducerPools)
+    known = pools_by_app.get(app)
+    if known is None:
+        known = pools_by_app[app] = _pool(app)
+    pool, confirms = known
     if getattr(app.amqp, "_producer_pool", None) is not pool:
         # Celery makes a pool on first use, and again in a child.
         app.amqp._producer_pool = pool  # noqa: SLF001 - Celery has no setting for it
