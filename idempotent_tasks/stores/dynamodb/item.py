@@ -4,7 +4,7 @@ Knows neither boto3 nor a clock: values in, request parameters out.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -246,7 +246,16 @@ class ItemSchema:
         Raises:
             RecordCorruptError: the attribute has another type.
         """
-        return _Reader(key, item, self.roles).number(role) or 0
+        return self.counts(key, item, (role,))[role]
+
+    def counts(self, key: str, item: Item, roles: Iterable[str]) -> dict[str, int]:
+        """Read integers of an item by role; 0 for one that is not there.
+
+        Raises:
+            RecordCorruptError: an attribute has another type.
+        """
+        reader = _Reader(key, item, self.roles)
+        return {role: reader.number(role) or 0 for role in roles}
 
     def record(self, key: str, item: Item) -> Record:
         """Return an item as a record.

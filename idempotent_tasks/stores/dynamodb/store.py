@@ -583,7 +583,7 @@ class DynamoDBStore:
             in_progress_expiration=until,
             claimed_at=int(now * 1000),
             steps=self.schema.kept_steps(request.key, attributes),
-            **{role: self.schema.count(request.key, attributes, role) for role in _GRANTED},
+            **self.schema.counts(request.key, attributes, _GRANTED),
         )
 
 
