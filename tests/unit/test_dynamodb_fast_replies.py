@@ -1,5 +1,7 @@
 """Answers on the fast path: in whatever form and pieces, they are what Python's own client takes them for."""
 
+import json
+from base64 import b64encode
 from collections import deque
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from io import BytesIO
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from idempotent_tasks.stores.dynamodb.fast import http
+from idempotent_tasks.stores.dynamodb.fast import client, http
 from idempotent_tasks.stores.dynamodb.fast.http import Reply, is_from_dynamodb, read_reply
 
 BODY = b'{"Attributes": {}}'
@@ -117,6 +119,32 @@ def test_an_answer_of_the_usual_form_is_read_without_it(
     answer = b"HTTP/1.1 200 OK\r\nX-Id:  one \r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     pieces = cut(answer, list(range(piece, len(answer), piece)))
     assert read(*pieces) == Reply(200, {"x-id": "one", "content-length": f"{len(body)}"}, body, keeps=True)
+
+
+#: Attributes may have the names of types.
+attribute_names = st.sampled_from(["id", "B", "BS", "Bill", "é"])
+binaries = st.binary(max_size=4).map(lambda data: b64encode(data).decode())
+plain_values = st.fixed_dictionaries({"S": st.sampled_from(["", "B", '"B"', "\\u0042", "déjà"])})
+binary_values = st.fixed_dictionaries({"B": binaries}) | st.fixed_dictionaries({"BS": st.lists(binaries, max_size=2)})
+attribute_values = st.recursive(
+    plain_values | binary_values,
+    lambda inner: (
+        st.fixed_dictionaries({"L": st.lists(inner, max_size=2)})
+        | st.fixed_dictionaries({"M": st.dictionaries(attribute_names, inner, max_size=2)})
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(attribute_names, attribute_values, max_size=3), st.booleans(), st.booleans())
+@example({"data": {"B": "QkI="}}, True, True)
+@example({"data": {"BS": ["QkI="]}}, False, True)
+def test_binary_values_are_found_in_each_answer(item: dict[str, Any], is_ascii: bool, is_escaped: bool) -> None:
+    """Each value of the types B and BS is read as bytes, however the name of its type is written."""
+    text = json.dumps({"Item": item}, ensure_ascii=is_ascii)
+    text = text.replace('"B', '"\\u0042') if is_escaped else text
+    reply = Reply(200, {}, text.encode(), keeps=True)
+    assert client._read("GetItem", reply)["Item"] == json.loads(text, object_hook=client._binary)["Item"]
 
 
 def test_what_follows_a_body_stays_on_the_connection() -> None:

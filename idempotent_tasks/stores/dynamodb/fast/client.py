@@ -43,6 +43,10 @@ _JSON: Final = "application/x-amz-json-1.0"
 _CONSTANT: Final = frozenset({"content-type", "user-agent", "x-amz-target", "amz-sdk-request"})
 _INVOCATION: Final = "amz-sdk-invocation-id"
 _COMPUTED: Final = frozenset({"authorization", "content-length", DATE, TOKEN, _INVOCATION})
+#: The parameter with the attribute of each name in an expression.
+_NAMES: Final = "ExpressionAttributeNames"
+#: How many texts that requests share are kept: more than this library has kinds of requests.
+MOST_TEXTS: Final = 128
 #: How the header ``amz-sdk-request`` of a first try begins.
 _FIRST_TRY: Final = "attempt=1"
 #: An environment variable of AWS Lambda, where boto3 adds the invocation's trace to each request.
@@ -82,7 +86,7 @@ class _Template:
 
     def request(self, parameters: Mapping[str, Any], now: float) -> tuple[Mapping[str, str], bytes]:
         """Return the headers and the body of a signed request."""
-        body = _ENCODER.encode(parameters).encode()
+        body = _body_of(parameters)
         headers = {
             **self.constant,
             DATE: _timestamp(int(now)),
@@ -246,7 +250,7 @@ class FastClient:
             raise _UnusableError("boto3's request has another form")
         if _LAMBDA in os.environ:
             raise _UnusableError("in AWS Lambda boto3 adds the trace of the invocation to each request")
-        if request.body != _ENCODER.encode(parameters).encode():
+        if request.body != _body_of(parameters):
             raise _UnusableError("boto3 writes the body in another way")
         signer = Signer.from_request(request, headers, sent.credentials)
         if signer is None:
@@ -370,13 +374,38 @@ def _read(name: str, reply: Reply) -> dict[str, Any]:
 
 
 def _members(body: bytes) -> dict[str, Any]:
+    # A call back for each object of an answer costs more than reading them all.
+    decoder = _BINARY_DECODER if any(sign in body for sign in _SIGNS_OF_BINARY) else _DECODER
     try:
-        members = _DECODER.decode(body.decode() or "{}")
+        members = decoder.decode(body.decode() or "{}")
     except ValueError as error:
         raise ResponseParserError("the answer is no JSON") from error
     if not isinstance(members, dict):
         raise ResponseParserError("the answer is no JSON object")
     return members
+
+
+def _body_of(parameters: Mapping[str, Any]) -> bytes:
+    """Return a request's parameters as `json.dumps` writes them, putting together what is kept of earlier requests."""
+    members = [f"{_text_of(name)}: {_value_of(name, value)}" for name, value in parameters.items()]
+    return f"{{{', '.join(members)}}}".encode()
+
+
+def _value_of(name: str, value: Any) -> str:
+    if type(value) is str:
+        return _text_of(value)
+    return _names_of(tuple(value.items())) if name == _NAMES else _ENCODER.encode(value)
+
+
+# Expressions and the names in them are most of a request, and the same in all requests of one kind.
+@lru_cache(maxsize=MOST_TEXTS)
+def _text_of(text: str) -> str:
+    return _ENCODER.encode(text)
+
+
+@lru_cache(maxsize=MOST_TEXTS)
+def _names_of(names: tuple[tuple[str, str], ...]) -> str:
+    return _ENCODER.encode(dict(names))
 
 
 def _base64(value: Any) -> str:
@@ -399,4 +428,7 @@ def _text(value: str | bytes) -> str:
 
 #: Made once: `json.dumps` and `json.loads` make one for each call that has options.
 _ENCODER: Final = json.JSONEncoder(default=_base64)
-_DECODER: Final = json.JSONDecoder(object_hook=_binary)
+_DECODER: Final = json.JSONDecoder()
+_BINARY_DECODER: Final = json.JSONDecoder(object_hook=_binary)
+#: One of them is in each answer with a binary value: its type's name begins so, or has an escape for a letter.
+_SIGNS_OF_BINARY: Final = (b'"B', b"\\u")
