@@ -57,7 +57,9 @@ _IN_BETWEEN: Final = frozenset({"age", "via", "x-cache"})
 _AT_ONCE: Final = 65_536
 #: A head that is read without `http.client`: a status with a body, and one line for each header (RFC 9112).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (200|[45]\d\d) [^\r\n]*\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)+)\r\n")
-_LINE: Final = re.compile(r"([!-9;-~]+):[ \t]*([^\r\n]*?)[ \t]*\r\n")
+_LINE: Final = re.compile(r"([!-9;-~]+):([^\r\n]*)\r\n")
+#: What may stand around the value of a header.
+_BLANKS: Final = " \t"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +373,7 @@ def read_reply(connection: _Receiver) -> Reply:
     head = _HEAD.match(received)
     if head is not None:
         lines = _LINE.findall(head[2].decode("latin-1"))
-        headers = {name.lower(): value for name, value in lines}
+        headers = {name.lower(): value.strip(_BLANKS) for name, value in lines}
         missing = _missing(headers, len(received) - head.end())
         if missing is not None and len(headers) == len(lines):
             return Reply(int(head[1]), headers, received[head.end() :] + _rest(connection, missing), keeps=True)
