@@ -399,7 +399,14 @@ def _step_in(entry: Item) -> Step:
     return Step(inputs=str(entry["inputs"]["S"]), codec=str(entry["codec"]["S"]), data=kept, error=error)
 
 
+#: DynamoDB's types of what nearly all values are; a dictionary finds them sooner than the patterns below.
+_SCALARS: Final[Mapping[type, str]] = {str: "S", int: "N"}
+
+
 def _typed(value: Value) -> dict[str, Any]:
+    kind = _SCALARS.get(type(value))
+    if kind is not None:
+        return {kind: str(value)}
     match value:
         case str():
             return {"S": str(value)}
