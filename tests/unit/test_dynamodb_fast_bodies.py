@@ -13,7 +13,9 @@ NAMES = "ExpressionAttributeNames"
 texts = st.sampled_from(["", "#a = :a", 'say "é"', "\\", "\u2028"])
 #: Few, so that several requests have the same ones, in another order too.
 names = st.dictionaries(st.sampled_from(["#a", "#b", "#é"]), texts, max_size=3)
-values = st.dictionaries(texts, st.fixed_dictionaries({"S": texts}) | st.just({"M": {}}), max_size=3)
+values: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
+    texts, st.fixed_dictionaries({"S": texts}) | st.just({"M": {}}), max_size=3
+)
 requests = st.fixed_dictionaries(
     {"TableName": texts, "Key": values},
     optional={"UpdateExpression": texts, NAMES: names, "ExpressionAttributeValues": values, "Limit": st.integers()},
@@ -40,6 +42,11 @@ def test_what_requests_share_is_encoded_once(monkeypatch: pytest.MonkeyPatch) ->
     client._body_of({**shared, "Key": {"id": {"S": "one"}}})
     encoded: list[object] = []
     encode = client._ENCODER.encode
-    monkeypatch.setattr(client._ENCODER, "encode", lambda value: (encoded.append(value), encode(value))[1])
+
+    def noted(value: object) -> str:
+        encoded.append(value)
+        return encode(value)
+
+    monkeypatch.setattr(client._ENCODER, "encode", noted)
     client._body_of({**shared, "Key": {"id": {"S": "two"}}})
     assert encoded == [{"id": {"S": "two"}}]
