@@ -6,7 +6,7 @@ No Celery and no DynamoDB here: `messaging` decides what a verdict means for the
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from idempotent_tasks import events
 from idempotent_tasks.core.atomic import Atomic, refuse_in_transaction, transacting
@@ -72,6 +72,8 @@ __all__ = [
     "Unwritten",
     "Verdict",
 ]
+
+T = TypeVar("T")
 
 #: The reason of the release of a claim whose process has ended.
 HOLDER_ENDED: Final = "HolderEnded"
@@ -251,10 +253,7 @@ class Guard:
         """Return why a body does not run that would run again; None if it may, or its earlier run left a receipt."""
         if self.policy.on_rerun != "park" or not run.rerun:
             return None
-        found = self._found(run)
-        if isinstance(found, Unwritten):
-            return found
-        return None if found else Unresolved(run, RERUN)
+        return self._unless_received(run, lambda: Unresolved(run, RERUN))
 
     def _run_locked(
         self, run: RunContext, request: ClaimRequest, body: Callable[[RunContext], Any], ask: Ask | None
@@ -302,7 +301,7 @@ class Guard:
             if not isinstance(answer, Granted):
                 return answer
             lock = answer.claim
-            if not run.claim_lost and run.claim.expires_at > self.store.clock.now():
+            if not run.claim_has_ended():
                 self._emit_claimed(run.claim, fence=lock.fence)
                 return answer
         except self.store.interrupts as error:
@@ -349,7 +348,9 @@ class Guard:
         try:
             # Until the outcome is stored: encoding, compression and an upload take time too.
             with self.lease.renewing(run):
-                undecided = None if ask is None or not run.rerun else self._asked(run, ask)
+                undecided: Unresolved | Unclaimed | Unwritten | None = None
+                if ask is not None and run.rerun:
+                    undecided = self._unless_received(run, partial(self._recover, run, ask))
                 undecided = undecided or self._perform(run, body)
                 if undecided is not None:
                     return undecided
@@ -368,18 +369,21 @@ class Guard:
             return verdict or self._settled(run)
         return verdict
 
-    def _found(self, run: RunContext) -> bool | Unwritten:
-        """Return whether an earlier run has left its receipt; if nobody can tell, release the claim."""
+    def _unless_received(self, run: RunContext, otherwise: Callable[[], T | None]) -> T | Unwritten | None:
+        """Return what a function returns; None if an earlier run has left its receipt.
+
+        If nobody can tell whether one has, the claim is released.
+        """
         receipts = self.policy.imported_receipts
         if receipts is None:
-            return False
+            return otherwise()
         run.asking = True
         try:
-            found = has_receipt(receipts, run, self.store)
+            is_received = has_receipt(receipts, run, self.store)
         except StoreError as error:
             return self._unwritten(run, error)
         run.asking = False
-        return found
+        return None if is_received else otherwise()
 
     def _unwritten(self, run: RunContext, error: StoreError) -> Unwritten:
         run.release(type(error).__name__)
@@ -442,13 +446,6 @@ class Guard:
         self._emit(events.Superseded, run.claim.request, fence=run.claim.fence)
         return Superseded(record)
 
-    def _asked(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | Unwritten | None:
-        """Ask what came of an earlier run, unless that has left its receipt."""
-        found = self._found(run)
-        if isinstance(found, Unwritten):
-            return found
-        return None if found else self._recover(run, ask)
-
     def _recover(self, run: RunContext, ask: Ask) -> Unresolved | Unclaimed | None:
         """Ask what came of an earlier run, and note its result; return None if that is known and the claim lives."""
         run.asking = True
@@ -463,9 +460,7 @@ class Guard:
                 # It has published a retry, whose run asks again.
                 raise
             return Unresolved(run, type(error).__name__, error)
-        # Its own requests will have to settle before the claim ends.
-        ends_at = run.claim.expires_at - run.claim.request.settle_seconds
-        if not run.ended and (run.claim_lost or ends_at <= self.store.clock.now()):
+        if not run.ended and run.claim_has_ended():
             # The process stood still, or asking took too long: another delivery may have the key.
             self.store.release(run.claim, CLAIM_ENDED, began=False)
             return Unclaimed(

@@ -217,6 +217,16 @@ class RunContext:
             if each is not None:
                 each.claim = claim
 
+    def claim_has_ended(self) -> bool:
+        """Return whether the claim, or that of the lock, is lost or over: another run may have begun.
+
+        It is over as soon as a request of the body, which takes its time to settle, could outlive it.
+        """
+        # A lock's own request has no such time: what settles is the body's.
+        over = self._store.clock.now() + self.claim.request.settle_seconds
+        held = [self.claim] if self.lock is None else [self.claim, self.lock.claim]
+        return self.lost or any(claim.expires_at <= over for claim in held)
+
     def lose(self) -> None:
         """Note that the claim is lost, also for the current step."""
         for each in (self, self.part):

@@ -144,15 +144,9 @@ class SteppedRun:
 
     def _refuse_late(self, name: str) -> None:
         """End the run where its claim has ended: another delivery may be doing the step."""
-        if self._has_lost_claim():
+        if self.run.claim_has_ended():
             how = "was lost" if self.run.lost else "ended"
             raise self._unkept(StoreUnavailableError(f"the claim {how} before step {name!r} began"), is_lost=True)
-
-    def _has_lost_claim(self) -> bool:
-        now = self.store.clock.now()
-        # Its own requests will have to settle before a claim ends.
-        held = (each.claim for each in (self.run, self.run.lock) if each is not None)
-        return self.run.lost or any(claim.expires_at - claim.request.settle_seconds <= now for claim in held)
 
     def _done(self, call: StepCall, inputs: str) -> Outcome:
         """Run a step, or take the result that an earlier run's effect has, and keep it; return its outcome.
@@ -223,6 +217,7 @@ class SteppedRun:
     def _transacted(self, call: StepCall, inputs: str) -> Outcome:
         """Have the step's effect commit with its receipt; or take the receipt that an earlier run has left."""
         receipts, following, part = call.receipts, self.following, RunContext(self.run.claim, self.store)
+        part.lock = self.run.lock
         if receipts is None or following is None:
             raise self._refusal(call.name, "has receipts=, and nothing here sends what follows them")
 
@@ -248,7 +243,7 @@ class SteppedRun:
         finally:
             self.run.part = None
         if answer is not None:
-            raise self._unkept(answer.error, is_lost=self._has_lost_claim())
+            raise self._unkept(answer.error, is_lost=self.run.claim_has_ended())
         assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
         assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
         committed = part.receipt.outcome

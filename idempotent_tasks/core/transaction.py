@@ -101,22 +101,19 @@ class TransactedRun:
         if self.instead is not None:
             raise self.instead
         if not self._known:
-            if self._has_lost_claim():
+            if run.claim_has_ended():
                 return self._unavailable("the claim ended before its transaction began")
             self._run_in(transaction)
             if run.handed_over or run.failure is not None:
                 return None
-            if self.step != WHOLE_BODY and self._has_lost_claim():
-                # Not every later run comes to this step, and meets its receipt: one may have failed before.
+            if (self.step != WHOLE_BODY or run.lock is not None) and run.claim_has_ended():
+                # Not every later run meets this receipt: it may fail before the step, or have the lock for another key.
                 return self._unavailable("the claim ended before its transaction was committed")
         try:
             return self._commit(transaction)
         except self.store.interrupts as interrupt:
             self.instead = interrupt
             raise TransactionLost(interrupt, is_certain=False) from interrupt
-
-    def _has_lost_claim(self) -> bool:
-        return self.run.claim_lost or self.run.claim.expires_at <= self.store.clock.now()
 
     def _run_in(self, transaction: ReceiptTransaction) -> None:
         """Run the body in a transaction."""

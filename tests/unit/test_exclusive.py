@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -11,25 +12,47 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import revoked
 
 from idempotent_tasks import ConfigurationError, Idempotency, InProgressError
-from idempotent_tasks.core.guard import Failed, Interrupted, Replayed, Returned, Unclaimed
+from idempotent_tasks.core.guard import Failed, Interrupted, Replayed, Returned, Unclaimed, Unwritten
 from idempotent_tasks.core.lease import RunContext
 from idempotent_tasks.core.policy import OWN_RETENTION_SECONDS
 from idempotent_tasks.core.records import Busy, Record, Status
+from idempotent_tasks.core.recovery import NotDone
 from idempotent_tasks.errors import StoreUnavailableError
 from idempotent_tasks.events import Claimed, Event, Joined, Skipped
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import Bench, Broken, Interrupt, deliver, done, grant, make_guard, request_by
 from tests.support.inline import InlineWorker
+from tests.support.receipts import MemoryReceipts, Sent
 from tests.support.shop import Counting, make
 from tests.support.stores import FaultyStore, down, lost_answer, passes
 from tests.testbed.waiting import wait_for
 
 LOCK = "shop.charge#exclusive#17"
+SETTLE = 5.0
 
 
 def locked(owner: str, **given: Any) -> dict[str, Any]:
     """Return what a request of a task with a lock has beyond the others: a key of its own, and the lock."""
     return {"key": f"shop.charge#id-{owner}", "lock": request_by(owner, key=LOCK, **given), **given}
+
+
+def settling(owner: str) -> dict[str, Any]:
+    """Return what a request of a task with a lock has whose requests elsewhere need time to settle."""
+    return {**locked(owner), "settle_seconds": SETTLE}
+
+
+#: How the claim of a lock ends under its run.
+ENDS = ["lost", "over", "too late to settle"]
+
+
+def ended(lock: RunContext | None, clock: FakeClock, end: str) -> None:
+    """End the claim of a run's lock."""
+    assert lock is not None
+    if end == "lost":
+        lock.lose()
+        return
+    left = SETTLE if end == "too late to settle" else 0
+    lock.claim = replace(lock.claim, in_progress_expiration=int((clock.now() + left) * 1000))
 
 
 def lock_of(store: Any) -> Record:
@@ -268,6 +291,79 @@ class TestFaults:
         assert isinstance(verdict, Unclaimed)
         assert isinstance(verdict.error, StoreUnavailableError)
         assert (bench.ran, lock_of(store).free) == ([], True)
+
+
+class TestLockThatHasEnded:
+    """The claim of the key still lives, and a run of another key may have begun under the lock."""
+
+    @pytest.mark.parametrize("end", ENDS, ids=ENDS)
+    def test_no_transaction_begins(self, bench: Bench, clock: FakeClock, end: str) -> None:
+        """As where the row was waited for."""
+        receipts, locks = MemoryReceipts(), []
+
+        @contextmanager
+        def keeping(run: RunContext) -> Iterator[None]:
+            locks.append(run)
+            yield
+
+        receipts.at_begin.append(lambda: ended(next(run for run in locks if run.key == LOCK), clock, end))
+        guard = bench.guard(keeping, receipts=receipts, following=Sent())
+        verdict = bench.deliver(guard=guard, **settling("one"))
+        assert isinstance(verdict, Unwritten)
+        assert "the claim ended before its transaction began" in str(verdict.error)
+        assert (bench.ran, receipts.rows, receipts.open) == ([], {}, 0)
+
+    @pytest.mark.parametrize("end", ENDS, ids=ENDS)
+    def test_no_transaction_is_committed(self, bench: Bench, clock: FakeClock, end: str) -> None:
+        """The other run would not meet this one's row."""
+        receipts = MemoryReceipts()
+
+        def body(run: RunContext) -> None:
+            run.session.append(17)
+            ended(run.lock, clock, end)
+
+        verdict = bench.deliver(value=body, guard=bench.guard(receipts=receipts, following=Sent()), **settling("one"))
+        assert isinstance(verdict, Unwritten)
+        assert "the claim ended before its transaction was committed" in str(verdict.error)
+        assert (receipts.effects, receipts.rows, receipts.open) == ([], {}, 0)
+        assert (bench.store.get("shop.charge#id-one").free, lock_of(bench.store).free) == (True, True)
+
+    @pytest.mark.parametrize("end", ENDS, ids=ENDS)
+    def test_no_transaction_of_a_step_is_committed(self, bench: Bench, clock: FakeClock, end: str) -> None:
+        """As that of a whole body."""
+        receipts = MemoryReceipts()
+
+        def pay(run: RunContext) -> None:
+            run.session.append(17)
+            ended(run.lock, clock, end)
+
+        def body(run: RunContext) -> None:
+            run.step.options(receipts=receipts)("pay", lambda: pay(run))
+
+        verdict = bench.deliver(value=body, guard=bench.guard(following=Sent()), **settling("one"))
+        assert isinstance(verdict, Unwritten)
+        assert (receipts.effects, receipts.rows, receipts.open) == ([], {}, 0)
+
+    @pytest.mark.parametrize("end", ENDS, ids=ENDS)
+    def test_no_answer_of_recover_is_acted_upon(self, bench: Bench, clock: FakeClock, end: str) -> None:
+        """The body would run beside another one."""
+        with pytest.raises(ValueError, match="first"):
+            bench.deliver(value=ValueError("first"), **settling("one"))
+        clock.advance(SETTLE + 1)
+
+        def ask(run: RunContext, _: Record) -> NotDone:
+            ended(run.lock, clock, end)
+            return NotDone()
+
+        def body(run: RunContext) -> None:
+            bench.ran.append(run.claim.owner)
+
+        verdict = bench.guard().deliver(request_by("one", **settling("one")), body, ask)
+        assert isinstance(verdict, Unclaimed)
+        assert "the claim ended before recover answered" in str(verdict.error)
+        assert bench.ran == ["one"]
+        record = bench.store.get("shop.charge#id-one")
+        assert (record.free, record.runs, lock_of(bench.store).free) == (True, 1, True)
 
 
 class TestTask:
