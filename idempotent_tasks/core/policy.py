@@ -429,9 +429,10 @@ def _check_hook(name: str, hook: object) -> None:
 
 
 def _check_receipts(receipts: object) -> None:
-    if not (receipts is None or isinstance(receipts, Receipts | str)):
-        kind = type(receipts).__name__
-        msg = f"receipts= takes DjangoReceipts(...), SQLAlchemyReceipts(...) or a 'module:name', not a {kind}"
+    # A class has all that its instances have.
+    if isinstance(receipts, type) or not (receipts is None or isinstance(receipts, Receipts | str)):
+        given = f"the class {receipts.__name__}" if isinstance(receipts, type) else f"a {type(receipts).__name__}"
+        msg = f"receipts= takes DjangoReceipts(...), SQLAlchemyReceipts(...) or a 'module:name', not {given}"
         raise ConfigurationError(msg)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from idempotent_tasks.core.policy import Idempotency, seconds
 from idempotent_tasks.errors import ConfigurationError
+from tests.support.receipts import MemoryReceipts
 
 
 def test_the_defaults() -> None:
@@ -84,6 +85,7 @@ def test_every_field_is_documented() -> None:
         *[("codec", "xml"), ("codec", None), ("codec", [])],
         *[("store_failures", value) for value in (5, [KeyError, 5], BaseException, SystemExit, KeyError(), None)],
         *[("on_replay", 5), ("on_replay", [])],
+        *[("receipts", value) for value in (5, object(), [MemoryReceipts()], MemoryReceipts)],
         *[("silenced_checks", value) for value in ("acks-late-off", 5, [5], None)],
     ],
     ids=lambda value: repr(value)[:20],
