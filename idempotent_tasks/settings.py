@@ -21,7 +21,8 @@ from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.imports import symbol_by_name
 
 from idempotent_tasks.core.encoding import JSON, PICKLE
-from idempotent_tasks.core.policy import Idempotency, check_codes, seconds
+from idempotent_tasks.core.policy import Idempotency, check_codes, imported_tools, seconds
+from idempotent_tasks.core.receipts import Receipts
 from idempotent_tasks.core.store import ResultStore, Store
 from idempotent_tasks.errors import ConfigurationError
 from idempotent_tasks.events import Observer, Observers
@@ -72,6 +73,18 @@ def _observers(key: str, raw: Any) -> list[Observer]:
         if not callable(observer):
             raise ConfigurationError(f"{key} holds {observer!r}, which is not callable")
     return observers
+
+
+def _step_receipts(key: str, raw: Any) -> tuple[Receipts, ...]:
+    listed = raw if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
+    try:
+        found = [imported_tools(None, each)[1] for each in listed]
+    except ConfigurationError as error:
+        remedy = "list SQLAlchemyReceipts(...), DjangoReceipts(...), or a 'module:name' of one"
+        raise ConfigurationError(f"{key}: {error.message}; {remedy}") from error
+    if None in found:
+        raise ConfigurationError(f"{key} lists a None; drop it, or give SQLAlchemyReceipts(...) or DjangoReceipts(...)")
+    return tuple(each for each in found if each is not None)
 
 
 def _check_mode(key: str, raw: Any) -> str:
@@ -184,6 +197,14 @@ SETTINGS: Final = (
         "cache_outcomes", 10_000, _whole_number, "how many outcomes a process [remembers](../how-to/cache.md) at most"
     ),
     Setting("cache_bytes", 20_000_000, _whole_number, "how many bytes of memory they take at most"),
+    Setting(
+        "step_receipts",
+        [],
+        _step_receipts,
+        "the receipts that only [steps](../how-to/steps.md#each-step-has-its-own-tool) have, for the "
+        "[checks](checks.md#receipts-table) and [`purge --receipts`](commands.md): `SQLAlchemyReceipts(...)`, "
+        '`DjangoReceipts(...)`, or `"module:name"` of one',
+    ),
     *(Setting(option.name, option.default) for option in fields(Idempotency) if option.name in _OPTIONS),
 )
 
@@ -201,6 +222,8 @@ class Settings:
     checks: str = "warn"
     silenced_checks: frozenset[str] = frozenset()
     disabled: bool = False
+    #: The receipts that only steps have, as far as the app names them.
+    step_receipts: tuple[Receipts, ...] = ()
     #: The address and port on which a worker serves its Prometheus metrics.
     prometheus: tuple[str, int] | None = None
     #: For results that are too large for the store, or None.

@@ -53,7 +53,8 @@ WHY: Final = {
     "results-bucket-keeps": "large results stay in the bucket, and AWS bills them indefinitely",
     "results-bucket-expires-first": "S3 deletes a result before its record expires, and then its replays fail",
     "delivery-limit-below-max-crashes": "RabbitMQ drops the message before it fails visibly with CrashLoopError",
-    "receipts-table": "no delivery of these tasks can write its receipt: all are deferred until it can",
+    "receipts-table": "no delivery of these tasks, or that comes to such a step, can write its receipt: all are "
+    "deferred until one can",
     "receipts-idle": "a delivery of the key cannot tell what a run on a dead host has done, and waits until the "
     "database notices",
     "settings-changed": "records in the old store are not found in the new one, and a change of any other setting is "

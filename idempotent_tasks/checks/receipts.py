@@ -1,6 +1,7 @@
 """Checks of the databases that keep receipts: their table, and their idle-transaction time-out."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from idempotent_tasks.checks.context import CheckContext
@@ -14,6 +15,22 @@ __all__ = ["RECEIPT_FINDINGS", "check_receipts"]
 RECEIPT_FINDINGS: Final = ("receipts-table", "receipts-idle")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Use:
+    """Receipts, and the tasks that have them or whose steps may have them."""
+
+    receipts: Receipts
+    #: Without those that silence the finding.
+    tasks: list[IdempotentTask] = field(default_factory=list)
+    #: Whether only steps have them, and nobody knows of which tasks.
+    in_steps: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(task.name for task in self.tasks)
+
+
 def check_receipts(context: CheckContext) -> Iterator[Finding]:
     """Find databases where no receipt can be written, or where a dead host's transaction holds its row.
 
@@ -21,46 +38,54 @@ def check_receipts(context: CheckContext) -> Iterator[Finding]:
     """
     states: dict[str, ReceiptsState] = {}
     for code in RECEIPT_FINDINGS:
-        for receipts, tasks in _users(context, code).values():
-            name = repr(receipts)
+        for use in _uses(context, code):
+            name = repr(use.receipts)
             if name not in states:
-                states[name] = receipts.look()
-            yield from _about(context, code, receipts, tasks, states[name])
+                states[name] = use.receipts.look()
+            yield from _about(context, code, use, states[name])
 
 
-def _users(context: CheckContext, code: str) -> dict[str, tuple[Receipts, list[IdempotentTask]]]:
-    """Return the receipts in use, each with the tasks that use them and do not silence a finding."""
-    users: dict[str, tuple[Receipts, list[IdempotentTask]]] = {}
-    for task in context.heeding(code):
+def _uses(context: CheckContext, code: str) -> Iterator[_Use]:
+    """Yield each use of receipts that a finding may be about."""
+    uses: dict[str, _Use] = {}
+    heeding = context.heeding(code)
+    for task in heeding:
         receipts = context.policy(task).imported_receipts
         if receipts is not None:
-            users.setdefault(repr(receipts), (receipts, []))[1].append(task)
-    return users
+            uses.setdefault(repr(receipts), _Use(receipts=receipts)).tasks.append(task)
+    for receipts in context.settings.step_receipts if heeding else ():
+        uses.setdefault(repr(receipts), _Use(receipts=receipts, tasks=heeding, in_steps=True))
+    yield from uses.values()
 
 
-def _about(
-    context: CheckContext, code: str, receipts: Receipts, tasks: list[IdempotentTask], state: ReceiptsState
-) -> Iterator[Finding]:
-    names = tuple(task.name for task in tasks)
+def _about(context: CheckContext, code: str, use: _Use, state: ReceiptsState) -> Iterator[Finding]:
     if code == "receipts-table":
         if state.error is not None:
-            remedy = "until then every delivery of these tasks waits; the worker's log has the driver's own error"
-            yield Finding(code=code, what=f"{receipts!r}: {state.error.message}", remedy=remedy, tasks=names)
+            which = "that comes to a step with it" if use.in_steps else "of these tasks"
+            remedy = f"until then every delivery {which} waits; the worker's log has the driver's own error"
+            yield Finding(code=code, what=f"{use.receipts!r}: {state.error.message}", remedy=remedy, tasks=use.names)
         return
     if state.error is not None or state.idle_seconds is None:
         return
-    longest = max((context.time_limit(task) or 0.0 for task in tasks), default=0.0)
+    limit = _limit(context, use)
     what = None
     if state.idle_seconds == 0:
         what = "ends no idle transaction, so that the row of a worker whose host has died is locked for hours"
-    elif state.idle_seconds < longest:
+    elif state.idle_seconds < limit:
         what = (
             f"ends a transaction that is idle for {state.idle_seconds:g} s, and a body may be silent for its time "
-            f"limit of {longest:g} s"
+            f"limit of {limit:g} s"
         )
     if what is not None:
         remedy = (
             "have the server end a transaction whose client is silent for longer than a body may be: "
-            + state.idle_statement.format(seconds=round(max(longest, 60) * 1.5))
+            + state.idle_statement.format(seconds=round(max(limit, 60) * 1.5))
         )
-        yield Finding(code=code, what=f"the database of {receipts!r} {what}", remedy=remedy, tasks=names)
+        yield Finding(code=code, what=f"the database of {use.receipts!r} {what}", remedy=remedy, tasks=use.names)
+
+
+def _limit(context: CheckContext, use: _Use) -> float:
+    """Return for how many seconds a body may be silent, by its time limit; 0.0 if none has one."""
+    limits = [context.time_limit(task) or 0.0 for task in use.tasks]
+    # The step may be of any of the tasks, and each of them may be silent for the shortest.
+    return min(filter(None, limits), default=0.0) if use.in_steps else max(limits)

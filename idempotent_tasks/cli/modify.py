@@ -155,12 +155,12 @@ def _purge_records(
 
 
 def _purge_receipts(admin: AdminContext) -> None:
-    policies = [each.policy_under(settings_of(admin.app)) for each in guarded_tasks(admin.app)]
-    tables = {repr(each.imported_receipts): each.imported_receipts for each in policies}
-    found = {name: table for name, table in sorted(tables.items()) if table is not None}
+    settings = settings_of(admin.app)
+    of_tasks = (each.policy_under(settings).imported_receipts for each in guarded_tasks(admin.app))
+    found = {repr(table): table for table in (*settings.step_receipts, *of_tasks) if table is not None}
     if not found:
-        refuse("no task of the app has receipts; of those that only steps have, call purge(time.time()) in a job")
-    for name, table in found.items():
+        refuse("no task of the app has receipts; list those that only steps have in app.conf.idempotency_step_receipts")
+    for name, table in sorted(found.items()):
         try:
             count = table.purge(admin.now())
         except StoreError as error:

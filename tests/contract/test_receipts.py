@@ -53,6 +53,7 @@ from tests.support.receipts import (
     connection_of,
     elsewhere,
     finished,
+    idle,
     is_connected,
     read_by,
     repeatable_read,
@@ -816,7 +817,9 @@ class TestOperators:
         """There is nothing to purge."""
         app.tasks["shop.charge"].idempotency_policy = Idempotency()
         app.tasks["shop.charge"]._resolved = None
-        assert "no task of the app has receipts" in run("purge", "--receipts", "--yes").output
+        output = run("purge", "--receipts", "--yes").output
+        assert "no task of the app has receipts" in output
+        assert "app.conf.idempotency_step_receipts" in output
 
 
 #: Every finding about receipts, by the test that provokes it and fixes it.
@@ -866,17 +869,8 @@ def test_no_time_out_is_found(make_bank: MakeBank, kind: str) -> None:
     assert "_transaction" in finding.remedy
     assert "90" in finding.remedy
     for seconds, found in ((20, True), (60, False)):
-        findings = _findings(make_bank(kind, None, **_idle(kind, seconds)), time_limit=30)
+        findings = _findings(make_bank(kind, None, **idle(kind, seconds)), time_limit=30)
         assert [each.code for each in findings] == ["receipts-idle"] * found
-
-
-def _idle(kind: str, seconds: int) -> dict[str, Any]:
-    """Return the options of a bank whose sessions have an idle-transaction time-out."""
-    if kind in MARIADB:
-        given = {"init_command": f"SET SESSION idle_write_transaction_timeout = {seconds}"}
-    else:
-        given = {"options": f"-c idle_in_transaction_session_timeout={seconds}s"}
-    return {"OPTIONS": given} if kind.startswith("django") else {"connect_args": given}
 
 
 def test_a_database_is_looked_at_once(make_bank: MakeBank, monkeypatch: pytest.MonkeyPatch) -> None:

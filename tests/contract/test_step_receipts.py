@@ -1,9 +1,9 @@
 """Steps with receipts in real databases: a part of a body commits with the row of its key and name, once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,8 @@ from idempotent_tasks import (
     MemoryStore,
     StoreUnavailableError,
 )
+from idempotent_tasks.checks import CheckContext, Finding
+from idempotent_tasks.checks.receipts import check_receipts
 from idempotent_tasks.cli import idempotency
 from idempotent_tasks.core.guard import Guard, Replayed, Returned, Unwritten
 from idempotent_tasks.core.lease import RunContext
@@ -41,6 +43,7 @@ from tests.support.receipts import (
     address_of,
     committed,
     elsewhere,
+    idle,
     read_by,
     repeatable_read,
     until,
@@ -600,24 +603,92 @@ class TestOneInAnother:
         assert seen == [False, True, False]
 
 
+@contextmanager
+def _app(
+    bank: Bank, *, task: bool, steps: bool, policy: Mapping[str, Any] | None = None, **options: Any
+) -> Iterator[Celery]:
+    """Yield an app with one task, which has a bank's receipts, or whose steps have them."""
+    app = Celery("shop", broker="amqp://localhost", set_as_current=False)
+    app.conf.update(idempotency_store="memory://", idempotency_step_receipts=[bank.receipts] if steps else [])
+
+    def charge() -> None:
+        """Be a body."""
+
+    own = Idempotency(receipts=bank.receipts if task else None, **(policy or {}))
+    app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, idempotency=own, **options)
+    yield app
+    app.close()
+
+
+def _findings(bank: Bank, **options: Any) -> list[Finding]:
+    """Look at an app whose steps have a bank's receipts, which no task has."""
+    with _app(bank, task=False, steps=True, **options) as app:
+        return list(check_receipts(CheckContext.of_app(app, "celery.concurrency.prefork")))
+
+
+class TestChecks:
+    """Of the receipts that only steps have, by ``idempotency_step_receipts``."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_table(self, make_bank: MakeBank, kind: str) -> None:
+        """Before the first message."""
+        bank = make_bank(kind)
+        (finding,) = _findings(bank)
+        assert (finding.code, finding.tasks) == ("receipts-table", ("shop.charge",))
+        assert "has no table 'idempotency_receipts' of this version" in finding.what
+        assert "every delivery that comes to a step with it waits" in finding.remedy
+
+    @pytest.mark.parametrize("kind", SERVERS)
+    def test_no_time_out(self, make_bank: MakeBank, kind: str) -> None:
+        """None, or one that is shorter than any body may be silent, whichever has the step."""
+        bank = make_bank(kind)
+        bank.create_table()
+        (finding,) = _findings(bank)
+        assert (finding.code, finding.tasks) == ("receipts-idle", ("shop.charge",))
+        assert "ends no idle transaction" in finding.what
+        for seconds, found in ((20, True), (60, False)):
+            findings = _findings(make_bank(kind, None, **idle(kind, seconds)), time_limit=30)
+            assert [each.code for each in findings] == ["receipts-idle"] * found
+
+    def test_the_shortest_limit_counts(self, make_bank: MakeBank) -> None:
+        """A finding is certain, whichever of the tasks has the step."""
+        bank = make_bank("sqlalchemy-postgresql", None, **idle("sqlalchemy-postgresql", 20))
+        bank.create_table()
+        with _app(bank, task=False, steps=True, time_limit=600) as app:
+            for limit, found in ((30, True), (10, False)):
+
+                @app.task(name=f"shop.mail-{limit}", base=IdempotentTask, shared=False, time_limit=limit)
+                def mail() -> None:
+                    """Be a body."""
+
+                findings = check_receipts(CheckContext.of_app(app, "celery.concurrency.prefork"))
+                assert [each.code for each in findings] == ["receipts-idle"] * found
+
+    def test_of_a_task_too(self, make_bank: MakeBank) -> None:
+        """One finding, which is about that task's deliveries."""
+        with _app(make_bank("sqlalchemy-sqlite"), task=True, steps=True) as app:
+            (finding,) = check_receipts(CheckContext.of_app(app, "celery.concurrency.prefork"))
+        assert "of these tasks" in finding.remedy
+
+    def test_where_each_task_silences_it(self, make_bank: MakeBank) -> None:
+        """As for a task's own."""
+        silent = {"silenced_checks": ["receipts-table", "receipts-idle"]}
+        with _app(make_bank("sqlalchemy-sqlite"), task=False, steps=True, policy=silent) as app:
+            assert list(check_receipts(CheckContext.of_app(app, "celery.concurrency.prefork"))) == []
+
+
 class TestAround:
     """Operators, and bodies without a claim."""
 
     @pytest.mark.parametrize("dynamodb_endpoint", ["ministack"], indirect=True)
-    def test_purge(self, bank: Bank, dynamodb: DynamoDBStore) -> None:
-        """Deletes the rows of steps that nobody looks for."""
+    @pytest.mark.parametrize("named", ["of a task", "of steps", "of both"])
+    def test_purge(self, bank: Bank, dynamodb: DynamoDBStore, named: str) -> None:
+        """Deletes the rows of steps that nobody looks for, once."""
         till = Till(bank)
         till.deliver()
-        app = Celery("shop", broker="memory://", set_as_current=False)
-        app.conf.update(idempotency_store=dynamodb)
-        policy = Idempotency(receipts=bank.receipts)
-
-        def charge() -> None:
-            """Be a body."""
-
-        app.task(charge, name="shop.charge", base=IdempotentTask, shared=False, idempotency=policy)
-        result = CliRunner().invoke(idempotency, ["purge", "--receipts", "--yes"], obj=SimpleNamespace(app=app))
-        app.close()
+        with _app(bank, task=named != "of steps", steps=named != "of a task") as app:
+            app.conf.update(idempotency_store=dynamodb)
+            result = CliRunner().invoke(idempotency, ["purge", "--receipts", "--yes"], obj=SimpleNamespace(app=app))
         assert result.output == f"deleted 1 receipt of {bank.receipts!r}\n"
         assert till.steps() == []
 

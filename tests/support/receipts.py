@@ -40,6 +40,7 @@ __all__ = [
     "connection_of",
     "elsewhere",
     "finished",
+    "idle",
     "is_connected",
     "lost",
     "new_database",
@@ -461,6 +462,15 @@ def until(condition: Callable[[], bool]) -> None:
 def address_of(server: Mapping[str, Any]) -> str:
     """Return the URL of a server of banks, by what its fixture has."""
     return f"tcp://{server.get('PGHOST', server.get('host'))}:{server.get('PGPORT', server.get('port'))}"
+
+
+def idle(kind: str, seconds: int) -> dict[str, Any]:
+    """Return the options of a bank whose sessions have an idle-transaction time-out."""
+    if kind in MARIADB:
+        given = {"init_command": f"SET SESSION idle_write_transaction_timeout = {seconds}"}
+    else:
+        given = {"options": f"-c idle_in_transaction_session_timeout={seconds}s"}
+    return {"OPTIONS": given} if kind.startswith("django") else {"connect_args": given}
 
 
 def repeatable_read(kind: str) -> dict[str, Any]:

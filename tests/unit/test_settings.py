@@ -15,6 +15,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.testing import MemoryStore
+from tests.support.receipts import MemoryReceipts
 from tests.support.stores import MemoryBucket
 
 told: list[Event] = []
@@ -26,6 +27,7 @@ def observer(event: Event) -> None:
 
 
 not_callable = 7
+receipts = MemoryReceipts()
 
 
 def app_with(**settings: Any) -> Celery:
@@ -192,6 +194,34 @@ def test_an_unusable_observer_is_refused(raw: Any) -> None:
     """A typing error in an observer's name is not found by the first lost claim."""
     with pytest.raises(ConfigurationError, match="idempotency_observers"):
         settings_of(app_with(idempotency_store="memory://", idempotency_observers=raw))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [receipts, [receipts], (receipts,), f"{__name__}:receipts", [f"{__name__}:receipts"]],
+    ids=["object", "list", "tuple", "name", "list-of-names"],
+)
+def test_receipts_of_steps_are_objects_or_their_names(raw: Any) -> None:
+    """One needs no list."""
+    app = app_with(idempotency_store="memory://", idempotency_step_receipts=raw)
+    assert settings_of(app).step_receipts == (receipts,)
+    assert settings_of(app).defaults == {}
+
+
+def test_receipts_of_steps_are_none_by_default() -> None:
+    """Most apps have none."""
+    assert settings_of(app_with(idempotency_store="memory://")).step_receipts == ()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["no_such_module:receipts", f"{__name__}:no_such_name", f"{__name__}:not_callable", MemoryReceipts, 7, None, ""],
+    ids=["module", "attribute", "another-object", "class", "number", "none", "empty"],
+)
+def test_unusable_receipts_of_steps_are_refused(raw: Any) -> None:
+    """The error says what to give: nobody would miss the rows that are not purged."""
+    with pytest.raises(ConfigurationError, match=r"idempotency_step_receipts.*SQLAlchemyReceipts\(\.\.\.\)"):
+        settings_of(app_with(idempotency_store="memory://", idempotency_step_receipts=[raw]))
 
 
 @pytest.mark.parametrize(
