@@ -30,6 +30,7 @@ PARTS: Final = {
     "memory": ("deliveries", "memory"),
     "renewals": ("renewals", "measure"),
     "flood": ("flood", "measure"),
+    "fairness": ("fairness", "measure"),
     "deferrals": ("flood", "deferrals"),
     "crowd": ("crowd", "measure"),
 }
