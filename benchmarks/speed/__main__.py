@@ -27,6 +27,7 @@ PARTS: Final = {
     "throughput": ("deliveries", "throughput"),
     "micro": ("micro", "measure"),
     "imports": ("imports", "measure"),
+    "start": ("start", "measure"),
     "memory": ("deliveries", "memory"),
     "renewals": ("renewals", "measure"),
     "flood": ("flood", "measure"),
