@@ -13,16 +13,15 @@ from typing import Final
 
 from benchmarks.day.partition import Partition
 from benchmarks.day.retries import Tries, VirtualClock
+from idempotent_tasks.core.busy import FRESH_SECONDS
 from idempotent_tasks.core.delivery import MOST_UNSEEN
 from idempotent_tasks.core.processes import Process, running_as
 from idempotent_tasks.core.store import MOST_NOTED
 from idempotent_tasks.messaging.deferral import countdown_seconds
+from idempotent_tasks.worker.waiting import LET_GO_PER_SLOT
 
-__all__ = ["BUSY_SECONDS", "SIZES", "Fleet", "Load", "Rules", "Tally"]
+__all__ = ["SIZES", "Fleet", "Load", "Rules", "Tally"]
 
-#: For so many seconds a process defers the duplicates of a key without a request, after it was told that another's live
-#: claim holds the key.
-BUSY_SECONDS: Final = 0.25
 #: Bytes of a record beside its result, as docs/explanation/cost.md has them: of a finished one; how many more it has
 #: while it has no outcome; and of each noted copy.
 RECORD_BYTES: Final = 460
@@ -42,9 +41,10 @@ Write = Generator[float, None, bool]
 class Rules:
     """How deliveries of a busy key are treated."""
 
-    #: Whether a process remembers for `BUSY_SECONDS` that a key is busy.
+    #: Whether a process remembers for `FRESH_SECONDS` that a key is busy, and defers first deliveries of it unasked.
     known: bool = True
     #: Whether the worker that runs the body keeps the copies that it receives, and lets them go when the body ends.
+    #: Here it keeps all, where the library has a few of them go on by their countdown.
     wakeups: bool = True
 
 
@@ -129,7 +129,7 @@ class Key:
     #: Until when a process does not ask again, by process.
     known: dict[int, float] = field(default_factory=dict)
     #: Copies that the worker holds which runs the body.
-    held: list["Message"] = field(default_factory=list)
+    held: deque["Message"] = field(default_factory=deque)
 
 
 @dataclass(eq=False, slots=True)
@@ -142,6 +142,8 @@ class Message:
     is_copy: bool = False
     #: Claims whose answers it has not seen.
     unseen: int = 0
+    #: What waited for the same run and was not let go yet, if this one was.
+    others: deque["Message"] | None = None
 
 
 class Fleet:
@@ -228,13 +230,15 @@ class Fleet:
     def _occupy(self, message: Message) -> Steps:
         """Deliver a message to a slot, and free the slot."""
         message.key.tally.deliveries += 1
+        others, message.others = message.others, None
         yield from self._deliver(message, self._chance.randrange(self._load.processes))
+        self._let_go(others, 1)
         self._free += 1
         self._start()
 
     def _deliver(self, message: Message, process: int) -> Steps:
         key = message.key
-        if self._rules.known and self._clock.at < key.known.get(process, -math.inf):
+        if self._rules.known and not message.is_copy and self._clock.at < key.known.get(process, -math.inf):
             key.tally.known += 1
             yield from self._defer(message, key.held_until - self._clock.at)
             return
@@ -245,7 +249,7 @@ class Fleet:
         elif key.finished:
             self._finish(message)
         elif key.held_until >= self._clock.at:
-            key.known[process] = self._clock.at + BUSY_SECONDS
+            key.known[process] = self._clock.at + FRESH_SECONDS
             yield from self._defer(message, key.held_until - self._clock.at, noting=True)
         else:
             yield from self._run(message)
@@ -265,9 +269,15 @@ class Fleet:
             self._finish(message)
         else:
             key.tally.results += 1
-        held, key.held = key.held, []
-        for copy in held:
-            key.tally.woken += 1
+        held, key.held = key.held, deque()
+        self._let_go(held, LET_GO_PER_SLOT * self._load.concurrency)
+
+    def _let_go(self, held: deque[Message] | None, number: int) -> None:
+        """Let some of the messages go that a run's end has freed; each is followed by another one."""
+        while held and number:
+            copy, number = held.popleft(), number - 1
+            copy.others = held
+            copy.key.tally.woken += 1
             self._send(copy, 0.0)
 
     def _finish(self, message: Message) -> None:

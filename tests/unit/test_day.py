@@ -8,10 +8,11 @@ from random import Random
 import pytest
 
 from benchmarks.day.__main__ import main
-from benchmarks.day.fleet import BUSY_SECONDS, Fleet, Load, Rules, Tally
+from benchmarks.day.fleet import Fleet, Load, Rules, Tally
 from benchmarks.day.partition import Partition
 from benchmarks.day.plan import DAY_SECONDS, Plan
 from benchmarks.day.retries import Tries, VirtualClock
+from idempotent_tasks.core.busy import FRESH_SECONDS
 from idempotent_tasks.core.processes import Process, running_as
 from idempotent_tasks.core.retry import FIRST_PAUSE, LONGEST_PAUSE, STORE_RETRY_SECONDS
 
@@ -115,7 +116,7 @@ def test_a_body_runs_again_if_its_outcome_could_not_be_recorded() -> None:
 
 def test_a_process_does_not_ask_about_a_key_that_it_knows_to_be_busy() -> None:
     """Duplicates that come within that time are put off without a request, and have their results as before."""
-    later = [0.02, *(0.03 + BUSY_SECONDS * number / 50 for number in range(44))]
+    later = [0.02, *(0.03 + FRESH_SECONDS * number / 50 for number in range(44))]
     load = Load(slots=60, concurrency=60, threads=True, body_seconds=1.0)
     without, known = (play(later, Rules(known=each, wakeups=False), load) for each in (False, True))
     assert (without.known, known.known) == (0, 44)
