@@ -1468,3 +1468,20 @@ def _long_run_that_dies(world: DirectedWorld) -> None:
     for number in range(1, 7):
         world.call(1, f"task-{number}", ("sleep", SHORT))
     world.upon("began", lambda entry: world.killing(19.0)(world.process_of(entry)), id="task-0")
+
+
+@_schedule(
+    "a step that is answered about too late",
+    "steps-asks",
+    expected={"began": 3, "step-asked": 2, "step-ran": 1, "Superseded": 1},
+    due=80,
+)
+def _late_answer_about_step(world: DirectedWorld) -> None:
+    """Another run has done it by then, and it is not done again."""
+    # The provider answers in time.
+    world.faults.active = False
+    step = {"name": "charge", "seconds": SHORT, "bytes": 0, "wrong": "", "inputs": 0}
+    world.call(0, "task-0", ("sleep", 1), ("call", step))
+    world.call(30, "task-1", ("call", step))
+    _kills_first(world)
+    world.upon("step-answered", lambda entry: world.stopping(40)(world.process_of(entry)))
