@@ -3,6 +3,7 @@
 import random
 import string
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -219,6 +220,14 @@ class TestFaults:
         one = keep(dynamodb, claim, "one", SMALL)
         two = keep(dynamodb, claim, "two", SMALL, KeptSteps())
         assert two == dynamodb.get(KEY).steps == one.including("two", SMALL)
+
+    def test_what_was_kept_first_stays(self, dynamodb: DynamoDBStore) -> None:
+        """The answer to its write was lost, and the result of the next try has another address in the bucket."""
+        claim = grant(dynamodb)
+        others = keep(dynamodb, claim, "others", SMALL)
+        first = keep(dynamodb, claim, "charge", replace(SMALL, data="s3://one"), others)
+        again = keep(dynamodb, claim, "charge", replace(SMALL, data="s3://two"), others)
+        assert again == first == dynamodb.get(KEY).steps
 
     def test_a_record_that_changes_each_time(self, dynamodb: DynamoDBStore, wire: Wire, raw: Any) -> None:
         """It is not tried indefinitely: the store is unavailable for now, and names task and key."""

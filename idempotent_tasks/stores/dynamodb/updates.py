@@ -287,6 +287,8 @@ def step_update(claim: Claim, name: str, step: Step, *, is_first: bool) -> Updat
     if is_first:
         condition, values = f"{_HELD} AND attribute_not_exists(#steps)", {"steps": {name: entry}}
         return Update(values=values, condition=condition, operands=_held_operands(claim))
+    # A record whose steps were removed by hand is answered as it is, instead of by DynamoDB's error about the path.
+    # What a try has kept whose answer was lost stays: a result in the bucket has another address in each try.
     return Update(
         actions=("#steps.#step_name = :step",),
         condition=f"{_HELD} AND attribute_exists(#steps) AND attribute_not_exists(#steps.#step_name)",
