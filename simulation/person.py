@@ -86,12 +86,13 @@ class Person:
             record = store.get(key)
             if record.parked_at is not None:
                 self._decide(admin, record)
-            for task_id, message in {**record.parked, **store.get(key).parked}.items():
+            record = store.get(key)
+            for task_id, message in record.parked.items():
                 self._think()
                 publish_parked(app, decoded_message(message))
                 self._world.note("published-again", key=key, id=task_id)
                 self._think()
-                admin.operations.remove_message(key, task_id, message)
+                admin.operations.remove_message(record, task_id)
 
     def _decide(self, admin: AdminContext, record: Record) -> None:
         self._think()

@@ -47,7 +47,7 @@ def resolve(admin: AdminContext, *, key: str, hint: str, done: str | None, again
         _decide(admin, record, done, yes=yes)
     else:
         _accept_state(admin, record, done)
-    count = _publish_messages(admin, record)
+    count = _publish_messages(admin, key)
     click.echo(f"published {count} message" + ("" if count == 1 else "s") + " again")
 
 
@@ -135,19 +135,17 @@ def _outcome(admin: AdminContext, record: Record, done: str) -> Outcome:
     return encode_result(value, codec)
 
 
-def _publish_messages(admin: AdminContext, shown: Record) -> int:
-    """Publish each message that the record keeps, or was shown with, and remove it then; return how many."""
-    key = shown.key
-    # Deliveries may have added theirs until the decision; and after it the removal of an earlier one's message, which
-    # was long on its way, may take away what a delivery since then relies on.
-    messages = {**shown.parked, **admin.store.get(key).parked}
-    for published, (task_id, message) in enumerate(messages.items()):
+def _publish_messages(admin: AdminContext, key: str) -> int:
+    """Publish each message that the record keeps, and remove it then; return how many."""
+    # Deliveries may have added theirs until the decision.
+    record = admin.store.get(key)
+    for published, (task_id, message) in enumerate(record.parked.items()):
         try:
             publish_parked(admin.app, decoded_message(message))
         except Exception as error:  # noqa: BLE001 - a broker's client raises what it likes
             refuse(
-                f"published {published} of {len(messages)} messages, then that of {task_id} failed "
+                f"published {published} of {len(record.parked)} messages, then that of {task_id} failed "
                 f"({type(error).__name__}: {error}); run the command again for the rest"
             )
-        admin.operations.remove_message(key, task_id, message)
-    return len(messages)
+        admin.operations.remove_message(record, task_id)
+    return len(record.parked)

@@ -368,6 +368,8 @@ class Record:
     parked: Mapping[str, bytes] = field(default_factory=dict)
     #: The bytes of these messages and of their task ids.
     parked_bytes: int = 0
+    #: The fence that the record had when it was parked for the latest of such decisions; None if there was none.
+    resolved_fence: int | None = None
     #: What runs of the generation have left; none once the key has an outcome.
     steps: KeptSteps = KeptSteps()
     #: None where a foreign writer named none: its data is JSON.
@@ -613,6 +615,7 @@ def granted_record(old: Record | None, request: ClaimRequest, now: float, until:
         # What nobody has published again yet outlives the record.
         parked={} if old is None else old.parked,
         parked_bytes=0 if old is None else old.parked_bytes,
+        resolved_fence=None if old is None else old.resolved_fence,
     )
     if live is None:
         return granted

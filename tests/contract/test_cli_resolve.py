@@ -1,6 +1,7 @@
 """``resolve``: a person's decision on a parked key, once, and then the messages that wait for it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -195,35 +196,56 @@ def test_a_message_is_not_removed_from_a_key_that_is_parked_again(shop: Shop) ->
     """The copy that was published has parked the key again, and relies on what the record has."""
     shop.park("second")
     store, operations = shop.store, TableAdmin(shop.store)
-    record = store.get(shop.key)
-    assert operations.resolve(record, None, 3600)
+    assert operations.resolve(store.get(shop.key), None, 3600)
+    decided = store.get(shop.key)
     grant(store, "dies", key=shop.key, lease_seconds=OVER)
     assert isinstance(store.park(grant(store, "again", key=shop.key), "Rerun"), Parked)
-    assert not operations.remove_message(shop.key, "second", record.parked["second"])
+    assert not operations.remove_message(decided, "second")
     assert list(store.get(shop.key).parked) == ["second"]
     assert operations.resolve(store.get(shop.key), None, 3600)
-    assert operations.remove_message(shop.key, "second", record.parked["second"])
-    assert not operations.remove_message(shop.key, "second", record.parked["second"])
+    assert not operations.remove_message(decided, "second")
+    again = store.get(shop.key)
+    assert operations.remove_message(again, "second")
+    assert not operations.remove_message(again, "second")
     assert store.get(shop.key).parked_bytes == 0
 
 
+def test_a_message_of_a_decision_that_names_no_fence(shop: Shop) -> None:
+    """An older version has decided: it is removed until the next decision."""
+    shop.park("second")
+    store, operations = shop.store, TableAdmin(shop.store)
+    parked = store.get(shop.key)
+    operations.resolve(parked, None, 3600)
+    older = replace(store.get(shop.key), resolved_fence=None)
+    store.forget(shop.key)
+    store.restore(older)
+    assert operations.remove_message(older, "second")
+    store.forget(shop.key)
+    store.restore(parked)
+    operations.resolve(parked, None, 3600)
+    assert not operations.remove_message(older, "second")
+    assert list(store.get(shop.key).parked) == ["second"]
+
+
 def test_a_late_removal_takes_no_message_away(run: Run, shop: Shop) -> None:
-    """That of a message of the decision before may land right after this one."""
+    """The copy that was published has parked the key again, and the next command stopped right after its decision."""
     shop.park("second")
 
-    class Landing(TableAdmin):
-        def resolve(self, *given: Any) -> bool:
-            done = super().resolve(*given)
-            for task_id, message in shop.store.get(shop.key).parked.items():
-                assert self.remove_message(shop.key, task_id, message)
-            return done
+    class Late(TableAdmin):
+        def remove_message(self, *given: Any) -> bool:
+            grant(shop.store, "dies", key=shop.key, lease_seconds=OVER)
+            shop.worker.run_next()
+            assert super().resolve(shop.store.get(shop.key), None, 3600)
+            assert not super().remove_message(*given)
+            return False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "TableAdmin", Landing)
-        answer = run("resolve", shop.key, "--done", "5", "--yes")
-    assert answer.output.endswith("published 1 message again\n")
+        patch.setattr(context, "TableAdmin", Late)
+        assert run("resolve", shop.key, "--run", "--yes").exit_code == 0
+    assert shop.worker.state("second") == "FAILURE"
+    assert run("resolve", shop.key, "--run", "--yes").output.endswith("published 1 message again\n")
     shop.worker.drain()
-    assert shop.worker.result("second") == 5
+    assert shop.worker.result("second") == "paid"
 
 
 def test_a_claim_keeps_what_is_to_be_published(shop: Shop) -> None:

@@ -334,6 +334,12 @@ WRONG_STORES: Final = (
         "parked={} if old is None else old.parked,",
         "parked={} if live is None else live.parked,",
     ),
+    WrongStore(
+        "forgets-the-decision-with-a-claim",
+        "granted_record",
+        "resolved_fence=None if old is None else old.resolved_fence,",
+        "",
+    ),
     # Steps.
     WrongStore("keeps-steps-for-anybody", "keep_step", "self._held(claim)", "self._records.get(claim.key)"),
     WrongStore(

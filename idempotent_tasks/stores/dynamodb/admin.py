@@ -134,15 +134,18 @@ class TableAdmin:
             outcome: what came of the earlier run; None if that has done nothing.
             kept_seconds: for how long the record is kept from now.
         """
-        condition, operands = self._unchanged(record, force=False)
         now = self._store.now(record.key)
-        update = resolve_update(outcome, now, kept_seconds, condition, operands)
-        return self._updated(record.key, update)
+        return self._updated(record.key, resolve_update(record, outcome, now, kept_seconds))
 
-    def remove_message(self, key: str, task_id: str, message: bytes) -> bool:
-        """Remove a message that was published again; return whether it was there, and its key not parked again."""
-        update = message_removal(task_id, message)
-        return self._updated(key, update)
+    def remove_message(self, record: Record, task_id: str) -> bool:
+        """Remove a message that was published again; return whether it was there, and its key not parked again since.
+
+        Args:
+            record: as it was when the message was read from it, after the decision.
+            task_id: of the message's task.
+        """
+        update = message_removal(task_id, record.parked[task_id], record.resolved_fence)
+        return self._updated(record.key, update)
 
     def delete(self, record: Record, *, force: bool = False) -> bool:
         """Delete a record, and return whether it was still as shown; arguments as for `release`."""

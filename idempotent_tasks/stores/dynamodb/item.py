@@ -47,6 +47,7 @@ BOOKKEEPING: Final = (
     "parked_at",
     "parked",
     "parked_bytes",
+    "resolved_fence",
     "steps",
     "steps_elsewhere",
     "step",
@@ -85,6 +86,7 @@ _NUMBERS: Final = (
     "stands_in_until",
     "settled_at",
     "parked_at",
+    "resolved_fence",
 )
 
 

@@ -123,8 +123,8 @@ class DynamoDBStore:
             ``worker``, ``process``, ``claimed_at``, ``completed_at``, ``codec``, ``error``, ``deferred``,
             ``dispatched``, ``runs``, ``generation``, ``unresolved_since``, ``counted_fence``, ``previous_owner``,
             ``previous_task_id``, ``previous_claimed_at``, ``stands_in_until``, ``validated_by``, ``continuation``,
-            ``settled_at``, ``parked_at``, ``parked``, ``parked_bytes``, ``steps``, ``steps_elsewhere``, ``step``,
-            ``inputs``.
+            ``settled_at``, ``parked_at``, ``parked``, ``parked_bytes``, ``resolved_fence``, ``steps``,
+            ``steps_elsewhere``, ``step``, ``inputs``.
         region, endpoint_url, config, session: as for ``boto3.Session.client``; the config's retries are ignored,
             because the guard retries.
         client: a ready-made client instead of these; it must not be used before a fork.

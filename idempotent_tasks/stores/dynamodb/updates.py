@@ -267,16 +267,27 @@ def message_update(task_id: str, message: bytes) -> Update:
     )
 
 
-def message_removal(task_id: str, message: bytes) -> Update:
+def message_removal(task_id: str, message: bytes, resolved_fence: int | None) -> Update:
     """Return the update that removes a task's message that was published again.
 
-    Not from a key that was parked again meanwhile: a delivery of that copy relies on it.
+    Not once the key was parked again, nor after the next decision: a delivery of that copy relies on the message, which
+    is to be published once more.
+
+    Args:
+        task_id: of the message's task.
+        message: the message, encoded.
+        resolved_fence: of the record when the message was read from it.
     """
+    is_latest = "attribute_not_exists(#resolved_fence)"
+    operands: dict[str, Value] = {"message": message, "size": message_bytes(task_id, message)}
+    if resolved_fence is not None:
+        is_latest = "#resolved_fence = :resolved_fence"
+        operands["resolved_fence"] = resolved_fence
     return Update(
         actions=("#parked_bytes = #parked_bytes - :size",),
         remove=("parked.#message",),
-        condition="attribute_not_exists(#parked_at) AND #parked.#message = :message",
-        operands={"message": message, "size": message_bytes(task_id, message)},
+        condition=f"attribute_not_exists(#parked_at) AND {is_latest} AND #parked.#message = :message",
+        operands=operands,
         entries={"message": task_id},
     )
 
@@ -302,22 +313,22 @@ def step_mark_update(claim: Claim, name: str) -> Update:
     return Update(add={"steps_elsewhere": frozenset([step_id(name)])}, condition=_HELD, operands=_held_operands(claim))
 
 
-def resolve_update(
-    outcome: Outcome | None, now: float, kept_seconds: float, condition: str, operands: Mapping[str, Value]
-) -> Update:
-    """Return the update that gives a parked key an outcome, or frees it for a first run.
+def resolve_update(shown: Record, outcome: Outcome | None, now: float, kept_seconds: float) -> Update:
+    """Return the update that gives a parked key an outcome, or frees it for a first run, if its record is as shown.
 
     Args:
+        shown: the parked record as it was shown.
         outcome: the outcome; None to free the key.
         now: epoch seconds.
         kept_seconds: for how long the record is kept from now.
-        condition, operands: as `unchanged` returns them.
     """
+    condition, operands = unchanged(shown, ("status", "owner", "fence", "in_progress_expiration"))
     at = int(now * 1000)
     values: dict[str, Value] = {
         "expiration": expiration_seconds(kept_seconds, at, now),
         "in_progress_expiration": at,
         "attempt": 0,
+        "resolved_fence": shown.fence,
     }
     if outcome is None:
         values |= {"runs": 0, "error": RESOLVED}

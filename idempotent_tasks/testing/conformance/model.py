@@ -163,6 +163,7 @@ def _granted(old: Record | None, request: ClaimRequest, now: float) -> Permitted
         stands_in_until=request.stands_in_until,
         parked={} if old is None else old.parked,
         parked_bytes=0 if old is None else old.parked_bytes,
+        resolved_fence=None if old is None else old.resolved_fence,
     )
     if live is not None:
         # A run that was not counted may be of a later generation than the steps are.

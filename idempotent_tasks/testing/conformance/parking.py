@@ -235,21 +235,25 @@ class ParkingConformance(Conformance):
         assert store.get(KEY) == record
 
     def test_keep_message_what_is_to_be_published_again_stays(self, store: Store, idempotency_clock: FakeClock) -> None:
-        """Through a claim of the key that a person has freed, its outcome, and a claim long after that."""
+        """With their decision, through a claim of the key that was freed, its outcome, and a claim long after that."""
         kept = replace(
             self._parked(store, idempotency_clock), owner=None, parked_at=None, runs=0, attempt=0, parked={"id-1": b"x"}
         )
         now = int(idempotency_clock.now())
-        resolved = replace(kept, parked_bytes=5, expiration=now + 600, in_progress_expiration=now * 1000)
+        resolved = replace(
+            kept, parked_bytes=5, resolved_fence=kept.fence, expiration=now + 600, in_progress_expiration=now * 1000
+        )
         self.forget(store, KEY)
         store.restore(resolved)
         claim = grant(store, "three")
         assert claim.parked_bytes == 5
         store.commit(claim, done(), RETENTION_SECONDS)
-        assert store.get(KEY).parked == {"id-1": b"x"}
+        record = store.get(KEY)
+        assert (record.parked, record.resolved_fence) == ({"id-1": b"x"}, kept.fence)
         idempotency_clock.advance(RETENTION_SECONDS + LONG)
         assert grant(store, "four").parked_bytes == 5
-        assert store.get(KEY).parked == {"id-1": b"x"}
+        record = store.get(KEY)
+        assert (record.parked, record.resolved_fence) == ({"id-1": b"x"}, kept.fence)
 
     def _parking(self, store: Store) -> ParkingStore:
         if not isinstance(store, ParkingStore):

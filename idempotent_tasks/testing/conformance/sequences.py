@@ -521,6 +521,7 @@ class _Author:
             # Of a key that was parked before, they are yet to be published again.
             parked=dict(zip(_TASK_IDS, messages, strict=False)),
             parked_bytes=sum(len(each) + len(_TASK_IDS[0]) for each in messages),
+            resolved_fence=finished.fence if messages else None,
         )
 
     def _of_others(self, key: str) -> Record:
@@ -666,6 +667,7 @@ def _moved(record: Record, milliseconds: int) -> Record:
         completed_at=moved(record.completed_at),
         fence=record.fence + milliseconds if record.completed_at or record.claimed_at else record.fence,
         counted_fence=moved(record.counted_fence),
+        resolved_fence=moved(record.resolved_fence),
         generation=moved(record.generation),
         unresolved_since=moved(record.unresolved_since),
         previous_claimed_at=moved(record.previous_claimed_at),
