@@ -98,11 +98,14 @@ def _stays_parked(reruns: Reruns) -> Found:
 
 
 def _kept_messages(reruns: Reruns) -> Found:
-    """A message that is kept for a person's decision stays until it is published again after it."""
+    """A message that is kept for a person's decision stays until it is published again after the latest one."""
     kept_at: dict[tuple[str, str], float] = {}
+    decided_at: dict[str, float] = {}
     again = reruns.history.of("published-again")
     for key, old, entry in reruns.steps():
         before, after = _messages(old), _messages(entry.item)
+        if is_parked(old) and not is_parked(entry.item):
+            decided_at[key] = entry.at
         for task_id in after.keys() - before.keys():
             kept_at[key, task_id] = entry.at
         if any(after[each] != before[each] for each in after.keys() & before.keys()):
@@ -111,7 +114,8 @@ def _kept_messages(reruns: Reruns) -> Found:
         if size != int(text(entry.item, "parked_bytes") or 0):
             yield entry.at, f"the messages of {key} have {size} bytes, and its record says otherwise"
         for task_id in before.keys() - after.keys():
-            since, about = kept_at.get((key, task_id), -math.inf), {"key": key, "id": task_id}
+            since = max(kept_at.get((key, task_id), -math.inf), decided_at.get(key, -math.inf))
+            about = {"key": key, "id": task_id}
             is_published = any(about.items() <= each.details.items() and since < each.at <= entry.at for each in again)
             if not is_published and not reruns.by_force(entry):
                 yield entry.at, f"the message of {task_id} was removed from {key}, and not published again"

@@ -11,9 +11,11 @@ from simulation.rerun_rules import RERUN_INVARIANTS
 class TestWhatIsFound:
     """By the invariants, in histories that no shipped code plays."""
 
-    def found(self, task: str, *entries: Entry) -> list[str]:
+    def found(self, task: str, *entries: Entry, person: str = "") -> list[str]:
         """Return the invariants that a history violates."""
-        history = History(0, task, [named(each, task) for each in entries], ended=True, settle_seconds=8.0)
+        history = History(
+            0, task, [named(each, task) for each in entries], ended=True, person=person, settle_seconds=8.0
+        )
         return [each.invariant for each in check(history) if each.invariant in RERUN_INVARIANTS]
 
     def test_a_parked_key_that_changes(self) -> None:
@@ -38,6 +40,18 @@ class TestWhatIsFound:
         miscounted = {**kept, "parked_bytes": {"N": "0"}}
         assert self.found("parks", *written(item(owner="a"), kept, miscounted)) == ["kept messages"]
 
+    def test_a_message_that_the_next_decision_has_not_published(self) -> None:
+        """It was published after the decision before, and parked again since."""
+        message = {"parked": {"M": {"id-1": {"B": b"x"}}}, "parked_bytes": {"N": "5"}}
+        first, second = (item(owner="parked after a", parked_at=each) | message for each in (2, 3))
+        decided, removed = item() | message, item()
+        published = Entry(3.5, "published-again", {"key": KEY, "id": "id-1"})
+        once = written(item(owner="a"), first, decided, removed)
+        again = written(item(owner="a"), first, decided, item(owner="a") | message, second, decided, removed)
+        assert self.found("parks", *once, published, person=WRITER) == []
+        assert self.found("parks", *again, published, person=WRITER) == ["kept messages"]
+        assert self.found("parks", *again, published, replace(published, at=6.5), person=WRITER) == []
+
     def test_an_effect_that_happens_twice(self) -> None:
         """Under a claim that lives for long enough."""
         asked = Entry(3.0, "asked", {"key": KEY, "grant": 1, "rerun": True})
@@ -58,6 +72,8 @@ class TestWhatIsFound:
 
 
 KEY = "order"
+#: The process of all writes.
+WRITER = "machine-0/101"
 
 
 def named(entry: Entry, task: str) -> Entry:
@@ -74,6 +90,5 @@ def item(owner: str = "", **numbers: int) -> dict[str, Any]:
 def written(*items: dict[str, Any]) -> list[Entry]:
     """Return the writes of these items, a second apart."""
     return [
-        Entry(float(at), "written", {"key": KEY, "item": each, "by": "machine-0/101"})
-        for at, each in enumerate(items, start=1)
+        Entry(float(at), "written", {"key": KEY, "item": each, "by": WRITER}) for at, each in enumerate(items, start=1)
     ]
