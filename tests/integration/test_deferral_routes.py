@@ -101,7 +101,8 @@ def test_a_broadcast_on_redis_fails_visibly_when_there_is_no_time_left(make_guar
     rig = make_guarded(exchange_type="fanout", tasks={"charge": {"time_limit": 6, "idempotency": {"key": "order"}}})
     rig.journal.shut("before-effect")
     rig.start_worker(1, tasks={"charge": BY_ORDER})
-    published = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
+    # Or the run would end by that limit too, where the second worker is slow to start.
+    published = rig.send("charge", "ord-1", 17, queue=rig.config.queue, time_limit=120)
     rig.journal.wait_for("at-gate")
     rig.start_worker(1)
     again = rig.send("charge", "ord-1", 17, queue=rig.config.queue)
