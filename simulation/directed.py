@@ -1453,20 +1453,22 @@ def _unfit_receipt(world: DirectedWorld) -> None:
     world.befall_database("commit", "receipt-unfit")
 
 
-@_schedule("duplicates of a long run", "leased", expected={"began": 1, "Replayed": 6}, due=21)
-def _long_run(world: DirectedWorld) -> None:
-    """Their copies are let go when it ends, although their countdowns would last longer."""
+def _runs_long_with_duplicates(world: DirectedWorld) -> None:
     world.call(0, "task-0", ("sleep", 20))
     for number in range(1, 7):
         world.call(1, f"task-{number}", ("sleep", SHORT))
+
+
+@_schedule("duplicates of a long run", "leased", expected={"began": 1, "Replayed": 6}, due=21)
+def _long_run(world: DirectedWorld) -> None:
+    """Their copies are let go when it ends, although their countdowns would last longer."""
+    _runs_long_with_duplicates(world)
 
 
 @_schedule("duplicates of a run that dies", "leased", expected={"began": 2, "Replayed": 6}, due=21)
 def _long_run_that_dies(world: DirectedWorld) -> None:
     """One of them runs the body as soon as the claim is released, and the others wait for that run."""
-    world.call(0, "task-0", ("sleep", 20))
-    for number in range(1, 7):
-        world.call(1, f"task-{number}", ("sleep", SHORT))
+    _runs_long_with_duplicates(world)
     world.upon("began", lambda entry: world.killing(19.0)(world.process_of(entry)), id="task-0")
 
 

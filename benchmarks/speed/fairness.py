@@ -1,7 +1,6 @@
 """How long other tasks wait during a flood, by what a worker prefetches, how its pool grows, and by priorities."""
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ __all__ = ["DELIVERIES", "LONGEST", "MEDIAN", "Case", "FairnessPlace", "Site", "
 #: Two workers of two processes each consume one queue, unless a case says otherwise.
 WORKERS: Final = ("first", "second")
 PROCESSES: Final = 2
-#: Seconds between two of the other tasks, and until what is awaited has happened.
-BETWEEN: Final = 0.1
+#: Seconds until what is awaited has happened.
 WAIT_SECONDS: Final = 120.0
 #: Of a queue of RabbitMQ.
 MOST_PRIORITY: Final = 9
@@ -205,15 +203,9 @@ def sample(bench: Bench, site: Site, name: str, case: Case, number: int) -> Mapp
     bench.say(f"fairness: round {number + 1} of {bench.rounds}, {name}")
     seconds, duplicates = bench.size(20, 3), bench.size(500, 20) if case.flooded else 0
     with _running(bench, site, case) as it:
-        order = it.app.main
-        ids = it.publish(HOLD, order, seconds)
-        it.wait(lambda: it.counted.noted("begun"))
-        ids += it.publish(HOLD, order, seconds, number=duplicates)
-        others = int(seconds / BETWEEN / 2)
-        for _ in range(others):
-            it.publish(NEIGHBOUR, time.monotonic())
-            time.sleep(BETWEEN)
-        it.wait(lambda: it.counted.successes(ids) == len(ids))
-        it.wait(lambda: len(it.counted.noted("waits")) == others)
-        waits, deliveries = it.counted.noted("waits"), it.counted.deliveries
-    return {MEDIAN: median(waits), LONGEST: max(waits), DELIVERIES: deliveries / max(duplicates, 1)}
+        played = flood.play(it, seconds, duplicates)
+    return {
+        MEDIAN: median(played.waits),
+        LONGEST: max(played.waits),
+        DELIVERIES: played.deliveries / max(duplicates, 1),
+    }

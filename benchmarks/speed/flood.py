@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from redis import Redis
 
 from benchmarks.chaos.contenders import REDELIVERED
@@ -23,7 +23,18 @@ from tests.testbed.waiting import wait_for
 from tests.testbed.wire import wire_to
 from tests.testbed.workers import CeleryWorker
 
-__all__ = ["HOLD", "NEIGHBOUR", "Counted", "Flooded", "build_app", "deferrals", "flooded", "measure"]
+__all__ = [
+    "HOLD",
+    "NEIGHBOUR",
+    "Counted",
+    "Flooded",
+    "build_app",
+    "deferrals",
+    "flooded",
+    "measure",
+    "play",
+    "report_from",
+]
 
 #: The task that holds a key; one with a key of its own; and a plain one that Celery's ``retry`` puts off.
 HOLD: Final = "flood.hold"
@@ -99,12 +110,71 @@ def build_app(place: Place) -> Celery:
     return app
 
 
+def report_from(place: Place) -> None:
+    """Have this worker count the deliveries of what is put off, and tell with a file when it consumes."""
+    counted = Counted(place)
+
+    def count(sender: Any, **_: Any) -> None:
+        if sender.name != NEIGHBOUR:
+            counted.delivered()
+
+    def say_ready(sender: Any, **_: Any) -> None:
+        (place.folder / f"ready-{sender.hostname}").touch()
+
+    signals.task_prerun.connect(count, weak=False)
+    signals.worker_ready.connect(say_ready, weak=False)
+
+
+class Workers(Protocol):
+    """One or more workers of a place."""
+
+    @property
+    def app(self) -> Celery:
+        """The app of the place."""
+
+    @property
+    def counted(self) -> Counted:
+        """What they count."""
+
+    def publish(self, task: str, *args: Any, number: int = 1) -> list[str]:
+        """Publish so many messages of a task; return their ids."""
+
+    def wait(self, condition: Any) -> None:
+        """Wait until something is the case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What a flood did."""
+
+    #: Seconds for which each of the other tasks waited.
+    waits: list[float]
+    #: Seconds from the body's end until all had its result.
+    after: float
+    deliveries: int
+
+
+def play(workers: Workers, seconds: int, duplicates: int) -> Played:
+    """Publish so many duplicates while a body runs for so many seconds, and other tasks for half of that."""
+    order, counted = workers.app.main, workers.counted
+    ids = workers.publish(HOLD, order, seconds)
+    workers.wait(lambda: counted.noted("begun"))
+    ids += workers.publish(HOLD, order, seconds, number=duplicates)
+    others = int(seconds / BETWEEN / 2)
+    for _ in range(others):
+        workers.publish(NEIGHBOUR, time.monotonic())
+        time.sleep(BETWEEN)
+    workers.wait(lambda: counted.successes(ids) == len(ids))
+    after = time.monotonic() - counted.noted("ended")[0]
+    workers.wait(lambda: len(counted.noted("waits")) == others)
+    return Played(waits=counted.noted("waits"), after=after, deliveries=counted.deliveries)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Flooded:
     """A worker, what is published to it, and what it counts."""
 
     place: Place
-
     app: Celery
     counted: Counted
     worker: CeleryWorker
@@ -143,7 +213,7 @@ def flooded(place: Place, pool: str, concurrency: int) -> Iterator[Flooded]:
         loglevel="WARNING",
     )
     try:
-        worker.wait_until_ready((place.folder / "ready").exists)
+        worker.wait_until_ready((place.folder / f"ready-{worker.name}").exists)
         yield Flooded(place=place, app=build_app(place), counted=Counted(place), worker=worker)
     finally:
         worker.kill()
@@ -170,19 +240,12 @@ def _flood(bench: Bench, pool: str, table: str, name: str, number: int) -> Mappi
     bench.say(f"flood: round {number + 1} of {bench.rounds}, {pool}, {name}")
     seconds, duplicates = bench.size(30, 3), bench.size(500, 20) if name == "duplicates" else 0
     with flooded(bench.place(pool, bench.ministack_url, table), pool, POOLS[pool]) as it:
-        order = it.app.main
-        ids = it.publish(HOLD, order, seconds)
-        it.wait(lambda: it.counted.noted("begun"))
-        ids += it.publish(HOLD, order, seconds, number=duplicates)
-        others = int(seconds / BETWEEN / 2)
-        for _ in range(others):
-            it.publish(NEIGHBOUR, time.monotonic())
-            time.sleep(BETWEEN)
-        it.wait(lambda: it.counted.successes(ids) == len(ids))
-        after = time.monotonic() - it.counted.noted("ended")[0]
-        it.wait(lambda: len(it.counted.noted("waits")) == others)
-        waits, deliveries = it.counted.noted("waits"), it.counted.deliveries
-    return {WAIT: median(waits), AFTER: after, DELIVERIES: deliveries / max(duplicates, 1)}
+        played = play(it, seconds, duplicates)
+    return {
+        WAIT: median(played.waits),
+        AFTER: played.after,
+        DELIVERIES: played.deliveries / max(duplicates, 1),
+    }
 
 
 def deferrals(bench: Bench) -> Iterator[Row]:

@@ -146,6 +146,7 @@ def handle(
     try:
         return DeliveryHandler(task, delivery, policy, settings, request, deadline).deliver(body, ask)
     except Ignore:
+        # No failure: nothing follows it.
         raise
     except Exception:
         # Not earlier: a deferred copy keeps the error callbacks of the message.

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, Task
 from celery.worker import state
 from kombu.asynchronous.timer import Timer
+from kombu.message import Message
 
 from idempotent_tasks import IdempotentTask
 from idempotent_tasks.core.delivery import COPY_HEADER, OWNER_ENTRY, WAITS_HEADER, AwaitedRun, run_digest
@@ -76,6 +77,12 @@ class Held:
         for _ in range(number):
             self.worker.run_next()
         return sorted((self.receive() for _ in range(number)), key=seconds_left)
+
+    def deferred(self, task: Task) -> Message:
+        """Publish a duplicate, which is deferred; return the message of its copy."""
+        task.apply_async(ORDER)
+        self.worker.run_next()
+        return self.worker.take()
 
     def receive(self) -> GuardedRequest:
         """Receive a copy, and have the timer hold it as Celery's ``strategy`` does."""
@@ -190,9 +197,7 @@ def test_copies_of_a_run_elsewhere_wait_for_their_countdown(held: Held, charge: 
 def test_a_header_that_names_no_run(held: Held, charge: Task, header: Any) -> None:
     """Is no reason to hold a message, nor to fail."""
     held.begin(charge)
-    charge.apply_async(ORDER)
-    held.worker.run_next()
-    message = held.worker.take()
+    message = held.deferred(charge)
     message.headers[WAITS_HEADER] = header
     assert seconds_left(held.worker.receive(message)) <= FIRST
 
@@ -201,9 +206,7 @@ def test_the_header_of_another_message_is_ignored(held: Held, charge: Task) -> N
     """A body may pass on all headers of its message to what it publishes."""
     held.begin(charge)
     held.duplicates(charge, MOVING_COPIES)
-    charge.apply_async(ORDER)
-    held.worker.run_next()
-    message = held.worker.take()
+    message = held.deferred(charge)
     message.headers[COPY_HEADER] = "token/another-task/0"
     assert seconds_left(held.worker.receive(message)) <= FIRST
 
@@ -212,9 +215,7 @@ def test_a_forged_time_is_bounded(held: Held, charge: Task) -> None:
     """A message of somebody who knows the digest waits for five minutes at most."""
     held.begin(charge)
     held.duplicates(charge, MOVING_COPIES)
-    charge.apply_async(ORDER)
-    held.worker.run_next()
-    message = held.worker.take()
+    message = held.deferred(charge)
     digest = message.headers[WAITS_HEADER].partition("/")[0]
     message.headers[WAITS_HEADER] = AwaitedRun(digest, 0.0, 99_999_999_999.0).header
     assert seconds_left(held.worker.receive(message)) <= LONGEST_WAIT
