@@ -24,6 +24,7 @@ __all__ = ["Load", "Rig", "Worker"]
 RESULT_SECONDS = 30.0
 LOAD_SECONDS = 60.0
 STOP_SECONDS = 30.0
+SUBSCRIBED_SECONDS = 30.0
 
 
 class Worker(CeleryWorker):
@@ -124,10 +125,16 @@ class Rig:
         if visibility_seconds is not None:
             transport_options = {**self.config.transport_options, "visibility_timeout": visibility_seconds}
             changes = {"transport_options": transport_options, **changes}
+        before = self._subscribers()
         worker = Worker(replace(self.config, **changes), concurrency, *options, pool=pool)
         self._workers.append(worker)
         self._stack.callback(worker.kill)
         worker.wait_until_consuming()
+        wait_for(
+            lambda: self._subscribers() >= before + self._subscribes,
+            SUBSCRIBED_SECONDS,
+            lambda: f"worker {worker.name} has not subscribed:\n{worker.process.tail()}",
+        )
         return worker
 
     def declare_queues(self) -> None:
@@ -143,6 +150,19 @@ class Rig:
     def result(self, published: AsyncResult, timeout_seconds: float = RESULT_SECONDS) -> Any:
         """Return a task's result when the backend has it, or raise its error."""
         return published.get(timeout=timeout_seconds)
+
+    @property
+    def _subscribes(self) -> bool:
+        """Whether a worker subscribes to its queue, which kombu does on Redis after the worker is ready."""
+        return self.config.exchange_type == "fanout" and self.config.broker_url.startswith("redis:")
+
+    def _subscribers(self) -> int:
+        """Return to how many workers Redis would pass a broadcast on: kombu ignores the empty one that asks for it."""
+        if not self._subscribes:
+            return 0
+        with self.app.connection_for_write() as connection:
+            channel = connection.default_channel
+            return channel.client.publish(f"{channel.keyprefix_fanout}{self.config.queue}/{self.config.queue}", "")
 
     def _disconnect(self) -> None:
         """Close the sockets that Celery leaves to the garbage collector, whose warning would fail some other test."""
