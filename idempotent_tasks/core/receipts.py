@@ -51,6 +51,8 @@ class Receipt:
     task_id: str
     #: What was stored as the outcome; None in the row of a transaction that is not committed yet.
     outcome: Outcome | None = None
+    #: The digest of the arguments of its step, as `Step` has it; None in the row of a whole body.
+    inputs: str | None = None
     #: What is to be sent when the row is committed: signatures with their task ids, as JSON.
     following: Sequence[str] = ()
     #: Epoch seconds after which nobody needs the row any more.

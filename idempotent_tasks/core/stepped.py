@@ -119,13 +119,17 @@ class SteppedRun:
         step = self._kept.here.get(name)
         if step is None:
             step = self._fetched(name)
-        if step.inputs != inputs:
+        self._refuse_other(name, step.inputs, inputs)
+        return self._result(name, Outcome.of_step(step))
+
+    def _refuse_other(self, name: str, kept: str, inputs: str) -> None:
+        """Refuse the result of a step that was done with other arguments, by their digests."""
+        if kept != inputs:
             msg = (
                 f"step {name!r} was done with other arguments by an earlier run of this key: give it a name of its own "
                 "for each effect, and arguments that are the same in every run"
             )
             raise StepMismatchError(msg, *self._where, name)
-        return self._result(name, Outcome.of_step(step))
 
     def _result(self, name: str, outcome: Outcome) -> Any:
         try:
@@ -229,6 +233,7 @@ class SteppedRun:
         transacted = TransactedRun(
             run=part,
             step=call.name,
+            inputs=inputs,
             receipts=receipts,
             following=following,
             store=self.store,
@@ -244,14 +249,20 @@ class SteppedRun:
             self.run.part = None
         if answer is not None:
             raise self._unkept(answer.error, is_lost=self.run.claim_has_ended())
-        assert part.receipt is not None  # noqa: S101 - else the transaction was not carried out
-        assert part.receipt.outcome is not None  # noqa: S101 - a row that is committed has one
-        committed = part.receipt.outcome
+        return self._keep_receipt(call, inputs, transacted)
+
+    def _keep_receipt(self, call: StepCall, inputs: str, transacted: TransactedRun) -> Outcome:
+        """Keep and return the outcome that is in the database, and the arguments that it was done with."""
+        receipt = transacted.run.receipt
+        assert receipt is not None  # noqa: S101 - else the transaction was not carried out
+        assert receipt.outcome is not None  # noqa: S101 - a row that is committed has one
+        committed, done_with = receipt.outcome, receipt.inputs or inputs
         try:
-            outcome = self._keep(call, inputs, committed)
+            outcome = self._keep(call, done_with, committed)
         except self.store.interrupts:
-            self._keep(call, inputs, committed)
+            self._keep(call, done_with, committed)
             raise
+        self._refuse_other(call.name, done_with, inputs)
         if isinstance(transacted.instead, self.store.interrupts):
             # It came while the commit was under way, and is for the body.
             raise transacted.instead

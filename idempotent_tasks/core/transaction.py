@@ -23,6 +23,8 @@ class TransactedRun:
     run: RunContext
     #: The name of the step that it is the run of; `WHOLE_BODY` for the body.
     step: str = WHOLE_BODY
+    #: The digest of the step's arguments; None for the body.
+    inputs: str | None = None
     receipts: Receipts
     following: Following
     store: RetryingStore
@@ -148,7 +150,8 @@ class TransactedRun:
         if unwritable is not None and not run.result_ignored:
             raise ResultEncodingError(unwritable.message, run.claim.request.task, run.key)
         begun = Receipt.of(run.claim, self.store.clock.now(), self.step)
-        receipt = replace(begun, outcome=outcome, following=self.following.encode(run.following, run.claim, self.step))
+        following = self.following.encode(run.following, run.claim, self.step)
+        receipt = replace(begun, outcome=outcome, inputs=self.inputs, following=following)
         try:
             transaction.commit(receipt)
         except TransactionLost as lost:

@@ -21,7 +21,7 @@ Written = Mapping[str, Any]
 COLUMNS: Final = (
     *("key", "step"),
     *("generation", "fence", "task_id", "expires_at"),
-    *("status", "codec", "text", "data", "error", "continuation", "following"),
+    *("status", "codec", "text", "data", "error", "continuation", "following", "inputs"),
 )
 _BEGUN: Final = COLUMNS[:6]
 

@@ -20,7 +20,7 @@ _NUMBERS: Final = ("generation", "fence", "expires_at")
 #: SQLAlchemy's names for it.
 _MARIADB: Final = ("mysql", "mariadb")
 _LONG_TEXT: Final = Text().with_variant(mysql.LONGTEXT(), *_MARIADB)
-_NULLABLE: Final = ("status", "codec", "text", "error", "continuation", "following")
+_NULLABLE: Final = ("status", "codec", "text", "error", "continuation", "following", "inputs")
 
 
 def _key_type(most: int) -> Any:

@@ -199,6 +199,7 @@ def _outcome(receipt: Receipt) -> Written:
         "error": outcome.error,
         "continuation": outcome.continuation,
         "following": json.dumps(list(receipt.following)) if receipt.following else None,
+        "inputs": receipt.inputs,
     }
 
 
@@ -218,6 +219,7 @@ def _receipt(row: Written) -> Receipt:
         fence=row["fence"],
         task_id=row["task_id"],
         outcome=outcome,
+        inputs=row["inputs"],
         following=tuple(json.loads(row["following"])) if row["following"] else (),
         expires_at=row["expires_at"],
     )

@@ -19,6 +19,7 @@ from idempotent_tasks import (
     Idempotency,
     IdempotentTask,
     MemoryStore,
+    StepMismatchError,
     StoreUnavailableError,
 )
 from idempotent_tasks.checks import CheckContext, Finding
@@ -112,6 +113,12 @@ class Till:
             return number if then is None else then()
 
         return run.step.options(receipts=self.bank.receipts)(name, deposit)
+
+    def pay_in(self, run: RunContext, amount: int) -> Any:
+        """Deposit an amount, the step's argument."""
+        return run.step.options(receipts=self.bank.receipts)(
+            "pay", lambda amount: self.bank.deposit(run, amount), amount
+        )
 
     def deliver(self, body: Callable[[RunContext], Any] | None = None, owner: str = "one", **given: Any) -> Any:
         """Deliver once; without a body it pays."""
@@ -305,6 +312,19 @@ class TestDeaths:
         committed(bank, "DROP TABLE idempotency_receipts")
         assert till.deliver(lambda run: till.pay(run, lambda: "of three"), "three") == Returned("of one")
         assert (till.payments, bank.deposits()) == (1, [1])
+
+    def test_other_arguments_after_it(self, bank: Bank) -> None:
+        """The receipt says what the step was done with, before the record does and after."""
+        till = Till(bank)
+        till.records.killed_at_step = {"one"}
+        with pytest.raises(Killed):
+            till.deliver(lambda run: till.pay_in(run, 5))
+        till.expire()
+        for owner in ("two", "three"):
+            with pytest.raises(StepMismatchError, match="step 'pay' was done with other arguments"):
+                till.deliver(lambda run: till.pay_in(run, 6), owner)
+        assert till.deliver(lambda run: till.pay_in(run, 5), "four") == Returned(5)
+        assert bank.deposits() == [5]
 
     def test_in_the_transaction(self, bank: Bank) -> None:
         """Its row is gone with its receipt, and the next run writes both."""

@@ -25,6 +25,7 @@ class Receipt(models.Model):
     error = models.TextField(null=True)
     continuation = models.TextField(null=True)
     following = models.TextField(null=True)
+    inputs = models.TextField(null=True)
 
     class Meta:
         """Name the table."""

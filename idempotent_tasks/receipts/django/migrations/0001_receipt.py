@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
                 ("error", models.TextField(null=True)),
                 ("continuation", models.TextField(null=True)),
                 ("following", models.TextField(null=True)),
+                ("inputs", models.TextField(null=True)),
             ],
             options={"db_table": "idempotency_receipts"},
         ),
