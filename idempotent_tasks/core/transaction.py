@@ -108,9 +108,6 @@ class TransactedRun:
             self._run_in(transaction)
             if run.handed_over or run.failure is not None:
                 return None
-            if (self.step != WHOLE_BODY or run.lock is not None) and run.claim_has_ended():
-                # Not every later run meets this receipt: it may fail before the step, or have the lock for another key.
-                return self._unavailable("the claim ended before its transaction was committed")
         try:
             return self._commit(transaction)
         except self.store.interrupts as interrupt:
@@ -152,6 +149,9 @@ class TransactedRun:
         begun = Receipt.of(run.claim, self.store.clock.now(), self.step)
         following = self.following.encode(run.following, run.claim, self.step)
         receipt = replace(begun, outcome=outcome, inputs=self.inputs, following=following)
+        # Last of all: the outcome may have gone to a bucket first.
+        if not self._known and self._is_passed_by and run.claim_has_ended():
+            return self._unavailable("the claim ended before its transaction was committed")
         try:
             transaction.commit(receipt)
         except TransactionLost as lost:
@@ -167,6 +167,11 @@ class TransactedRun:
             return None
         run.receipt = receipt
         return None
+
+    @property
+    def _is_passed_by(self) -> bool:
+        """Whether a later run may never meet the receipt: it fails before the step, or has the lock for another key."""
+        return self.step != WHOLE_BODY or self.run.lock is not None
 
     def _take(self, found: Receipt) -> Unanswered | None:
         """Take the outcome that is in the row: of another run, or of this one if only the answer was lost."""

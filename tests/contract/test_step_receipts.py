@@ -49,6 +49,7 @@ from tests.support.receipts import (
     repeatable_read,
     until,
 )
+from tests.support.stores import SlowBucket
 from tests.testbed.tcp import tcp_to
 
 Pool = Callable[..., "Future[Any]"]
@@ -449,6 +450,13 @@ class TestTwoRuns:
         assert isinstance(zombie.result(BOUND_SECONDS), Busy | Replayed)
         assert (till.payments, till.bodies, bank.deposits()) == ((1, 1, [1]) if committed else (2, 1, [2]))
         assert till.bench.events().count("Superseded") == 1
+
+    def test_a_claim_that_ends_while_the_result_is_stored(self, bank: Bank) -> None:
+        """In a bucket, which takes its time: the transaction is rolled back, for a successor may be past the step."""
+        till = Till(bank)
+        till.policy["bucket"] = SlowBucket(till.expire)
+        assert isinstance(till.deliver(), Unwritten)
+        assert (till.payments, till.bodies, bank.deposits(), bank.rows()) == (1, 0, [], [])
 
     @pytest.mark.parametrize("finished", [True, False])
     def test_a_zombie_that_comes_last(self, bank: Bank, finished: bool) -> None:

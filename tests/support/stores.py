@@ -30,6 +30,7 @@ from idempotent_tasks.testing import FakeClock
 __all__ = [
     "FaultyStore",
     "MemoryBucket",
+    "SlowBucket",
     "Step",
     "answers",
     "down",
@@ -247,3 +248,16 @@ class MemoryBucket:
         failure = next(self._failures, None)
         if failure is not None:
             raise failure
+
+
+class SlowBucket(MemoryBucket):
+    """A bucket that is healthy, and takes its time for an upload."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        super().__init__(above_bytes=0)
+        self._wait = wait
+
+    def put(self, data: bytes, expires_at: float) -> str:
+        """Keep data, in the end."""
+        self._wait()
+        return super().put(data, expires_at)

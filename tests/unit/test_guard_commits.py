@@ -16,7 +16,7 @@ from idempotent_tasks.core.retry import COMMIT_RETRY_SECONDS
 from idempotent_tasks.errors import ResultEncodingError, StoreMisconfiguredError, StoreUnavailableError
 from idempotent_tasks.testing import FakeClock, MemoryStore
 from tests.support.guarding import KEY, Bench, Broken, Keeping, ManualRenewer, done, grant, make_guard, request_by
-from tests.support.stores import FaultyStore, MemoryBucket, down, lost_answer, meanwhile, passes
+from tests.support.stores import FaultyStore, MemoryBucket, SlowBucket, down, lost_answer, meanwhile, passes
 
 LEASE = 4.0
 
@@ -43,19 +43,6 @@ def passing(clock: FakeClock, renewer: ManualRenewer, seconds: float) -> None:
     while clock.now() < end:
         clock.advance(min(LEASE / 8, end - clock.now()))
         renewer.renew_due()
-
-
-class SlowBucket(MemoryBucket):
-    """A bucket that is healthy, and takes longer than a lease for an upload."""
-
-    def __init__(self, wait: Callable[[], None]) -> None:
-        super().__init__(above_bytes=0)
-        self._wait = wait
-
-    def put(self, data: bytes, expires_at: float) -> str:
-        """Keep data, in the end."""
-        self._wait()
-        return super().put(data, expires_at)
 
 
 def others_wait(bench: Bench) -> None:
