@@ -59,8 +59,10 @@ class Tcp:
         """Reset every open connection on both sides, and return how many there were."""
         with self._lock:
             pairs, self._pairs = self._pairs, set()
-        for pair in pairs:
-            _reset(pair)
+        # Servers first: Redis would pop what a client gives back for one of its connections that is still to be cut.
+        for server in (True, False):
+            for pair in pairs:
+                _reset(pair[server])
         return len(pairs)
 
     def cut_at(self, words: bytes, *, carried_out: bool) -> None:
@@ -153,11 +155,10 @@ def _accept(listener: socket.socket, tcp: Tcp) -> None:
             tcp.take(client)
 
 
-def _reset(pair: Pair) -> None:
-    for each in pair:
-        with suppress(OSError):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        # A pump that waits in recv() keeps the connection open over a close(), so it is woken first.
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
-        each.close()
+def _reset(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    # A pump that waits in recv() keeps the connection open over a close(), so it is woken first.
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
