@@ -21,6 +21,7 @@ WORLDS: Final = {
     "atomic": "simulation.atomic",
     "receipts": "simulation.receipts",
     "steps": "simulation.steps",
+    "step-rows": "simulation.step_rows",
     "small": "simulation.small_random",
     "small-reruns": "simulation.small_reruns",
     "small-steps": "simulation.small_steps",

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import chain, group
@@ -9,6 +10,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from idempotent_tasks import Atomic
 from idempotent_tasks.core.processes import this_process
+from simulation.app import RECEIPTS
 from simulation.step_bodies import Spec, Steps, new_specs
 from simulation.tasks import SETTLING_STEPS, FinalError, follow
 from simulation.tills import Writes, writes_of
@@ -23,6 +25,7 @@ __all__ = [
     "RECOVERIES",
     "RERUN_FEATURES",
     "STEP_FEATURES",
+    "STEP_ROWS",
     "Run",
     "new_atomic_plan",
     "new_plan",
@@ -62,6 +65,8 @@ ATOMIC_FEATURES: Final = {
 #: What only bodies with rows have: a constraint that is checked when they are committed, nothing to write, and tasks
 #: that follow.
 RECEIPT_FEATURES: Final = ("row-refused", "row-refused-finally", "no-row", "follows")
+#: What a step in a transaction does: it writes a row, after which a task may have to follow, or hands its run over.
+STEP_ROWS: Final = ("row", "row", "row", "row-then", "row-then", "row-handed-over")
 #: What only bodies with steps have: they go on where a step has ended them, or call a step with other arguments.
 STEP_FEATURES: Final = ("end-swallowed", "other-arguments")
 #: What that constraint says.
@@ -146,10 +151,19 @@ def new_receipt_plan(draw: random.Random, features: frozenset[str], *, asks: boo
     return plan
 
 
-def new_step_plan(draw: random.Random, features: frozenset[str], *, asks: bool) -> Plan:
-    """Return the plan of one message of a task whose body has steps; of one that ``asks``, each can be asked about."""
+def new_step_plan(draw: random.Random, features: frozenset[str], rows: Mapping[str, str], *, asks: bool) -> Plan:
+    """Return the plan of one message of a task whose body has steps.
+
+    Args:
+        draw: the history's random numbers.
+        features: of the history.
+        rows: by the names of the steps that write a row: one of `STEP_ROWS`.
+        asks: whether the others can be asked about.
+    """
     plan = new_plan(draw, features)
     for spec in new_specs(draw, asks=asks):
+        if spec["name"] in rows:
+            spec["row"] = rows[spec["name"]]
         if "other-arguments" in features and draw.random() < 0.2:
             spec["inputs"] = 1
         # In any place, also where others are between them.
@@ -213,7 +227,26 @@ class Run:
 
     def _call(self, spec: Spec) -> None:
         asks = self._task.name in SETTLING_STEPS
-        Steps(self._world, self._task.idempotency, self._number, asks=asks, swallows=self._swallows).call(spec)
+        Steps(
+            self._world,
+            self._task.idempotency,
+            self._number,
+            asks=asks,
+            swallows=self._swallows,
+            receipts=RECEIPTS,
+            write=self._write_in_step,
+        ).call(spec)
+
+    def _write_in_step(self, spec: Spec) -> None:
+        run = self._task.idempotency
+        run.session.insert(self._number)
+        if spec["row"] == "row-handed-over" and self._world.faults.active and self._world.draw.random() < 0.5:
+            self._world.faults.counts["row-handed-over"] += 1
+            self._again(throw=False)
+            self._world.note("step-handed-over", run=self._number, name=spec["name"])
+            self._world.note("handed-over", id=self._task.request.id)
+        if spec["row"] == "row-then":
+            run.after_commit(follow.si(self._number, f"{run.key}/then/{spec['name']}/{self._number}"))
 
     def _catch(self, catches: bool) -> None:  # noqa: FBT001 - a step's argument
         self._catches = catches
@@ -246,6 +279,7 @@ class Run:
         self._process.check_alive()
 
     def _exit(self, _: float) -> None:
+        self._world.note("exits", run=self._number)
         sys.exit(1)
 
     def _exhaust(self, _: float) -> None:

@@ -17,6 +17,7 @@ from simulation.receipt_rules import RECEIPT_INVARIANTS, ReceiptRows
 from simulation.rerun_rules import RERUN_INVARIANTS, Reruns
 from simulation.run_counts import RunCounts, asked_twice, counted_once, generations, kept, numbers, reruns
 from simulation.scheduler import CLOCK_SECONDS, START
+from simulation.step_row_rules import STEP_ROW_INVARIANTS, StepRows
 from simulation.step_rules import STEP_INVARIANTS, StepFacts
 
 __all__ = ["INVARIANTS", "Violation", "check"]
@@ -127,6 +128,7 @@ class _Facts:
         self.rows = ReceiptRows(history, self.counts, may_lose=self.may_lose)
         is_calm = (DISTURBANCES - _BODIES_OWN).isdisjoint(history.counts)
         self.steps = StepFacts(history, self.counts, self.forced, is_calm=is_calm)
+        self.step_rows = StepRows(self.steps, self.rows)
         #: The tasks whose own run has stored a result that a replay can return.
         self.succeeded = {
             entry.details["task_id"]
@@ -652,6 +654,16 @@ def _of_steps(
     return lambda facts: (Violation(name, *each) for each in find(facts.steps)), lambda facts: applies(facts.steps)
 
 
+def _of_step_rows(
+    name: str, find: Callable[[StepRows], Iterator[tuple[float, str]]], applies: Callable[[StepRows], bool]
+) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
+    """Return the invariant of a name whose violations are found in the rows of steps, and its precondition."""
+    return (
+        lambda facts: (Violation(name, *each) for each in find(facts.step_rows)),
+        lambda facts: applies(facts.step_rows),
+    )
+
+
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
 INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]] = {
     "directed": (_directed, lambda facts: bool(facts.history.expected)),
@@ -738,6 +750,7 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
     **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
     **{name: _of_receipts(name, *rule) for name, rule in RECEIPT_INVARIANTS.items()},
     **{name: _of_steps(name, *rule) for name, rule in STEP_INVARIANTS.items()},
+    **{name: _of_step_rows(name, *rule) for name, rule in STEP_ROW_INVARIANTS.items()},
 }
 
 

@@ -123,7 +123,8 @@ class Database:
             self._grant(session, answer)
             return
         receipt, waiting = session.receipt, self._waiting[session.place]
-        self.world.note("waits", key=receipt.key, fence=receipt.fence, seconds=wait_seconds, process=session.owner)
+        about = {"key": receipt.key, "step": receipt.step, "fence": receipt.fence, "process": session.owner}
+        self.world.note("waits", **about, seconds=wait_seconds)
 
         def go_on() -> None:
             if session.is_open:
@@ -147,8 +148,8 @@ class Database:
         row, receipt = self.rows.get(session.place), session.receipt
         found = row if row is not None and row.generation >= receipt.generation else None
         if found is not None:
-            about = {"generation": found.generation, "wanted": receipt.generation}
-            self.world.note("receipt-found", key=receipt.key, fence=receipt.fence, process=session.owner, **about)
+            about = {"key": receipt.key, "step": receipt.step, "fence": receipt.fence, "process": session.owner}
+            self.world.note("receipt-found", **about, generation=found.generation, wanted=receipt.generation)
         answer(found)
 
     def leave(self, session: "Session") -> None:
@@ -167,8 +168,8 @@ class Database:
         outcome = receipt.outcome
         assert outcome is not None, "a receipt is committed with its outcome"
         self.rows[session.place] = receipt
-        about = {"key": receipt.key, "generation": receipt.generation, "transaction": session.number}
-        about |= {"fence": receipt.fence, "process": session.owner}
+        about = {"key": receipt.key, "step": receipt.step, "generation": receipt.generation}
+        about |= {"fence": receipt.fence, "process": session.owner, "transaction": session.number}
         more = {"status": outcome.status.value, "data": outcome.data, "codec": outcome.codec}
         self.world.note("receipt-committed", **about, **more, following=list(receipt.following))
         for run in session.runs:
@@ -300,6 +301,7 @@ class Session:
         """
         check_alive()
         world, seconds = self._database.world, None
+        world.note("commit-sent", key=receipt.key, step=receipt.step, process=self.owner, runs=[*self.runs])
         fault = self._database.fault_of("commit", *COMMIT_FAULTS)
         self._database.strike()
         if fault == "commit-vanished":

@@ -100,6 +100,11 @@ class Faults:
         #: Called with the kind of each fault that shows in nothing else.
         self.on_fault: Callable[[str], None] = lambda _: None
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What may happen."""
+        return frozenset(self._rates)
+
     def happens(self, kind: str, *, shows: bool = False) -> bool:
         """Return whether a fault of this kind happens now; count it if so.
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final
 
+from idempotent_tasks.core.receipts import WHOLE_BODY
 from idempotent_tasks.core.results import ELSEWHERE
 from simulation.history import Entry, History
 from simulation.items import is_parked, text
@@ -20,12 +21,12 @@ __all__ = ["RECEIPT_INVARIANTS", "ReceiptRows"]
 LONGEST_WAIT_SECONDS: Final = (LEASE_SECONDS + SETTLE_SECONDS + CLOCK_SECONDS) / 4
 
 Found = Iterator[tuple[float, str]]
-#: A key and its generation.
-Start = tuple[str, int]
+#: A key, its generation, and the step that a receipt is of; of a whole body `WHOLE_BODY`.
+Start = tuple[str, int, str]
 
 
 class ReceiptRows:
-    """What a history's transactions in the user's database have made durable.
+    """What a history's transactions in the user's database have made durable: those of bodies, and those of steps.
 
     Args:
         history: the history.
@@ -57,9 +58,9 @@ class ReceiptRows:
         return self.rows.get(receipt.details["transaction"], [])
 
     def start_of(self, entry: Entry, fence: str = "grant") -> Start:
-        """Return key and generation of an entry about a claim, whose fence has a name there."""
+        """Return what the receipt of a body has, of an entry about a claim, whose fence has a name there."""
         key = entry.details["key"]
-        return key, self._generations.get((key, entry.details.get(fence) or 0), 0)
+        return key, self._generations.get((key, entry.details.get(fence) or 0), 0), WHOLE_BODY
 
     def granted_at(self, key: str, fence: int) -> float:
         """Return when a claim was granted."""
@@ -67,11 +68,11 @@ class ReceiptRows:
         return next((each.at for each in written if text(each.item, "fence") == str(fence)), math.inf)
 
     def of_start(self, start: Start) -> list[Entry]:
-        """Return the receipts of a key and generation, in the order of their commits."""
+        """Return the receipts of a body or step in one generation of its key, in the order of their commits."""
         return [each for each in self.receipts if _start(each) == start]
 
     def starts(self) -> set[Start]:
-        """Return the keys and generations that have receipts."""
+        """Return what has receipts."""
         return {_start(each) for each in self.receipts}
 
     def value_of(self, receipt: Entry) -> Any:
@@ -101,6 +102,14 @@ class ReceiptRows:
                     yield entry
                 old = entry.item
 
+    def is_told(self, receipt: Entry) -> bool:
+        """Return whether somebody has been told the result in a receipt: a delivery, or the body that has the step."""
+        about = {"key": receipt.details["key"]}
+        if not receipt.details["step"]:
+            return any(about.items() <= each.details.items() for each in self.history.of("Committed", "Replayed"))
+        about |= {"generation": receipt.details["generation"], "name": receipt.details["step"]}
+        return any(about.items() <= each.details.items() for each in self.history.of("step-returned"))
+
     def failures(self) -> Iterator[Entry]:
         """Yield the receipts of final failures."""
         return (each for each in self.receipts if each.details["status"] == "FAILED")
@@ -118,7 +127,12 @@ class ReceiptRows:
 
 
 def _start(entry: Entry) -> Start:
-    return entry.details["key"], entry.details["generation"]
+    return entry.details["key"], entry.details["generation"], entry.details["step"]
+
+
+def _named(start: Start) -> str:
+    key, _, step = start
+    return f"step {step!r} of {key}" if step else key
 
 
 def _same_outcome(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -127,11 +141,11 @@ def _same_outcome(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _rows_once(rows: ReceiptRows) -> Found:
-    """Of each generation of a key one transaction is committed, with the outcome of the run whose rows it has."""
+    """Of a body, or a step, one transaction is committed in a generation, with the outcome of the run of its rows."""
     seen: set[Start] = set()
     for receipt in rows.receipts:
         if _start(receipt) in seen:
-            yield receipt.at, f"{receipt.details['key']} was committed again in one generation"
+            yield receipt.at, f"{_named(_start(receipt))} was committed again in one generation"
         seen.add(_start(receipt))
         own = rows.rows_with(receipt)
         runs = {each.details["run"] for each in own}
@@ -145,16 +159,16 @@ def _rows_in_order(rows: ReceiptRows) -> Found:
     """No transaction of an earlier start of a key is committed after one of a later start."""
     last: dict[str, int] = {}
     for receipt in rows.receipts:
-        key, generation = _start(receipt)
-        if generation < last.get(key, 0):
-            yield receipt.at, f"{key} was committed in generation {generation} after {last[key]}"
-        last[key] = generation
+        name, generation = _named(_start(receipt)), receipt.details["generation"]
+        if generation < last.get(name, 0):
+            yield receipt.at, f"{name} was committed in generation {generation} after {last[name]}"
+        last[name] = generation
 
 
 def _outcome_of_receipt(rows: ReceiptRows) -> Found:
     """The outcome on a record is that of the receipt of its generation, which was there first."""
     for entry in rows.outcomes():
-        start = entry.details["key"], int(text(entry.item, "generation") or 0)
+        start = entry.details["key"], int(text(entry.item, "generation") or 0), WHOLE_BODY
         earlier = [each for each in rows.of_start(start) if each.at < entry.at]
         said = text(entry.item, "status"), text(entry.item, "data")
         if not earlier:
@@ -164,10 +178,12 @@ def _outcome_of_receipt(rows: ReceiptRows) -> Found:
 
 
 def _own_rows(rows: ReceiptRows) -> Found:
-    """Rows are committed of a run that has returned, was not handed over, and has written no others."""
+    """Rows of bodies are committed of a run that has returned, was not handed over, and has written no others."""
     handed_over = {each.details["run"] for each in rows.history.of("retries")}
     for own in rows.rows.values():
         run, at = own[0].details["run"], own[0].at
+        if own[0].details["step"]:
+            continue
         returned = rows.returned.get(run)
         if returned is None or returned.at > at:
             yield at, f"rows of run {run} were committed, and its body has not returned"
@@ -203,9 +219,8 @@ def _follows(rows: ReceiptRows) -> Found:
     for name, task_id in sorted(sent - wanted):
         if "/then/" in name:
             yield rows.history.until, f"{name} was sent as {task_id}, and no receipt says so"
-    told = {each.details["key"] for each in rows.history.of("Committed", "Replayed")}
     for receipt, name, task_id in rows.following():
-        if (name, task_id) not in sent and receipt.details["key"] in told and not rows.may_lose:
+        if (name, task_id) not in sent and rows.is_told(receipt) and not rows.may_lose:
             yield receipt.at, f"{name} was never sent"
 
 
@@ -221,7 +236,7 @@ def _no_body_after(rows: ReceiptRows) -> Found:
     for key, written in rows.counts.written.items():
         old: dict[str, Any] = {}
         for entry in written:
-            start = key, int(text(entry.item, "generation") or 0)
+            start = key, int(text(entry.item, "generation") or 0), WHOLE_BODY
             if is_parked(entry.item) and not is_parked(old):
                 granted_at = rows.granted_at(key, int(text(old, "fence") or 0))
                 if durable.get(start, math.inf) < granted_at:
@@ -256,10 +271,13 @@ RECEIPT_INVARIANTS: Final[dict[str, tuple[Any, Any]]] = {
     "rows once": (_rows_once, lambda rows: bool(rows.rows) and bool(rows.history.of("receipt-found"))),
     "rows in order": (
         _rows_in_order,
-        lambda rows: len({key for key, _ in rows.starts()}) < len(rows.starts()),
+        lambda rows: len({_named(each) for each in rows.starts()}) < len(rows.starts()),
     ),
-    "outcome of receipt": (_outcome_of_receipt, lambda rows: bool(rows.receipts) and any(rows.outcomes())),
-    "own rows": (_own_rows, lambda rows: bool(rows.rows)),
+    "outcome of receipt": (
+        _outcome_of_receipt,
+        lambda rows: any(not each.details["step"] for each in rows.receipts) and any(rows.outcomes()),
+    ),
+    "own rows": (_own_rows, lambda rows: any(not each[0].details["step"] for each in rows.rows.values())),
     "reported rows": (_reported_rows, lambda rows: any(rows.reports())),
     "what follows": (_follows, lambda rows: any(rows.following())),
     "no body after": (

@@ -10,13 +10,13 @@ from simulation.reruns import RerunWorld
 from simulation.tasks import ASKING, LEASE_SECONDS, PARKING, RECEIPT_TASKS
 from simulation.world import FEATURES, RATES, ZOMBIE_KINDS, play_in
 
-__all__ = ["RECEIPT_RATES", "ReceiptWorld", "play"]
+__all__ = ["RECEIPT_RATES", "STRIKES", "ReceiptWorld", "play"]
 
 #: What befalls a process while one of its requests to the database is under way.
-_STRIKES: Final = ("killed-in-transaction", "stopped-in-transaction")
+STRIKES: Final = ("killed-in-transaction", "stopped-in-transaction")
 #: Rates of what goes wrong only here.
 RECEIPT_RATES: Final = {
-    **dict.fromkeys((*DATABASE_FAULTS, *_STRIKES), 0.3),
+    **dict.fromkeys((*DATABASE_FAULTS, *STRIKES), 0.3),
     **dict.fromkeys(PROVIDER_FAULTS, 0.3),
     "resolved": 0.7,
     "resolve-aborted": 0.1,
@@ -41,7 +41,7 @@ class ReceiptWorld(RerunWorld):
         features |= {*draw.sample(own, draw.choice([0, 1, 1, 2]))}
         others = sorted({*RATES} - {*ZOMBIE_KINDS})
         kinds = {*draw.sample(others, draw.randint(0, MOST_KINDS)), *draw.sample(ZOMBIE_KINDS, draw.choice([0, 0, 1]))}
-        kinds |= {*draw.sample(sorted({*DATABASE_FAULTS, *_STRIKES}), draw.choice([0, 1, 1, 2, 3]))}
+        kinds |= {*draw.sample(sorted({*DATABASE_FAULTS, *STRIKES}), draw.choice([0, 1, 1, 2, 3]))}
         if task in ASKING | PARKING:
             features |= {*draw.sample(RERUN_FEATURES, draw.choice([0, 0, 1]))}
             kinds |= {*draw.sample(PROVIDER_FAULTS, draw.choice([0, 0, 1]))}

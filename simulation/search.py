@@ -14,7 +14,18 @@ import click
 from simulation.planted import FOUND, PLANTED, BugName, Found, PlantedBug, found
 
 #: The worlds in the order in which they are searched.
-SEARCHED: Final = ("small", "small-steps", "calls", "directed", "reruns", "atomic", "receipts", "steps", "whole")
+SEARCHED: Final = (
+    "small",
+    "small-steps",
+    "calls",
+    "directed",
+    "reruns",
+    "atomic",
+    "receipts",
+    "steps",
+    "step-rows",
+    "whole",
+)
 _VIOLATION: Final = re.compile(r"^seed (\d+) \(.*?\): (.*?) at ", re.MULTILINE)
 
 
@@ -51,6 +62,7 @@ def search(bug: PlantedBug, bounds: dict[str, int]) -> Found | None:
 @click.option("--atomic", default=500, show_default=True, help="How many histories with writes to play then.")
 @click.option("--receipts", default=500, show_default=True, help="How many histories with receipts to play then.")
 @click.option("--steps", default=500, show_default=True, help="How many histories with steps to play then.")
+@click.option("--step-rows", default=500, show_default=True, help="How many with rows in steps to play then.")
 @click.option("--whole", default=2_000, show_default=True, help="How many histories of the whole world to play then.")
 @click.option("--processes", default=1, show_default=True, help="How many bugs to search at once.")
 def main(names: tuple[str, ...], processes: int, **bounds: int) -> None:

@@ -20,7 +20,7 @@ from simulation.scheduler import CLOCK_SECONDS, Scheduler
 __all__ = ["KEEP_FAULTS", "Spec", "StepClient", "Steps", "new_specs", "redeployed", "value_of"]
 
 #: A step of a plan: its ``name``, how many ``seconds`` it takes, of how many ``bytes`` its result is, what goes
-#: ``wrong`` in it, and its ``inputs``.
+#: ``wrong`` in it, its ``inputs``, and, where it writes one, that it has a ``row``.
 Spec = dict[str, Any]
 
 NAMES: Final = ("charge", "ship 1", "ship 2", "mail", "book", "close")
@@ -34,6 +34,8 @@ UNANSWERED: Final = ("recover raises", "recover knows nothing")
 KEEP_FAULTS: Final = ("killed-in-keep", "stopped-in-keep", "interrupted-in-keep")
 #: Seconds within which it is struck after it has sent a write: on the way there, or back.
 STRIKE_SECONDS: Final = 0.06
+#: The most seconds of a step when nothing goes wrong any more.
+CALM_SECONDS: Final = 1.0
 #: Seconds of a request's way to the provider, and of its answer's.
 _WAY_SECONDS: Final = (0.01, 0.3)
 
@@ -103,21 +105,37 @@ class Steps:
         world: the history's.
         run: what the body has as ``self.idempotency``.
         number: of the run.
-        asks: whether the steps have ``recover``.
+        asks: whether the steps have ``recover``, but for those with a row.
         swallows: whether the body goes on where a step has ended it.
+        receipts: where the rows commit.
+        write: writes the row of a step.
     """
 
-    def __init__(self, world: StepsWorld, run: Any, number: int, *, asks: bool, swallows: bool) -> None:
+    def __init__(
+        self,
+        world: StepsWorld,
+        run: Any,
+        number: int,
+        *,
+        asks: bool,
+        swallows: bool,
+        receipts: Any = None,
+        write: Callable[[Spec], None] = lambda _: None,
+    ) -> None:
         self._world = world
         self._run = run
         self._number = number
         self._asks = asks
         self._swallows = swallows
+        self._receipts = receipts
+        self._write = write
 
     def call(self, spec: Spec) -> None:
         """Call a step, and note what it returns to the body."""
         caller, name, inputs = self._run.step, spec["name"], spec["inputs"]
-        if self._asks:
+        if "row" in spec:
+            caller = caller.options(receipts=self._receipts)
+        elif self._asks:
             caller = caller.options(recover=lambda record, *_: self._recover(record, spec))
         try:
             result = caller(name, lambda *_: self._perform(spec), name, inputs)
@@ -144,13 +162,16 @@ class Steps:
     def _perform(self, spec: Spec) -> Any:
         """Be the function of a step."""
         value, world = f"{spec['name']}/{self._number}", self._world
-        self._note("step-ran", spec, value=value, rerun=getattr(self._run, "rerun", False))
-        if self._asks:
+        self._note("step-ran", spec, value=value, rerun=getattr(self._run, "rerun", False), row="row" in spec)
+        if "row" in spec:
+            self._write(spec)
+        elif self._asks:
             self._request(spec, value)
-        world.scheduler.sleep(spec["seconds"])
+        # When nothing goes wrong any more, none lasts longer than the task may: copies of retries would never end.
+        world.scheduler.sleep(spec["seconds"] if world.faults.active else min(spec["seconds"], CALM_SECONDS))
         if spec["wrong"] in MISHAPS and world.faults.active and world.draw.random() < 0.5:
             self._go_wrong(spec["wrong"])
-        self._note("step-done", spec, value=value)
+        self._note("step-done", spec, value=value, row="row" in spec)
         return _result(value, spec)
 
     def _go_wrong(self, how: str) -> None:

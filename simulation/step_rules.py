@@ -67,6 +67,8 @@ class StepFacts:
         self.written = counts.written
         self.ran, self.done, self.returned, self.ended = map(history.of, ("step-ran", "step-done", *_ENDS))
         self.began = {each.details["run"]: each for each in history.of("began")}
+        #: The steps that commit with a row.
+        self.with_rows = {_of(each) for each in self.ran if each.details["row"]}
         #: By name and place: the writes of each step's own item.
         self.items: dict[tuple[str, int, str], list[Entry]] = {}
         for entry in history.of("step-written"):
@@ -112,8 +114,10 @@ class StepFacts:
     def value_in(self, wire: dict[str, Any]) -> str | None:
         """Return the result of a step as it lies in the record or in its own item; None if it has none."""
         data, codec = next(iter(wire.get("data", {}).values()), None), text(wire, "codec") or ""
-        if data is None:
-            return None
+        return None if data is None else self.value_of(data, codec)
+
+    def value_of(self, data: Any, codec: str) -> str | None:
+        """Return the result of a step that is kept as such data; None if it has none."""
         if codec.endswith(ELSEWHERE):
             data, codec = self.history.objects.get(data, b"null"), codec.removesuffix(ELSEWHERE)
         if codec.endswith(COMPRESSED):
@@ -121,16 +125,15 @@ class StepFacts:
         found = json.loads(data)
         return None if found is None else str(found["value"])
 
-    def has_claim(self, entry: Entry, settle: float = 0.0) -> bool:
-        """Return whether a run has its claim, and its lock's, when something happens, for long enough to settle."""
-        began = self.began[entry.details["run"]]
-        keys = [each for each in (began.details["key"], began.details["lock"]) if each is not None]
-        records = [self.record_at(key, entry.at) for key in keys]
-        is_own = all(holder(item) == entry.details["owner"] for item in records)
+    def has_claim(self, run: int, at: float, settle: float = 0.0) -> bool:
+        """Return whether a run has its claim, and its lock's, at a time, for long enough to settle."""
+        began = self.began[run].details
+        records = [self.record_at(key, at) for key in (began["key"], began["lock"]) if key is not None]
+        is_own = all(holder(item) == began["owner"] for item in records)
         return (
             is_own
-            and until(records[0]) - settle >= entry.at - CLOCK_SECONDS
-            and all(until(item) >= entry.at - CLOCK_SECONDS for item in records)
+            and until(records[0]) - settle >= at - CLOCK_SECONDS
+            and all(until(item) >= at - CLOCK_SECONDS for item in records)
         )
 
     def lost(self) -> dict[int, float]:
@@ -161,9 +164,9 @@ class StepFacts:
         )
         return sum(abs(after) < _KEEP_SECONDS for after in came) > 1
 
-    def is_forced(self, entry: Entry) -> bool:
+    def is_forced(self, run: int) -> bool:
         """Return whether an operator may have ended the claim of a run."""
-        began = self.began[entry.details["run"]]
+        began = self.began[run]
         return bool({began.details["key"], began.details["lock"]} & self.forced)
 
 
@@ -189,7 +192,7 @@ def _ran_once(facts: StepFacts) -> Found:
     for entry in facts.ran:
         kept = facts.kept.get(_of(entry))
         # A run without its claim is another rule's.
-        if kept is not None and kept.entry.at < entry.at and facts.has_claim(entry):
+        if kept is not None and kept.entry.at < entry.at and facts.has_claim(entry.details["run"], entry.at):
             yield (
                 entry.at,
                 f"{kept.step} ran again in run {entry.details['run']}, and is kept since {kept.entry.at:.3f}",
@@ -210,10 +213,11 @@ def _claimed(facts: StepFacts) -> Found:
     """A step begins only under its run's claim, and its lock's, so early that its requests settle within the claim."""
     lost = facts.lost()
     for entry in facts.ran:
-        if lost.get(entry.details["run"], entry.at) < entry.at:
-            yield entry.at, f"{_of(entry)} began in run {entry.details['run']}, whose claim was known to be lost"
-        if not facts.is_forced(entry) and not facts.has_claim(entry, facts.history.settle_seconds):
-            yield entry.at, f"{_of(entry)} began in run {entry.details['run']} without a claim"
+        run = entry.details["run"]
+        if lost.get(run, entry.at) < entry.at:
+            yield entry.at, f"{_of(entry)} began in run {run}, whose claim was known to be lost"
+        if not facts.is_forced(run) and not facts.has_claim(run, entry.at, facts.history.settle_seconds):
+            yield entry.at, f"{_of(entry)} began in run {run} without a claim"
 
 
 def _survives(facts: StepFacts) -> Found:
@@ -242,6 +246,9 @@ def _asked_first(facts: StepFacts) -> Found:
             answers[about] = entry.details["answer"]
         elif entry.kind == "step-asked" and not entry.details["rerun"]:
             yield entry.at, f"{_of(entry)} was asked about in run {about[0]}, and no run began before"
+        elif entry.kind == "step-ran" and entry.details["row"]:
+            # Its receipt has been asked.
+            continue
         elif entry.kind == "step-ran" and entry.details["rerun"] and answers.get(about) != "NotDone":
             yield entry.at, f"{_of(entry)} ran in run {about[0]}, a rerun, and the answer was {answers.get(about)}"
 
@@ -263,7 +270,9 @@ def _by_holder(facts: StepFacts) -> Found:
         if kept.value is None:
             continue
         began = facts.began[_run_of(kept.value)].details
-        if holder(kept.old) != began["owner"] or began["key"] != kept.step.key:
+        # Who finds the receipt of a row keeps the result of another run.
+        is_own = holder(kept.old) == began["owner"] or kept.step in facts.with_rows
+        if not is_own or began["key"] != kept.step.key:
             yield kept.entry.at, f"{kept.step} was kept for run {began['run']}, which has no claim"
 
 
@@ -306,13 +315,15 @@ def _ends(facts: StepFacts) -> Found:
             yield entry.at, f"run {run} went on with {_of(entry)} after it was ended in a step"
         elif entry.kind == "step-ended":
             ended.setdefault(run, entry)
+    # Its parent sees to the claim of a process that exits.
+    exited = {each.details["run"] for each in facts.history.of("exits")}
     for run, entry in ended.items():
         for written in facts.written[entry.details["key"]]:
             is_own = text(written.item, "owner") == entry.details["owner"]
             if is_own and text(written.item, "status") != "INPROGRESS" and written.at > entry.at:
                 yield written.at, f"run {run} has an outcome although it was ended in a step"
         over = facts.goes_on(entry)
-        if over is None or entry.details["why"] != "StepUnkept":
+        if over is None or run in exited or entry.details["why"] != "StepUnkept":
             continue
         record = facts.record_at(entry.details["key"], over.at)
         if entry.details["is_lost"] and holder(record) != entry.details["owner"]:
@@ -333,10 +344,12 @@ def _same_inputs(facts: StepFacts) -> Found:
 def _calm(facts: StepFacts) -> Found:
     """Where the store answers and no process is killed or stopped, a step that has returned never runs again."""
     done: dict[StepName, int] = {}
+    handed_over = {(each.details["run"], each.details["name"]) for each in facts.history.of("step-handed-over")}
     for entry in facts.history.of("step-done", "step-ran"):
-        if entry.kind == "step-done" and not facts.is_interrupted_again(entry):
+        about = entry.details["run"], entry.details["name"]
+        if entry.kind == "step-done" and not facts.is_interrupted_again(entry) and about not in handed_over:
             done[_of(entry)] = entry.details["run"]
-        elif entry.kind == "step-ran" and _of(entry) in done and not facts.is_forced(entry):
+        elif entry.kind == "step-ran" and _of(entry) in done and not facts.is_forced(entry.details["run"]):
             yield entry.at, f"{_of(entry)} ran again in run {entry.details['run']} after run {done[_of(entry)]}"
 
 

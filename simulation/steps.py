@@ -1,5 +1,6 @@
 """The whole world with tasks whose bodies have steps."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from simulation.bodies import STEP_FEATURES, Plan, new_step_plan
@@ -30,6 +31,9 @@ class StepWorld(RerunWorld):
         seed: of the history.
     """
 
+    #: By the names of the steps that write a row: what they do in their transaction.
+    step_rows: Mapping[str, str] = {}
+
     def _subject(self) -> tuple[str, frozenset[str], Faults]:
         draw = self.draw
         task = draw.choice(sorted(STEP_TASKS))
@@ -47,7 +51,7 @@ class StepWorld(RerunWorld):
 
     def new_plan(self) -> Plan:
         """Return the plan of one message."""
-        return new_step_plan(self.draw, self.features, asks=self.history.task in SETTLING_STEPS)
+        return new_step_plan(self.draw, self.features, self.step_rows, asks=self.history.task in SETTLING_STEPS)
 
     def _new_client(self) -> SimulatedClient:
         return StepClient(self.service, self, self._interrupt, 3 * LEASE_SECONDS)

@@ -121,7 +121,9 @@ class World:
         # Celery's own polling never ends where each timeout of a message that a worker holds for its ETA doubles it, or
         # where a worker holds each for as long as its clock is behind.
         self._polls = bool(self.features & {"chord", "body-replaces"})
-        self.broker = Broker(self.scheduler, self.faults, None if self._polls else visibility)
+        # Nor do messages that fail in each run and wait behind each other for longer than a worker may hold them.
+        endless = self._polls or "other-arguments" in self.features
+        self.broker = Broker(self.scheduler, self.faults, None if endless else visibility)
         self.service = Service(lambda: self.scheduler.now)
         self.service.tables[TILLS] = Table()
         self.history = History(seed, task, features=self.features, acks_early=not app.tasks[task].acks_late)

@@ -19,6 +19,7 @@ from simulation.planted import PLANTED, Found, found
 from simulation.receipt_rules import RECEIPT_INVARIANTS
 from simulation.rerun_rules import RERUN_INVARIANTS
 from simulation.search import main as look_for
+from simulation.step_row_rules import STEP_ROW_INVARIANTS
 from simulation.step_rules import STEP_INVARIANTS
 from simulation.world import FEATURES, RATES, play
 from tests.testbed.forked_commands import ForkedCommands, forked_commands
@@ -96,7 +97,7 @@ def test_the_shipped_code_keeps_its_promise(seed: int) -> None:
 def test_the_histories_meet_every_precondition_and_every_kind_of_fault() -> None:
     """What never happens proves nothing."""
     missing = {*RATES, *FEATURES, *CONSEQUENCES} - set(EFFECTS)
-    others = (RERUN_INVARIANTS, ATOMIC_INVARIANTS, RECEIPT_INVARIANTS, STEP_INVARIANTS)
+    others = (RERUN_INVARIANTS, ATOMIC_INVARIANTS, RECEIPT_INVARIANTS, STEP_INVARIANTS, STEP_ROW_INVARIANTS)
     wanted = INVARIANTS.keys() - {name for rules in others for name in rules}
     met: Counter[str] = Counter()
     assert check(sequences.play(0), met) == []

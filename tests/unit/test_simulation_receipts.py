@@ -85,7 +85,7 @@ class TestWhatIsFound:
 
     def test_a_wait_that_is_too_long(self) -> None:
         """For another transaction's row."""
-        waits = {"key": KEY, "fence": 1, "process": PROCESS}
+        waits = {"key": KEY, "step": "", "fence": 1, "process": PROCESS}
         assert self.found(*run(1), Entry(0.9, "waits", {**waits, "seconds": 5.0})) == []
         assert self.found(*run(1), Entry(0.9, "waits", {**waits, "seconds": 6.0})) == ["limited wait"]
 
@@ -122,14 +122,17 @@ def run(number: int, rows: int = 1) -> list[Entry]:
 
 def looked(at: float) -> Entry:
     """Return a look that has found a receipt."""
-    return Entry(at, "receipt-found", {"key": KEY, "fence": 9, "generation": GENERATION, "process": PROCESS})
+    return Entry(
+        at, "receipt-found", {"key": KEY, "step": "", "fence": 9, "generation": GENERATION, "process": PROCESS}
+    )
 
 
 def committed(
     at: float, run: int, generation: int = GENERATION, status: str = "COMPLETED", follows: str | None = None
 ) -> list[Entry]:
     """Return a receipt and a row of a run, which were committed together."""
-    about = {"key": KEY, "generation": generation, "transaction": int(at * 10), "fence": run, "process": PROCESS}
+    about = {"key": KEY, "step": "", "generation": generation, "fence": run, "process": PROCESS}
+    about["transaction"] = int(at * 10)
     signature = {"args": [run, f"{KEY}/then/{run}"], "options": {"task_id": follows}}
     following = [] if follows is None else [json.dumps(signature)]
     receipt = {**about, "status": status, "data": str(run), "codec": "json", "following": following}

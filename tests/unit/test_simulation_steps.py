@@ -14,6 +14,7 @@ from simulation.calls import Call
 from simulation.checker import check
 from simulation.history import Entry, History, step_in
 from simulation.scheduler import START
+from simulation.step_row_rules import STEP_ROW_INVARIANTS
 from simulation.step_rules import STEP_INVARIANTS
 
 #: No fault.
@@ -120,6 +121,51 @@ class TestWhatIsFound:
         assert ("calm step" in found) is is_found
 
 
+class TestRows:
+    """What is found of steps that write rows."""
+
+    def found(self, *entries: Entry, counts: Mapping[str, int] = NOTHING) -> list[str]:
+        """Return the invariants about rows that a history violates."""
+        in_order = sorted(entries, key=lambda entry: entry.at)
+        history = History(0, "steps", in_order, [], dict(counts), ended=True)
+        return [each.invariant for each in check(history) if each.invariant in STEP_ROW_INVARIANTS]
+
+    def test_a_step_with_its_row(self) -> None:
+        """Nothing is found, also where a later run keeps it."""
+        assert self.found(*run(1), *row(1, 2.0), *kept_row(1, 2.5)) == []
+        assert self.found(*run(1), *row(1, 2.0), *run(2, "b", at=5.0), *kept_row(2, 6.0, "charge/1")) == []
+
+    def test_a_row_of_a_function_that_has_not_returned(self) -> None:
+        """Or that has handed its run over; and a receipt without the row."""
+        began, ran, done, *committed = [*run(1), *row(1, 2.0)][1:]
+        assert self.found(*run(1), ran, *committed) == ["own row of a step"]
+        handed_over = Entry(2.04, "step-handed-over", {"run": 1, "name": "charge"})
+        assert self.found(*run(1), ran, done, handed_over, *committed) == ["own row of a step"]
+        assert self.found(*run(1), ran, done, *committed[:-1]) == ["own row of a step"]
+        assert began.kind == "began"
+
+    def test_a_record_with_another_result_than_the_receipt(self) -> None:
+        """Or with one before the receipt is there."""
+        other = [*run(2, "b", at=5.0), *kept_row(2, 6.0)]
+        assert self.found(*run(1), *row(1, 2.0), *other) == ["kept of its receipt"]
+        assert self.found(*run(1), *kept_row(1, 1.5), *row(1, 2.0)) == ["kept of its receipt"]
+
+    def test_a_step_beside_its_receipt(self) -> None:
+        """Whose row was looked at."""
+        looked = Entry(5.5, "receipt-found", {"key": KEY, "step": "charge", "generation": 1, "process": PROCESS})
+        again = ran(2, 6.0, row=True)
+        found = self.found(*run(1), *row(1, 2.0), *run(2, "b", at=5.0), looked, again)
+        assert found == ["no step after its receipt"]
+
+    def test_a_commit_without_a_claim(self) -> None:
+        """It has expired, or was known to be lost; a process that stands still knows neither."""
+        late = row(1, 14.0)
+        assert self.found(*run(1), *late) == ["step committed in time"]
+        assert self.found(*run(1), *late, counts={"child-stopped": 1}) == []
+        told = Entry(1.5, "Lost", {"key": KEY, "process": PROCESS})
+        assert self.found(*run(1), told, *row(1, 2.0)) == ["step committed in time"]
+
+
 PROCESS = "machine-0/101"
 KEY = "steps#1"
 ITEM = f"{KEY}#1#{sha256(b'charge').hexdigest()[:16]}"
@@ -184,15 +230,33 @@ def entry(kind: str, run: int, at: float, **details: Any) -> Entry:
     return Entry(at, kind, {**about, "run": run, "process": PROCESS, **details})
 
 
-def ran(run: int, at: float, name: str = "charge") -> Entry:
+def ran(run: int, at: float, name: str = "charge", *, row: bool = False) -> Entry:
     """Return that the function of a step is called."""
-    return entry("step-ran", run, at, name=name, value=f"{name}/{run}", rerun=False)
+    return entry("step-ran", run, at, name=name, value=f"{name}/{run}", rerun=False, row=row)
 
 
 def returned(run: int, at: float, value: str | None = None) -> Entry:
     """Return that a body gets the result of a step."""
     value = value or f"charge/{run}"
     return entry("step-returned", run, at, name=value.split("/")[0], value=value)
+
+
+def row(run: int, at: float) -> list[Entry]:
+    """Return a step that runs, writes a row, and commits."""
+    about = {"key": KEY, "step": "charge", "generation": 1, "fence": run, "process": PROCESS, "transaction": run}
+    outcome = {"status": "COMPLETED", "data": wire(f"charge/{run}")["data"]["S"], "codec": "json", "following": []}
+    return [
+        ran(run, at, row=True),
+        entry("step-done", run, at + 0.05, value=f"charge/{run}", row=True),
+        Entry(at + 0.06, "commit-sent", {"key": KEY, "step": "charge", "process": PROCESS, "runs": [run]}),
+        Entry(at + 0.07, "receipt-committed", {**about, **outcome}),
+        Entry(at + 0.08, "row-committed", {**about, "run": run}),
+    ]
+
+
+def kept_row(run: int, at: float, value: str | None = None) -> list[Entry]:
+    """Return the write by which a run keeps a step with a row, whose function it may not have called."""
+    return [written(at, item("abc"[run - 1], fence=run, steps=[value or f"charge/{run}"]))]
 
 
 def step(run: int, at: float, name: str = "charge") -> list[Entry]:

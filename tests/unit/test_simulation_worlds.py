@@ -7,13 +7,15 @@ from itertools import product
 
 import pytest
 
-from simulation import atomic, receipts, reruns, steps
+from simulation import atomic, receipts, reruns, step_rows, steps
 from simulation.atomic_rules import ATOMIC_INVARIANTS
 from simulation.bodies import ATOMIC_FEATURES, RECEIPT_FEATURES, RERUN_FEATURES
 from simulation.checker import check
+from simulation.faults import DATABASE_FAULTS
 from simulation.history import History
 from simulation.receipt_rules import RECEIPT_INVARIANTS
 from simulation.rerun_rules import RERUN_INVARIANTS
+from simulation.step_row_rules import STEP_ROW_INVARIANTS
 from simulation.step_rules import STEP_INVARIANTS
 from simulation.tasks import ATOMIC_TASKS, RECEIPT_TASKS, STEP_TASKS
 
@@ -61,6 +63,12 @@ WORLDS = {
         frozenset({*steps.STEP_RATES, "end-swallowed", *STEP_MISHAPS}),
         frozenset(STEP_TASKS),
         frozenset(STEP_INVARIANTS),
+    ),
+    "step-rows": Played(
+        step_rows.play,
+        frozenset({*receipts.STRIKES, *DATABASE_FAULTS, "row-handed-over", "row-held"}),
+        frozenset(STEP_TASKS),
+        frozenset(STEP_ROW_INVARIANTS),
     ),
 }
 
