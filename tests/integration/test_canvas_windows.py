@@ -55,8 +55,9 @@ def test_worker_killed(make_guarded: MakeRig, window: str) -> None:
     make = Canvases(make_guarded())
     journal = make.rig.journal
     journal.shut(window)
-    first = make.rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
+    # Before there is a worker, so that the six at the gate are the six first tasks and none that follows one of them.
     results = publish(make)
+    first = make.rig.start_worker(6, visibility_seconds=PATIENT_SECONDS)
     journal.wait_for("at-gate", gate=window, times=6)
     make.wait_until_acknowledged("follow_plain")
     first.kill()
