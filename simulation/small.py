@@ -328,7 +328,8 @@ class SmallWorld(ABC):
                 case Lost():
                     return self._again(delivery, message, None)
                 case Unanswered():
-                    message = replace(message, unseen=(claim.owner, *message.unseen))
+                    if not verdict.began:
+                        message = replace(message, unseen=(claim.owner, *message.unseen))
                     return self._again(delivery, message, None)
         key = delivery.request.key
         kept = store.despite_interrupts(lambda: store.keep_message(key, message.id, b"kept"))

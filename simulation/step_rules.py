@@ -164,6 +164,15 @@ class StepFacts:
         )
         return sum(abs(after) < _KEEP_SECONDS for after in came) > 1
 
+    def interrupts(self, run: int) -> int:
+        """Return how many interrupts came to the process of a run since it began; a soft time limit sends one."""
+        began, kinds = self.began[run], ("soft-limit", "interrupted-in-keep")
+        came = (each for each in self.history.of("soft-limit", "fault") if each.at > began.at)
+        return sum(
+            each.details.get("process") == began.details["process"] and each.details.get("fault", each.kind) in kinds
+            for each in came
+        )
+
     def is_forced(self, run: int) -> bool:
         """Return whether an operator may have ended the claim of a run."""
         began = self.began[run]
@@ -315,7 +324,7 @@ def _ends(facts: StepFacts) -> Found:
             yield entry.at, f"run {run} went on with {_of(entry)} after it was ended in a step"
         elif entry.kind == "step-ended":
             ended.setdefault(run, entry)
-    # Its parent sees to the claim of a process that exits.
+    # Its parent sees to the claim of a process that exits, and its expiry to that of one that is interrupted twice.
     exited = {each.details["run"] for each in facts.history.of("exits")}
     for run, entry in ended.items():
         for written in facts.written[entry.details["key"]]:
@@ -323,7 +332,7 @@ def _ends(facts: StepFacts) -> Found:
             if is_own and text(written.item, "status") != "INPROGRESS" and written.at > entry.at:
                 yield written.at, f"run {run} has an outcome although it was ended in a step"
         over = facts.goes_on(entry)
-        if over is None or run in exited or entry.details["why"] != "StepUnkept":
+        if over is None or run in exited or facts.interrupts(run) > 1 or entry.details["why"] != "StepUnkept":
             continue
         record = facts.record_at(entry.details["key"], over.at)
         if entry.details["is_lost"] and holder(record) != entry.details["owner"]:

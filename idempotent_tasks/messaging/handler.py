@@ -459,7 +459,9 @@ class DeliveryHandler:
             case Lost():
                 self._defer(None, events.Lost.__name__)
             case Unanswered(store_error):
-                self._unseen.insert(0, claim.owner)
+                if not unresolved.began:
+                    # Whoever releases it says that no body began under it.
+                    self._unseen.insert(0, claim.owner)
                 self._defer_or_raise(store_error)
 
     def _ask_later(self, claim: Claim, error: Exception, *, began: bool) -> None:

@@ -1199,6 +1199,17 @@ class TestRecover:
         assert shop.record.error == "two charges match of step 'charge'"
         assert list(shop.record.steps.here) == ["reserve"]
 
+    def test_a_run_counts_whose_parking_is_not_answered(self, shop: Shop, store: MemoryStore, clock: FakeClock) -> None:
+        """Its body had begun: no later delivery may take its claim for one under which none did."""
+        self.sell(shop, lambda record: Unknown("two charges match"))
+        self.crash(shop, clock)
+        shop.app.conf.idempotency_store = FaultyStore(store, park=repeat(down(), 30))
+        shop.deliver()
+        assert (shop.deferrals(), shop.record.runs) == (["StoreUnavailableError"], 2)
+        clock.advance(LEASE + SETTLE + 120)
+        shop.worker.run_next()
+        assert shop.record.runs == 3
+
     def sell(self, shop: Shop, recover: Any, charge: Callable[[], Any] = lambda: "ch_17") -> None:
         """Sell something by two steps, of which one may be asked about."""
 
