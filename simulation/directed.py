@@ -1487,3 +1487,16 @@ def _late_answer_about_step(world: DirectedWorld) -> None:
     world.call(30, "task-1", ("call", step))
     _kills_first(world)
     world.upon("step-answered", lambda entry: world.stopping(40)(world.process_of(entry)))
+
+
+@_schedule(
+    "a park of a run that was ended in a step", "steps-asks", expected={"began": 3, "Parked": 1, "Replayed": 1}, due=120
+)
+def _lost_park_after_step(world: DirectedWorld) -> None:
+    """That run counts: its claim ends by itself, and the deferred message parks the key."""
+    step = {"name": "charge", "seconds": 1, "bytes": 0, "wrong": "recover knows nothing", "chance": 1.0, "inputs": 0}
+    world.call(0, "task-0", ("sleep", 1), ("call", step))
+    _kills_first(world)
+    world.befall("park", "request-lost", times=9, lost=True)
+    world.upon("Deferred", lambda _: world.get_well(), reason="StoreUnavailableError")
+    world.decide(7)

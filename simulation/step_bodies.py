@@ -20,7 +20,7 @@ from simulation.scheduler import CLOCK_SECONDS, Scheduler
 __all__ = ["KEEP_FAULTS", "Spec", "StepClient", "Steps", "new_specs", "redeployed", "value_of"]
 
 #: A step of a plan: its ``name``, how many ``seconds`` it takes, of how many ``bytes`` its result is, what goes
-#: ``wrong`` in it, its ``inputs``, and, where it writes one, that it has a ``row``.
+#: ``wrong`` in it, with which ``chance`` where it is asked about, its ``inputs``, and what it does with a ``row``.
 Spec = dict[str, Any]
 
 NAMES: Final = ("charge", "ship 1", "ship 2", "mail", "book", "close")
@@ -202,7 +202,7 @@ class Steps:
         """Be the ``recover`` of a step: ask the provider, or fail."""
         world = self._world
         self._note("step-asked", spec, rerun=self._run.rerun)
-        if spec["wrong"] in UNANSWERED and world.faults.active and world.draw.random() < 0.5:
+        if spec["wrong"] in UNANSWERED and world.faults.active and world.draw.random() < spec.get("chance", 0.5):
             self._count(spec["wrong"].replace(" ", "-"))
             if spec["wrong"] == "recover raises":
                 raise ConnectionError("simulated: nobody can be asked")
