@@ -8,6 +8,7 @@ import pytest
 
 from idempotent_tasks import events
 from idempotent_tasks.events import Event, Observers, log_event
+from tests.support.logs import logged
 
 NAMED: dict[str, Any] = {"task": "shop.charge", "task_id": "4f1c", "key": "shop.charge#17", "worker": "w1@shop"}
 
@@ -52,7 +53,7 @@ def test_an_event_is_logged_with_its_fields(event: Event, level: int, caplog: py
     """The record has the event's name and fields in ``extra``, and in its text for people."""
     with caplog.at_level(logging.DEBUG, logger="idempotent_tasks"):
         log_event(event)
-    (record,) = caplog.records
+    (record,) = logged(caplog)
     assert record.name == "idempotent_tasks"
     assert record.levelno == level
     assert vars(record)["idempotency_event"] == type(event).__name__
@@ -76,7 +77,7 @@ def test_what_is_below_the_level_is_not_written(caplog: pytest.LogCaptureFixture
     """The common path costs no log record where nobody asked for it."""
     with caplog.at_level(logging.INFO, logger="idempotent_tasks"):
         log_event(events.Claimed(**NAMED, fence=9, attempt=2))
-    assert caplog.records == []
+    assert logged(caplog) == []
 
 
 @each_event
@@ -103,7 +104,7 @@ def test_a_failing_observer_changes_nothing(caplog: pytest.LogCaptureFixture) ->
 
     Observers([broken, told.append])(events.Lost(**NAMED))
     assert told == [events.Lost(**NAMED)]
-    (record,) = caplog.records
+    (record,) = logged(caplog)
     assert "broken" in record.getMessage()
     assert "failed on Lost" in record.getMessage()
     assert record.exc_info

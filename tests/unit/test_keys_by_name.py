@@ -10,6 +10,7 @@ from celery.signals import task_received
 
 from idempotent_tasks import ConfigurationError, IdempotentTask, KeyEncodingError, MissingKeyError
 from tests.support.inline import InlineWorker
+from tests.support.logs import logged
 from tests.support.shop import Counting
 from tests.unit.test_task_publishing import keys
 
@@ -157,7 +158,7 @@ def test_a_worker_says_once_that_a_key_has_no_effect(
         message = worker.take()
         task_received.send(sender=None, request=worker.receive(message))
         message.ack()
-    (record,) = caplog.records
+    (record,) = logged(caplog)
     assert record.levelno == logging.WARNING
     assert f"task {plain!r} is not guarded, so the idempotency_key of its messages has no effect" in record.message
 
@@ -172,7 +173,7 @@ def test_a_worker_says_nothing_of_messages_without_a_key(
     message = worker.take()
     task_received.send(sender=None, request=worker.receive(message))
     message.ack()
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 def test_no_key_is_no_key(app: Celery, worker: InlineWorker) -> None:

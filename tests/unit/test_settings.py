@@ -15,6 +15,7 @@ from idempotent_tasks.settings import settings_of
 from idempotent_tasks.stores.dynamodb import DynamoDBStore
 from idempotent_tasks.stores.s3 import S3Results
 from idempotent_tasks.testing import MemoryStore
+from tests.support.logs import logged
 from tests.support.receipts import MemoryReceipts
 from tests.support.stores import MemoryBucket
 
@@ -166,10 +167,10 @@ def test_another_store_is_noticed() -> None:
 def test_events_are_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
     """Without observers the events go to the log; with an empty list nowhere."""
     settings_of(app_with(idempotency_store="memory://")).observe(lost())
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert [record.levelno for record in logged(caplog)] == [logging.ERROR]
     caplog.clear()
     settings_of(app_with(idempotency_store="memory://", idempotency_observers=[])).observe(lost())
-    assert caplog.records == []
+    assert logged(caplog) == []
 
 
 @pytest.mark.parametrize(
