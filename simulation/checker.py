@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from typing import Any, Final
@@ -626,42 +626,15 @@ def _counted(
     return lambda facts: (Violation(name, at, what) for at, what in find(facts.counts))
 
 
-def _of_reruns(
-    name: str, find: Callable[[Reruns], Iterator[tuple[float, str]]], applies: Callable[[Reruns], bool]
-) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
-    """Return the invariant of a name whose violations are found in the reruns, and its precondition."""
-    return lambda facts: (Violation(name, *each) for each in find(facts.reruns)), lambda facts: applies(facts.reruns)
+def _rules_of(
+    part: Callable[[_Facts], Any], rules: Mapping[str, tuple[Any, Any]]
+) -> dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]]:
+    """Return invariants by name whose violations are found in a part of the facts, each with its precondition."""
 
+    def bound(name: str, find: Any, applies: Any) -> Any:
+        return lambda facts: (Violation(name, *each) for each in find(part(facts))), lambda facts: applies(part(facts))
 
-def _of_atomic(
-    name: str, find: Callable[[AtomicWrites], Iterator[tuple[float, str]]], applies: Callable[[AtomicWrites], bool]
-) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
-    """Return the invariant of a name whose violations are found in the bodies' writes, and its precondition."""
-    return lambda facts: (Violation(name, *each) for each in find(facts.atomic)), lambda facts: applies(facts.atomic)
-
-
-def _of_receipts(
-    name: str, find: Callable[[ReceiptRows], Iterator[tuple[float, str]]], applies: Callable[[ReceiptRows], bool]
-) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
-    """Return the invariant of a name whose violations are found in the user's database, and its precondition."""
-    return lambda facts: (Violation(name, *each) for each in find(facts.rows)), lambda facts: applies(facts.rows)
-
-
-def _of_steps(
-    name: str, find: Callable[[StepFacts], Iterator[tuple[float, str]]], applies: Callable[[StepFacts], bool]
-) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
-    """Return the invariant of a name whose violations are found in the bodies' steps, and its precondition."""
-    return lambda facts: (Violation(name, *each) for each in find(facts.steps)), lambda facts: applies(facts.steps)
-
-
-def _of_step_rows(
-    name: str, find: Callable[[StepRows], Iterator[tuple[float, str]]], applies: Callable[[StepRows], bool]
-) -> tuple[Callable[[_Facts], Iterator[Violation]], Callable[[_Facts], bool]]:
-    """Return the invariant of a name whose violations are found in the rows of steps, and its precondition."""
-    return (
-        lambda facts: (Violation(name, *each) for each in find(facts.step_rows)),
-        lambda facts: applies(facts.step_rows),
-    )
+    return {name: bound(name, *rule) for name, rule in rules.items()}
 
 
 #: By name: what finds its violations, and the precondition that a history must meet for it to say anything.
@@ -746,11 +719,11 @@ INVARIANTS: Final[dict[str, tuple[Callable[[_Facts], Iterator[Violation]], Calla
         _counted("unresolved", kept),
         lambda facts: facts.history.unresolved_seconds is not None and bool(facts.counts.starts),
     ),
-    **{name: _of_reruns(name, *rule) for name, rule in RERUN_INVARIANTS.items()},
-    **{name: _of_atomic(name, *rule) for name, rule in ATOMIC_INVARIANTS.items()},
-    **{name: _of_receipts(name, *rule) for name, rule in RECEIPT_INVARIANTS.items()},
-    **{name: _of_steps(name, *rule) for name, rule in STEP_INVARIANTS.items()},
-    **{name: _of_step_rows(name, *rule) for name, rule in STEP_ROW_INVARIANTS.items()},
+    **_rules_of(lambda facts: facts.reruns, RERUN_INVARIANTS),
+    **_rules_of(lambda facts: facts.atomic, ATOMIC_INVARIANTS),
+    **_rules_of(lambda facts: facts.rows, RECEIPT_INVARIANTS),
+    **_rules_of(lambda facts: facts.steps, STEP_INVARIANTS),
+    **_rules_of(lambda facts: facts.step_rows, STEP_ROW_INVARIANTS),
 }
 
 

@@ -67,6 +67,8 @@ class StepFacts:
         self.written = counts.written
         self.ran, self.done, self.returned, self.ended = map(history.of, ("step-ran", "step-done", *_ENDS))
         self.began = {each.details["run"]: each for each in history.of("began")}
+        #: By run and name: the steps whose functions have handed their run over.
+        self.handed_over = {(each.details["run"], each.details["name"]) for each in history.of("step-handed-over")}
         #: The steps that commit with a row.
         self.with_rows = {_of(each) for each in self.ran if each.details["row"]}
         #: By name and place: the writes of each step's own item.
@@ -156,22 +158,19 @@ class StepFacts:
 
     def is_interrupted_again(self, done: Entry) -> bool:
         """Return whether two interrupts come while a step is kept, of which a soft time limit sends but one."""
-        process, kinds = done.details["process"], ("soft-limit", "interrupted-in-keep")
-        came = (
-            each.at - done.at
-            for each in self.history.of("soft-limit", "fault")
-            if each.details.get("process") == process and each.details.get("fault", each.kind) in kinds
-        )
-        return sum(abs(after) < _KEEP_SECONDS for after in came) > 1
+        return sum(abs(at - done.at) < _KEEP_SECONDS for at in self._interrupts(done.details["process"])) > 1
 
-    def interrupts(self, run: int) -> int:
-        """Return how many interrupts came to the process of a run since it began; a soft time limit sends one."""
-        began, kinds = self.began[run], ("soft-limit", "interrupted-in-keep")
-        came = (each for each in self.history.of("soft-limit", "fault") if each.at > began.at)
-        return sum(
-            each.details.get("process") == began.details["process"] and each.details.get("fault", each.kind) in kinds
-            for each in came
-        )
+    def is_interrupted_twice(self, run: int) -> bool:
+        """Return whether two interrupts came to the process of a run since it began; a soft time limit sends one."""
+        began = self.began[run]
+        return sum(at > began.at for at in self._interrupts(began.details["process"])) > 1
+
+    def _interrupts(self, process: str) -> Iterator[float]:
+        """Yield when each interrupt came to a process."""
+        for each in self.history.of("soft-limit", "fault"):
+            is_one = each.details.get("fault", each.kind) in ("soft-limit", "interrupted-in-keep")
+            if is_one and each.details.get("process") == process:
+                yield each.at
 
     def is_forced(self, run: int) -> bool:
         """Return whether an operator may have ended the claim of a run."""
@@ -255,11 +254,13 @@ def _asked_first(facts: StepFacts) -> Found:
             answers[about] = entry.details["answer"]
         elif entry.kind == "step-asked" and not entry.details["rerun"]:
             yield entry.at, f"{_of(entry)} was asked about in run {about[0]}, and no run began before"
-        elif entry.kind == "step-ran" and entry.details["row"]:
-            # Its receipt has been asked.
-            continue
-        elif entry.kind == "step-ran" and entry.details["rerun"] and answers.get(about) != "NotDone":
+        elif entry.kind == "step-ran" and _must_ask(entry) and answers.get(about) != "NotDone":
             yield entry.at, f"{_of(entry)} ran in run {about[0]}, a rerun, and the answer was {answers.get(about)}"
+
+
+def _must_ask(ran: Entry) -> bool:
+    # Of a step with a row its receipt has been asked.
+    return bool(ran.details["rerun"]) and not ran.details["row"]
 
 
 def _one_effect(facts: StepFacts) -> Found:
@@ -332,7 +333,7 @@ def _ends(facts: StepFacts) -> Found:
             if is_own and text(written.item, "status") != "INPROGRESS" and written.at > entry.at:
                 yield written.at, f"run {run} has an outcome although it was ended in a step"
         over = facts.goes_on(entry)
-        if over is None or run in exited or facts.interrupts(run) > 1 or entry.details["why"] != "StepUnkept":
+        if over is None or run in exited or facts.is_interrupted_twice(run) or entry.details["why"] != "StepUnkept":
             continue
         record = facts.record_at(entry.details["key"], over.at)
         if entry.details["is_lost"] and holder(record) != entry.details["owner"]:
@@ -353,10 +354,9 @@ def _same_inputs(facts: StepFacts) -> Found:
 def _calm(facts: StepFacts) -> Found:
     """Where the store answers and no process is killed or stopped, a step that has returned never runs again."""
     done: dict[StepName, int] = {}
-    handed_over = {(each.details["run"], each.details["name"]) for each in facts.history.of("step-handed-over")}
     for entry in facts.history.of("step-done", "step-ran"):
         about = entry.details["run"], entry.details["name"]
-        if entry.kind == "step-done" and not facts.is_interrupted_again(entry) and about not in handed_over:
+        if entry.kind == "step-done" and not facts.is_interrupted_again(entry) and about not in facts.handed_over:
             done[_of(entry)] = entry.details["run"]
         elif entry.kind == "step-ran" and _of(entry) in done and not facts.is_forced(entry.details["run"]):
             yield entry.at, f"{_of(entry)} ran again in run {entry.details['run']} after run {done[_of(entry)]}"

@@ -60,9 +60,10 @@ class Tcp:
         with self._lock:
             pairs, self._pairs = self._pairs, set()
         # Servers first: Redis would pop what a client gives back for one of its connections that is still to be cut.
-        for server in (True, False):
-            for pair in pairs:
-                _reset(pair[server])
+        for _, server in pairs:
+            _reset(server)
+        for client, _ in pairs:
+            _reset(client)
         return len(pairs)
 
     def cut_at(self, words: bytes, *, carried_out: bool) -> None:

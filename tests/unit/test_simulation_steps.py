@@ -137,12 +137,11 @@ class TestRows:
 
     def test_a_row_of_a_function_that_has_not_returned(self) -> None:
         """Or that has handed its run over; and a receipt without the row."""
-        began, ran, done, *committed = [*run(1), *row(1, 2.0)][1:]
-        assert self.found(*run(1), ran, *committed) == ["own row of a step"]
+        called, done, *committed = row(1, 2.0)
+        assert self.found(*run(1), called, *committed) == ["own row of a step"]
         handed_over = Entry(2.04, "step-handed-over", {"run": 1, "name": "charge"})
-        assert self.found(*run(1), ran, done, handed_over, *committed) == ["own row of a step"]
-        assert self.found(*run(1), ran, done, *committed[:-1]) == ["own row of a step"]
-        assert began.kind == "began"
+        assert self.found(*run(1), called, done, handed_over, *committed) == ["own row of a step"]
+        assert self.found(*run(1), called, done, *committed[:-1]) == ["own row of a step"]
 
     def test_a_record_with_another_result_than_the_receipt(self) -> None:
         """Or with one before the receipt is there."""
