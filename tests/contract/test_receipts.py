@@ -217,10 +217,11 @@ class TestWhatTheDatabaseSays:
         bank.create_table()
         assert teller.deliver(owner="two") == Returned(1)
 
-    def test_a_table_of_another_version(self, bank: Bank) -> None:
+    @pytest.mark.parametrize("column", ["following", "inputs"])
+    def test_a_table_of_another_version(self, bank: Bank, column: str) -> None:
         """As one that has lost a column."""
         transaction = bank.receipts.begin(None, 0)
-        bank.execute(running(transaction), "ALTER TABLE idempotency_receipts DROP COLUMN following")
+        bank.execute(running(transaction), f"ALTER TABLE idempotency_receipts DROP COLUMN {column}")
         transaction.commit(None)
         with pytest.raises(StoreMisconfiguredError, match="of this version"):
             bank.receipts.begin(row(), 1)
