@@ -3,6 +3,7 @@
 import sys
 from json import loads
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,11 @@ def run(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     return run_command(command, folder, folder, PYTHONPATH=str(PROJECT_ROOT), **environment)
 
 
+def fewest_effects(contender: dict[str, Any], keys: int) -> int:
+    """Return how many effects there are at least: Redis may lose the only message of a key with a killed worker."""
+    return keys - int(contender["tally"]["vanished"])
+
+
 @pytest.mark.timeout(150)
 def test_small_run_finds_ours_intact(tmp_path: Path) -> None:
     """Exit code, tables and JSON agree: every blow fell on both, plain Celery broke promises, `IdempotentTask` none."""
@@ -35,7 +41,7 @@ def test_small_run_finds_ours_intact(tmp_path: Path) -> None:
         counts = contender["counts"]
         assert counts["published"] == MESSAGES
         assert counts["children_killed"] + counts["workers_killed"] + contender["missed"] == KILLS
-        assert counts["effects"] >= KEYS
+        assert counts["effects"] >= fewest_effects(contender, KEYS)
         assert contender["settled"], output
     assert plain["tally"]["duplicated"] > 0, "the duplicates alone see to that"
     assert ours["broken"] == 0, output
@@ -74,7 +80,7 @@ def test_effects_at_a_provider_are_repeated_by_none_of_the_tools(tmp_path: Path)
     for each in contenders.values():
         assert each["settled"], output
         assert each["tally"]["limit"] == each["broken"] == 0, output
-        assert each["counts"]["effects"] == 12
+        assert fewest_effects(each, 12) <= each["counts"]["effects"] <= 12, output
     counts = contenders["ours-park"]["counts"]
     assert counts["parked"] == counts["resolved"] > 0, output
 
@@ -95,7 +101,7 @@ def test_effects_in_a_database_are_repeated_by_none_that_commits_its_result_with
         assert each["settled"], output
         assert each["counts"]["children_killed"] > 0
         assert each["tally"]["limit"] == each["tally"]["zombie_effect"] == each["broken"] == 0, output
-        assert each["counts"]["effects"] == 12
+        assert fewest_effects(each, 12) <= each["counts"]["effects"] <= 12, output
     # Whose effects are zombies' shows in the claims; a lock by hand has none.
     counts = [contenders[name]["counts"] for name in names]
     assert [each["claims"] >= each["runs"] > 0 for each in counts] == [True, True, False]

@@ -6,6 +6,7 @@ from celery.result import AsyncResult
 from tests.integration.conftest import MakeRig
 from tests.support.rig import Rig
 from tests.testbed.brokers import messages_held
+from tests.testbed.journal import Journal
 from tests.testbed.tcp import Tcp
 from tests.testbed.waiting import wait_for
 
@@ -32,7 +33,19 @@ def publish_duplicates(rig: Rig) -> list[AsyncResult]:
     """Publish duplicates while a body runs, and return them once those that are not held have been deferred again."""
     published = [rig.send("charge", "ord-1", 17) for _ in range(DUPLICATES)]
     rig.journal.wait_for("Deferred", times=DUPLICATES + MOVING)
+    rig.journal.wait_until(lambda: all_received(rig.journal), 20.0, "a copy is under way")
     return published
+
+
+def all_received(journal: Journal) -> bool:
+    """Return whether the worker has every copy, and has acknowledged every message that one stands for.
+
+    Redis loses a copy whose connection is lost on its way, and a worker whose last credit is a message that it could
+    not acknowledge waits for its bodies before it connects again (``MultiChannelPoller.on_readable`` of kombu).
+    """
+    deferred = journal.count("Deferred")
+    received = journal.count("received") == 1 + DUPLICATES + deferred
+    return received and journal.count("acknowledged") == deferred
 
 
 @held_by_workers
