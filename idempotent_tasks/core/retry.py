@@ -60,6 +60,7 @@ __all__ = [
     "persistently",
     "time_left",
     "transacted",
+    "uncounted",
     "while_lost",
 ]
 
@@ -117,6 +118,25 @@ def time_left() -> float:
         return math.inf
     clock, end = limit
     return end - clock.monotonic()
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Do not count the time that the block takes against the limit of the requests that follow it.
+
+    For work of this process alone, which is done once and takes as long as the machine is busy: a limit says how long
+    somebody waits for an answer, not for what it takes to ask.  A limit outside the current one stays as it is.
+    """
+    limit = _limit.get()
+    if limit is None:
+        yield
+        return
+    clock, end = limit
+    begun = clock.monotonic()
+    try:
+        yield
+    finally:
+        _limit.set((clock, end + clock.monotonic() - begun))
 
 
 def persistently(

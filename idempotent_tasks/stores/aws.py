@@ -22,9 +22,9 @@ from botocore.httpsession import URLLib3Session
 from urllib3.util import Timeout
 
 from idempotent_tasks.core.clock import Clock, SystemClock
-from idempotent_tasks.core.retry import time_left
+from idempotent_tasks.core.retry import time_left, uncounted
 from idempotent_tasks.errors import ConfigurationError, StoreMisconfiguredError, StoreUnavailableError
-from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh
+from idempotent_tasks.stores.aws_errors import INTERRUPTS, NotedRefresh, NoTimeLeftError
 
 __all__ = ["LOCAL_REGION", "OUR_CONFIG", "Credentials", "ProcessClient"]
 
@@ -265,14 +265,16 @@ class ProcessClient:
         credentials = self._credentials
         if credentials is None and origin.credentials is None and self._config.signature_version is not UNSIGNED:
             credentials = Credentials(*_LOCAL_CREDENTIALS)
-        client = session.client(
-            self._service,
-            region_name=self._region_of(session) or (LOCAL_REGION if self._endpoint_url else None),
-            endpoint_url=self._endpoint_url,
-            config=self._config,
-            aws_access_key_id=credentials and credentials.access_key_id,
-            aws_secret_access_key=credentials and credentials.secret_access_key,
-        )
+        with uncounted():
+            # Reads and parses botocore's descriptions of the service: seconds on a busy machine.
+            client = session.client(
+                self._service,
+                region_name=self._region_of(session) or (LOCAL_REGION if self._endpoint_url else None),
+                endpoint_url=self._endpoint_url,
+                config=self._config,
+                aws_access_key_id=credentials and credentials.access_key_id,
+                aws_secret_access_key=credentials and credentials.secret_access_key,
+            )
         _limit_timeouts(client)
         _note_interrupts(origin.credentials)
         self._made(client, session, credentials)
@@ -353,10 +355,6 @@ def _is_loopback(endpoint_url: str | None) -> bool:
     return urlsplit(endpoint_url or "").hostname in ("localhost", "127.0.0.1", "::1")
 
 
-class _NoTimeLeftError(Exception):
-    """No time is left to begin a request; not derived from any error that botocore retries as a network error."""
-
-
 class _TimeLeft(Timeout):
     """A client's time-outs, limited for each request to the time that its caller has left.
 
@@ -375,7 +373,7 @@ class _TimeLeft(Timeout):
         if left == math.inf:
             return super().clone()
         if left <= 0:
-            raise _NoTimeLeftError
+            raise NoTimeLeftError
         whole = left if not isinstance(self.total, int | float) else min(left, self.total)
         return Timeout(connect=self._connect, read=self._read, total=whole)
 

@@ -37,9 +37,19 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
+from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import IdempotencyError, StoreError, StoreMisconfiguredError, StoreUnavailableError
 
-__all__ = ["INTERRUPTS", "NotedRefresh", "Request", "Service", "blames_credentials", "error_code", "translated"]
+__all__ = [
+    "INTERRUPTS",
+    "NoTimeLeftError",
+    "NotedRefresh",
+    "Request",
+    "Service",
+    "blames_credentials",
+    "error_code",
+    "translated",
+]
 
 #: Exceptions that Celery raises into a running task, at any line; a request raises them unchanged.
 INTERRUPTS: Final = (SoftTimeLimitExceeded,)
@@ -167,6 +177,17 @@ class Request:
         return f"{self.service.prefix}:{self.action} on {self.target()}"
 
 
+class NoTimeLeftError(Exception):
+    """No time is left to begin a request, or to go on with it; its text says what of the request is missing.
+
+    It is derived from no error that botocore tries again as one of the network: botocore raises its `HTTPClientError`
+    in its place.
+    """
+
+    def __init__(self, missing: str = "was not sent: no time is left for it") -> None:
+        super().__init__(missing)
+
+
 @contextmanager
 def translated(request: Request) -> Iterator[None]:
     """Translate whatever botocore raises in the block into an error of the store.
@@ -176,9 +197,11 @@ def translated(request: Request) -> Iterator[None]:
 
     Raises:
         SoftTimeLimitExceeded: the block was interrupted, wherever in botocore that was.
-        StoreUnavailableError: the error is transient, or may be.
+        StoreUnavailableError: the error is transient, or may be; or no time is left, and the block is not begun.
         StoreMisconfiguredError: the error is certain to stay until somebody acts.
     """
+    if time_left() <= 0:
+        raise StoreUnavailableError(f"{request} {NoTimeLeftError()}")
     outside = sys.exc_info()[1]
     swallowed: list[BaseException] = []
     token = _swallowed.set(swallowed)
@@ -190,7 +213,7 @@ def translated(request: Request) -> Iterator[None]:
         interrupt = _interrupt_in(error, outside)
         if interrupt is not None:
             raise interrupt from None
-        raise _store_error(error, request) from error
+        raise _store_error(error, request, outside) from error
     finally:
         _swallowed.reset(token)
     if swallowed:
@@ -241,7 +264,13 @@ def blames_credentials(error: StoreError) -> bool:
 
 
 def _interrupt_in(error: BaseException, outside: BaseException | None) -> BaseException | None:
-    """Return the interrupt that an error is, or that caused it.
+    """Return the interrupt that an error is, or that caused it; arguments as for `_causes`."""
+    causes = _causes(error, outside)
+    return next((each for each in causes if isinstance(each, INTERRUPTS) or not isinstance(each, Exception)), None)
+
+
+def _causes(error: BaseException, outside: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that caused it.
 
     botocore takes an interrupt for an error of its HTTP client (``botocore.httpsession.URLLib3Session.send``), and a
     credential provider may raise another error in its place.
@@ -257,14 +286,15 @@ def _interrupt_in(error: BaseException, outside: BaseException | None) -> BaseEx
         if not isinstance(found, BaseException) or id(found) in seen or isinstance(found, GeneratorExit):
             continue
         seen.add(id(found))
-        if isinstance(found, INTERRUPTS) or not isinstance(found, Exception):
-            return found
+        yield found
         kwargs = getattr(found, "kwargs", None)
         waiting += [found.__context__, found.__cause__, kwargs.get("error") if isinstance(kwargs, dict) else None]
-    return None
 
 
-def _store_error(error: Exception, request: Request) -> StoreError:
+def _store_error(error: Exception, request: Request, outside: BaseException | None) -> StoreError:
+    late = next((each for each in _causes(error, outside) if isinstance(each, NoTimeLeftError)), None)
+    if late is not None:
+        return StoreUnavailableError(f"{request} {late}")
     if isinstance(error, ClientError):
         own = error.operation_name == request.action and not _concerns_credentials(error)
         return _of_refusal(error, request) if own else _of_other_service(error, request)

@@ -17,7 +17,14 @@ from idempotent_tasks.core.encoding import MAX_RESULT_BYTES
 from idempotent_tasks.core.retry import time_left
 from idempotent_tasks.errors import ConfigurationError, ResultUnavailableError, StoreError, StoreUnavailableError
 from idempotent_tasks.stores.aws import OUR_CONFIG, Credentials, ProcessClient
-from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
+from idempotent_tasks.stores.aws_errors import (
+    NoTimeLeftError,
+    Request,
+    Service,
+    blames_credentials,
+    error_code,
+    translated,
+)
 
 __all__ = ["BUCKET_ACTIONS", "OBJECT_ACTIONS", "S3Results", "days_of"]
 
@@ -227,8 +234,6 @@ class S3Results:
     def _asking(self, action: str, bucket: str) -> Iterator[Request]:
         client = self._client
         request = Request(S3, action, lambda: f"bucket {bucket!r} at {client!r}", lambda: client.provider)
-        if time_left() <= 0:
-            raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         try:
             with translated(request):
                 yield request
@@ -269,7 +274,7 @@ def _read(answer: dict[str, Any]) -> bytes | None:
 
 def _check_time() -> None:
     if time_left() <= 0:
-        raise StoreUnavailableError("no time is left for the rest of the object")
+        raise NoTimeLeftError("was broken off: no time is left for the rest of the object")
 
 
 def _check_own(answer: dict[str, Any], request: Request) -> None:

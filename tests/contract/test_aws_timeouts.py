@@ -99,6 +99,51 @@ def test_no_time_at_all(canned: Canned, session: boto3.Session, fast: bool) -> N
     assert len(canned.requests) == 3
 
 
+def test_no_time_once_the_request_is_signed(canned: Canned, session: boto3.Session) -> None:
+    """The time may run out after the last look at it: that is no missing answer either."""
+    clock = FakeClock()
+    connection = Connection(endpoint_url=canned.endpoint, session=session, fast=False)
+    events = connection.client_of_this_process().meta.events
+    events.register("before-send.dynamodb", lambda **_: clock.advance(LEFT_SECONDS))
+    with limited(clock, LEFT_SECONDS), pytest.raises(StoreUnavailableError, match=r"was not sent: no time is left"):
+        ask(connection)
+    assert not canned.requests
+
+
+def test_no_time_for_another_connection(canned: Canned, session: boto3.Session) -> None:
+    """The fast path looks once more before it connects, and says the same."""
+    canned.answer = lambda asked: Said(page(the_key_asked(asked), JSON, ("Connection", "close")))
+    connection = Connection(endpoint_url=canned.endpoint, session=session)
+    for _ in range(3):
+        ask(connection)
+    sent = len(canned.requests)
+    with limited(Ticking(), 2), pytest.raises(StoreUnavailableError, match=r"was not sent: no time is left"):
+        ask(connection)
+    assert len(canned.requests) == sent
+
+
+class BusySession(boto3.Session):
+    """A session on a machine so busy that it takes a minute to load a client."""
+
+    clock = FakeClock()
+
+    def client(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a client."""
+        self.clock.advance(60)
+        return super().client(*args, **kwargs)
+
+
+@pytest.mark.parametrize("answer_within", [None, LEFT_SECONDS])
+def test_loading_a_client_takes_none_of_the_time(canned: Canned, answer_within: float | None) -> None:
+    """A first request has as much of it as any other, whether its caller limits it or its store."""
+    clock = BusySession.clock
+    connection = Connection(endpoint_url=canned.endpoint, session=BusySession(region_name="eu-west-1"), clock=clock)
+    connection.answer_within_seconds = answer_within
+    with limited(clock, LEFT_SECONDS):
+        ask(connection)
+    assert len(canned.requests) == 1
+
+
 class TestBucket:
     """Objects take longer than items."""
 

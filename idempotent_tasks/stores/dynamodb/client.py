@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from botocore.utils import ensure_boolean
 
 from idempotent_tasks.core.clock import Clock, ServerClock, SystemClock
-from idempotent_tasks.core.retry import limited, time_left
+from idempotent_tasks.core.retry import limited
 from idempotent_tasks.errors import RecordCorruptError, StoreError, StoreUnavailableError
 from idempotent_tasks.stores.aws import Credentials, ProcessClient
 from idempotent_tasks.stores.aws_errors import Request, Service, blames_credentials, error_code, translated
@@ -122,8 +122,6 @@ class Connection(ProcessClient):
             lambda: f"table {_table_of(parameters)!r} at {self!r}",
             lambda: self.provider,
         )
-        if time_left() <= 0:
-            raise StoreUnavailableError(f"{request} was not sent: no time is left for it")
         limit = self.answer_within_seconds
         try:
             with nullcontext() if limit is None else limited(self.clock, limit), translated(request):

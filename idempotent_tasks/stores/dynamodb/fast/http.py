@@ -31,6 +31,7 @@ from urllib3.exceptions import SSLError as URLLib3SSLError
 from urllib3.util import wait_for_read
 
 from idempotent_tasks.core.retry import time_left
+from idempotent_tasks.stores.aws_errors import NoTimeLeftError
 
 __all__ = [
     "IDLE_SECONDS",
@@ -244,7 +245,7 @@ class ConnectionPool:
     def _opened(self) -> HTTPConnection:
         left = time_left()
         if left <= 0:
-            raise ConnectTimeoutError(endpoint_url=self._url, error="no time is left")
+            raise HTTPClientError(error=NoTimeLeftError())
         connection = self._make()
         timeout = min(_or_infinite(self._limits.connect_timeout), left / self._handshakes)
         connection.timeout = _or_none(timeout)
