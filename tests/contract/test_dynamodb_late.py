@@ -45,14 +45,22 @@ def moved(make_store: MakeStore, dynamodb: DynamoDBStore, wire: Wire, clock: Mov
 
 
 def late_request(wire: Wire, ask: Callable[[], object], *, which: int = 1) -> Callable[[], None]:
-    """Send a request that stays on its way, give it up, and return what lets it arrive; ``which`` of several writes."""
+    """Send a request that stays on its way when its connection ends, and return what lets it arrive.
+
+    Args:
+        wire: what it is sent through.
+        ask: sends the request.
+        which: of several writes that ``ask`` sends.
+    """
     arrive, arrived = threading.Event(), threading.Event()
 
-    def held(forward: Forward) -> Answer | None:
+    def pass_on(forward: Forward) -> None:
         arrive.wait(BOUND_SECONDS)
-        reply = forward()
+        forward()
         arrived.set()
-        return reply
+
+    def held(forward: Forward) -> None:
+        threading.Thread(target=pass_on, args=(forward,), daemon=True).start()
 
     wire.break_nth("UpdateItem", wire.operations().count("UpdateItem") + which, held)
     with pytest.raises(StoreUnavailableError):
