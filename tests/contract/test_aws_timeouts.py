@@ -110,9 +110,8 @@ def test_no_time_once_the_request_is_signed(canned: Canned, session: boto3.Sessi
     assert not canned.requests
 
 
-def test_no_time_for_another_connection(canned: Canned, session: boto3.Session) -> None:
-    """The fast path looks once more before it connects, and says the same."""
-    canned.answer = lambda asked: Said(page(the_key_asked(asked), JSON, ("Connection", "close")))
+def test_no_time_before_the_fast_path_sends(canned: Canned, session: boto3.Session) -> None:
+    """It looks once more, and says the same."""
     connection = Connection(endpoint_url=canned.endpoint, session=session)
     for _ in range(3):
         ask(connection)
@@ -125,7 +124,9 @@ def test_no_time_for_another_connection(canned: Canned, session: boto3.Session) 
 class BusySession(boto3.Session):
     """A session on a machine so busy that it takes a minute to load a client."""
 
-    clock = FakeClock()
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(region_name="eu-west-1")
+        self.clock = clock
 
     def client(self, *args: Any, **kwargs: Any) -> Any:
         """Load a client."""
@@ -136,8 +137,8 @@ class BusySession(boto3.Session):
 @pytest.mark.parametrize("answer_within", [None, LEFT_SECONDS])
 def test_loading_a_client_takes_none_of_the_time(canned: Canned, answer_within: float | None) -> None:
     """A first request has as much of it as any other, whether its caller limits it or its store."""
-    clock = BusySession.clock
-    connection = Connection(endpoint_url=canned.endpoint, session=BusySession(region_name="eu-west-1"), clock=clock)
+    clock = FakeClock()
+    connection = Connection(endpoint_url=canned.endpoint, session=BusySession(clock), clock=clock)
     connection.answer_within_seconds = answer_within
     with limited(clock, LEFT_SECONDS):
         ask(connection)

@@ -133,7 +133,10 @@ class ConnectionPool:
             botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError: the network, TLS or a time-out.
         """
         message = self._message(headers, body)
-        connection = self._kept() or self._opened()
+        left = time_left()
+        if left <= 0:
+            raise HTTPClientError(error=NoTimeLeftError())
+        connection = self._kept() or self._opened(left)
         try:
             timed = _Timed(connection.sock, self._limits.read_timeout)
             # Head and body in one call: a packet for the body would cost both sides another wake-up.
@@ -242,10 +245,8 @@ class ConnectionPool:
             else:
                 surplus.connection.close()
 
-    def _opened(self) -> HTTPConnection:
-        left = time_left()
-        if left <= 0:
-            raise HTTPClientError(error=NoTimeLeftError())
+    def _opened(self, left: float) -> HTTPConnection:
+        """Connect within the seconds left."""
         connection = self._make()
         timeout = min(_or_infinite(self._limits.connect_timeout), left / self._handshakes)
         connection.timeout = _or_none(timeout)
