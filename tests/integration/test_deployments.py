@@ -27,6 +27,7 @@ def test_an_old_name_that_no_worker_knows(make_guarded: MakeRig, store: DynamoDB
     rig = make_guarded(settings={"idempotency_observers": []})
     renamed: Any = rig.app.task(charge, base=IdempotentTask, name="old.charge", shared=False, idempotency=ONCE)
     worker = rig.start_worker(1)
+    rig.ask_store()
     follow = rig.app.tasks["follow"]
     published = renamed.apply_async(("ord-1",), link=follow.si(1, "link"), link_error=follow.si(1, "error"))
     assert isinstance(published.get(timeout=30, propagate=False), Exception)

@@ -37,6 +37,7 @@ def joining(make: MakeRig, task: str = "charge", options: dict[str, Any] | None 
     rig = make(visibility_seconds=CHILD_LOSS_SECONDS, tasks=tasks)
     rig.app.conf.idempotency_observers = []
     rig.declare_queues()
+    rig.ask_store()
     return rig
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,9 @@ from uuid import uuid4
 from celery import _state
 from celery.result import AsyncResult
 
+from idempotent_tasks import RecordNotFoundError
 from idempotent_tasks.messaging.queues import DELAYS
+from idempotent_tasks.settings import settings_of
 from tests.support.app import AppConfig, build_app
 from tests.testbed.waiting import wait_for
 from tests.testbed.workers import CeleryWorker
@@ -142,6 +144,14 @@ class Rig:
         with self.app.connection_for_write() as connection:
             for queue in self.app.amqp.queues.values():
                 queue(connection.default_channel).declare()
+
+    def ask_store(self) -> None:
+        """Send this process's first request to the store.
+
+        On a busy machine it takes longer than a publish waits for its reservation.
+        """
+        with suppress(RecordNotFoundError):
+            settings_of(self.app).store.get("nobody")
 
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult:
         """Publish a task by its name; options are those of ``apply_async``."""
